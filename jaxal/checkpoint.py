@@ -1,0 +1,158 @@
+"""Checkpoints: the state of a run on disk, bit for bit, in orbax's format.
+
+A state is any pytree of arrays. Its leaves are stored flat, each with its path, dtype and shape, so NamedTuples,
+jax-md and optax states need no rule of their own; typed PRNG keys are stored as their key data. The structure of
+a restored state comes from an example, the shapes from the disk: a buffer that has grown since keeps its size.
+
+A checkpoint is written beside its place and renamed, and carries a SHA-256 of its contents. The last two are
+kept: where the newest cannot be read or its hash differs, the one before is taken.
+"""
+
+import hashlib
+import json
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxal.types import InputError
+
+KEPT = 2
+_DIGEST = "sha256"  # the name of the hash among the stored arrays
+_TEMPORARY = ".orbax-checkpoint-tmp"  # how orbax marks a checkpoint that is being written
+T = TypeVar("T")
+
+
+def save(directory: str | Path, step: int, state: Any, host: Mapping[str, Any]) -> None:
+    """Writes the checkpoint `directory/step`, then removes all but it and the one before.
+
+    Parameters
+    ----------
+    directory
+        Folder of this run's checkpoints and nothing else.
+    step
+        Number of the checkpoint. Those with a larger number are removed too: the run has gone back behind them.
+    state
+        Pytree of arrays (JAX, numpy, typed keys, Python numbers).
+    host
+        What the host remembers; values that JSON can hold, floats come back exactly.
+    """
+    directory = Path(directory).resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+    leaves, arrays = [], {}
+    flat = jax.tree_util.tree_flatten_with_path(state)[0]
+    implementations = [str(jax.random.key_impl(leaf)) if _is_key(leaf) else None for _, leaf in flat]
+    values = jax.device_get([jax.random.key_data(leaf) if _is_key(leaf) else leaf for _, leaf in flat])
+    for row, ((path, _), value, implementation) in enumerate(zip(flat, values, implementations, strict=True)):
+        value = np.asarray(value)
+        leaves.append([jax.tree_util.keystr(path), value.dtype.name, list(value.shape), implementation])
+        if value.size:  # orbax refuses empty arrays; the shape says all about them
+            arrays[str(row)] = value
+    record = {"leaves": leaves, "host": dict(host)}
+    arrays[_DIGEST] = _digest(record, arrays)
+    with _checkpointer() as checkpointer:
+        checkpointer.save(
+            directory / str(step),
+            ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), record=ocp.args.JsonSave(record)),
+            force=True,
+        )
+    steps = _steps(directory)
+    kept = [number for number in steps if number <= step][:KEPT]
+    for other in set(steps) - set(kept):
+        shutil.rmtree(directory / str(other))
+    for unfinished in directory.glob(f"*{_TEMPORARY}*"):
+        shutil.rmtree(unfinished)
+
+
+def restore(directory: str | Path, like: T) -> tuple[T, dict[str, Any], int]:
+    """The newest checkpoint that is whole: its state, what the host had remembered, and its number.
+
+    `like` is a pytree with the structure and the dtypes of the state, such as the state of a new run or
+    `jax.eval_shape` of it; the values and shapes come from the disk. Arrays go to the default device where `like`
+    has JAX arrays, and stay numpy where it has numpy. A damaged checkpoint is passed over with a warning.
+
+    Raises InputError where there is no whole checkpoint, or where it holds another structure or dtype than `like`.
+    """
+    directory = Path(directory).resolve()
+    reasons = []
+    for step in _steps(directory):
+        try:
+            record, arrays = _read(directory / str(step))
+        except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
+            reason = (str(error).splitlines() or [""])[0][:200]
+            reasons.append(f"{step}: {type(error).__name__} {reason}")
+            warnings.warn(f"checkpoint {directory / str(step)} is damaged, trying the one before", stacklevel=2)
+            continue
+        return _fit(record["leaves"], arrays, like, directory / str(step)), record["host"], step
+    raise InputError(f"{directory}: no whole checkpoint ({'; '.join(reasons) or 'there is none'}); start a new run")
+
+
+def latest(directory: str | Path) -> int | None:
+    """Number of the newest checkpoint, whole or not; None where there is none."""
+    return next(iter(_steps(Path(directory))), None)
+
+
+def _steps(directory: Path) -> list[int]:
+    """Numbers of the checkpoints, the newest first."""
+    names = [entry.name for entry in directory.iterdir() if entry.is_dir()] if directory.is_dir() else []
+    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    with _checkpointer() as checkpointer:
+        record = checkpointer.restore(path, ocp.args.Composite(record=ocp.args.JsonRestore())).record
+        names = [str(row) for row, (_, _, shape, _) in enumerate(record["leaves"]) if 0 not in shape]
+        types = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in [*names, _DIGEST]}
+        arguments = ocp.args.PyTreeRestore(restore_args=types)
+        arrays = checkpointer.restore(path, ocp.args.Composite(state=arguments)).state
+    if not np.array_equal(arrays.pop(_DIGEST), _digest(record, arrays)):
+        raise ValueError("its contents are not what was written")
+    return record, arrays
+
+
+def _digest(record: dict[str, Any], arrays: dict[str, np.ndarray]) -> np.ndarray:
+    total = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+    for name in sorted(arrays):
+        total.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return np.frombuffer(total.digest(), np.uint8)
+
+
+def _fit(leaves: list, arrays: dict[str, np.ndarray], like: T, source: Path) -> T:
+    """The stored leaves in the structure of `like`."""
+    flat, structure = jax.tree_util.tree_flatten_with_path(like)
+    stored, wanted = [leaf[0] for leaf in leaves], [jax.tree_util.keystr(path) for path, _ in flat]
+    if stored != wanted:
+        odd = next(iter(sorted(set(stored) ^ set(wanted))), "their order")
+        raise InputError(f"{source}: holds another state than this configuration and version have (differs in {odd})")
+    values = []
+    for row, ((name, dtype, shape, implementation), (_, example)) in enumerate(zip(leaves, flat, strict=True)):
+        value = arrays.get(str(row), np.zeros(shape, jnp.dtype(dtype)))
+        if implementation is not None and _is_key(example):
+            values.append(jax.random.wrap_key_data(jnp.array(value), impl=implementation))
+            continue
+        expected = np.asarray(example).dtype if isinstance(example, bool | int | float) else example.dtype
+        if (implementation is not None) != _is_key(example) or value.dtype != expected:
+            raise InputError(
+                f"{source}: {name} is {implementation or dtype}, here it is {expected}; resume as it was run"
+            )
+        if isinstance(example, bool | int | float):
+            values.append(value.item())
+        elif isinstance(example, np.ndarray | np.generic):
+            values.append(value)
+        else:  # a copy: a state that is donated must not share memory with numpy
+            values.append(jnp.array(value, copy=True))
+    return jax.tree_util.tree_unflatten(structure, values)
+
+
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -1,0 +1,194 @@
+"""The command line: `jaxal run`, `resume`, `train`, `validate`, `report`, `list` and `check`.
+
+Only what a command needs is imported, inside it: `jaxal --help` answers at once. A mistake of the user ends
+with one line on standard error and status 2, Ctrl-C with how to go on and status 130.
+"""
+
+import argparse
+import inspect
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+OVERRIDES = "fields that replace those of the file, such as explore.temperature=300 or 'stop.quiet=2 ps'"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status: 0, 2 for a mistake of the user, 130 after Ctrl-C."""
+    given = parser().parse_args(arguments)
+    try:
+        given.command(given)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(f"\njaxal: interrupted{_how_to_go_on(given)}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        from jaxal.types import InputError
+
+        if not isinstance(error, InputError):
+            raise
+        print(f"jaxal: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their arguments."""
+    top = argparse.ArgumentParser(prog="jaxal", description="On-the-fly learning of reactive interatomic potentials.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="learn a potential on the fly, from a structure and a method")
+    _add_config(run)
+    run.add_argument("--dir", type=Path, help="run folder, must be new or empty (default: runs/NAME)")
+    run.set_defaults(command=_run)
+
+    resume = commands.add_parser("resume", help="continue a run that was stopped, bit for bit")
+    resume.add_argument("dir", metavar="DIR", type=Path, help="its run folder")
+    resume.set_defaults(command=_resume)
+
+    train = commands.add_parser("train", help="fit a potential to labeled structures")
+    _add_config(train)
+    train.add_argument("--dir", type=Path, help="folder for the results, must be new or empty (default: runs/NAME)")
+    train.set_defaults(command=_train)
+
+    validate = commands.add_parser("validate", help="compare a potential with labeled structures")
+    validate.add_argument("run", metavar="RUN", type=Path, help="run folder or model file")
+    validate.add_argument(
+        "--data", type=Path, required=True, help="structures with energies and forces, any ASE format"
+    )
+    validate.add_argument("--json", action="store_true", help="print JSON")
+    validate.set_defaults(command=_validate)
+
+    report = commands.add_parser("report", help="write the report of a run again")
+    report.add_argument("dir", metavar="DIR", type=Path, help="run folder")
+    report.set_defaults(command=_report)
+
+    parts = commands.add_parser("list", help="show the registered parts and their options")
+    parts.add_argument("kind", nargs="?", help="only this kind of part, such as explorer")
+    parts.set_defaults(command=_list)
+
+    check = commands.add_parser("check", help="check a configuration and print it with all defaults")
+    _add_config(check)
+    check.set_defaults(command=_check)
+    return top
+
+
+def _add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", metavar="CONFIG", type=Path, help="YAML file")
+    command.add_argument("overrides", metavar="key.sub=value", nargs="*", help=OVERRIDES)
+
+
+def _run(given: argparse.Namespace) -> None:
+    from jaxal.config import load
+
+    config = load(given.config, given.overrides)
+    given.dir = _new_folder(given)
+    from jaxal import run
+
+    run.start(config, given.dir)
+
+
+def _resume(given: argparse.Namespace) -> None:
+    from jaxal.config import FILE_NAME
+    from jaxal.types import InputError
+
+    if not (given.dir / FILE_NAME).is_file():
+        raise InputError(f"{given.dir}: not a run folder, it holds no {FILE_NAME}; `jaxal run CONFIG` starts a run")
+    from jaxal import run
+
+    run.resume(given.dir)
+
+
+def _train(given: argparse.Namespace) -> None:
+    from jaxal.config import load
+    from jaxal.schema import Offline
+
+    config = load(given.config, given.overrides, Offline)
+    given.dir = _new_folder(given)
+    from jaxal import run
+
+    run.train(config, given.dir)
+
+
+def _validate(given: argparse.Namespace) -> None:
+    from jaxal.validate import command
+
+    found = command.validate(given.run, given.data)
+    print(json.dumps(command.to_json(found), indent=1) if given.json else command.format(found))
+
+
+def _report(given: argparse.Namespace) -> None:
+    from jaxal.config import FILE_NAME
+    from jaxal.types import InputError
+
+    if not (given.dir / FILE_NAME).is_file():
+        raise InputError(f"{given.dir}: not a run folder, it holds no {FILE_NAME}; give the folder of a run")
+    from jaxal import report
+
+    print(report.write(given.dir))
+
+
+def _list(given: argparse.Namespace) -> None:
+    from jaxal import registry
+    from jaxal.config import describe, import_parts, unit_of
+    from jaxal.types import InputError
+    from jaxal.yaml12 import inline
+
+    if given.kind is not None and given.kind not in registry.KINDS:
+        raise InputError(f"list: unknown kind {given.kind!r}; kinds are {', '.join(registry.KINDS)}")
+    import_parts()
+    for kind in [given.kind] if given.kind else registry.KINDS:
+        for name in registry.names(kind):
+            print(f"{kind} {name}\n  {registry.description(kind, name)}")
+            for option in registry.options(kind, name):
+                required = option.default is inspect.Parameter.empty
+                value = "required" if required else inline(_plain(option.default))
+                what = unit_of(option.annotation) or describe(option.annotation)
+                print(f"    {option.name:<20} {value:<16} {what}")
+            print()
+
+
+def _plain(default: object) -> object:
+    return list(default) if isinstance(default, tuple) else default
+
+
+def _check(given: argparse.Namespace) -> None:
+    from jaxal.config import dump, load
+
+    config = load(given.config, given.overrides)
+    from jaxal.check import check
+
+    check(config)
+    print(dump(config), end="")
+
+
+def _new_folder(given: argparse.Namespace) -> Path:
+    """The folder for the results. Raises InputError where it holds something."""
+    from jaxal.config import FILE_NAME
+    from jaxal.types import InputError
+
+    config = given.config.resolve()
+    folder = given.dir or Path("runs") / (config.parent.name if config.name == FILE_NAME else config.stem)
+    if (folder / FILE_NAME).exists():
+        again = f"`jaxal resume {folder}` continues it, " if given.command is _run else ""
+        raise InputError(f"{folder}: already holds a run; {again}--dir takes a new folder")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: is not an empty folder; give a new one with --dir")
+    return folder
+
+
+def _how_to_go_on(given: argparse.Namespace) -> str:
+    """What to do after Ctrl-C, where there is something to continue."""
+    folder = getattr(given, "dir", None)
+    if given.command not in (_run, _resume) or folder is None or not (folder / "config.yaml").exists():
+        return ""
+    return f"; `jaxal resume {folder}` continues"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""Labels for a batch of padded structures: from the store where they are known, else calculated and committed.
+
+This is the host's side of the callback (`bridge`), and what the driver calls for its first labels. numpy in,
+numpy out; a label is in the store before the caller sees it, and a failed calculation is `ok=False`.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from jaxal.label.accept import MAX_FORCE, NET_FORCE, accept
+from jaxal.label.pool import Recipe, open_pool
+from jaxal.label.store import Store, label_key, open_store
+from jaxal.label.task import Backend, LabelError, Result, Task, failed, one_line
+
+
+class Batch(Protocol):
+    """A batch of padded structures as numpy arrays; `jaxal.types.Structure` has these fields."""
+
+    @property
+    def position(self) -> np.ndarray: ...  # noqa: D102  [k, n, 3] Å
+
+    @property
+    def species(self) -> np.ndarray: ...  # noqa: D102  [k, n] row of the table, -1 = padding
+
+    @property
+    def cell(self) -> np.ndarray: ...  # noqa: D102  [k, 3, 3] Å
+
+    @property
+    def charge(self) -> np.ndarray: ...  # noqa: D102  [k] e
+
+    @property
+    def spin(self) -> np.ndarray: ...  # noqa: D102  [k] unpaired electrons
+
+
+class Labels(NamedTuple):
+    """`jaxal.types.Label` in numpy, of the dtype of the positions. Zeros where `ok` is false."""
+
+    energy: np.ndarray  # [k] eV, relative to the reference energies
+    force: np.ndarray  # [k, n, 3] eV/Å
+    stress: np.ndarray  # [k, 3, 3] eV/Å^3
+    ok: np.ndarray  # [k] bool
+
+
+class Record(NamedTuple):
+    """What became of one wanted label, for the progress display."""
+
+    row: int  # in the store; 0 if it could not be committed
+    ok: bool
+    reason: str
+    seconds: float  # wall time of the calculation, also where the store had it
+    from_store: bool  # nothing was paid
+
+
+class Service(NamedTuple):
+    """An open labeler. `store` is the open label store, closed with it."""
+
+    label: Callable[[Batch, np.ndarray], Labels]  # (structures [k], wanted [k] bool)
+    check: Callable[[Batch], None]  # raises LabelError for a structure the method cannot treat
+    drain: Callable[[], list[Record]]  # records since the last call, oldest first
+    store: Store
+    method: str
+    close: Callable[[], None]
+
+
+def label_service(
+    labeler: Recipe | Backend,
+    *,
+    table: Sequence[int],
+    store: str | Path,
+    reference: Sequence[float] | np.ndarray | None = None,
+    workers: int = 0,
+    timeout: float | None = None,
+    max_force: float = MAX_FORCE,
+    net_force: float = NET_FORCE,
+    retry_failed: bool = False,
+) -> Service:
+    """Opens the store and the workers.
+
+    Parameters
+    ----------
+    labeler
+        A registered labeler by name and options, or a backend (which only this process can run).
+    table
+        Atomic numbers of the species.
+    store
+        Path of the label store; created if it is not there.
+    reference
+        Energy of each species, eV; labels are relative to their sum, subtracted in float64.
+    workers
+        Processes; 0 calculates in this one.
+    timeout
+        Seconds for one calculation. Only a worker can be stopped: without workers it has no effect.
+    max_force, net_force
+        Caps of the acceptance check, eV/Å. They are not part of a label's key: other caps judge the stored
+        numbers anew and pay for nothing.
+    retry_failed
+        Calculate again what the store remembers as failed.
+
+    With several workers the rows of the store are in the order in which the labels landed. Raises LabelError for
+    options that cannot be, and for a file that is not a label store.
+    """
+    backend = labeler.build() if isinstance(labeler, Recipe) else labeler
+    if workers and not isinstance(labeler, Recipe):
+        raise LabelError("label.workers: a backend built in this process cannot run in another; give 0")
+    numbers = np.asarray(table, np.int64)
+    offset = np.zeros(len(numbers)) if reference is None else np.asarray(reference, np.float64)
+    if offset.shape != numbers.shape:
+        raise LabelError(f"reference: {offset.shape} energies for {len(numbers)} species; give one for each")
+    opened = open_store(store)
+    try:
+        pool = open_pool(labeler, workers, timeout) if workers and isinstance(labeler, Recipe) else None
+    except BaseException:
+        opened.close()
+        raise
+    records: list[Record] = []
+    busy, noting = threading.Lock(), threading.Lock()
+
+    def check(batch: Batch) -> None:
+        for index in range(len(batch.species)):
+            backend.check(_task(batch, index, numbers))
+
+    def known(key: str, task: Task) -> tuple[int, Result] | None:
+        entry = opened.get(key)
+        if entry is None or (entry.status == "failed" and retry_failed):
+            return None
+        if entry.status == "failed":
+            return entry.row, entry.result
+        verdict = accept(task, entry.result._replace(ok=True, reason=""), max_force=max_force, net_force=net_force)
+        if verdict.ok != entry.result.ok or verdict.reason != entry.result.reason:
+            opened.judge(key, "done" if verdict.ok else "rejected", verdict.reason)
+        return entry.row, verdict
+
+    def committed(key: str, task: Task, result: Result) -> tuple[int, Result]:
+        """What the store holds once the result is in it: the device never sees anything else."""
+        wrong = result.ok and not _fits(task, result)
+        entry = opened.put(
+            task,
+            failed(task, "the labeler's arrays have the wrong shape", result.seconds) if wrong else result,
+            backend.method,
+            backend.version,
+        )
+        found = known(key, task) if entry.status != "failed" else None
+        return found or (entry.row, entry.result)
+
+    def answers(tasks: dict[str, Task]) -> dict[str, tuple[int, Result, bool]]:
+        """(row, result, from the store) of each key. Every landed result is committed at once."""
+        found: dict[str, tuple[int, Result, bool]] = {}
+        for key, task in tasks.items():
+            if (hit := known(key, task)) is not None:
+                found[key] = (*hit, True)
+        todo = [key for key in tasks if key not in found]
+
+        def landed(index: int, result: Result) -> None:
+            key = todo[index]
+            try:
+                found[key] = (*committed(key, tasks[key], result), False)
+            except Exception as error:  # a full disk: a label that is not committed is not a label
+                reason = f"the label store failed: {one_line(error)}"
+                found[key] = (0, failed(tasks[key], reason, result.seconds), False)
+
+        if pool is None:
+            for index, key in enumerate(todo):
+                landed(index, _calculated(backend, tasks[key]))
+        elif todo:
+            pool.run([tasks[key] for key in todo], landed)
+        return found
+
+    def label(batch: Batch, wanted: np.ndarray) -> Labels:
+        species = np.asarray(batch.species)
+        dtype = np.asarray(batch.position).dtype
+        labels = _empty(species.shape, dtype)
+        chosen = [int(index) for index in np.flatnonzero(wanted)]
+        with busy:
+            tasks = {index: _task(batch, index, numbers) for index in chosen}
+            keys = {index: label_key(task, backend.method, backend.version) for index, task in tasks.items()}
+            # Walkers may stand on the same frame: it is paid for once.
+            wanted_tasks = {keys[index]: tasks[index] for index in chosen}
+            try:
+                found = answers(wanted_tasks)
+            except Exception as error:  # the store or the pool itself: nothing of this call counts as a label
+                reason = f"labeling failed: {one_line(error)}"
+                found = {key: (0, failed(task, reason), False) for key, task in wanted_tasks.items()}
+        for index in chosen:
+            row, result, from_store = found[keys[index]]
+            with noting:
+                records.append(Record(row, result.ok, result.reason, result.seconds, from_store))
+            if result.ok:
+                atoms = species[index] >= 0
+                labels.energy[index] = result.energy - offset[species[index][atoms]].sum()
+                labels.force[index, atoms] = result.force
+                labels.stress[index] = result.stress
+                labels.ok[index] = True
+        return labels
+
+    def drain() -> list[Record]:
+        with noting:
+            drained, records[:] = list(records), []
+        return drained
+
+    def close() -> None:
+        if pool is not None:
+            pool.close()
+        opened.close()
+
+    return Service(label, check, drain, opened, f"{backend.method} ({backend.version})", close)
+
+
+def _task(batch: Batch, index: int, numbers: np.ndarray) -> Task:
+    """One structure of a batch without its padding, in float64."""
+    species = np.asarray(batch.species[index])
+    atoms = species >= 0
+    return Task(
+        numbers[species[atoms]],
+        np.asarray(batch.position[index], np.float64)[atoms],
+        np.asarray(batch.cell[index], np.float64),
+        int(batch.charge[index]),
+        int(batch.spin[index]),
+    )
+
+
+def _calculated(backend: Backend, task: Task) -> Result:
+    try:
+        return backend.calculate(task)
+    except Exception as error:  # a backend that breaks its promise must not end the program
+        return failed(task, one_line(error))
+
+
+def _fits(task: Task, result: Result) -> bool:
+    return (
+        np.shape(result.energy) == ()
+        and np.shape(result.force) == (len(task.numbers), 3)
+        and np.shape(result.stress) == (3, 3)
+    )
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> Labels:
+    k, n = shape
+    return Labels(np.zeros(k, dtype), np.zeros((k, n, 3), dtype), np.zeros((k, 3, 3), dtype), np.zeros(k, bool))

@@ -1,0 +1,225 @@
+"""The label store: one SQLite file that remembers every calculation, so that none is paid for twice.
+
+A label is on the disk before `put` returns (write-ahead log, synchronous FULL): a killed run loses none. One
+store serves several threads and several processes. SQLite's log needs shared memory, so the file must lie on a
+local disk, not on a network file system.
+"""
+
+import contextlib
+import datetime
+import hashlib
+import socket
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from jaxal.label.task import LabelError, Result, Task, one_line
+
+SCHEMA = 1
+APPLICATION = 0x4A61_7861  # "Jaxa", SQLite's application_id of a label store
+PATIENCE = 60.0  # s to wait for another process that writes
+PAGE = 256  # rows read at a time by `all`
+DECIMALS = 6  # of a coordinate in the key, Å: far below what changes an energy by 1e-6 eV
+
+# done: accepted. rejected: calculated, but the acceptance check refused it. failed: no numbers.
+Status = Literal["done", "rejected", "failed"]
+
+TABLE = """
+CREATE TABLE label (
+    row INTEGER PRIMARY KEY,
+    key TEXT NOT NULL UNIQUE,
+    numbers BLOB NOT NULL,   -- int64 [n]
+    position BLOB NOT NULL,  -- float64 [n, 3], Å
+    cell BLOB NOT NULL,      -- float64 [3, 3], Å
+    charge INTEGER NOT NULL,
+    spin INTEGER NOT NULL,
+    energy REAL,             -- eV; SQLite keeps a NaN as NULL
+    force BLOB NOT NULL,     -- float64 [n, 3], eV/Å
+    stress BLOB NOT NULL,    -- float64 [3, 3], eV/Å^3
+    status TEXT NOT NULL CHECK (status IN ('done', 'rejected', 'failed')),
+    reason TEXT NOT NULL,
+    method TEXT NOT NULL,
+    version TEXT NOT NULL,   -- of the code
+    seconds REAL NOT NULL,   -- wall time
+    host TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    created TEXT NOT NULL    -- UTC
+)
+"""
+COLUMNS = (
+    "row, key, numbers, position, cell, charge, spin, energy, force, stress, status, reason, method, version, "
+    "seconds, host, attempt, created"
+)
+# Numbers that the device may have seen are never replaced, only a failure is.
+PUT = f"""
+INSERT INTO label ({COLUMNS.removeprefix("row, ")}) VALUES ({", ".join("?" * 15)}, 1, ?)
+ON CONFLICT (key) DO UPDATE SET
+    energy = excluded.energy, force = excluded.force, stress = excluded.stress, status = excluded.status,
+    reason = excluded.reason, seconds = excluded.seconds, host = excluded.host,
+    created = excluded.created, attempt = label.attempt + 1
+WHERE label.status = 'failed'
+"""
+
+
+class Entry(NamedTuple):
+    """One row of the store. `result` holds the numbers as calculated, also where they were rejected."""
+
+    row: int
+    key: str
+    task: Task
+    result: Result
+    status: Status
+    method: str
+    version: str
+    host: str
+    attempt: int  # how often it was calculated
+    created: str  # UTC, ISO 8601
+
+
+class Store(NamedTuple):
+    """An open store. Every function may be called from any thread."""
+
+    get: Callable[[str], Entry | None]  # key -> entry
+    put: Callable[[Task, Result, str, str], Entry]  # (task, result, method, version) -> what the store now holds
+    judge: Callable[[str, Status, str], None]  # (key, done or rejected, reason): the verdict on a row with numbers
+    all: Callable[[], Iterator[Entry]]  # in the order of insertion
+    counts: Callable[[], dict[str, int]]  # rows by status
+    close: Callable[[], None]
+
+
+def label_key(task: Task, method: str, version: str) -> str:
+    """SHA-256 of what determines a label; coordinates count to 1e-6 Å."""
+    digest = hashlib.sha256(f"{method}\n{version}\n{int(task.charge)} {int(task.spin)} {len(task.numbers)}\n".encode())
+    digest.update(np.ascontiguousarray(task.numbers, "<i8").tobytes())
+    for array in (task.position, task.cell):
+        rounded = np.round(np.asarray(array, np.float64), DECIMALS) + 0.0  # -0.0 + 0.0 = 0.0
+        digest.update(np.ascontiguousarray(rounded, "<f8").tobytes())
+    return digest.hexdigest()
+
+
+def open_store(path: str | Path) -> Store:
+    """Opens a store, or creates it. The folder must exist.
+
+    Raises LabelError where the file cannot be opened, is something else, or has another schema.
+    """
+    path = Path(path)
+    lock = threading.RLock()
+    try:
+        connection = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+    except sqlite3.Error as error:
+        raise LabelError(f"{path}: cannot open the label store ({error}); its folder must exist") from error
+    try:
+        _prepare(connection, path)
+    except sqlite3.Error as error:
+        connection.close()
+        raise LabelError(f"{path}: not a label store ({one_line(error)}); give another path") from error
+    except LabelError:
+        connection.close()
+        raise
+    host = socket.gethostname()
+
+    def get(key: str) -> Entry | None:
+        with lock:
+            row = connection.execute(f"SELECT {COLUMNS} FROM label WHERE key = ?", (key,)).fetchone()
+        return _entry(row) if row else None
+
+    def put(task: Task, result: Result, method: str, version: str) -> Entry:
+        key = label_key(task, method, version)
+        status = "done" if result.ok else "failed"
+        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        values = (
+            *(key, np.ascontiguousarray(task.numbers, "<i8").tobytes(), _blob(task.position), _blob(task.cell)),
+            *(int(task.charge), int(task.spin), float(result.energy), _blob(result.force), _blob(result.stress)),
+            *(status, result.reason, method, version, float(result.seconds), host, created),
+        )
+        with lock:
+            connection.execute(PUT, values)  # autocommit: on the disk when this returns
+            entry = get(key)
+        assert entry is not None
+        return entry
+
+    def judge(key: str, status: Status, reason: str) -> None:
+        with lock:
+            connection.execute(
+                "UPDATE label SET status = ?, reason = ? WHERE key = ? AND status != 'failed'", (status, reason, key)
+            )
+
+    def all_entries() -> Iterator[Entry]:
+        last = 0
+        while True:
+            with lock:
+                rows = connection.execute(
+                    f"SELECT {COLUMNS} FROM label WHERE row > ? ORDER BY row LIMIT {PAGE}", (last,)
+                ).fetchall()
+            if not rows:
+                return
+            yield from map(_entry, rows)
+            last = rows[-1][0]
+
+    def counts() -> dict[str, int]:
+        with lock:
+            found = dict(connection.execute("SELECT status, count(*) FROM label GROUP BY status").fetchall())
+        return {status: found.get(status, 0) for status in ("done", "rejected", "failed")}
+
+    def close() -> None:
+        with lock:
+            connection.close()
+
+    return Store(get, put, judge, all_entries, counts, close)
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    """Makes the connection durable and the schema present. One process at a time creates it."""
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if tables == 0:
+            connection.execute(TABLE)
+            connection.execute(f"PRAGMA user_version = {SCHEMA}")
+            connection.execute(f"PRAGMA application_id = {APPLICATION}")
+        elif application != APPLICATION:
+            raise LabelError(f"{path}: an SQLite file, but not a label store; give another path")
+        elif version != SCHEMA:
+            raise LabelError(f"{path}: label store of schema {version}, this program reads {SCHEMA}; use a new file")
+        connection.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise
+    # Two processes that switch at once: the switch does not wait for the lock by itself, the next one does.
+    for _ in range(100):
+        try:
+            connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("COMMIT")
+    connection.execute("PRAGMA journal_mode = WAL").fetchone()
+
+
+def _blob(array: np.ndarray) -> bytes:
+    return np.ascontiguousarray(array, "<f8").tobytes()
+
+
+def _array(blob: bytes, *shape: int) -> np.ndarray:
+    return np.frombuffer(blob, "<f8").reshape(shape).astype(np.float64)
+
+
+def _entry(row: tuple) -> Entry:
+    number, key, numbers, position, cell, charge, spin, energy, force, stress, status, reason = row[:12]
+    method, version, seconds, host, attempt, created = row[12:]
+    task = Task(
+        np.frombuffer(numbers, "<i8").astype(np.int64), _array(position, -1, 3), _array(cell, 3, 3), charge, spin
+    )
+    energy = float("nan") if energy is None else energy
+    result = Result(energy, _array(force, -1, 3), _array(stress, 3, 3), status == "done", reason, seconds)
+    return Entry(number, key, task, result, status, method, version, host, attempt, created)

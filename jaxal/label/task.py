@@ -1,0 +1,149 @@
+"""One reference calculation: what is asked, what is answered, and who calculates.
+
+A backend never raises for a failed calculation: it answers with `ok=False` and a reason of one line. A mistake
+of the user (a missing package, an impossible spin) is told by `Backend.check` before anything is paid.
+"""
+
+import importlib.metadata
+import importlib.util
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from ase.data import chemical_symbols
+
+REASON_LENGTH = 300  # characters of a reason: it is shown on one line
+
+
+class LabelError(ValueError):
+    """A mistake of the user: one line, what was wrong and what would be right.
+
+    It is not `jaxal.types.InputError` because that module loads JAX, which a host labeler must not.
+    """
+
+
+class Task(NamedTuple):
+    """A structure without padding, in float64."""
+
+    numbers: np.ndarray  # [n] atomic numbers
+    position: np.ndarray  # [n, 3] Å
+    cell: np.ndarray  # [3, 3] Å, rows are lattice vectors; zeros = not periodic
+    charge: int  # e
+    spin: int  # number of unpaired electrons
+
+
+class Result(NamedTuple):
+    """What a backend answers. Where `ok` is false the numbers mean nothing unless acceptance refused them."""
+
+    energy: float  # eV, total
+    force: np.ndarray  # [n, 3] eV/Å
+    stress: np.ndarray  # [3, 3] eV/Å^3, positive under tension; zeros if not periodic
+    ok: bool
+    reason: str  # why not, in one line; empty if ok
+    seconds: float  # wall time
+
+
+class Backend(NamedTuple):
+    """Who calculates.
+
+    `check` raises LabelError for a structure the method cannot treat, without calculating. `method` describes
+    the method with every option that changes its numbers, `version` the code; both are part of a label's key.
+    """
+
+    calculate: Callable[[Task], Result]
+    check: Callable[[Task], None]
+    method: str
+    version: str
+
+
+def failed(task: Task, reason: str, seconds: float = 0.0) -> Result:
+    """The answer of a calculation that gave no numbers."""
+    return Result(0.0, np.zeros((len(task.numbers), 3)), np.zeros((3, 3)), False, one_line(reason), seconds)
+
+
+def one_line(text: str | BaseException) -> str:
+    """An error or a text as one line of bounded length."""
+    if isinstance(text, BaseException):
+        text = str(text) if isinstance(text, LabelError) else f"{type(text).__name__}: {text}"
+    return " ".join(text.split())[:REASON_LENGTH] or "no reason given"
+
+
+def guarded(calculate: Callable[[Task], Result]) -> Callable[[Task], Result]:
+    """`calculate` with its wall time filled in, and any exception turned into `ok=False` and a reason."""
+
+    def safe(task: Task) -> Result:
+        start = time.perf_counter()
+        try:
+            result = calculate(task)
+        except Exception as error:  # anything at all: a failed calculation is data
+            result = failed(task, one_line(error))
+        return result._replace(seconds=time.perf_counter() - start)
+
+    return safe
+
+
+def periodic(task: Task) -> bool:
+    """Whether the structure has a cell."""
+    return bool(np.any(task.cell))
+
+
+def check_task(task: Task) -> None:
+    """Raises LabelError for arrays that do not fit together, positions that are no numbers, or a flat cell."""
+    n = len(task.numbers)
+    if n == 0:
+        raise LabelError("structure: it has no atoms; give at least one")
+    if task.position.shape != (n, 3) or task.cell.shape != (3, 3):
+        raise LabelError(
+            f"structure: {n} atoms, positions {task.position.shape} and cell {task.cell.shape} do not fit; "
+            f"positions must be ({n}, 3) and the cell (3, 3)"
+        )
+    if not (np.all(np.isfinite(task.position)) and np.all(np.isfinite(task.cell))):
+        raise LabelError("structure: a position or cell vector is not finite; give numbers in Å")
+    if periodic(task) and volume(task) < 1e-6:
+        raise LabelError("cell: it has no volume; give three lattice vectors for a periodic system, else zeros")
+
+
+def volume(task: Task) -> float:
+    """Volume of the cell, Å^3."""
+    return float(abs(np.linalg.det(task.cell)))
+
+
+def check_spin(task: Task, electrons: int | None = None) -> None:
+    """Raises LabelError where so many unpaired electrons are impossible with this composition and charge.
+
+    `electrons` replaces the number in the neutral atoms, for a method that hides some of them.
+    """
+    neutral = int(np.sum(task.numbers)) if electrons is None else electrons
+    count = neutral - task.charge
+    if task.spin < 0 or count < 0 or task.spin > count or (count - task.spin) % 2:
+        right = "0, 2, 4, ..." if count % 2 == 0 else "1, 3, 5, ..."
+        where = f"{formula(task)} with charge {task.charge:+d} has {count} electrons"
+        if count < 0:
+            raise LabelError(f"charge: {task.charge:+d} is more than the {neutral} electrons of {formula(task)}")
+        raise LabelError(f"spin: {task.spin} unpaired electrons are impossible, {where}; give {right} up to {count}")
+
+
+def formula(task: Task) -> str:
+    """Chemical formula, elements by atomic number: `H4C2O` for acetaldehyde."""
+    numbers, counts = np.unique(task.numbers, return_counts=True)
+    return "".join(f"{symbol(z)}{count if count > 1 else ''}" for z, count in zip(numbers, counts, strict=True))
+
+
+def symbol(number: int) -> str:
+    """Symbol of an element, or its number where there is none."""
+    return chemical_symbols[number] if 0 < number < len(chemical_symbols) else f"Z={number}"
+
+
+def code_version(package: str) -> str:
+    """Name and version of an installed distribution, without importing it."""
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"{package} not installed"
+
+
+def check_package(module: str, install: str) -> None:
+    """Raises LabelError that says what to install where a module is missing. Does not import it."""
+    if importlib.util.find_spec(module) is None:
+        raise LabelError(f"label: the Python package {module!r} is missing; run `pip install {install}`")

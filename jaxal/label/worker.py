@@ -1,0 +1,49 @@
+"""A worker process: `python -m jaxal.label.worker FD PARENT` calculates what comes through the pipe FD.
+
+PARENT is the id of the process that must stay alive.
+
+It gets (module, name, options) of a labeler and answers "" when it is built, or why not; then it answers every
+Task with a Result until the pipe closes. It never imports JAX.
+"""
+
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+from multiprocessing.connection import Connection
+
+from jaxal import registry
+from jaxal.label.task import one_line
+
+
+def serve(connection: Connection) -> None:
+    """Answers until the other end of the pipe is closed."""
+    try:
+        module, name, options = connection.recv()
+        try:
+            importlib.import_module(module)
+            backend = registry.get("labeler", name)(**options)
+        except Exception as error:
+            connection.send(one_line(error))
+            return
+        connection.send("")
+        while True:
+            connection.send(backend.calculate(connection.recv()))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+
+
+def _watch(parent: int) -> None:
+    """Ends this process and its children when the parent is gone: nobody waits for the label any more."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    descriptor, parent_id = int(sys.argv[1]), int(sys.argv[2])
+    os.set_inheritable(descriptor, False)  # a child that outlives us must not hold the pipe open
+    threading.Thread(target=_watch, args=(parent_id,), daemon=True).start()
+    serve(Connection(descriptor))

@@ -1,0 +1,422 @@
+"""The compiled segment: dynamics, uncertainty, gate, selection, labels, growth and retraining in one program.
+
+A segment is a scan over looks. Between two looks all walkers take a fixed number of steps under the committee's
+mean force, and every step is scored. At a look, walkers that left the physical are rewound, those the gate
+flags are labeled, and if labels came the committee is retrained and the gate recalibrated; then the dynamics go
+on. The labeler is a function of the program: one ordered callback, or none where the oracle is written in JAX.
+
+What varies from segment to segment (parameters, labels, thresholds, learning rate) is an argument, so a run
+compiles once. What cannot be handled inside comes out as a bit mask, with the state as it was before.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ase.data import covalent_radii
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxal import buffer as buffers
+from jaxal import committee, neighbors
+from jaxal.train import fit as training
+from jaxal.train.loss import force_rmse, max_force_error
+from jaxal.types import (
+    Candidates,
+    Explorer,
+    Gate,
+    GateState,
+    Key,
+    Label,
+    Neighbors,
+    Params,
+    Potential,
+    Prediction,
+    Score,
+    Select,
+    Structure,
+    WalkerState,
+)
+
+NEIGHBORS_FULL, BUFFER_FULL, NOT_FINITE, UNPHYSICAL, LABEL_FAILED = 1, 2, 4, 8, 16
+UNDONE = NEIGHBORS_FULL | BUFFER_FULL | NOT_FINITE  # the segment did not happen: grow or slow down, then replay
+PROBLEMS = {
+    NEIGHBORS_FULL: "more neighbors than slots",
+    BUFFER_FULL: "more labels than rows",
+    NOT_FINITE: "the committee's parameters are no longer finite",
+    UNPHYSICAL: "a walker was rewound from an unphysical frame",
+    LABEL_FAILED: "a label failed",
+}
+
+
+class Parts(NamedTuple):
+    """The interchangeable functions of a run."""
+
+    potential: Potential
+    explorer: Explorer
+    score: Score
+    gate: Gate
+    select: Select
+    label: Callable[[Structure, Bool[Array, "k"]], Label]  # in the program; energies relative to the references
+
+
+class Static(NamedTuple):
+    """What has to be known to compile a segment; hashable."""
+
+    table: tuple[int, ...]
+    near: neighbors.Spec  # of the walkers
+    train_near: neighbors.Spec  # of the training set, without a skin
+    recipe: training.Recipe
+    every: int  # steps between looks
+    looks: int  # looks in a segment
+    batch: int  # labels at one look, at most
+    fold: int  # held-out labels, the latest so many, that calibrate the gate
+    batching: committee.Batching
+
+
+class Limits(NamedTuple):
+    """Thresholds and rates: arguments of the program, free to change between segments."""
+
+    implausible: Float[Array, ""]  # eV/Å, estimated error above which a frame is not physical
+    closest: Float[Array, ""]  # fraction of the sum of covalent radii below which a frame is not physical
+    budget: Int[Array, ""]  # labels, failed ones included, over the whole run
+    probe: Float[Array, ""]  # chance of each walker at each look to be labeled whatever the gate says
+    holdout: Float[Array, ""]  # fraction of the gated labels that is held out
+    steps: Int[Array, ""]  # optimizer steps after a labeling
+    rate: Float[Array, ""]  # learning rate
+    final_rate: Float[Array, ""]  # learning rate at the end of each training
+
+
+class Trusted(NamedTuple):
+    """Where a walker goes back to: its last frame that needed no label, or that got one."""
+
+    structure: Structure
+    force: Float[Array, "*w n 3"]
+    stress: Float[Array, "*w 3 3"]
+
+
+class State(NamedTuple):
+    """Everything that goes on from one segment to the next."""
+
+    walkers: WalkerState  # [w]
+    trusted: Trusted  # [w]
+    near: Neighbors  # [w]
+    quiet: Int[Array, "w"]  # steps since the gate last fired
+    gate: GateState
+    train: training.TrainState  # [m]
+    buffer: buffers.Buffer
+    key: Key
+    labels: Int[Array, ""]  # asked for, failed ones included
+    problems: Int[Array, ""]
+
+
+class Candidate(NamedTuple):
+    """The last physical frame of a walker since the last look."""
+
+    structure: Structure
+    force: Float[Array, "n 3"]  # committee mean
+    stress: Float[Array, "3 3"]
+    score: Float[Array, ""]
+    feature: Float[Array, "f"]  # mean over the atoms
+    bad: Bool[Array, ""]  # the walker has left the physical since
+
+
+class Look(NamedTuple):
+    """What one look reports; stacked over the looks of a segment."""
+
+    structure: Structure  # [w] of the walkers, at the look
+    energy: Float[Array, "w"]  # committee mean, eV, relative to the references
+    temperature: Float[Array, "w"]  # K, with 3n degrees of freedom
+    estimate: Float[Array, "w"]  # estimated error, eV/Å
+    flagged: Bool[Array, "w"]
+    unphysical: Bool[Array, "w"]
+    walker: Int[Array, "k"]  # that was labeled; -1 = none
+    probe: Bool[Array, "k"]
+    ok: Bool[Array, "k"]
+    label_estimate: Float[Array, "k"]  # eV/Å, before training
+    label_error: Float[Array, "k"]  # largest force error of an atom before training, eV/Å
+    label_rmse: Float[Array, "k"]  # force RMSE before training, eV/Å
+    factor: Float[Array, ""]
+    loss: Float[Array, ""]  # mean of the members' training losses; NaN where nothing was trained
+    fold_rmse: Float[Array, ""]  # force RMSE of the committee mean on the held-out labels; NaN if not evaluated
+
+
+Segment = Callable[[State, Limits], tuple[State, Look]]
+
+
+def predict(parts: Parts, static: Static, params: Params, structures: Structure, near: Neighbors) -> Prediction:
+    """The committee on a batch [b]."""
+    return committee.predict(parts.potential, params, structures, near, static.batching)
+
+
+def find(spec: neighbors.Spec, structures: Structure) -> Neighbors:
+    """Neighbors of a batch [b]."""
+    return jax.vmap(lambda s: neighbors.build(spec, s))(structures)
+
+
+def start(
+    parts: Parts, static: Static, train: training.TrainState, buffer: buffers.Buffer, structures: Structure, key: Key
+) -> State:
+    """State of a new run: walkers [w] begin at `structures`, with momenta of their own."""
+    near = find(static.near, structures)
+    prediction = predict(parts, static, train.average, structures, near)
+    force, stress = prediction.force.mean(1), prediction.stress.mean(1)
+    key, *keys = jax.random.split(key, structures.charge.shape[0] + 1)
+    walkers = jax.vmap(parts.explorer.init)(jnp.stack(keys), structures, force, stress)
+    gate = calibrate(parts, static, parts.gate.init(), train.average, buffer)[0]
+    return State(
+        walkers=walkers,
+        trusted=Trusted(structures, force, stress),
+        near=near,
+        quiet=jnp.zeros(structures.charge.shape[0], jnp.int32),
+        gate=gate,
+        train=train,
+        buffer=buffer,
+        key=key,
+        labels=buffer.count,
+        problems=jnp.where(jnp.any(near.overflow), NEIGHBORS_FULL, 0).astype(jnp.int32),
+    )
+
+
+def calibrate(
+    parts: Parts, static: Static, gate: GateState, params: Params, buffer: buffers.Buffer
+) -> tuple[GateState, Float[Array, ""], Bool[Array, ""]]:
+    """The gate with its factor learned on the latest held-out labels, their force RMSE, neighbor overflow."""
+    capacity = buffers.capacity(buffer)
+    held = buffer.held_out & (jnp.arange(capacity) < buffer.count)
+    (row,) = jnp.nonzero(held[::-1], size=static.fold, fill_value=capacity)
+    valid = row < capacity
+    row = jnp.where(valid, capacity - 1 - row, 0)
+    structures, labels = buffers.rows(buffer, row)
+    near = find(static.train_near, structures)
+    prediction = predict(parts, static, params, structures, near)
+    score = jax.vmap(parts.score)(prediction, structures)
+    force = prediction.force.mean(1)
+    error = max_force_error(force, structures, labels)
+    return parts.gate.calibrate(gate, score, error, valid), force_rmse(force, structures, labels, valid), jnp.any(
+        near.overflow & valid
+    )
+
+
+def make_segment(parts: Parts, static: Static) -> Segment:
+    """The function to compile: (state, limits) -> (state, looks). Donate the state."""
+    radii = jnp.asarray(covalent_radii[list(static.table)], jnp.float32)
+
+    def closeness(structure: Structure, near: Neighbors) -> Float[Array, ""]:
+        """Smallest distance as a fraction of the sum of covalent radii."""
+        vector, used = neighbors.vectors(structure, near)
+        radius = radii[structure.species]
+        both = radius[:, None] + radius.at[near.index].get(mode="fill", fill_value=1.0)
+        return jnp.min(jnp.where(used, jnp.linalg.norm(vector, axis=-1) / both, jnp.inf))
+
+    def judge(limits: Limits, gate: GateState, structure: Structure, near: Neighbors, prediction: Prediction):
+        """Score and plausibility of one walker's frame."""
+        score = parts.score(prediction, structure)
+        force = prediction.force.mean(0)
+        finite = jnp.isfinite(score) & jnp.all(jnp.isfinite(force)) & jnp.all(jnp.isfinite(structure.position))
+        # before the first calibration the factor is infinite: then the score itself is compared
+        estimate = jnp.where(jnp.isfinite(gate.factor), gate.factor, 1.0) * score
+        physical = finite & (estimate <= limits.implausible) & (closeness(structure, near) >= limits.closest)
+        feature = jnp.sum(prediction.feature, axis=0) / jnp.maximum(jnp.sum(structure.species >= 0), 1)
+        return Candidate(structure, force, prediction.stress.mean(0), score, feature, ~physical)
+
+    def step(state: State, limits: Limits, candidate: Candidate, problems: Int[Array, ""]):
+        """One integration step of all walkers."""
+        proposed = jax.vmap(parts.explorer.propose)(state.walkers)
+        stale = jax.vmap(lambda n, s: neighbors.stale(static.near, n, s))(state.near, proposed)
+        near = jax.lax.cond(jnp.any(stale), lambda: find(static.near, proposed), lambda: state.near)
+        prediction = predict(parts, static, state.train.average, proposed, near)
+        now = jax.vmap(lambda s, n, p: judge(limits, state.gate, s, n, p))(proposed, near, prediction)
+        walkers = jax.vmap(parts.explorer.advance)(state.walkers, proposed, now.force, now.stress)
+        # from the first unphysical frame to the next look a walker keeps its last physical frame
+        bad = candidate.bad | now.bad
+        candidate = _where(bad, candidate, now)._replace(bad=bad)
+        problems = problems | jnp.where(jnp.any(near.overflow & ~bad), NEIGHBORS_FULL, 0)
+        return state._replace(walkers=walkers, near=near), candidate, problems, prediction.energy.mean(1)
+
+    def look(limits: Limits, state: State, _) -> tuple[State, Look]:
+        trusted, walkers = state.trusted, state.walkers
+        number = walkers.step.shape[0]
+        key, key_probe, key_select, key_add, key_hold, key_fit, key_rewind = jax.random.split(state.key, 7)
+        state = state._replace(key=key)
+        # a walker may be bad from the first step on; then there is nothing to label
+        nothing = Candidate(
+            trusted.structure,
+            trusted.force,
+            trusted.stress,
+            jnp.zeros(number, trusted.force.dtype),
+            jnp.zeros((number, _feature_size(parts, static, state)), trusted.force.dtype),
+            jnp.zeros(number, bool),
+        )
+
+        def body(_, carry):
+            state, candidate, problems, _ = carry
+            return step(state, limits, candidate, problems)
+
+        zero = jnp.zeros(number, trusted.force.dtype)
+        state, candidate, problems, energy = jax.lax.fori_loop(
+            0, static.every, body, (state, nothing, state.problems, zero)
+        )
+        gate, flagged = parts.gate.step(state.gate, candidate.score)
+        estimate = jnp.where(jnp.isfinite(gate.factor), gate.factor, 1.0) * candidate.score
+        probe = jax.random.uniform(key_probe, (number,)) < limits.probe
+        wants = flagged | (probe & ~candidate.bad)
+        candidates = Candidates(
+            score=jnp.where(probe, jnp.inf, candidate.score), feature=candidate.feature, eligible=wants
+        )
+        chosen = parts.select(key_select, candidates, static.batch)
+        left = jnp.maximum(limits.budget - state.labels, 0)
+        chosen = jnp.where((chosen >= 0) & (jnp.cumsum(chosen >= 0) <= left), chosen, -1)
+        state = state._replace(gate=gate, problems=problems)
+        state, report = learn(limits, state, candidate, chosen, probe, estimate, (key_add, key_hold, key_fit))
+
+        # Back to the trusted frame: walkers that are unphysical, and those whose frame the method cannot label.
+        failed = jnp.zeros(number, bool).at[report["failed"]].set(True, mode="drop")
+        labeled = jnp.zeros(number, bool).at[report["labeled"]].set(True, mode="drop")
+        trust = (~candidate.bad & ~flagged) | labeled
+        place = Trusted(candidate.structure, candidate.force, candidate.stress)
+        trusted = _where(trust, place, trusted)
+        rewind = candidate.bad | failed
+        fresh = jax.vmap(parts.explorer.init)(jax.random.split(key_rewind, number), *trusted)
+        fresh = fresh._replace(step=state.walkers.step)
+        walkers = _where(rewind, fresh, state.walkers)
+        quiet = jnp.where(flagged | candidate.bad, 0, state.quiet + static.every)
+        bits = jnp.where(jnp.any(candidate.bad), UNPHYSICAL, 0) | jnp.where(jnp.any(failed), LABEL_FAILED, 0)
+        momentum = state.walkers.engine.momentum
+        temperature = jnp.sum(momentum**2 / state.walkers.engine.mass, axis=(-2, -1)) / (
+            momentum.shape[-2] * 3 * 8.617333262e-5
+        )
+        out = Look(
+            structure=candidate.structure,
+            energy=energy,
+            temperature=temperature,
+            estimate=estimate,
+            flagged=flagged & ~candidate.bad,
+            unphysical=candidate.bad,
+            walker=chosen,
+            **report["look"],
+            factor=state.gate.factor,
+        )
+        state = state._replace(
+            walkers=walkers, trusted=trusted, quiet=quiet, problems=(state.problems | bits).astype(jnp.int32)
+        )
+        return state, out
+
+    def learn(limits, state: State, candidate: Candidate, chosen, probe, estimate, keys):
+        """Labels the chosen walkers' candidates, adds them to the training set and retrains."""
+        key_add, key_hold, key_fit = keys
+        wanted = chosen >= 0
+        row = jnp.maximum(chosen, 0)
+        number = candidate.score.shape[0]
+        picked = jax.tree.map(lambda x: x[row], candidate)
+        is_probe = probe[row] & wanted
+        nan = jnp.asarray(jnp.nan, candidate.force.dtype)
+
+        def ask(state: State):
+            label = parts.label(picked.structure, wanted)
+            ok = label.ok & wanted
+            hold = is_probe | (jax.random.uniform(key_hold, wanted.shape) < limits.holdout)
+            buffer, full = buffers.add(
+                state.buffer, key_add, picked.structure, label, ok, hold, static.recipe.bootstrap
+            )
+            steps = jnp.where(jnp.any(ok & ~hold), limits.steps, 0)
+            train, loss = training.fit(
+                parts.potential,
+                static.recipe,
+                static.train_near,
+                state.train,
+                buffer,
+                key_fit,
+                steps,
+                limits.rate,
+                limits.final_rate,
+                static.batching,
+            )
+            gate, rmse, crowded = calibrate(parts, static, state.gate, train.average, buffer)
+            near = find(static.train_near, picked.structure)
+            finite = jax.tree.reduce(
+                jnp.logical_and, jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), train.average)
+            )
+            problems = (
+                state.problems
+                | jnp.where(full, BUFFER_FULL, 0)
+                | jnp.where(jnp.any(near.overflow & ok) | crowded, NEIGHBORS_FULL, 0)
+                | jnp.where(finite, 0, NOT_FINITE)
+            )
+            state = state._replace(
+                buffer=buffer,
+                train=train,
+                gate=gate,
+                problems=problems.astype(jnp.int32),
+                labels=state.labels + jnp.sum(wanted, dtype=jnp.int32),
+            )
+            error = max_force_error(picked.force, picked.structure, label)
+            each = jax.vmap(lambda f, s, lab: force_rmse(f[None], _one(s), _one(lab), jnp.ones(1, bool)))
+            rmses = each(picked.force, picked.structure, label)
+            values = (ok, jnp.where(ok, error, nan), jnp.where(ok, rmses, nan), jnp.mean(loss), rmse)
+            return state, values
+
+        def skip(state: State):
+            none = jnp.full(wanted.shape, jnp.nan, candidate.force.dtype)
+            return state, (jnp.zeros(wanted.shape, bool), none, none, nan, nan)
+
+        state, (ok, error, rmses, loss, rmse) = jax.lax.cond(jnp.any(wanted), ask, skip, state)
+        report = {
+            "labeled": jnp.where(ok, chosen, number),
+            "failed": jnp.where(wanted & ~ok, chosen, number),
+            "look": {
+                "probe": is_probe,
+                "ok": ok,
+                "label_estimate": jnp.where(wanted, estimate[row], jnp.nan),
+                "label_error": error,
+                "label_rmse": rmses,
+                "loss": loss,
+                "fold_rmse": rmse,
+            },
+        }
+        return state, report
+
+    def segment(state: State, limits: Limits) -> tuple[State, Look]:
+        before = state._replace(problems=jnp.zeros_like(state.problems))
+        after, looks = jax.lax.scan(lambda s, x: look(limits, s, x), before, None, length=static.looks)
+        # What came after an overflow or a diverged training is wrong: as if the segment had not been.
+        undone = (after.problems & UNDONE) != 0
+        state = jax.tree.map(lambda old, new: jax.lax.select(undone, old, new), *_data(before, after))
+        return _undata(state, before)._replace(problems=after.problems), looks
+
+    return segment
+
+
+def _feature_size(parts: Parts, static: Static, state: State) -> int:
+    shapes = jax.eval_shape(
+        lambda: predict(parts, static, state.train.average, state.trusted.structure, state.near).feature
+    )
+    return shapes.shape[-1]
+
+
+def _where(mask: Bool[Array, "w"], yes, no):
+    """Row by row `yes` where the mask is true, else `no`, over a whole pytree [w ...]."""
+
+    def pick(a, b):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(pick(jax.random.key_data(a), jax.random.key_data(b)))
+        return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(pick, yes, no)
+
+
+def _one(row):
+    return jax.tree.map(lambda x: x[None], row)
+
+
+def _is_key(x) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _data(*trees):
+    """Typed keys as their data, which `select` takes."""
+    return tuple(jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree) for tree in trees)
+
+
+def _undata(tree, like):
+    return jax.tree.map(lambda x, y: jax.random.wrap_key_data(x) if _is_key(y) else x, tree, like)

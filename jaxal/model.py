@@ -1,0 +1,134 @@
+"""The finished potential as one file: numpy arrays and a JSON header, no code, nothing to unpickle."""
+
+import importlib
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxal import committee, neighbors, registry
+from jaxal.types import InputError, Params, Potential, Prediction, Structure
+
+FILE_NAME = "model.npz"
+FORMAT = 1
+
+
+class Model(NamedTuple):
+    """A trained committee and what is needed to use it."""
+
+    potential: str  # name of the registered potential
+    options: tuple[tuple[str, Any], ...]  # its options
+    table: tuple[int, ...]  # atomic numbers of the species
+    params: Params  # [m] leading
+    reference: np.ndarray  # [s] float64, eV: total energy = model's + sum of those of the atoms
+    factor: float  # estimated largest force error of an atom, eV/Å = factor * max_force_spread
+    precision: str  # float32 or float64
+    charge: int  # e, at which it was trained
+    spin: int  # unpaired electrons, at which it was trained
+
+
+def potential(model: Model) -> Potential:
+    """The registered potential with the model's options. Raises InputError if it is not registered."""
+    importlib.import_module("jaxal.potential.equivariant")
+    try:
+        factory = registry.get("potential", model.potential)
+    except KeyError as error:
+        raise InputError(f"model: {error.args[0]}; import the module that registers it first") from None
+    return factory(model.table, **dict(model.options))
+
+
+def save(path: str | Path, model: Model) -> None:
+    """Writes the model; an existing file is replaced only when the new one is complete."""
+    path = Path(path)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(model.params)
+    arrays = {"/".join(str(part.key) for part in where): np.asarray(leaf) for where, leaf in leaves}
+    header = {
+        "format": FORMAT,
+        **{name: getattr(model, name) for name in ("potential", "precision", "charge", "spin")},
+        "options": dict(model.options),
+        "table": list(model.table),
+        "factor": float(model.factor) if np.isfinite(model.factor) else None,
+    }
+    part = path.with_name(path.name + ".part")
+    with open(part, "wb") as file:
+        np.savez_compressed(
+            file, header=np.array(json.dumps(header)), reference=np.asarray(model.reference, np.float64), **arrays
+        )
+    part.replace(path)
+
+
+def load(path: str | Path) -> Model:
+    """A model file, or the model of a run folder.
+
+    Raises InputError where there is none, or where the file is no model of this format.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / FILE_NAME).is_file():
+            raise InputError(f"{path}: the folder holds no {FILE_NAME}; a run writes it as it goes, see `jaxal resume`")
+        path = path / FILE_NAME
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such model file or run folder")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            header = json.loads(str(file["header"]))
+            arrays = {name: file[name] for name in file.files if name != "header"}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        raise InputError(f"{path}: not a model file of jaxal ({type(error).__name__})") from error
+    if header.get("format") != FORMAT:
+        raise InputError(f"{path}: model format {header.get('format')}, this version reads format {FORMAT}")
+    reference = arrays.pop("reference")
+    params: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *parents, leaf = name.split("/")
+        node = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = array
+    return Model(
+        potential=header["potential"],
+        options=tuple((name, value) for name, value in header["options"].items()),
+        table=tuple(header["table"]),
+        params=params,
+        reference=reference,
+        factor=float("inf") if header["factor"] is None else header["factor"],
+        precision=header["precision"],
+        charge=header["charge"],
+        spin=header["spin"],
+    )
+
+
+def predictor(model: Model, batching: committee.Batching = "auto") -> Callable[[Structure], Prediction]:
+    """The committee as a host function: structures [b] in, Prediction [b m ...] out, without the reference energies.
+
+    Neighbor capacities are found as needed and kept, so like structures compile once.
+    """
+    part = potential(model)
+    params = jax.tree.map(jnp.asarray, model.params)
+    specs: dict[tuple[int, bool], neighbors.Spec] = {}
+
+    def run(spec: neighbors.Spec, params: Params, structures: Structure):
+        near = jax.vmap(lambda s: neighbors.build(spec, s))(structures)
+        return committee.predict(part, params, structures, near, batching), jnp.any(near.overflow)
+
+    compiled = jax.jit(run, static_argnums=0)
+
+    def predict(structures: Structure) -> Prediction:
+        structures = jax.tree.map(jnp.asarray, structures)
+        kind = (structures.species.shape[-1], bool(np.any(np.asarray(structures.cell))))
+        if kind not in specs:
+            specs[kind] = neighbors.plan(structures, part.cutoff, 0.0, 1.25)
+        prediction, overflow = compiled(specs[kind], params, structures)
+        if overflow:
+            new, old = neighbors.plan(structures, part.cutoff, 0.0, 1.25), specs[kind]
+            images = tuple(max(a, b) for a, b in zip(new.images, old.images, strict=True))
+            specs[kind] = new._replace(capacity=max(new.capacity, old.capacity), images=images)
+            prediction, _ = compiled(specs[kind], params, structures)
+        return prediction
+
+    return predict

@@ -1,0 +1,197 @@
+"""An E(3)-equivariant message-passing potential of the MACE family.
+
+Batatia et al., NeurIPS 2022 (arXiv:2206.07697): messages of neighbors, symmetric products for the many-body
+order, a residual connection by species, and a linear readout of invariants by species after every layer. Here
+the radial weights belong to pairs of degrees (feature, harmonic) and the couplings are mixed by the linear map
+that follows, which lets the neighbors be contracted first (see `contraction`).
+"""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import e3nn_jax as e3nn
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxal.neighbors import vectors
+from jaxal.potential import contraction
+from jaxal.potential.radial import bessel, envelope
+from jaxal.potential.repulsion import zbl
+from jaxal.registry import register
+from jaxal.types import Key, Neighbors, Params, Potential, Structure
+from jaxal.units import Unit
+
+
+def _normal(scale: float) -> Callable:
+    return nn.initializers.normal(scale)
+
+
+class _Layer(nn.Module):
+    """One message-passing layer: [n, 2l+1, f] features in and out."""
+
+    species: int
+    channels: int
+    l_max: int
+    l_out: int
+    correlation: int
+    hidden: int
+
+    def _linear(self, name: str, values: Float[Array, "n z q"]) -> Float[Array, "n z f"]:
+        rows = values.shape[-1]
+        return values @ self.param(name, _normal(rows**-0.5), (rows, self.channels), values.dtype)
+
+    @nn.compact
+    def __call__(
+        self,
+        features: contraction.Features,
+        species: Int[Array, "n"],
+        harmonics: Float[Array, "n k h"],
+        radial: Float[Array, "n k q"],
+        cut: Float[Array, "n k"],
+        neighbors: Neighbors,
+        average: Float[Array, ""],
+    ) -> contraction.Features:
+        dtype, f = harmonics.dtype, self.channels
+        pairs = contraction.pairs(tuple(features), self.l_max)
+        if self.hidden:
+            first = self.param("radial_in", _normal(radial.shape[-1] ** -0.5), (radial.shape[-1], self.hidden), dtype)
+            radial = nn.silu(radial @ first) * 1.6765  # keeps unit variance
+        last = self.param("radial_out", _normal(radial.shape[-1] ** -0.5), (radial.shape[-1], len(pairs) * f), dtype)
+        weights = (radial @ last) * (cut / jnp.sqrt(average))[:, :, None]
+        weight = {pair: weights[:, :, i * f : (i + 1) * f] for i, pair in enumerate(pairs)}
+        sender = {l: self._linear(f"sender_{l}", h) for l, h in features.items()}
+        message = contraction.neighbor_contraction(
+            harmonics, weight, sender, neighbors.index, neighbors.reverse, self.l_max
+        )
+        mixed = jnp.concatenate([self._linear(f"message_{l}", message[l]) for l in message], axis=1)  # [n, h, f]
+
+        product_weight = {}
+        for degree in range(self.l_out + 1):
+            for order in range(1, self.correlation + 1):
+                count = contraction.number_of_symmetric_paths(self.l_max, order, degree)
+                if count:
+                    table = self.param(
+                        f"product_{order}_{degree}", _normal(count**-0.5), (self.species, count, f), dtype
+                    )
+                    product_weight[order, degree] = table[species]
+        product = contraction.symmetric_product(mixed, product_weight, self.l_max, self.correlation)
+
+        result = {}
+        for degree, values in product.items():
+            update = self._linear(f"update_{degree}", values) * self.correlation**-0.5
+            if degree in features:
+                keep = self.param(f"residual_{degree}", nn.initializers.ones, (self.species, f), dtype)
+                update = update + self._linear(f"keep_{degree}", features[degree]) * keep[species][:, None, :]
+            result[degree] = update
+        return result
+
+
+class _Model(nn.Module):
+    table: tuple[int, ...]
+    cutoff: float
+    channels: int
+    l_max: int
+    hidden_l: int
+    layers: int
+    correlation: int
+    radial: int
+    radial_hidden: int
+    repulsion: bool
+
+    @nn.compact
+    def __call__(self, structure: Structure, neighbors: Neighbors) -> tuple[Float[Array, ""], Float[Array, "n f"]]:
+        number = structure.position.shape[0]
+        kinds = len(self.table)
+        dtype = structure.position.dtype
+        real = structure.species >= 0
+        species = jnp.maximum(structure.species, 0)
+        vector, used = vectors(structure, neighbors)
+        # padded slots sit at the cutoff, where everything and its derivatives are zero
+        vector = jnp.where(used[:, :, None], vector, jnp.asarray([self.cutoff, 0.0, 0.0], dtype))
+        distance = jnp.sqrt(jnp.sum(vector**2, axis=-1))
+        cut = envelope(distance, self.cutoff)
+        radial = bessel(distance, self.cutoff, self.radial)
+        harmonics = e3nn.spherical_harmonics(
+            e3nn.Irreps.spherical_harmonics(self.l_max),
+            vector / distance[:, :, None],
+            normalize=False,
+            normalization="component",
+        ).array
+
+        constant = {
+            "neighbors": self.variable("constants", "neighbors", lambda: jnp.ones((), dtype)).value,
+            "scale": self.variable("constants", "scale", lambda: jnp.ones((), dtype)).value,
+        }
+        embedding = self.param("embedding", _normal(1.0), (kinds, self.channels), dtype)
+        features: contraction.Features = {0: embedding[species][:, None, :]}
+        energy = jnp.zeros(number, dtype)
+        invariants = []
+        for t in range(self.layers):
+            l_out = self.hidden_l if t + 1 < self.layers else 0
+            layer = _Layer(kinds, self.channels, self.l_max, l_out, self.correlation, self.radial_hidden, name=f"layer_{t}")
+            features = layer(features, species, harmonics, radial, cut, neighbors, constant["neighbors"])
+            invariant = features[0][:, 0, :]
+            readout = self.param(f"readout_{t}", _normal(0.3 * self.channels**-0.5), (kinds, self.channels), dtype)
+            energy = energy + jnp.sum(readout[species] * invariant, axis=-1)
+            invariants.append(invariant)
+        shift = self.param("shift", nn.initializers.zeros, (kinds,), dtype)
+        energy = constant["scale"] * (energy + shift[species])
+        if self.repulsion:
+            neighbor = species.at[neighbors.index].get(mode="fill", fill_value=0)
+            energy = energy + zbl(self.table, species, neighbor, distance, used)
+        feature = jnp.where(real[:, None], jnp.concatenate(invariants, axis=-1), 0.0)
+        return jnp.sum(jnp.where(real, energy, 0.0)), feature
+
+
+@register("potential")
+def equivariant(
+    table: tuple[int, ...],
+    *,
+    cutoff: Annotated[float, Unit("Å", 0.0, True)] = 5.0,
+    channels: Annotated[int, Unit("", 1)] = 32,
+    l_max: Annotated[int, Unit("", 0)] = 2,
+    hidden_l: Annotated[int, Unit("", 0)] = 1,
+    layers: Annotated[int, Unit("", 1)] = 2,
+    correlation: Annotated[int, Unit("", 1)] = 2,
+    radial: Annotated[int, Unit("", 1)] = 8,
+    radial_hidden: Annotated[int, Unit("", 0)] = 32,
+    repulsion: bool = True,
+) -> Potential:
+    """Equivariant message passing of the MACE family, with ZBL repulsion at short range.
+
+    Parameters
+    ----------
+    table : atomic numbers the model knows
+    cutoff : Å; energy, forces and their derivatives go smoothly to zero there
+    channels : features of each degree
+    l_max : highest degree of the spherical harmonics and of the messages
+    hidden_l : highest degree of the features passed between layers (at most l_max)
+    layers : message-passing layers
+    correlation : factors in the symmetric products, 1 to 3: body order minus one
+    radial : Bessel functions
+    radial_hidden : width of the radial network's hidden layer; 0 = none (a linear map of the basis)
+    repulsion : add the screened nuclear repulsion
+
+    The parameters hold "params" (trained) and "constants" (scale in eV, mean number of neighbors; set from
+    data). Energies are eV. Reference: Batatia et al., arXiv:2206.07697.
+    """
+    if hidden_l > l_max:
+        raise ValueError(f"potential.hidden_l is {hidden_l}; it must not exceed potential.l_max = {l_max}")
+    if not 1 <= correlation <= 3:
+        raise ValueError(f"potential.correlation is {correlation}; it must be 1, 2 or 3")
+    model = _Model(
+        table, cutoff, channels, l_max, hidden_l, layers, correlation, radial, radial_hidden, repulsion
+    )
+
+    def init(key: Key, structure: Structure, neighbors: Neighbors) -> Params:
+        return model.init(key, structure, neighbors)
+
+    def energy(
+        params: Params, structure: Structure, neighbors: Neighbors
+    ) -> tuple[Float[Array, ""], Float[Array, "n f"]]:
+        constants = jax.lax.stop_gradient(params["constants"])
+        return model.apply({"params": params["params"], "constants": constants}, structure, neighbors)
+
+    return Potential(init, energy, cutoff)

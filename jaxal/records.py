@@ -1,0 +1,141 @@
+"""The files of a run folder that grow as the run goes: metrics, trajectory, training set."""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import ase
+import jax
+import numpy as np
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
+
+from jaxal import loop
+from jaxal.buffer import Buffer
+from jaxal.structure import Table, matrix_to_voigt, to_atoms
+
+METRICS, TRAJECTORY, TRAINING, VERSIONS = "metrics.jsonl", "trajectory.xyz", "training.xyz", "versions.json"
+PACKAGES = ("jaxal", "jax", "jaxlib", "flax", "optax", "jax-md", "e3nn-jax", "orbax-checkpoint", "numpy", "ase", "tblite")
+
+
+def plain(value: Any) -> Any:
+    """A number as JSON has it: no NaN or infinity, at most seven digits."""
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, float):
+        return float(f"{value:.7g}") if np.isfinite(value) else None
+    return value
+
+
+def append(directory: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Adds lines to metrics.jsonl."""
+    with open(directory / METRICS, "a") as file:
+        for record in records:
+            file.write(json.dumps({name: plain(value) for name, value in record.items()}) + "\n")
+
+
+def sizes(directory: Path) -> dict[str, int]:
+    """Bytes of the growing files now, for `cut`."""
+    return {name: (directory / name).stat().st_size for name in (METRICS, TRAJECTORY) if (directory / name).exists()}
+
+
+def cut(directory: Path, sizes: dict[str, int]) -> None:
+    """Back to the sizes at a checkpoint: what came after it will be written again."""
+    for name in (METRICS, TRAJECTORY):
+        if (directory / name).exists():
+            os.truncate(directory / name, sizes.get(name, 0))
+
+
+def versions(directory: Path) -> None:
+    """Writes versions.json: machine, Python, packages."""
+    found: dict[str, Any] = {name: metadata.version(name) for name in PACKAGES}
+    device = jax.devices()[0]
+    found |= {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "device": f"{len(jax.devices())} x {device.platform} {device.device_kind}",
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
+    (directory / VERSIONS).write_text(json.dumps(found, indent=1) + "\n")
+
+
+def write_training(directory: Path, buffer: Buffer, table: Table, reference: np.ndarray) -> None:
+    """Writes training.xyz: every label with total energy, forces, stress and whether it was held out."""
+    count = int(buffer.count)
+    structures, labels = jax.tree.map(lambda x: np.asarray(x)[:count], (buffer.structure, buffer.label))
+    frames = []
+    for row in range(count):
+        structure, label = jax.tree.map(lambda x, row=row: x[row], (structures, labels))
+        atoms = to_atoms(structure, table)
+        real = structure.species >= 0
+        results = {
+            "energy": float(label.energy) + float(np.sum(reference[structure.species[real]])),
+            "forces": np.asarray(label.force, float)[real],
+        }
+        if atoms.pbc.all():
+            results["stress"] = matrix_to_voigt(np.asarray(label.stress, float))
+        atoms.calc = SinglePointCalculator(atoms, **results)
+        atoms.info["held_out"] = bool(buffer.held_out[row])
+        frames.append(atoms)
+    write_frames(directory / TRAINING, frames)
+
+
+def write_frames(path: Path, frames: Sequence[ase.Atoms], append: bool = False) -> None:
+    """Extended XYZ; a whole file is replaced only when the new one is complete."""
+    if append:
+        write(path, list(frames), format="extxyz", append=True)
+        return
+    part = path.with_name(path.name + ".part")
+    write(part, list(frames), format="extxyz")
+    part.replace(path)
+
+
+def write_walkers(directory: Path, looks: loop.Look, every: int, first: int, table: Table, reference: np.ndarray) -> None:
+    """Appends every `every`-th look's walkers to trajectory.xyz; `first` is the number of the first look."""
+    frames = []
+    for row in range(looks.factor.shape[0]):
+        if (first + row) % every:
+            continue
+        for walker in range(looks.energy.shape[1]):
+            structure = jax.tree.map(lambda x, at=(row, walker): x[at], looks.structure)
+            atoms = to_atoms(structure, table)
+            energy = float(looks.energy[row, walker]) + float(np.sum(reference[structure.species]))
+            atoms.info |= {
+                "look": first + row,
+                "walker": walker,
+                "model_energy": energy,
+                "estimated_error": plain(looks.estimate[row, walker]) or 0.0,
+                "temperature": float(looks.temperature[row, walker]),
+            }
+            frames.append(atoms)
+    if frames:
+        write_frames(directory / TRAJECTORY, frames, append=True)
+
+
+def label_records(looks: loop.Look, wall: float, ps: np.ndarray, first: int, reasons: Sequence[str]) -> list[dict[str, Any]]:
+    """One metrics line for each label of a segment, in the order they were asked for."""
+    lines, failures = [], iter(reasons)
+    for row, slot in zip(*np.nonzero(looks.walker >= 0), strict=True):
+        ok = bool(looks.ok[row, slot])
+        factor = looks.factor[row - 1] if row else np.nan
+        lines.append(
+            {
+                "kind": "label",
+                "wall": wall,
+                "label": first + len(lines),
+                "ps": ps[row],
+                "walker": int(looks.walker[row, slot]),
+                "score": looks.label_estimate[row, slot] / factor if np.isfinite(factor) and factor > 0 else np.nan,
+                "estimated": looks.label_estimate[row, slot],
+                "error": looks.label_error[row, slot],
+                "rmse": looks.label_rmse[row, slot],
+                "probe": bool(looks.probe[row, slot]),
+                "ok": ok,
+                "reason": "" if ok else next(failures, "the label failed"),
+            }
+        )
+    return lines

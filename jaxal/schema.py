@@ -1,0 +1,197 @@
+"""The fields of a configuration: frozen dataclasses, one for each section of the YAML file.
+
+Nothing here reads a file or knows a part: `jaxal.config` checks values against these annotations and against
+the options of the registered parts. A physical field is annotated `Annotated[float, Unit(...)]`; it takes a
+number in that unit or text such as "2 ps". `Unit("", 1)` bounds a plain number, `Below(1)` bounds it from above.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from jaxal import registry
+from jaxal.units import Unit
+
+
+class Below(NamedTuple):
+    """Marks a number with its upper bound, which is excluded."""
+
+    maximum: float
+
+
+class Kinds(NamedTuple):
+    """Marks a part with the kinds of the registry it may be of, and with the name taken where none is given."""
+
+    kinds: tuple[str, ...]
+    default: str
+
+
+Count = Annotated[int, Unit("", 1)]
+Factor = Annotated[float, Unit("", 0)]
+Fraction = Annotated[float, Unit("", 0), Below(1)]
+Precision = Literal["float32", "float64"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One registered part with all its options, in the order of its signature, in their own units."""
+
+    kind: str
+    name: str
+    options: tuple[tuple[str, Any], ...]
+
+    def bind(self) -> Callable:
+        """The registered function with the options filled in."""
+        return functools.partial(registry.get(self.kind, self.name), **dict(self.options))
+
+    def __getitem__(self, option: str) -> Any:
+        """The value of one option. Raises KeyError if the part has none of that name."""
+        return dict(self.options)[option]
+
+
+PotentialPart = Annotated[Part, Kinds(("potential",), "equivariant")]
+ScorePart = Annotated[Part, Kinds(("score",), "max_force_spread")]
+SelectPart = Annotated[Part, Kinds(("select",), "top_k")]
+
+
+@dataclass(frozen=True)
+class System:
+    """The structure that the walkers start from."""
+
+    file: Path  # any file ASE reads
+    index: int = 0  # frame of the file; -1 is the last
+    charge: int = 0  # e
+    spin: Annotated[int, Unit("", 0)] = 0  # number of unpaired electrons
+    supercell: tuple[Count, Count, Count] = (1, 1, 1)  # repetitions along the three lattice vectors
+
+
+@dataclass(frozen=True)
+class Committee:
+    """How many models, and how their evaluation is batched."""
+
+    members: Annotated[int, Unit("", 2)] = 4
+    batching: Literal["auto", "map", "vmap"] = "auto"  # auto chooses by backend and size
+
+
+@dataclass(frozen=True)
+class Explore:
+    """The dynamics that visits structures."""
+
+    part: Annotated[Part, Kinds(("explorer",), "nvt_langevin")]
+    walkers: Count = 8
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Which frames are worth a label, and which are not physical."""
+
+    part: Annotated[Part, Kinds(("gate",), "conformal")]
+    every: Count = 10  # steps between two looks at the walkers
+    implausible: Annotated[float, Unit("eV/Å", 0, True)] = 2.0  # a frame with a larger estimated error is not physical
+    closest: Annotated[float, Unit("", 0)] = 0.5  # nor is one with atoms closer than this part of their covalent radii
+
+
+@dataclass(frozen=True)
+class Label:
+    """The reference method, and which of its answers are accepted."""
+
+    part: Annotated[Part, Kinds(("labeler", "oracle"), "tblite")]
+    initial: Annotated[int, Unit("", 2)] = 10  # labels before the dynamics
+    batch: Count | None = None  # at most so many labels at one look; default: as many as walkers
+    workers: Annotated[int, Unit("", 0)] = 0  # processes; 0 calculates in this one
+    timeout: Annotated[float, Unit("s", 0, True)] = 600.0  # one calculation may take as long; then it has failed
+    max_force: Annotated[float, Unit("eV/Å", 0, True)] = 30.0  # a larger force on any atom fails the label
+    net_force: Annotated[float, Unit("eV/Å", 0, True)] = 0.1  # so does a larger sum of all forces
+
+
+@dataclass(frozen=True)
+class Train:
+    """How the members are fitted."""
+
+    steps: Count = 100  # after each labeling
+    initial_steps: Count = 500  # before the dynamics
+    final_steps: Annotated[int, Unit("", 0)] = 2000  # after the last label
+    batch: Count = 8  # structures in a step
+    learning_rate: Annotated[float, Unit("", 0, True)] = 2e-3
+    final_learning_rate: Factor = 1e-5  # at the end of the final steps
+    optimizer: Literal["adamw", "amsgrad"] = "adamw"
+    weight_decay: Factor = 0.0
+    clip: Annotated[float, Unit("", 0, True)] = 10.0  # largest norm of the gradient
+    ema: Fraction = 0.99  # decay of the averaged weights that predict
+    energy_weight: Factor = 1.0
+    force_weight: Factor = 1.0
+    stress_weight: Factor = 0.0
+    huber: Annotated[float, Unit("eV/Å", 0, True)] | None = None  # force errors above it count linearly
+    holdout: Fraction = 0.1  # fraction of the labels never trained on: calibration and early stopping
+    bootstrap: bool = True  # each member weighs the labels at random
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When the run ends: as soon as one of these is reached."""
+
+    labels: Annotated[int, Unit("", 2)] = 400  # failed ones included
+    quiet: Annotated[float, Unit("ps", 0, True)] = 5.0  # per walker without a gate
+    time: Annotated[float, Unit("ps", 0, True)] | None = None  # per walker
+    error: Annotated[float, Unit("eV/Å", 0, True)] | None = None  # force RMSE on fresh probe labels
+    probes: Count = 16  # probe labels for that error
+    wall: Annotated[float, Unit("s", 0, True)] | None = None  # since the start
+
+
+@dataclass(frozen=True)
+class Validate:
+    """What the finished potential is compared with."""
+
+    data: Path | None = None  # labeled frames, any file ASE reads
+
+
+@dataclass(frozen=True)
+class Output:
+    """How often something is written."""
+
+    checkpoint: Annotated[float, Unit("s", 0)] = 60.0  # between two checkpoints
+    trajectory: Count = 10  # looks between two frames
+
+
+@dataclass(frozen=True)
+class Data:
+    """Labeled structures for `jaxal train`."""
+
+    file: Path  # any file ASE reads, with energies and forces
+    validation: Path | None = None  # held-out frames; default: the fraction train.holdout of `file`
+    charge: int = 0  # e, where a frame's info has no `charge`
+    spin: Annotated[int, Unit("", 0)] = 0  # number of unpaired electrons, where a frame's info has no `spin`
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything `jaxal run` needs."""
+
+    system: System
+    potential: PotentialPart
+    committee: Committee
+    explore: Explore
+    score: ScorePart
+    gate: Gate
+    select: SelectPart
+    label: Label
+    train: Train
+    stop: Stop
+    validate: Validate
+    output: Output
+    seed: Annotated[int, Unit("", 0)] = 0
+    precision: Precision = "float32"
+
+
+@dataclass(frozen=True)
+class Offline:
+    """Everything `jaxal train` needs."""
+
+    data: Data
+    potential: PotentialPart
+    committee: Committee
+    train: Train
+    seed: Annotated[int, Unit("", 0)] = 0
+    precision: Precision = "float32"

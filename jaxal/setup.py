@@ -1,0 +1,242 @@
+"""From a configuration to the program: parts, capacities, first labels, first training set."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ase
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
+
+from jaxal import buffer as buffers
+from jaxal import committee, loop, neighbors
+from jaxal.label.bridge import host_label
+from jaxal.label.pool import Recipe as LabelRecipe
+from jaxal.label.service import Service, label_service
+from jaxal.schema import Config, Train
+from jaxal.structure import Table, from_atoms, masses, species_table
+from jaxal.train import fit as training
+from jaxal.train.loss import LossWeights
+from jaxal.types import InputError, Key, Label, Params, Potential, Structure
+
+SKIN = 0.5  # Å
+FOLD = 64  # held-out labels that calibrate the gate
+LOOKS = 20  # in a segment
+LARGEST_BUFFER = 4096  # rows of the first allocation; it grows beyond
+
+LabelFunction = Callable[[Structure, Bool[Array, "k"]], Label]
+
+
+class First(NamedTuple):
+    """The first labels: absolute energies in float64."""
+
+    structures: Structure  # [k] numpy
+    labels: Label  # [k] numpy
+    failed: int
+
+
+def dtype_of(precision: str) -> Any:
+    """The float type of a precision; float64 also switches JAX to 64 bits."""
+    if precision == "float64":
+        jax.config.update("jax_enable_x64", True)
+    return np.dtype(precision)
+
+
+def recipe(train: Train) -> training.Recipe:
+    """What is static about training, from its section."""
+    weights = LossWeights(train.energy_weight, train.force_weight, train.stress_weight, train.huber)
+    return training.Recipe(
+        batch=train.batch,
+        optimizer=train.optimizer,
+        weight_decay=train.weight_decay,
+        clip=train.clip,
+        ema=train.ema,
+        weights=weights,
+        bootstrap=1.0 if train.bootstrap else 0.0,
+    )
+
+
+def first_structures(atoms: ase.Atoms, number: int, seed: int) -> list[ase.Atoms]:
+    """The start structure and displaced copies of it to learn the first potential from.
+
+    Gaussian displacements of 0.02 to 0.10 Å per coordinate, light atoms more than heavy ones (as the square root of
+    carbon's mass over theirs, at most 1.5 times); periodic cells are also strained by up to 2 %.
+    """
+    rng = np.random.default_rng([seed, 1])
+    frames = [atoms.copy()]
+    scale = np.minimum(np.sqrt(12.0 / atoms.get_masses()), 1.5)[:, None]
+    for size in np.linspace(0.02, 0.10, number - 1):
+        frame = atoms.copy()
+        if atoms.pbc.all():
+            strain = rng.uniform(-0.02, 0.02, (3, 3))
+            frame.set_cell(atoms.cell.array @ (np.eye(3) + 0.5 * (strain + strain.T)), scale_atoms=True)
+        frame.positions += scale * rng.normal(0.0, size, frame.positions.shape)
+        frames.append(frame)
+    return frames
+
+
+def open_service(config: Config, table: Table, store: Path, reference: np.ndarray) -> Service:
+    """The labels of a host method, relative to `reference` (eV per species), kept in `store`."""
+    part = config.label.part
+    return label_service(
+        LabelRecipe(part.name, dict(part.options)),
+        table=table,
+        store=store,
+        reference=reference,
+        workers=config.label.workers,
+        timeout=config.label.timeout,
+        max_force=config.label.max_force,
+        net_force=config.label.net_force,
+    )
+
+
+def oracle_label(config: Config, table: Table, dtype: Any, reference: np.ndarray, spec: neighbors.Spec) -> LabelFunction:
+    """The labels of a closed form in JAX, as a function of the program, without a callback."""
+    oracle = config.label.part.bind()(table)
+    offset = jnp.asarray(reference, dtype)
+    cap = config.label.max_force
+
+    def label(structures: Structure, wanted: Bool[Array, "k"]) -> Label:
+        near = loop.find(spec, structures)
+        energy, force, stress, _ = jax.vmap(lambda s, n: committee.evaluate(oracle, {}, s, n))(structures, near)
+        real = structures.species >= 0
+        energy = energy - jnp.sum(jnp.where(real, offset[structures.species], 0.0), axis=-1)
+        largest = jnp.max(jnp.linalg.norm(force, axis=-1), axis=-1)
+        ok = wanted & jnp.isfinite(energy) & (largest <= cap) & ~near.overflow
+        return Label(energy, force, stress, ok)
+
+    return label
+
+
+def oracle_spec(config: Config, table: Table, structures: Structure) -> neighbors.Spec:
+    """Neighbors of the closed form, with ample room: an overflow there would fail labels."""
+    return neighbors.plan(structures, config.label.part.bind()(table).cutoff, 0.0, 2.0)
+
+
+def first_labels(config: Config, atoms: ase.Atoms, store: Path) -> First:
+    """Labels the first structures. Raises InputError if the method fails on the start structure or on most."""
+    table = species_table([atoms])
+    frames = first_structures(atoms, config.label.initial, config.seed)
+    structures = from_atoms(frames, table, config.system.charge, config.system.spin, dtype=np.float64)
+    zero = np.zeros(len(table))
+    wanted = np.ones(len(frames), bool)
+    if config.label.part.kind == "oracle":
+        dtype = dtype_of(config.precision)
+        given = jax.tree.map(lambda x: jnp.asarray(x, dtype) if x.dtype == np.float64 else jnp.asarray(x), structures)
+        labels = oracle_label(config, table, dtype, zero, oracle_spec(config, table, given))(given, jnp.asarray(wanted))
+        labels = Label(*(np.asarray(x, np.float64) for x in labels[:3]), np.asarray(labels.ok))
+        reason = "the force cap label.max_force"
+    else:
+        service = open_service(config, table, store, zero)
+        try:
+            # the program will ask in its own precision: the first structures are rounded to it, too
+            rounded = structures._replace(position=structures.position.astype(config.precision).astype(np.float64))
+            labels = Label(*service.label(rounded, wanted))
+            reason = next((record.reason for record in service.drain() if not record.ok), "")
+        finally:
+            service.close()
+    ok = np.asarray(labels.ok)
+    if not ok[0] or ok.sum() < 2:
+        raise InputError(f"label: {config.label.part.name} fails on the start structure {config.system.file}: {reason}")
+    keep = np.flatnonzero(ok)
+    kept = jax.tree.map(lambda x: np.asarray(x)[keep], (structures, labels))
+    return First(*kept, failed=int((~ok).sum()))
+
+
+def cast(structures: Structure, labels: Label, reference: np.ndarray, dtype: Any) -> tuple[Structure, Label]:
+    """Device arrays in the program's precision, energies relative to the references (subtracted in float64)."""
+    species = np.asarray(structures.species)
+    offset = np.where(species >= 0, np.asarray(reference)[species], 0.0).sum(-1)
+    structures = structures._replace(
+        position=jnp.asarray(structures.position, dtype), cell=jnp.asarray(structures.cell, dtype)
+    )
+    labels = Label(
+        jnp.asarray(np.asarray(labels.energy) - offset, dtype),
+        jnp.asarray(labels.force, dtype),
+        jnp.asarray(labels.stress, dtype),
+        jnp.asarray(labels.ok),
+    )
+    return jax.tree.map(jnp.asarray, (structures, labels))
+
+
+def training_set(
+    structures: Structure, labels: Label, held: np.ndarray, members: int, capacity: int, key: Key, bootstrap: float
+) -> buffers.Buffer:
+    """A buffer that holds the given labels (device arrays, [b]); `held` marks those held out."""
+    number = structures.charge.shape[0]
+    empty = buffers.init(jax.tree.map(lambda x: x[0], structures), members, max(capacity, number))
+    filled, _ = buffers.add(empty, key, structures, labels, labels.ok, jnp.asarray(held), bootstrap)
+    return filled
+
+
+def spread_hold(number: int, fraction: float) -> np.ndarray:
+    """Marks `fraction` of the rows, at least one and never the first, evenly spaced."""
+    count = max(1, round(fraction * number))
+    held = np.zeros(number, bool)
+    held[np.linspace(number - 1, 1, count).astype(int)] = True
+    return held
+
+
+def new_params(
+    potential: Potential, key: Key, members: int, spec: neighbors.Spec, structures: Structure, labels: Label
+) -> Params:
+    """Initial weights of every member, with the constants taken from the data."""
+    near = loop.find(spec, structures)
+    atoms = jnp.sum(structures.species >= 0)
+    listed = float(jnp.sum(near.index < structures.species.shape[-1]) / atoms)
+    first = jax.tree.map(lambda x: x[0], (structures, near))
+    params = committee.init(potential, key, members, *first)
+    return training.normalize(params, labels, structures, listed)
+
+
+def static_of(
+    config: Config, table: Table, near: neighbors.Spec, train_near: neighbors.Spec, looks: int = LOOKS
+) -> loop.Static:
+    """What the segment is compiled for."""
+    return loop.Static(
+        table=table,
+        near=near,
+        train_near=train_near,
+        recipe=recipe(config.train),
+        every=config.gate.every,
+        looks=looks,
+        batch=config.label.batch or config.explore.walkers,
+        fold=FOLD,
+        batching=config.committee.batching,
+    )
+
+
+def limits_of(config: Config, rate: float, probe: float) -> loop.Limits:
+    """The arguments of the segment. Trainings in the loop end at a tenth of their learning rate."""
+    dtype = np.dtype(config.precision)
+    return loop.Limits(
+        implausible=jnp.asarray(config.gate.implausible, dtype),
+        closest=jnp.asarray(config.gate.closest, dtype),
+        budget=jnp.asarray(config.stop.labels, jnp.int32),
+        probe=jnp.asarray(probe, dtype),
+        holdout=jnp.asarray(config.train.holdout, dtype),
+        steps=jnp.asarray(config.train.steps, jnp.int32),
+        rate=jnp.asarray(rate, dtype),
+        final_rate=jnp.asarray(0.1 * rate, dtype),
+    )
+
+
+def parts_of(config: Config, atoms: ase.Atoms, table: Table, label: LabelFunction) -> loop.Parts:
+    """The functions of the run."""
+    dtype = dtype_of(config.precision)
+    mass = jnp.asarray(masses(table)[np.searchsorted(table, atoms.numbers)], dtype)
+    return loop.Parts(
+        potential=config.potential.bind()(table),
+        explorer=config.explore.part.bind()(mass),
+        score=config.score.bind(),
+        gate=config.gate.part.bind()(),
+        select=config.select.bind(),
+        label=label,
+    )
+
+
+def host_label_of(label: Callable[..., Any]) -> LabelFunction:
+    """The labels of a service as a function of the program: one ordered callback."""
+    return lambda structures, wanted: host_label(label, structures, wanted)

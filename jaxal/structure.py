@@ -1,0 +1,155 @@
+"""Structures in and out: ASE and extended XYZ on one side, padded arrays on the other.
+
+Host side, numpy only. A species table is the sorted tuple of atomic numbers that a model knows; species are
+stored as rows of it, -1 for padding.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ase
+import ase.io
+import numpy as np
+from ase.data import atomic_masses, chemical_symbols
+
+from jaxal.types import InputError, Label, Structure
+
+Table = tuple[int, ...]
+
+
+def species_table(frames: Sequence[ase.Atoms]) -> Table:
+    """Sorted atomic numbers that occur in the frames."""
+    return tuple(sorted({int(z) for atoms in frames for z in atoms.numbers}))
+
+
+def masses(table: Table) -> np.ndarray:
+    """Atomic masses of the table's rows, amu."""
+    return atomic_masses[list(table)]
+
+
+def read_frames(path: str | Path, index: str = ":") -> list[ase.Atoms]:
+    """Frames of any file ASE reads, in order.
+
+    Raises InputError for a missing or unreadable file, and for one or two periodic directions, which have
+    no counterpart in the program.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file")
+    try:
+        frames = ase.io.read(path, index=index)
+    except Exception as error:  # ASE's readers raise anything at all
+        raise InputError(f"{path}: ASE cannot read it ({type(error).__name__}: {error})") from error
+    frames = frames if isinstance(frames, list) else [frames]
+    if not frames:
+        raise InputError(f"{path}: holds no structure")
+    for number, atoms in enumerate(frames):
+        if len(atoms) == 0:
+            raise InputError(f"{path}: frame {number} has no atoms")
+        if not np.all(np.isfinite(atoms.positions)):
+            raise InputError(f"{path}: frame {number} has a position that is not a finite number")
+        if atoms.pbc.any() and not atoms.pbc.all():
+            raise InputError(
+                f"{path}: frame {number} is periodic in {int(atoms.pbc.sum())} directions; use none or three "
+                "(for a slab: three, with vacuum in the cell)"
+            )
+        if atoms.pbc.all() and abs(atoms.cell.volume) < 1e-6:
+            raise InputError(f"{path}: frame {number} is periodic but its cell has no volume; give Lattice=...")
+    return frames
+
+
+def _rows(numbers: np.ndarray, table: Table) -> np.ndarray:
+    missing = sorted(set(int(z) for z in numbers) - set(table))
+    if missing:
+        raise InputError(
+            f"element {', '.join(chemical_symbols[z] for z in missing)} is not among those of the model "
+            f"({', '.join(chemical_symbols[z] for z in table)})"
+        )
+    return np.searchsorted(np.asarray(table), numbers)
+
+
+def from_atoms(
+    frames: ase.Atoms | Sequence[ase.Atoms],
+    table: Table,
+    charge: int = 0,
+    spin: int = 0,
+    size: int | None = None,
+    dtype: Any = np.float32,
+) -> Structure:
+    """One structure, or a batch [b] padded to `size` atoms (the largest by default), as numpy arrays.
+
+    `charge` (e) and `spin` (unpaired electrons) hold where a frame's info has no `charge` or `spin`.
+    Raises InputError for an element outside the table.
+    """
+    if isinstance(frames, ase.Atoms):
+        batch = from_atoms([frames], table, charge, spin, size, dtype)
+        return Structure(*(leaf[0] for leaf in batch))
+    size = size or max(len(atoms) for atoms in frames)
+    position = np.zeros((len(frames), size, 3), dtype)
+    species = np.full((len(frames), size), -1, np.int32)
+    cell = np.zeros((len(frames), 3, 3), dtype)
+    for row, atoms in enumerate(frames):
+        position[row, : len(atoms)] = atoms.positions
+        species[row, : len(atoms)] = _rows(atoms.numbers, table)
+        if atoms.pbc.all():
+            cell[row] = atoms.cell.array
+    charges = np.array([atoms.info.get("charge", charge) for atoms in frames], np.int32)
+    spins = np.array([atoms.info.get("spin", spin) for atoms in frames], np.int32)
+    return Structure(position, species, cell, charges, spins)
+
+
+def to_atoms(structure: Structure, table: Table) -> ase.Atoms:
+    """One unbatched structure as ASE atoms, without its padding; charge and spin go into `info`."""
+    species = np.asarray(structure.species)
+    real = species >= 0
+    cell = np.asarray(structure.cell, np.float64)
+    periodic = bool(np.any(cell != 0))
+    return ase.Atoms(
+        numbers=np.asarray(table)[species[real]],
+        positions=np.asarray(structure.position, np.float64)[real],
+        cell=cell if periodic else None,
+        pbc=periodic,
+        info={"charge": int(structure.charge), "spin": int(structure.spin)},
+    )
+
+
+def read_labels(frames: Sequence[ase.Atoms], size: int | None = None, source: str = "data") -> Label:
+    """Energies, forces and stresses that the frames carry, padded, float64; stress is NaN where absent.
+
+    Reads ASE's calculator results, else `REF_energy`/`energy` in info and `REF_forces`/`forces` in arrays.
+    Raises InputError that names the frame without energy or forces.
+    """
+    size = size or max(len(atoms) for atoms in frames)
+    energy = np.zeros(len(frames))
+    force = np.zeros((len(frames), size, 3))
+    stress = np.zeros((len(frames), 3, 3))
+    for row, atoms in enumerate(frames):
+        results = atoms.calc.results if atoms.calc is not None else {}
+        found = {"energy": results.get("energy"), "forces": results.get("forces"), "stress": results.get("stress")}
+        for name, store in (("energy", atoms.info), ("forces", atoms.arrays), ("stress", atoms.info)):
+            for key in (f"REF_{name}", name):
+                if found[name] is None and key in store:
+                    found[name] = store[key]
+        for name in ("energy", "forces"):
+            if found[name] is None:
+                raise InputError(f"{source}: frame {row} carries no {name}; give `{name}` or `REF_{name}`")
+        energy[row] = float(found["energy"])
+        force[row, : len(atoms)] = found["forces"]
+        if found["stress"] is not None:
+            value = np.asarray(found["stress"], float)
+            stress[row] = value.reshape(3, 3) if value.size == 9 else voigt_to_matrix(value)
+        elif atoms.pbc.all():
+            stress[row] = np.nan
+    return Label(energy, force, stress, np.ones(len(frames), bool))
+
+
+def voigt_to_matrix(stress: np.ndarray) -> np.ndarray:
+    """ASE's xx yy zz yz xz xy as a symmetric [3, 3] matrix."""
+    xx, yy, zz, yz, xz, xy = stress
+    return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+
+
+def matrix_to_voigt(stress: np.ndarray) -> np.ndarray:
+    """The six independent components in ASE's order xx yy zz yz xz xy."""
+    return np.array([stress[0, 0], stress[1, 1], stress[2, 2], stress[1, 2], stress[0, 2], stress[0, 1]])

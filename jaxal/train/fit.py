@@ -1,0 +1,125 @@
+"""Training of the committee from the buffer, inside the program.
+
+Each member draws its own batches in proportion to its bootstrap weights. The number of steps and the learning
+rate are arguments, so no training after the first compiles anything. The dynamics use the exponential moving
+average of the weights.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from jaxal import buffer as buffers
+from jaxal import committee, neighbors
+from jaxal.train.loss import LossWeights, loss
+from jaxal.types import Key, Label, Params, Potential, Structure
+
+
+class TrainState(NamedTuple):
+    """All members' weights and what the optimizer remembers; [m] leading everywhere."""
+
+    params: Params  # latest
+    average: Params  # moving average: what predictions use
+    optimizer: optax.OptState
+
+
+class Recipe(NamedTuple):
+    """What has to be static about training."""
+
+    batch: int = 8
+    optimizer: Literal["adamw", "amsgrad"] = "adamw"
+    weight_decay: float = 0.0
+    clip: float = 10.0  # largest norm of the gradient
+    ema: float = 0.99
+    weights: LossWeights = LossWeights(1.0, 1.0, 0.0, None)
+    bootstrap: float = 1.0
+
+
+def _transformation(recipe: Recipe) -> optax.GradientTransformation:
+    scale = optax.scale_by_amsgrad() if recipe.optimizer == "amsgrad" else optax.scale_by_adam()
+    return optax.chain(
+        optax.clip_by_global_norm(recipe.clip), scale, optax.add_decayed_weights(recipe.weight_decay)
+    )
+
+
+def init(recipe: Recipe, params: Params) -> TrainState:
+    """Fresh optimizer memory for members with parameters `params` [m ...]."""
+    return TrainState(params, params, jax.vmap(_transformation(recipe).init)(params["params"]))
+
+
+def fit(
+    potential: Potential,
+    recipe: Recipe,
+    spec: neighbors.Spec,
+    state: TrainState,
+    buffer: buffers.Buffer,
+    key: Key,
+    steps: Int[Array, ""],
+    rate: Float[Array, ""],
+    final_rate: Float[Array, ""],
+    batching: committee.Batching = "auto",
+) -> tuple[TrainState, Float[Array, "m"]]:
+    """`steps` optimizer steps of every member, learning rate on a cosine from `rate` to `final_rate`.
+
+    Returns the state and each member's mean loss over the steps.
+    """
+    transformation = _transformation(recipe)
+
+    def batch_loss(trained, constants, structures, labels):
+        near = jax.vmap(lambda s: neighbors.build(spec, s))(structures)
+        params = {**constants, "params": trained}
+        energy, force, stress, _ = jax.vmap(lambda s, n: committee.evaluate(potential, params, s, n))(structures, near)
+        return loss(recipe.weights, energy, force, stress, structures, labels)
+
+    def member(params, average, optimizer, weight, member_key):
+        constants = {name: value for name, value in params.items() if name != "params"}
+
+        def step(i, carry):
+            trained, mean, memory, total = carry
+            chosen = buffers.sample(jax.random.fold_in(member_key, i), buffer, weight, recipe.batch)
+            structures, labels = buffers.rows(buffer, chosen)
+            value, slope = jax.value_and_grad(batch_loss)(trained, constants, structures, labels)
+            update, memory = transformation.update(slope, memory, trained)
+            progress = i / jnp.maximum(steps, 1)
+            now = final_rate + 0.5 * (rate - final_rate) * (1 + jnp.cos(np.pi * progress))
+            trained = jax.tree.map(lambda p, u: p - (now * u).astype(p.dtype), trained, update)
+            mean = jax.tree.map(lambda a, p: recipe.ema * a + (1 - recipe.ema) * p, mean, trained)
+            return trained, mean, memory, total + value
+
+        zero = jnp.zeros((), buffer.label.energy.dtype)
+        carry = (params["params"], average["params"], optimizer, zero)
+        trained, mean, optimizer, total = jax.lax.fori_loop(0, steps, step, carry)
+        new = TrainState({**constants, "params": trained}, {**constants, "params": mean}, optimizer)
+        return new, total / jnp.maximum(steps, 1)
+
+    keys = jax.random.split(key, buffer.weight.shape[0])
+    run = committee.over_members(member, batching)
+    return run(state.params, state.average, state.optimizer, buffer.weight, keys)
+
+
+def reference_energies(structures: Structure, energy: np.ndarray, kinds: int) -> np.ndarray:
+    """Energy per species by least squares over the compositions, eV, float64. Host side.
+
+    What compositions leave undetermined gets the smallest norm, so a single composition shares its energy
+    among its atoms.
+    """
+    species = np.asarray(structures.species)
+    counts = np.stack([(species == kind).sum(-1) for kind in range(kinds)], -1).astype(float)
+    return np.linalg.lstsq(counts, np.asarray(energy, float), rcond=1e-8)[0]
+
+
+def normalize(params: Params, labels: Label, structures: Structure, mean_neighbors: float) -> Params:
+    """Parameters whose scale is the root mean square force of the labels and whose messages are divided by
+    the root of the mean number of neighbors. Potentials without those constants are returned as they are.
+    """
+    if "constants" not in params:
+        return params
+    real = np.asarray(structures.species) >= 0
+    scale = float(np.sqrt(np.mean(np.asarray(labels.force)[real] ** 2)))
+    values = {"scale": max(scale, 1e-3), "neighbors": max(mean_neighbors, 1.0)}
+    constants = {name: jnp.full_like(old, values[name]) for name, old in params["constants"].items()}
+    return {**params, "constants": constants}

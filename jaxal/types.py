@@ -1,0 +1,125 @@
+"""The data that flows through the program and the types of its parts.
+
+Shape letters are the same everywhere: b batch, w walkers, m members, n atoms (padded), k neighbors per
+atom (padded), f features, c capacity, s species. Units are eV, Å, fs, amu and e at every boundary.
+Everything here is a NamedTuple of arrays or of pure functions, so it passes through jit, vmap and scan.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+Key = PRNGKeyArray
+Params = PyTree
+
+
+class InputError(ValueError):
+    """A mistake of the user's. One line: the field or file, what was wrong, what would be right."""
+
+
+class Structure(NamedTuple):
+    """Atoms, one structure or a batch of them."""
+
+    position: Float[Array, "*b n 3"]  # Å
+    species: Int[Array, "*b n"]  # row of the species table, -1 = padding
+    cell: Float[Array, "*b 3 3"]  # Å, rows are lattice vectors; zeros = not periodic
+    charge: Int[Array, "*b"]  # e
+    spin: Int[Array, "*b"]  # number of unpaired electrons
+
+
+class Label(NamedTuple):
+    """What a reference calculation says of a structure (or of a batch)."""
+
+    energy: Float[Array, "*b"]  # eV; in the program relative to the reference energies of the species
+    force: Float[Array, "*b n 3"]  # eV/Å
+    stress: Float[Array, "*b 3 3"]  # eV/Å^3, ASE's sign (positive under tension); zeros if not periodic
+    ok: Bool[Array, "*b"]  # False: the calculation failed, the numbers mean nothing
+
+
+class Neighbors(NamedTuple):
+    """Dense neighbor list, valid while no atom has moved by more than half the skin.
+
+    Padded slots point at the atom itself with index = n (out of range), so a gather with mode "fill" or a
+    mask `index < n` removes them. `reverse[i, a]` is the slot of i in the row of its a-th neighbor, for the
+    same pair of images: the transpose of a neighbor sum is a gather through it, never a scatter.
+    """
+
+    index: Int[Array, "*b n k"]
+    shift: Float[Array, "*b n k 3"]  # whole lattice vectors to add to the neighbor's position
+    reverse: Int[Array, "*b n k"]
+    position: Float[Array, "*b n 3"]  # where the list was built
+    cell: Float[Array, "*b 3 3"]
+    overflow: Bool[Array, "*b"]  # more neighbors, or more images, than there is room for
+
+
+class Prediction(NamedTuple):
+    """What the committee says of one structure (a leading walker or batch axis where vmapped)."""
+
+    energy: Float[Array, "*b m"]  # eV
+    force: Float[Array, "*b m n 3"]  # eV/Å
+    stress: Float[Array, "*b m 3 3"]  # eV/Å^3
+    feature: Float[Array, "*b n f"]  # invariant atomic features of the first member
+
+
+class Potential(NamedTuple):
+    """A model of the energy. `energy` returns eV and the invariant feature of each atom."""
+
+    init: Callable[[Key, Structure, Neighbors], Params]
+    energy: Callable[[Params, Structure, Neighbors], tuple[Float[Array, ""], Float[Array, "n f"]]]
+    cutoff: float  # Å
+
+
+class WalkerState(NamedTuple):
+    """One walker. `engine` is the jax-md state; `stress` belongs to `structure` (barostats need it)."""
+
+    structure: Structure
+    engine: Any
+    stress: Float[Array, "*b 3 3"]
+    step: Int[Array, "*b"]  # integration steps done
+
+
+class Explorer(NamedTuple):
+    """How a walker moves, apart from who computes the forces.
+
+    A step has two halves so that neighbors and committee are evaluated between them, once, for all walkers
+    together: `propose` says where forces are needed next, `advance` ends the step with them.
+    """
+
+    init: Callable[[Key, Structure, Float[Array, "n 3"], Float[Array, "3 3"]], WalkerState]
+    propose: Callable[[WalkerState], Structure]
+    advance: Callable[[WalkerState, Structure, Float[Array, "n 3"], Float[Array, "3 3"]], WalkerState]
+    timestep: float  # fs
+
+
+Score = Callable[[Prediction, Structure], Float[Array, ""]]  # larger = less certain
+
+
+class GateState(NamedTuple):
+    """What a gate has learned: the factor that turns a score into an estimated error, and its threshold."""
+
+    factor: Float[Array, ""]  # estimated error (eV/Å) = factor * score
+    threshold: Float[Array, ""]  # label above it; in the unit of factor * score
+
+
+class Gate(NamedTuple):
+    """Whom to label now. `calibrate` learns from held-out structures: their scores and true errors."""
+
+    init: Callable[[], GateState]
+    step: Callable[[GateState, Float[Array, "w"]], tuple[GateState, Bool[Array, "w"]]]
+    calibrate: Callable[[GateState, Float[Array, "c"], Float[Array, "c"], Bool[Array, "c"]], GateState]
+
+
+class Candidates(NamedTuple):
+    """Structures from which a batch is selected."""
+
+    score: Float[Array, "c"]
+    feature: Float[Array, "c f"]  # mean invariant feature of the structure's atoms
+    eligible: Bool[Array, "c"]
+
+
+# (key, candidates, size) -> rows of the candidates, -1 = nothing more is worth a label
+Select = Callable[[Key, Candidates, int], Int[Array, "k"]]
+
+# A reference potential written in JAX, called inside the program without a callback.
+Oracle = Potential

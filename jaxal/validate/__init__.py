@@ -1,0 +1,1 @@
+"""Validation of a potential: errors, calibration of its spread, barriers, dynamics."""

@@ -1,0 +1,132 @@
+"""Does the committee know when it is wrong? Its spread against true errors. Host side, numpy and scipy.
+
+`spread` and `error` are equally long [c]: one number for each atom (standard deviation and true error of its
+force vector, eV/Å) or for each structure (the largest of its atoms). The measures are those of Scalia et al.,
+J. Chem. Inf. Model. 60, 2697 (2020) and Tran et al., Mach. Learn.: Sci. Technol. 1, 025006 (2020).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import rankdata, spearmanr
+
+
+class Bin(NamedTuple):
+    """Structures or atoms of similar spread."""
+
+    spread: float  # root mean square, eV/Å
+    error: float  # root mean square, eV/Å
+    covered: float  # fraction whose error is within the bound
+    count: int
+
+
+class Calibration(NamedTuple):
+    """How well spread tells error.
+
+    `covered` is the fraction with error <= factor * spread, `covered_error` its binomial standard error. `scale`
+    is the multiple of the spread most likely under a normal law, `nll` the negative log-likelihood per force
+    component with it, `nll_constant` that of one spread for all: the committee is of use where nll is smaller.
+    """
+
+    spearman: float
+    covered: float
+    covered_error: float
+    factor: float
+    threshold: float  # eV/Å
+    auroc: float  # of telling errors above the threshold; 0.5 = blind, NaN where all or none are
+    scale: float
+    nll: float
+    nll_constant: float
+    bins: tuple[Bin, ...]
+    count: int
+
+
+def rank_correlation(spread: np.ndarray, error: np.ndarray) -> float:
+    """Spearman's rank correlation; NaN where one of them does not vary or there are fewer than three."""
+    if len(spread) < 3 or np.ptp(spread) == 0 or np.ptp(error) == 0:
+        return float("nan")
+    return float(spearmanr(spread, error).statistic)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def coverage(bound: np.ndarray, error: np.ndarray) -> tuple[float, float]:
+    """Fraction of errors within their bounds, and its binomial standard error."""
+    if len(error) == 0:
+        return float("nan"), float("nan")
+    fraction = float(np.mean(error <= bound))
+    # Agresti-Coull's count, or all covered would claim a standard error of zero.
+    smooth = (fraction * len(error) + 2) / (len(error) + 4)
+    return fraction, float(np.sqrt(smooth * (1 - smooth) / (len(error) + 4)))
+
+
+def reliability(spread: np.ndarray, error: np.ndarray, factor: float, bins: int) -> tuple[Bin, ...]:
+    """Bins equally full, by rising spread."""
+    parts = np.array_split(np.argsort(spread, kind="stable"), max(1, min(bins, len(spread))))
+    return tuple(
+        Bin(
+            float(np.sqrt(np.mean(spread[rows] ** 2))),
+            float(np.sqrt(np.mean(error[rows] ** 2))),
+            float(np.mean(error[rows] <= factor * spread[rows])),
+            len(rows),
+        )
+        for rows in parts
+        if len(rows)
+    )
+
+
+def likelihood(spread: np.ndarray, error: np.ndarray) -> tuple[float, float, float]:
+    """(scale, nll, nll with one spread for all), per component of the force vector, ln(eV/Å).
+
+    Model: each of the three components of the error is normal with variance (scale * spread)^2 / 3. The most likely
+    scale is closed: scale^2 = mean(error^2 / spread^2).
+    """
+    use = spread > 0
+    if not np.any(use) or not np.any(error[use] > 0):
+        return float("nan"), float("nan"), float("nan")
+    spread, error = spread[use], error[use]
+
+    def mean_nll(variance: np.ndarray) -> float:  # variance of one component
+        return float(np.mean(0.5 * np.log(2 * np.pi * variance) + error**2 / (6 * variance)))
+
+    scale = float(np.sqrt(np.mean((error / spread) ** 2)))
+    constant = np.full_like(error, np.mean(error**2) / 3)
+    return scale, mean_nll((scale * spread) ** 2 / 3), mean_nll(constant)
+
+
+def auroc(spread: np.ndarray, positive: np.ndarray) -> float:
+    """Chance that a positive has a larger spread than a negative (Mann-Whitney); NaN without both."""
+    positives = int(positive.sum())
+    negatives = len(positive) - positives
+    if positives == 0 or negatives == 0:
+        return float("nan")
+    rank = rankdata(spread)[positive].sum()
+    return float((rank - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def calibration(
+    spread: np.ndarray, error: np.ndarray, *, factor: float, threshold: float | None = None, bins: int = 10
+) -> Calibration:
+    """All measures of spread [c] against error [c], both eV/Å.
+
+    `factor` times the spread is the bound claimed. `threshold` (eV/Å) is the error to be told; the 90 % quantile
+    of the errors where it is not given. Pairs that are not finite are left out.
+    """
+    spread, error = np.asarray(spread, np.float64), np.asarray(error, np.float64)
+    finite = np.isfinite(spread) & np.isfinite(error)
+    spread, error = spread[finite], error[finite]
+    if threshold is None:
+        threshold = float(np.quantile(error, 0.9)) if len(error) else float("nan")
+    covered, covered_error = coverage(factor * spread, error)
+    scale, nll, nll_constant = likelihood(spread, error)
+    return Calibration(
+        spearman=rank_correlation(spread, error),
+        covered=covered,
+        covered_error=covered_error,
+        factor=float(factor),
+        threshold=threshold,
+        auroc=auroc(spread, error > threshold),
+        scale=scale,
+        nll=nll,
+        nll_constant=nll_constant,
+        bins=reliability(spread, error, factor, bins),
+        count=len(error),
+    )

@@ -1,0 +1,188 @@
+"""`jaxal validate`: a model against labeled structures. Errors, per element too, and whether the spread tells them."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ase
+import jax
+import numpy as np
+
+from jaxal import model as models
+from jaxal.structure import from_atoms, read_frames, read_labels
+from jaxal.types import InputError, Label, Prediction, Structure
+from jaxal.units import GPA
+from jaxal.validate.calibration import Calibration, calibration
+from jaxal.validate.errors import Errors, Statistic, atom_errors, compare
+
+# Structures of about as many atoms go through the predictor together.
+ATOMS_AT_ONCE = 512
+
+
+class Validation(NamedTuple):
+    """A model measured on labeled structures.
+
+    `estimated` is the calibrated bound on the largest force error of a structure (factor times its largest
+    spread), `worst` that error itself.
+    """
+
+    model: str
+    data: str
+    errors: Errors
+    structures: Calibration  # of the largest spread and error of each structure
+    atoms: Calibration
+    estimated: np.ndarray  # [b] eV/Å
+    worst: np.ndarray  # [b] eV/Å
+
+
+class Predicted(NamedTuple):
+    """Committee mean and spread of many structures, numpy, float64."""
+
+    label: Label  # energies with the reference energies of the atoms
+    spread: np.ndarray  # [b n] eV/Å
+
+
+def predict_all(model: models.Model, structure: Structure) -> Predicted:
+    """Predict a batch [b n ...] in parts of equal shape, in the model's precision."""
+    with jax.enable_x64(model.precision == "float64"):
+        return _predict_all(model, structure, models.predictor(model))
+
+
+def _predict_all(model: models.Model, structure: Structure, predict: Callable[[Structure], Prediction]) -> Predicted:
+    total, size = structure.species.shape
+    part = max(1, min(total, ATOMS_AT_ONCE // size))
+    labels, spreads = [], []
+    for first in range(0, total, part):
+        rows = np.arange(first, first + part) % total  # the last part is filled up: one shape, one program
+        found = predict(Structure(*(leaf[rows] for leaf in structure)))
+        energy, force, stress = (np.asarray(value, np.float64) for value in found[:3])
+        used = slice(0, min(part, total - first))
+        labels.append((energy.mean(axis=1)[used], force.mean(axis=1)[used], stress.mean(axis=1)[used]))
+        spreads.append(np.sqrt(force.var(axis=1).sum(axis=-1))[used])
+    energy, force, stress = (np.concatenate(parts) for parts in zip(*labels, strict=True))
+    species = structure.species
+    energy = energy + np.where(species >= 0, model.reference[np.maximum(species, 0)], 0.0).sum(axis=-1)
+    ok = np.isfinite(energy) & np.isfinite(force).all(axis=(-1, -2))
+    label: Any = Label(energy, force, stress, ok)  # pyright: ignore[reportArgumentType]  numpy, as all labels on the host
+    return Predicted(label, np.where(species >= 0, np.concatenate(spreads), 0.0))
+
+
+def validate(path: str | Path, data: str | Path, *, threshold: float | None = None) -> Validation:
+    """Measure the model at `path` (model file or run folder) on the labeled structures of `data`.
+
+    `threshold` (eV/Å) is the force error the spread should tell. Raises InputError for files that cannot be read,
+    structures without energy or forces, and elements that the model does not know.
+    """
+    model = models.load(Path(path))
+    return measure(model, read_frames(data), threshold=threshold, name=str(path), source=str(data))
+
+
+def measure(
+    model: models.Model,
+    frames: list[ase.Atoms],
+    *,
+    threshold: float | None = None,
+    name: str = "model",
+    source: str = "data",
+) -> Validation:
+    """Measure a model on labeled frames; `name` and `source` say in the result what they were."""
+    reference = read_labels(frames, source=source)
+    dtype = np.float64 if model.precision == "float64" else np.float32
+    structure = from_atoms(frames, model.table, model.charge, model.spin, dtype=dtype)
+    for field, trained in (("charge", model.charge), ("spin", model.spin)):
+        given = getattr(structure, field)
+        if np.any(given != trained):
+            row = int(np.argmax(given != trained))
+            raise InputError(f"{source}: frame {row} has {field} {given[row]}, but the model was trained at {trained}")
+    predicted = predict_all(model, structure)
+    species = np.asarray(structure.species)
+    error = atom_errors(predicted.label.force, reference.force, species)
+    ok = np.asarray(predicted.label.ok) & np.asarray(reference.ok)
+    real = (species >= 0) & ok[:, None]
+    widest, worst = predicted.spread.max(axis=-1)[ok], error.max(axis=-1)[ok]
+    return Validation(
+        model=name,
+        data=source,
+        errors=compare(predicted.label, reference, structure, model.table),
+        structures=calibration(widest, worst, factor=model.factor, threshold=threshold),
+        atoms=calibration(predicted.spread[real], error[real], factor=model.factor, threshold=threshold),
+        estimated=model.factor * widest,
+        worst=worst,
+    )
+
+
+def format(validation: Validation) -> str:
+    """The validation as a text table: meV/atom, meV/Å, MPa."""
+    errors, per_structure, per_atom = validation.errors, validation.structures, validation.atoms
+    lines = [
+        f"{validation.data}: {errors.structures} structures, {errors.compositions} composition"
+        f"{'s' if errors.compositions != 1 else ''}",
+        "",
+        f"{'':<34}{'MAE':>10}{'RMSE':>10}{'largest':>10}{'numbers':>10}",
+        _row("energy, meV/atom", errors.energy, 1e3),
+        _row("  less mean per composition", errors.energy_shifted, 1e3),
+        _row("force, meV/Å per component", errors.force, 1e3),
+        *(_row(f"  {symbol}", value, 1e3) for symbol, value in errors.elements.items()),
+    ]
+    if errors.stress.count:
+        lines.append(_row("stress, MPa per component", errors.stress, 1e3 / GPA))
+    lines += [
+        "",
+        f"{'calibration':<46}{'structures':>12}{'atoms':>12}",
+        _pair("rank correlation of spread and error", per_structure.spearman, per_atom.spearman, ".3f"),
+        _pair("within the bound, %", 100 * per_structure.covered, 100 * per_atom.covered, ".1f"),
+        _pair("  standard error, %", 100 * per_structure.covered_error, 100 * per_atom.covered_error, ".1f"),
+        _pair("bound / spread", per_structure.factor, per_atom.factor, ".2f"),
+        _pair("most likely error / spread", per_structure.scale, per_atom.scale, ".2f"),
+        _pair("threshold of large errors, meV/Å", 1e3 * per_structure.threshold, 1e3 * per_atom.threshold, ".0f"),
+        _pair("AUROC of telling them", per_structure.auroc, per_atom.auroc, ".3f"),
+        _pair("log-likelihood gained over one spread for all", math.nan, per_atom.nll_constant - per_atom.nll, ".3f"),
+    ]
+    return "\n".join(lines)
+
+
+def _row(name: str, value: Statistic, scale: float) -> str:
+    numbers = "".join(f"{_number(scale * x, '.2f'):>10}" for x in (value.mae, value.rmse, value.largest))
+    return f"{name:<34}{numbers}{value.count:>10}"
+
+
+def _pair(name: str, first: float, second: float, style: str) -> str:
+    return f"{name:<46}{_number(first, style):>12}{_number(second, style):>12}"
+
+
+def _number(value: float, style: str) -> str:
+    return f"{value:{style}}" if math.isfinite(value) else "-"
+
+
+def save(directory: str | Path, validation: Validation | None = None, **sections: Any) -> Path:
+    """Write a validation and further sections into validate.json of a run folder, beside what it already holds.
+
+    The report draws `barrier` = {"model": Barrier, "reference": Barrier} and lists `stability` = Stability.
+    """
+    path = Path(directory) / "validate.json"
+    held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    held |= to_json(validation) if validation is not None else {}
+    path.write_text(json.dumps(held | to_json(sections), allow_nan=False), encoding="utf-8")
+    return path
+
+
+def to_json(value: Any) -> Any:
+    """A validation, or any tree of NamedTuples and arrays, as what JSON can hold; NaN becomes null.
+
+    ASE atoms are written as symbols and positions (Å).
+    """
+    if isinstance(value, ase.Atoms):
+        return {"symbols": value.get_chemical_symbols(), "positions": to_json(value.positions)}
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return to_json(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value

@@ -1,0 +1,211 @@
+"""What a potential does in dynamics: energy conservation, survival of molecules, density and structure of liquids.
+
+The dynamics is one compiled program for all starts; the analysis is numpy on the host.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import ase
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase.neighborlist import neighbor_list
+from jaxtyping import Array, Float
+
+from jaxal import committee
+from jaxal import neighbors as lists
+from jaxal.structure import Table, to_atoms
+from jaxal.types import Explorer, InputError, Key, Neighbors, Params, Potential, Structure, WalkerState
+from jaxal.units import BOLTZMANN
+from jaxal.validate.graph import same_skeleton
+
+# One structure and its neighbors -> energy (eV) and forces (eV/Å)
+Field = Callable[[Structure, Neighbors], tuple[Float[Array, ""], Float[Array, "n 3"]]]
+
+GRAM_PER_CM3 = 1.66053906660  # of one amu/Å^3
+
+
+class Trajectory(NamedTuple):
+    """Frames of several independent runs, numpy arrays; t frames."""
+
+    structure: Structure  # [b t n ...]
+    energy: np.ndarray  # [b t] eV, potential
+    kinetic: np.ndarray  # [b t] eV
+    time: np.ndarray  # [t] ps
+
+
+class Stability(NamedTuple):
+    """Microcanonical dynamics, one number for each start.
+
+    `drift` is the slope of the total energy by least squares, `fluctuation` the standard deviation around it.
+    `survived` is the time until a molecule broke apart or joined another, or until the end where it stays `intact`.
+    """
+
+    drift: np.ndarray  # [b] meV/atom/ps
+    fluctuation: np.ndarray  # [b] meV/atom
+    survived: np.ndarray  # [b] ps
+    intact: np.ndarray  # [b] bool
+    length: float  # ps
+    temperature: np.ndarray  # [b] K, mean
+
+
+class Distribution(NamedTuple):
+    """Radial distribution function with the standard error of its mean, from blocks of frames."""
+
+    radius: np.ndarray  # [r] Å, middle of each bin
+    value: np.ndarray  # [r]
+    error: np.ndarray  # [r]
+
+
+def mean_field(potential: Potential, params: Params, batching: committee.Batching = "auto") -> Field:
+    """The mean of a committee whose `params` have members on the leading axis."""
+
+    def field(structure: Structure, near: Neighbors) -> tuple[Float[Array, ""], Float[Array, "n 3"]]:
+        batch, lists_ = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], (structure, near))
+        found = committee.predict(potential, params, batch, lists_, batching)
+        return jnp.mean(found.energy[0]), jnp.mean(found.force[0], axis=0)
+
+    return field
+
+
+def _kinetic(walker: WalkerState, real: Array) -> Float[Array, ""]:
+    # jax-md's momentum is such that p^2 / 2m is an energy in eV for masses in amu (jaxal.units.TIME_UNIT)
+    momentum, mass = walker.engine.momentum, walker.engine.mass
+    return 0.5 * jnp.sum(jnp.where(real[:, None], momentum**2 / mass, 0.0))
+
+
+def run(
+    field: Field,
+    cutoff: float,
+    explorer: Explorer,
+    starts: Structure,
+    key: Key,
+    *,
+    length: float,
+    every: int = 20,
+    skin: float = 0.5,
+) -> Trajectory:
+    """Dynamics of `length` ps from each start [b n ...] in one jitted scan, a frame each `every` steps.
+
+    The starts are of the same atoms, unpadded, for which the explorer was made.
+    `field` gives energy and forces of one structure, `explorer` moves it (jaxal.explore, "nve" say). The neighbor
+    list (cutoff and skin in Å) is rebuilt when an atom has moved too far; where it overflows the whole is run
+    again with more room. A frame after the forces ceased to be finite holds NaN.
+    """
+    frames = round(length * 1e3 / (explorer.timestep * every))
+    if frames < 2:
+        raise InputError(f"length: {length} ps is less than two frames of {every} steps of {explorer.timestep} fs")
+
+    def one(spec: lists.Spec, key: Key, start: Structure):
+        real = start.species >= 0
+        no_stress = jnp.zeros_like(start.cell)
+        near = lists.build(spec, start)
+        walker = explorer.init(key, start, field(start, near)[1], no_stress)
+
+        def step(carry, _):
+            walker, near, _, overflow = carry
+            structure = explorer.propose(walker)
+            old = lists.stale(spec, near, structure)
+            near = jax.lax.cond(old, lambda: lists.build(spec, structure), lambda: near)
+            energy, force = field(structure, near)
+            return (explorer.advance(walker, structure, force, no_stress), near, energy, overflow | near.overflow), None
+
+        def frame(carry, _):
+            carry, _ = jax.lax.scan(step, carry, None, length=every)
+            walker, _, energy, _ = carry
+            return carry, (walker.structure, energy, _kinetic(walker, real))
+
+        energy = jnp.zeros((), start.position.dtype)
+        carry, kept = jax.lax.scan(frame, (walker, near, energy, near.overflow), None, length=frames)
+        return kept, carry[-1]
+
+    starts = jax.tree.map(jnp.asarray, starts)
+    keys = jax.random.split(key, starts.position.shape[0])
+    spec = lists.plan(starts, cutoff, skin)
+    while True:
+        program = jax.jit(lambda keys, starts, spec=spec: jax.lax.map(lambda pair: one(spec, *pair), (keys, starts)))
+        (structure, energy, kinetic), overflow = jax.tree.map(np.asarray, program(keys, starts))
+        if not overflow.any():
+            break
+        spec = spec._replace(capacity=2 * spec.capacity, images=tuple(i + bool(i) for i in spec.images))
+    time = np.arange(1, frames + 1) * every * explorer.timestep * 1e-3
+    return Trajectory(structure, energy.astype(float), kinetic.astype(float), time)
+
+
+def stability(trajectory: Trajectory, table: Table, starts: Structure) -> Stability:
+    """Drift, fluctuation and survival of molecules in a microcanonical trajectory from `starts` [b n ...]."""
+    real = np.asarray(starts.species) >= 0
+    atoms = real.sum(axis=-1)
+    total = (trajectory.energy + trajectory.kinetic) / atoms[:, None] * 1e3  # meV/atom
+    drift, fluctuation, broken = [], [], []
+    for run, series in enumerate(total):
+        finite = np.isfinite(series)
+        whole = finite & np.isfinite(trajectory.structure.position[run]).all(axis=(-1, -2))
+        slope, offset = np.polyfit(trajectory.time, series, 1) if finite.all() else (np.nan, np.nan)
+        drift.append(slope)
+        fluctuation.append(np.std(series - slope * trajectory.time - offset))
+        first = to_atoms(Structure(*(np.asarray(leaf)[run] for leaf in starts)), table)
+        bad = (
+            t
+            for t, frame in enumerate(frames_of(trajectory, run, table))
+            if not (whole[t] and same_skeleton(first, frame))
+        )
+        broken.append(next(bad, None))
+    # Three degrees of freedom are the total momentum's; explorers start it at zero.
+    freedom = np.maximum(3 * atoms - 3, 1)
+    return Stability(
+        drift=np.array(drift),
+        fluctuation=np.array(fluctuation),
+        survived=np.array([trajectory.time[-1 if frame is None else frame] for frame in broken]),
+        intact=np.array([frame is None for frame in broken]),
+        length=float(trajectory.time[-1]),
+        temperature=2 * trajectory.kinetic.mean(axis=1) / (freedom * BOLTZMANN),
+    )
+
+
+def frames_of(trajectory: Trajectory, run: int, table: Table) -> list[ase.Atoms]:
+    """One run of a trajectory as ASE atoms."""
+    return [
+        to_atoms(Structure(*(leaf[run, number] for leaf in trajectory.structure)), table)
+        for number in range(len(trajectory.time))
+    ]
+
+
+def block_error(series: np.ndarray, blocks: int = 8) -> np.ndarray:
+    """Standard error of the mean along the first axis [t ...] from means of blocks, which frames in time need."""
+    parts = np.array_split(np.asarray(series, float), min(blocks, len(series)))
+    means = np.stack([part.mean(axis=0) for part in parts])
+    return means.std(axis=0, ddof=1) / np.sqrt(len(means)) if len(means) > 1 else np.full_like(means[0], np.nan)
+
+
+def density(frames: Sequence[ase.Atoms]) -> tuple[float, float]:
+    """Mean mass density and its standard error, g/cm^3, of periodic frames."""
+    series = np.array([frame.get_masses().sum() / frame.get_volume() for frame in frames]) * GRAM_PER_CM3
+    return float(series.mean()), float(block_error(series))
+
+
+def radial_distribution(
+    frames: Sequence[ase.Atoms], cutoff: float, *, width: float = 0.05, pair: tuple[str, str] | None = None
+) -> Distribution:
+    """g(r) up to `cutoff` (Å, also beyond half the cell) in bins of `width` Å, of all atoms or of a pair of elements.
+
+    Raises InputError for open frames and elements that are not there.
+    """
+    edges = np.linspace(0.0, cutoff, max(1, round(cutoff / width)) + 1)
+    shell = 4 / 3 * np.pi * np.diff(edges**3)
+    series = []
+    for frame in frames:
+        if not frame.pbc.all():
+            raise InputError("frames: not periodic; a radial distribution needs a density")
+        symbols = np.array(frame.get_chemical_symbols())
+        i, j, distance = neighbor_list("ijd", frame, cutoff)
+        first, second = pair or ("", "")
+        from_, to = (symbols == first, symbols == second) if pair else (np.full(len(frame), True),) * 2
+        if not (from_.any() and to.any()):
+            raise InputError(f"pair: {first}-{second} does not occur in the frames")
+        counts = np.histogram(distance[from_[i] & to[j]], edges)[0]
+        # an atom is no neighbor of itself but its images are, so the ideal count has all `to` atoms
+        series.append(counts / (from_.sum() * to.sum() / frame.get_volume() * shell))
+    values = np.array(series)
+    return Distribution((edges[1:] + edges[:-1]) / 2, values.mean(axis=0), block_error(values))

@@ -1,0 +1,72 @@
+"""What needs the structure is checked before anything is computed: frame, cell, electrons, elements, parts."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from jaxal.check import check, start_structure
+from jaxal.config import load
+from jaxal.types import InputError
+
+WATER = "3\n\nO 0 0 0.12\nH 0 0.76 -0.48\nH 0 -0.76 -0.48\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "water.xyz").write_text(WATER)
+    (tmp_path / "config.yaml").write_text("system: {file: water.xyz}")
+    return tmp_path
+
+
+def test_start_structure(folder):
+    (folder / "two.xyz").write_text(WATER + WATER.replace("O ", "S "))
+    config = load(folder / "config.yaml", ["system.file=two.xyz", "system.index=-1"])
+    atoms = start_structure(config.system)
+    assert atoms.get_chemical_formula() == "H2S" and atoms.info["charge"] == 0 and atoms.info["spin"] == 0
+    for index in (2, -3):
+        with pytest.raises(InputError, match=f"system.index: {index} does not fit; .*two.xyz holds 2 frames, 0 to 1"):
+            start_structure(dataclasses.replace(config.system, index=index))
+
+
+def test_supercell(folder):
+    lattice = 'Lattice="5.43 0 0 0 5.43 0 0 0 5.43" pbc="T T T" Properties=species:S:1:pos:R:3'
+    (folder / "si.xyz").write_text(f"1\n{lattice}\nSi 0 0 0\n")
+    config = load(folder / "config.yaml", ["system.file=si.xyz", "system.supercell=[1, 2, 3]", "label.name=tblite"])
+    atoms = start_structure(config.system)
+    assert len(atoms) == 6 and atoms.cell.lengths() == pytest.approx([5.43, 10.86, 16.29])
+    with pytest.raises(InputError, match=r"system\.supercell: "):
+        start_structure(load(folder / "config.yaml", ["system.supercell=[1, 2, 3]"]).system)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["system.charge=1"], "system.spin: 0 unpaired electrons are impossible, H2O with charge"),
+        (["system.spin=1"], "system.spin: 1 unpaired electrons are impossible"),
+        (["explore={name: npt_nose_hoover}"], "explore.name: npt_nose_hoover needs a periodic cell"),
+        (["explore.ramp=1 ps"], "explore.ramp: .*give final_temperature"),
+        (["potential.l_max=0"], "potential.*hidden_l"),
+        (["label={name: stillinger_weber}"], "label: stillinger_weber: knows silicon only"),
+        (["label={name: morse}", "system.charge=1"], "system.charge: 1 does not fit; the oracle morse"),
+        (["label={name: ase, calculator: no.Such}"], "label.calculator: cannot import 'no'"),
+        (["label={name: pyscf, method: B3LIP}"], "label.method: "),
+        (["label.initial=500"], "label.initial: 500 is too large; give at most stop.labels"),
+        (["train.holdout=0"], "train.holdout: "),
+    ],
+)
+def test_check_refuses_what_cannot_run(folder, overrides, expected):
+    with pytest.raises(InputError, match=expected) as caught:
+        check(load(folder / "config.yaml", overrides))
+    assert "\n" not in str(caught.value)
+
+
+def test_check_refuses_an_element_unknown_to_the_method(folder):
+    (folder / "water.xyz").write_text("1\n\nU 0 0 0\n")  # GFN2-xTB ends at radon
+    with pytest.raises(InputError, match=r"label: .* U"):
+        check(load(folder / "config.yaml"))
+
+
+def test_check_accepts_what_can_run(folder):
+    for overrides in ([], ["system.charge=1", "system.spin=1"], ["label={name: lennard_jones}"]):
+        check(load(folder / "config.yaml", overrides))

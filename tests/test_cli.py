@@ -1,0 +1,252 @@
+"""Every command from a subprocess with good and with bad input, more bad input in this process."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from ase.build import molecule
+from ase.calculators.emt import EMT
+from ase.io import write
+
+from jaxal import registry
+from jaxal.cli import main
+from jaxal.config import import_parts, load
+from jaxal.schema import Offline
+
+CONFIG = """
+system: {file: water.xyz}
+potential: {cutoff: 3.0, channels: 4, l_max: 1, layers: 1, correlation: 1}
+committee: {members: 2}
+explore: {temperature: 300 K, walkers: 2}
+label: {name: morse, initial: 4, sigma: 1.2, alpha: 2, cutoff: 4}
+train: {steps: 5, initial_steps: 10, final_steps: 10, batch: 2, holdout: 0.3}
+stop: {labels: 8, quiet: 0.1, time: 0.05}
+"""
+
+
+def jaxal(*arguments: object, folder: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "jaxal.cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+
+
+def here(*arguments: object, folder: Path) -> subprocess.CompletedProcess:
+    """The same in this process, which has paid for its imports."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main([str(argument) for argument in arguments])
+    return subprocess.CompletedProcess("jaxal", status, out.getvalue(), err.getvalue())
+
+
+def refused(*arguments: object, folder: Path, run: Callable[..., subprocess.CompletedProcess] = here) -> str:
+    """The one line of a command that is refused."""
+    done = run(*arguments, folder=folder)
+    assert done.returncode == 2 and done.stdout == "", done.stderr
+    assert done.stderr.startswith("jaxal: error: ") and done.stderr.count("\n") == 1
+    return done.stderr.removeprefix("jaxal: error: ").rstrip()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path / "water.xyz", molecule("H2O"))
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+def labeled(path: Path, count: int = 12) -> Path:
+    """Distorted water with energies and forces of ASE's EMT."""
+    rng, frames = np.random.default_rng(0), []
+    for _ in range(count):
+        atoms = molecule("H2O")
+        atoms.positions += rng.normal(scale=0.05, size=(3, 3))
+        atoms.calc = EMT()
+        atoms.get_forces()
+        frames.append(atoms)
+    write(path, frames)
+    return path
+
+
+def test_help_answers_at_once(tmp_path):
+    start = time.perf_counter()
+    done = jaxal("--help", folder=tmp_path)
+    assert done.returncode == 0 and time.perf_counter() - start < 1.0
+    for command in ("run", "resume", "train", "validate", "report", "list", "check"):
+        assert f"    {command} " in done.stdout
+    assert "key.sub=value" in jaxal("run", "--help", folder=tmp_path).stdout
+    # JAX takes a second to import: nothing but a command may do it.
+    probe = "import sys, jaxal.cli; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [(), ("fly",), ("run",), ("resume",), ("validate", "x"), ("list", "a", "b")])
+def test_wrong_arguments_get_the_usage(tmp_path, arguments):
+    done = jaxal(*arguments, folder=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("usage: jaxal")
+
+
+def test_list_shows_every_part_and_option(tmp_path):
+    import_parts()
+    text = jaxal("list", folder=tmp_path).stdout
+    for kind in registry.KINDS:
+        for name in registry.names(kind):
+            block = text.split(f"{kind} {name}\n", 1)[1].split("\n\n", 1)[0].splitlines()
+            assert block[0].strip() == registry.description(kind, name)
+            assert [line.split()[0] for line in block[1:]] == [option.name for option in registry.options(kind, name)]
+    only = here("list", "explorer", folder=tmp_path).stdout
+    assert "explorer nve\n" in only and "oracle" not in only
+    assert next(line.split() for line in only.splitlines() if "timestep" in line) == ["timestep", "0.5", "fs"]
+    assert refused("list", "explorers", folder=tmp_path).startswith(
+        "list: unknown kind 'explorers'; kinds are potential"
+    )
+
+
+def test_check_prints_the_resolved_configuration(folder):
+    done = jaxal("check", "config.yaml", "explore.timestep=0.25 fs", "seed=7", folder=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "printed.yaml").write_text(done.stdout)
+    assert load(folder / "printed.yaml") == load(folder / "config.yaml", ["explore.timestep=0.25", "seed=7"])
+    assert yaml.safe_load(done.stdout)["explore"]["timestep"] == 0.25
+
+
+def test_every_command_refuses_in_one_line(folder):
+    for arguments in (
+        ("run", "none.yaml"),
+        ("check", "config.yaml", "explore.walkers=0"),
+        ("train", "config.yaml"),
+        ("resume", "none"),
+        ("report", "none"),
+        ("validate", "none", "--data", "water.xyz"),
+        ("list", "nothing"),
+    ):
+        assert refused(*arguments, folder=folder, run=jaxal)
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["none.yaml"], "none.yaml: there is no such file"),
+        (["config.yaml", "explore.temprature=1"], "override 'explore.temprature=1': explore.temprature: unknown field"),
+        (
+            ["config.yaml", "explore.temperature=1 fs"],
+            "override 'explore.temperature=1 fs': explore.temperature: '1 fs'",
+        ),
+        (["config.yaml", "system.file=none.xyz"], "override 'system.file=none.xyz': system.file: there is no file"),
+        (["config.yaml", "system.index=4"], "system.index: 4 does not fit; "),
+        (["config.yaml", "explore.name=npt_nose_hoover"], "explore.name: npt_nose_hoover needs a periodic cell"),
+        (["config.yaml", "label={name: stillinger_weber, initial: 4}"], "label: stillinger_weber: knows silicon only"),
+        (["bad.yaml"], "bad.yaml, line 2: not valid YAML: 'seed' is given twice"),
+    ],
+)
+def test_run_and_check_refuse_a_wrong_configuration(folder, command, arguments, expected):
+    (folder / "bad.yaml").write_text("seed: 1\nseed: 2\n")
+    assert refused(command, *arguments, folder=folder).startswith(expected)
+    assert not (folder / "runs").exists()  # nothing was begun
+
+
+def test_run_refuses_a_used_folder(folder):
+    used = folder / "runs" / folder.name  # config.yaml: the folder gives the name
+    used.mkdir(parents=True)
+    (used / "config.yaml").write_text("")
+    where = used.relative_to(folder)
+    assert refused("run", "config.yaml", folder=folder) == (
+        f"{where}: already holds a run; `jaxal resume {where}` continues it, --dir takes a new folder"
+    )
+    (folder / "other.yaml").write_text(CONFIG)
+    (folder / "runs" / "other").mkdir()
+    (folder / "runs" / "other" / "notes.txt").write_text("mine")
+    message = "runs/other: is not an empty folder; give a new one with --dir"
+    assert refused("run", "other.yaml", folder=folder) == message
+    assert refused("run", "other.yaml", "--dir", "water.xyz", folder=folder).startswith(
+        "water.xyz: is not an empty folder"
+    )
+    labeled(folder / "data.xyz")
+    (folder / "train.yaml").write_text("data: {file: data.xyz}")
+    assert "resume" not in refused("train", "train.yaml", "--dir", used, folder=folder)
+
+
+def test_resume_and_report_refuse_what_is_no_run(folder):
+    for command in ("resume", "report"):
+        for target in (".", "none"):
+            if target == ".":
+                (folder / "config.yaml").unlink(missing_ok=True)
+            assert refused(command, target, folder=folder).startswith(f"{target}: not a run folder, it holds no config")
+
+
+def test_train_refuses_a_wrong_configuration(folder):
+    (folder / "train.yaml").write_text("data: {file: data.xyz}")
+    assert refused("train", "train.yaml", folder=folder).startswith("train.yaml: data.file: there is no file")
+    labeled(folder / "data.xyz")
+    assert "explore: unknown field" in refused("train", "train.yaml", "explore.walkers=2", folder=folder)
+    assert load(folder / "train.yaml", cls=Offline).data.file.name == "data.xyz"
+
+
+def test_validate_refuses_what_is_no_model(folder):
+    labeled(folder / "data.xyz")
+    assert "none" in refused("validate", "none", "--data", "data.xyz", folder=folder)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    command = f"{sys.executable} -m jaxal.cli list | head -n 1"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.startswith("potential ") and done.stderr == ""
+
+
+def test_run_report_validate_resume(folder):
+    done = jaxal("run", "config.yaml", "--dir", "out", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert load(folder / "out" / "config.yaml").stop.labels == 8
+    assert "already holds a run" in refused("run", "config.yaml", "--dir", "out", folder=folder)
+    assert here("resume", "out", folder=folder).returncode == 0  # a finished run: nothing is left to do
+    report = here("report", "out", folder=folder)
+    assert report.returncode == 0 and (folder / report.stdout.strip()).is_file()
+    labeled(folder / "data.xyz")
+    text = jaxal("validate", "out", "--data", "data.xyz", folder=folder)
+    assert text.returncode == 0 and "force, meV/Å" in text.stdout
+    found = json.loads(here("validate", "out", "--data", "data.xyz", "--json", folder=folder).stdout)
+    assert found["errors"]["structures"] == 12
+    assert "there is no such file" in refused("validate", "out", "--data", "none.xyz", folder=folder)
+
+
+def test_train_from_a_file(folder):
+    labeled(folder / "data.xyz")
+    (folder / "train.yaml").write_text(
+        "data: {file: data.xyz}\ncommittee: {members: 2}\ntrain: {final_steps: 10, batch: 2}\n"
+        "potential: {cutoff: 3.0, channels: 4, l_max: 1, layers: 1, correlation: 1}\n"
+    )
+    done = jaxal("train", "train.yaml", folder=folder)
+    assert done.returncode == 0, done.stderr
+    text = here("validate", "runs/train", "--data", "data.xyz", folder=folder)
+    assert text.returncode == 0 and "12 structures" in text.stdout
+
+
+def test_an_interrupted_run_says_how_to_resume(folder):
+    arguments = [
+        sys.executable,
+        "-m",
+        "jaxal.cli",
+        "run",
+        "config.yaml",
+        "stop.time=1 ns",
+        "stop.quiet=1 ns",
+        "--dir",
+        "out",
+    ]
+    child = subprocess.Popen(arguments, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (folder / "out" / "config.yaml").exists() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert (folder / "out" / "config.yaml").exists()
+    os.kill(child.pid, signal.SIGINT)
+    _, err = child.communicate(timeout=120)
+    assert child.returncode == 130 and err.rstrip().endswith("jaxal: interrupted; `jaxal resume out` continues")
+    assert "Traceback" not in err

@@ -1,0 +1,365 @@
+"""Explorers: the split step against jax-md's own, units, initial momenta, ramps, dtypes."""
+
+import functools
+import inspect
+import re
+
+import ase.units
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax_md import energy as forms
+from jax_md import simulate
+
+from jaxal import registry
+from jaxal.explore import md
+from jaxal.types import InputError, Structure
+from jaxal.units import BOLTZMANN, GPA, TIME_UNIT
+
+ALL = ("nve", "nvt_langevin", "nvt_nose_hoover", "npt_nose_hoover")
+MASS = np.array([1.008, 12.011, 15.999, 28.085, 1.008, 12.011, 15.999, 28.085])  # amu
+CELL = np.diag([5.0, 5.2, 5.6])  # Å
+
+
+@pytest.fixture(autouse=True)
+def double():
+    with jax.enable_x64(True):
+        yield
+
+
+def example(dtype=np.float64, cell=CELL):
+    """Eight atoms near the corners of a grid in a periodic cell."""
+    grid = np.stack(np.meshgrid(*[[0.0, 0.5]] * 3, indexing="ij"), -1).reshape(-1, 3)
+    position = grid @ cell + 0.1 * np.random.default_rng(0).normal(size=(8, 3))
+    return Structure(
+        jnp.asarray(position, dtype),
+        jnp.zeros(8, jnp.int32),
+        jnp.asarray(cell, dtype),
+        jnp.int32(0),
+        jnp.int32(0),
+    )
+
+
+def energy(position, box, perturbation=1.0, **_):
+    """Morse pairs at a smooth periodic distance, r^2 = sum of (L/pi sin(pi s))^2 over the orthorhombic directions.
+
+    Periodic without a cutoff or a nearest image, so nothing but the integrator limits how well energy is kept.
+    `perturbation` scales lengths at fixed fractional coordinates, as jax-md means it.
+    """
+    length = jnp.diag(box)
+    fraction = (position[:, None] - position) / length
+    square = jnp.sum((perturbation * length / jnp.pi * jnp.sin(jnp.pi * fraction)) ** 2, axis=-1)
+    apart = ~np.eye(len(position), dtype=bool)
+    r = jnp.sqrt(jnp.where(apart, square, 1.0))
+    return 0.5 * jnp.sum(jnp.where(apart, forms.morse(r, 1.9, 0.3, 1.4), 0.0))
+
+
+@jax.jit
+def force_and_stress(structure):
+    """Forces (eV/Å) and an isotropic stress with the right trace (eV/Å^3)."""
+    cell = jnp.abs(structure.cell)
+    force = -jax.grad(energy)(structure.position, cell)
+    slope = jax.grad(lambda scale: energy(structure.position, cell, scale))(jnp.ones((), cell.dtype))
+    return force, slope / jnp.prod(jnp.diag(cell)) * jnp.eye(3, dtype=cell.dtype) / 3
+
+
+def step(explorer, walker):
+    structure = explorer.propose(walker)
+    return explorer.advance(walker, structure, *force_and_stress(structure))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def run(explorer, walker, steps):
+    return jax.lax.scan(lambda walker, _: (step(explorer, walker), None), walker, length=steps)[0]
+
+
+@functools.cache
+def explorer_of(name, **options):
+    return registry.get("explorer", name)(MASS, **options)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def begin(explorer, key, structure):
+    return explorer.init(key, structure, *force_and_stress(structure))
+
+
+def start(name, key=1, structure=None, **options):
+    explorer = explorer_of(name, **options)
+    return explorer, begin(explorer, jax.random.key(key), example() if structure is None else structure)
+
+
+def unsplit(name, structure, energy=energy, timestep=0.7, temperature=400.0):
+    """jax-md's own step with a true energy function."""
+    dt = float(np.float32(timestep / TIME_UNIT))
+    kT = BOLTZMANN * temperature
+
+    def fixed(position, **_):
+        return energy(position, box=structure.cell)
+
+    def shift(position, change, **_):
+        return position + change
+
+    if name == "nve":
+        return simulate.nve(fixed, shift, dt)[1]
+    if name == "nvt_langevin":
+        return simulate.nvt_langevin(fixed, shift, dt, kT, gamma=0.02 * TIME_UNIT)[1]
+    if name == "nvt_nose_hoover":
+        return simulate.nvt_nose_hoover(fixed, shift, dt, kT, tau=30 / TIME_UNIT, **md.CHAIN)[1]
+    chains = [{"tau": tau / TIME_UNIT, **md.CHAIN} for tau in (400, 30)]
+    return simulate.npt_nose_hoover(energy, shift, dt, 2.0 * GPA, kT, *chains)[1]
+
+
+OPTIONS = {
+    "nve": {},
+    "nvt_langevin": {"friction": 0.02},
+    "nvt_nose_hoover": {"tau": 30.0},
+    "npt_nose_hoover": {"tau": 30.0, "barostat_tau": 400.0, "pressure": 2.0},
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_split_step_is_jax_mds_step(name):
+    explorer, walker = start(name, temperature=400.0, timestep=0.7, **OPTIONS[name])
+    apply = unsplit(name, walker.structure)
+    kT = jnp.asarray(BOLTZMANN * 400.0)
+    reference = jax.jit(lambda s: jax.lax.fori_loop(0, 300, lambda _, s: apply(s, kT=kT), s))(walker.engine)
+
+    walker = run(explorer, walker, 300)
+
+    assert int(walker.step) == 300
+    moved = np.max(np.abs(walker.structure.position - example().position))
+    assert moved > 0.2  # 210 fs at 400 K: it went somewhere
+    for mine, theirs in zip(jax.tree.leaves(walker.engine), jax.tree.leaves(reference), strict=True):
+        if jnp.issubdtype(mine.dtype, jnp.floating):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-9, atol=1e-10)
+        else:  # the key of the noise
+            assert jnp.all(jax.random.key_data(mine) == jax.random.key_data(theirs))
+    np.testing.assert_array_equal(walker.structure.position, walker.engine.position)
+    if name == "npt_nose_hoover":
+        np.testing.assert_allclose(walker.structure.cell, simulate.npt_box(reference), atol=1e-10)
+        assert abs(float(jnp.linalg.det(walker.structure.cell) / np.linalg.det(CELL)) - 1) > 0.01
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_two_halves_cost_one_step(name):
+    """Both halves run the whole jax-md step; in one program XLA merges them."""
+    explorer, walker = start(name, temperature=400.0, timestep=0.7, **OPTIONS[name])
+
+    def spring(position, perturbation=1.0, **_):
+        return 0.5 * jnp.sum(position**2) + 0.3 * perturbation
+
+    def both(walker):
+        structure = explorer.propose(walker)
+        return explorer.advance(walker, structure, -structure.position, 1e-3 * jnp.eye(3))
+
+    def whole(state):
+        return unsplit(name, walker.structure, spring)(state, kT=jnp.asarray(BOLTZMANN * 400.0))
+
+    def costly(function, argument):
+        """Loops, exponentials, divisions and the bit mixing of random numbers left after XLA's own merging."""
+        text = jax.jit(function).lower(argument).compile().as_text()
+        return len(re.findall(r" (?:while|exponential|divide|xor)\(", text))
+
+    mine, theirs, half = costly(both, walker), costly(whole, walker.engine), costly(explorer.propose, walker)
+    assert mine <= 1.15 * theirs + 1  # some small sums are repeated inside fusions
+    if name != "nve":
+        assert half > 0.15 * theirs + 1  # not merged, it would show
+
+
+def test_time_unit_is_ases():
+    assert pytest.approx(1 / ase.units.fs, rel=1e-7) == TIME_UNIT
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_velocity_in_angstrom_per_fs(name):
+    """One free atom flies p/m: an independent check of the timestep's unit."""
+    explorer = registry.get("explorer", name)(
+        np.array([4.0, 9.0]), temperature=300.0, timestep=0.25, **({"friction": 0.0} if "langevin" in name else {})
+    )
+    structure = Structure(
+        jnp.asarray([[0.0, 0, 0], [3.0, 0, 0]]), jnp.zeros(2, jnp.int32), 50.0 * jnp.eye(3), jnp.int32(0), jnp.int32(0)
+    )
+    nothing = jnp.zeros((2, 3)), jnp.zeros((3, 3))
+    walker = explorer.init(jax.random.key(0), structure, *nothing)
+    velocity = walker.engine.momentum / walker.engine.mass * ase.units.fs  # ASE: Å per its time unit -> Å/fs
+    proposed = explorer.propose(walker)
+    tolerance = 0.02 if "hoover" in name else 1e-6  # a thermostat has already acted
+    np.testing.assert_allclose((proposed.position - structure.position) / 0.25, velocity, rtol=tolerance)
+    assert explorer.timestep == 0.25
+
+
+def test_nve_error_falls_with_the_square_of_the_timestep():
+    def error(timestep):
+        explorer, walker = start("nve", temperature=300.0, timestep=timestep)
+
+        def body(walker, _):
+            walker = step(explorer, walker)
+            return walker, md.conserved(walker, energy(walker.structure.position, walker.structure.cell))
+
+        total = jax.jit(lambda w: jax.lax.scan(body, w, length=int(100 / timestep))[1])(walker)
+        return float(jnp.std(total))
+
+    coarse, fine = error(0.5), error(0.25)
+    assert 3.6 < coarse / fine < 4.4
+    assert fine < 1e-4  # eV, of some 0.3 eV kinetic
+
+
+@pytest.mark.parametrize("name", ["nvt_nose_hoover", "npt_nose_hoover"])
+def test_extended_energy_is_conserved(name):
+    def spread(timestep):
+        explorer, walker = start(name, temperature=300.0, timestep=timestep, **OPTIONS[name])
+        pressure = OPTIONS[name].get("pressure", 0.0)
+
+        def body(walker, _):
+            walker = step(explorer, walker)
+            potential = energy(walker.structure.position, walker.structure.cell)
+            return walker, md.conserved(walker, potential, temperature=300.0, pressure=pressure)
+
+        total = jax.jit(lambda w: jax.lax.scan(body, w, length=int(100 / timestep))[1])(walker)
+        return float(jnp.std(total)), float(total[-1] - total[0])
+
+    (coarse, _), (fine, drift) = spread(0.5), spread(0.25)
+    assert coarse / fine > 3.5
+    assert fine < 1e-4
+    assert abs(drift) < 2e-4
+
+
+def test_langevin_conserves_nothing():
+    _, walker = start("nvt_langevin")
+    with pytest.raises(TypeError, match="conserves nothing"):
+        md.conserved(walker, jnp.zeros(()))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_initial_momenta(name):
+    """Rest of the center of mass, and kT (1 - m/M) for each atom and direction, light ones too."""
+    explorer, structure = explorer_of(name, temperature=500.0), example()
+    keys = jax.random.split(jax.random.key(3), 4000)
+    walkers = jax.jit(jax.vmap(lambda key: begin(explorer, key, structure)))(keys)
+    momentum = walkers.engine.momentum
+    np.testing.assert_allclose(jnp.sum(momentum, axis=1), 0.0, atol=1e-10)
+
+    kT = jnp.mean(momentum**2, axis=(0, 2)) / MASS
+    expected = BOLTZMANN * 500.0 * (1 - MASS / MASS.sum())
+    standard_error = expected * np.sqrt(2 / (3 * 4000))
+    assert np.all(np.abs(kT - expected) < 4 * standard_error)
+
+    kelvin = jax.vmap(md.temperature)(walkers)
+    free = md.degrees_of_freedom(jax.tree.map(lambda x: x[0], walkers))
+    assert free == (24 if name == "nvt_langevin" else 21)
+    assert abs(jnp.mean(kelvin) * free / 21 - 500.0) < 4 * 500 * np.sqrt(2 / 21 / 4000)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_init_rewinds_to_the_same_bits(name):
+    explorer, walker = start(name, key=5, temperature=300.0)
+    _, again = start(name, key=5, temperature=300.0)
+    _, other = start(name, key=6, temperature=300.0)
+
+    def same(a, b):
+        raw = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in (a, b)]
+        return np.array_equal(*raw)
+
+    assert all(jax.tree.leaves(jax.tree.map(same, walker, again)))
+    assert not same(walker.engine.momentum, other.engine.momentum)
+    ends = run(explorer, walker, 30), run(explorer, again, 30)
+    assert all(jax.tree.leaves(jax.tree.map(same, *ends)))
+    assert int(walker.step) == 0
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_walkers_vmapped_are_walkers_alone(name):
+    explorer, first = start(name, key=1, temperature=300.0)
+    _, second = start(name, key=2, temperature=300.0)
+
+    def stack(a, b):
+        return jnp.stack([a, b])
+
+    both = jax.tree.map(stack, first, second)
+    both = jax.jit(lambda w: jax.lax.scan(lambda w, _: (jax.vmap(lambda x: step(explorer, x))(w), None), w, length=30))(
+        both
+    )[0]
+    alone = jax.tree.map(stack, run(explorer, first, 30), run(explorer, second, 30))
+    np.testing.assert_allclose(both.structure.position, alone.structure.position, atol=1e-11)
+    np.testing.assert_allclose(both.structure.cell, alone.structure.cell, atol=1e-11)
+
+
+@pytest.mark.parametrize("x64, dtype", [(False, np.float32), (True, np.float32), (True, np.float64)])
+@pytest.mark.parametrize("name", ALL)
+def test_dtype_is_kept(name, x64, dtype):
+    """Also for float32 walkers in a process that has float64 switched on, and masses in float64."""
+    options = {} if name == "nve" else {"final_temperature": 600.0, "ramp": 0.1}
+    with jax.enable_x64(x64):
+        explorer, walker = start(name, structure=example(dtype), temperature=300.0, **options)
+        before = jax.eval_shape(lambda w: w, walker)
+        after = jax.eval_shape(lambda w: step(explorer, w), walker)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(lambda x: (x.shape, x.dtype), after)
+        floats = {x.dtype for x in jax.tree.leaves(after) if jnp.issubdtype(x.dtype, jnp.floating)}
+        assert floats == {np.dtype(dtype)}
+        end = run(explorer, walker, 20)
+        assert bool(jnp.all(jnp.isfinite(end.structure.position)))
+        assert end.structure.position.dtype == dtype
+
+
+def test_ramp():
+    """Free atoms under strong friction take the temperature of the bath at once: half way, at the end, and after."""
+    explorer = registry.get("explorer", "nvt_langevin")(
+        MASS, temperature=100.0, timestep=1.0, friction=1.0, final_temperature=900.0, ramp=0.1
+    )
+    structure, nothing = example(), (jnp.zeros((8, 3)), jnp.zeros((3, 3)))
+    keys = jax.random.split(jax.random.key(0), 2000)
+    walkers = jax.jit(jax.vmap(lambda key: explorer.init(key, structure, *nothing)))(keys)
+
+    def body(walkers, _):
+        walkers = jax.vmap(lambda w: explorer.advance(w, explorer.propose(w), *nothing))(walkers)
+        return walkers, jnp.mean(jax.vmap(md.temperature)(walkers))
+
+    walkers, kelvin = jax.lax.scan(body, walkers, length=200)
+    error = 4 * np.sqrt(2 / 24 / 2000)
+    # the bath leads by 1/(2 friction) = 0.5 fs at 8 K/fs
+    for index, expected in ((50, 500.0), (99, 892.0), (120, 900.0), (199, 900.0)):
+        assert abs(kelvin[index] / expected - 1) < error + 10 / expected
+    # a walker rewound to an earlier step goes on at that step's temperature
+    late = walkers._replace(step=jnp.full(2000, 10, jnp.int32))
+    _, kelvin = jax.lax.scan(body, late, length=20)
+    assert abs(kelvin[-1] / (100 + 8 * 30) - 1) < error + 0.05
+
+
+@pytest.mark.parametrize("name", ALL[1:])
+def test_half_a_ramp_is_refused(name):
+    factory = registry.get("explorer", name)
+    with pytest.raises(InputError, match="ramp"):
+        factory(MASS, ramp=1.0)
+    with pytest.raises(InputError, match="final_temperature"):
+        factory(MASS, final_temperature=500.0)
+
+
+def test_left_handed_cell():
+    """A cell with negative determinant is the same crystal: mirrored, it must do the same."""
+    mirror = np.diag([-1.0, 1.0, 1.0])
+    explorer, right = start("npt_nose_hoover", temperature=300.0, pressure=5.0)
+    structure = right.structure
+    left_structure = structure._replace(cell=structure.cell @ mirror)  # the same lattice, left-handed
+    _, left = start("npt_nose_hoover", structure=left_structure, temperature=300.0, pressure=5.0)
+    right, left = run(explorer, right, 100), run(explorer, left, 100)
+    np.testing.assert_allclose(left.structure.cell, right.structure.cell @ mirror, atol=1e-12)
+    np.testing.assert_allclose(left.structure.position, right.structure.position, atol=1e-10)
+    assert abs(float(jnp.linalg.det(right.structure.cell)) / np.linalg.det(CELL) - 1) > 1e-3
+
+
+def test_options_are_stated_with_units():
+    for name in ALL:
+        assert registry.description("explorer", name)
+        for option in registry.options("explorer", name):
+            assert option.default is not inspect.Parameter.empty
+            assert "Unit(symbol=" in repr(option.annotation), (name, option.name)
+    assert set(ALL) >= md.NEEDS_CELL == {"npt_nose_hoover"}
+
+
+def test_single_atom():
+    explorer = registry.get("explorer", "nve")(np.array([39.95]), temperature=100.0)
+    structure = Structure(jnp.zeros((1, 3)), jnp.zeros(1, jnp.int32), jnp.zeros((3, 3)), jnp.int32(0), jnp.int32(0))
+    walker = explorer.init(jax.random.key(0), structure, jnp.zeros((1, 3)), jnp.zeros((3, 3)))
+    assert md.degrees_of_freedom(walker) == 3
+    assert float(md.temperature(walker)) > 0
