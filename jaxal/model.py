@@ -109,7 +109,9 @@ def predictor(model: Model, batching: committee.Batching = "auto") -> Callable[[
     Neighbor capacities are found as needed and kept, so like structures compile once.
     """
     part = potential(model)
-    params = jax.tree.map(jnp.asarray, model.params)
+    double = model.precision == "float64"
+    with jax.enable_x64(double):
+        params = jax.tree.map(jnp.asarray, model.params)
     specs: dict[tuple[int, bool], neighbors.Spec] = {}
 
     def run(spec: neighbors.Spec, params: Params, structures: Structure):
@@ -119,6 +121,10 @@ def predictor(model: Model, batching: committee.Batching = "auto") -> Callable[[
     compiled = jax.jit(run, static_argnums=0)
 
     def predict(structures: Structure) -> Prediction:
+        with jax.enable_x64(double):
+            return evaluate(structures)
+
+    def evaluate(structures: Structure) -> Prediction:
         structures = jax.tree.map(jnp.asarray, structures)
         kind = (structures.species.shape[-1], bool(np.any(np.asarray(structures.cell))))
         if kind not in specs:

@@ -26,6 +26,7 @@ from jaxal.units import BOLTZMANN, GPA, TIME_UNIT, Unit
 
 NEEDS_CELL = frozenset({"npt_nose_hoover"})  # explorers that cannot run without a periodic cell
 
+Masses = Float[Array | np.ndarray, "n"]  # amu
 Kelvin = Annotated[float, Unit("K", 0.0)]
 Femtosecond = Annotated[float, Unit("fs", 0.0, exclusive=True)]
 FinalKelvin = Annotated[float, Unit("K", 0.0)] | None
@@ -75,7 +76,7 @@ def conserved(
 
 
 @register("explorer")
-def nve(mass: Float[Array, "n"], *, temperature: Kelvin = 300.0, timestep: Femtosecond = 0.5) -> Explorer:
+def nve(mass: Masses, *, temperature: Kelvin = 300.0, timestep: Femtosecond = 0.5) -> Explorer:
     """Constant energy: velocity Verlet from momenta drawn at a temperature.
 
     `mass` in amu; `temperature` (K) is that of the initial momenta; `timestep` in fs.
@@ -86,7 +87,7 @@ def nve(mass: Float[Array, "n"], *, temperature: Kelvin = 300.0, timestep: Femto
 
 @register("explorer")
 def nvt_langevin(
-    mass: Float[Array, "n"],
+    mass: Masses,
     *,
     temperature: Kelvin = 300.0,
     timestep: Femtosecond = 0.5,
@@ -110,7 +111,7 @@ def nvt_langevin(
 
 @register("explorer")
 def nvt_nose_hoover(
-    mass: Float[Array, "n"],
+    mass: Masses,
     *,
     temperature: Kelvin = 300.0,
     timestep: Femtosecond = 0.5,
@@ -141,7 +142,7 @@ def nvt_nose_hoover(
 
 @register("explorer")
 def npt_nose_hoover(
-    mass: Float[Array, "n"],
+    mass: Masses,
     *,
     temperature: Kelvin = 300.0,
     timestep: Femtosecond = 0.5,
@@ -218,7 +219,7 @@ def npt_nose_hoover(
     return Explorer(init, propose, advance, timestep)
 
 
-def _explorer(engine: tuple[Callable, Callable], mass: Float[Array, "n"], timestep: float, kT: Schedule) -> Explorer:
+def _explorer(engine: tuple[Callable, Callable], mass: Masses, timestep: float, kT: Schedule) -> Explorer:
     """The two halves of a jax-md (init, apply) pair that needs forces only."""
     begin, apply = engine
 

@@ -7,7 +7,7 @@ numpy out; a label is in the store before the caller sees it, and a failed calcu
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from jaxal.label.store import Store, label_key, open_store
 from jaxal.label.task import Backend, LabelError, Result, Task, failed, one_line
 
 
+@runtime_checkable
 class Batch(Protocol):
     """A batch of padded structures as numpy arrays; `jaxal.types.Structure` has these fields."""
 

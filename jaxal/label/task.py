@@ -127,7 +127,7 @@ def check_spin(task: Task, electrons: int | None = None) -> None:
 def formula(task: Task) -> str:
     """Chemical formula, elements by atomic number: `H4C2O` for acetaldehyde."""
     numbers, counts = np.unique(task.numbers, return_counts=True)
-    return "".join(f"{symbol(z)}{count if count > 1 else ''}" for z, count in zip(numbers, counts, strict=True))
+    return "".join(f"{symbol(int(z))}{count if count > 1 else ''}" for z, count in zip(numbers, counts, strict=True))
 
 
 def symbol(number: int) -> str:

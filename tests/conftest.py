@@ -1,0 +1,16 @@
+"""All tests run on the CPU; a test that needs 64 bits asks for the fixture `double`."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+
+@pytest.fixture
+def double():
+    """64-bit arrays within a test."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,112 @@
+"""The fast tensor algebra against e3nn-jax, path by path."""
+
+import e3nn_jax as e3nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxal.potential import contraction
+
+pytestmark = pytest.mark.usefixtures("double")
+
+
+def irreps(degrees, channels=1):
+    return e3nn.Irreps([(channels, (l, (-1) ** l)) for l in degrees])
+
+
+@pytest.mark.parametrize("degrees, l_max", [((0,), 2), ((0, 1), 2), ((0, 1, 2), 3)])
+def test_neighbor_contraction_is_the_sum_of_tensor_products(degrees, l_max):
+    rng = np.random.default_rng(0)
+    number, slots, channels = 5, 3, 4
+    # a ring in which everybody lists the two beside him; the last slot is padding
+    index = np.array([[(i + 1) % number, (i - 1) % number, number] for i in range(number)])
+    reverse = np.array([[1, 0, slots]] * number)
+    harmonics = rng.normal(size=(number, slots, (l_max + 1) ** 2))
+    weight = {p: jnp.asarray(rng.normal(size=(number, slots, channels))) for p in contraction.pairs(degrees, l_max)}
+    features = {l: jnp.asarray(rng.normal(size=(number, 2 * l + 1, channels))) for l in degrees}
+    found = contraction.neighbor_contraction(
+        jnp.asarray(harmonics), weight, features, jnp.asarray(index), jnp.asarray(reverse), l_max
+    )
+    for l3 in range(l_max + 1):
+        expected = []
+        for l1, l2 in contraction.paths(degrees, l_max, l3):
+            block = np.zeros((number, 2 * l3 + 1, channels))
+            for i in range(number):
+                for k in range(2):
+                    for f in range(channels):
+                        y = e3nn.IrrepsArray(irreps([l2]), jnp.asarray(harmonics[i, k, l2 * l2 : (l2 + 1) ** 2]))
+                        h = e3nn.IrrepsArray(irreps([l1]), features[l1][index[i, k], :, f])
+                        product = e3nn.tensor_product(y, h, filter_ir_out=irreps([l3]))
+                        block[i, :, f] += float(weight[l1, l2][i, k, f]) * np.asarray(product.array)
+            expected.append(block)
+        np.testing.assert_allclose(found[l3], np.concatenate(expected, -1), atol=1e-12)
+
+
+def test_paths_are_all_that_natural_parity_allows():
+    for l3 in range(4):
+        product = e3nn.tensor_product(irreps([0, 1, 2]), irreps(range(4)), filter_ir_out=irreps([l3]))
+        assert product.count(e3nn.Irrep(l3, (-1) ** l3)) == len(contraction.paths((0, 1, 2), 3, l3))
+
+
+def test_channel_mixing_is_an_e3nn_linear():
+    """values @ w on [n, 2l+1, f] mixes channels as e3nn.Linear does between multiplicities, degree by degree."""
+    key = jax.random.key(0)
+    linear = e3nn.flax.Linear(irreps([0, 1], 3))
+    x = e3nn.normal(irreps([0, 1], 5), key, (4,))
+    params = linear.init(key, x)
+    expected = linear.apply(params, x)
+    for chunk, out, (name, w), l in zip(x.chunks, expected.chunks, sorted(params["params"].items()), (0, 1), strict=True):
+        assert f"{2 * l + 1}" or name
+        mine = jnp.einsum("nfz,fg->ngz", chunk, w) / np.sqrt(5)
+        np.testing.assert_allclose(mine, out, atol=1e-12)
+
+
+@pytest.mark.parametrize("correlation", [1, 2, 3])
+@pytest.mark.parametrize("degree", [0, 1])
+def test_symmetric_product_is_the_explicit_one(correlation, degree):
+    """All couplings of up to `correlation` equal factors, by nested e3nn tensor products, span the same space."""
+    l_max, number, channels = 1, 30, 1
+    size = (l_max + 1) ** 2
+    values = jnp.asarray(np.random.default_rng(1).normal(size=(number, size, channels)))
+    x = e3nn.IrrepsArray(irreps(range(l_max + 1)), values[:, :, 0])
+    product = x
+    for _ in range(correlation - 1):
+        product = e3nn.tensor_product(product, x)
+    explicit = product.filter(keep=irreps([degree]))
+    explicit = np.asarray(explicit.array).reshape(number, -1, 2 * degree + 1)
+
+    count = contraction.number_of_symmetric_paths(l_max, correlation, degree)
+    mine = []
+    for path in range(count):
+        weight = {(correlation, degree): jnp.zeros((number, count, channels)).at[:, path].set(1.0)}
+        mine.append(contraction.symmetric_product(values, weight, l_max, correlation)[degree][:, :, 0])
+    mine = np.stack(mine, 1)
+    rows = lambda a: np.moveaxis(a, 1, 2).reshape(-1, a.shape[1])  # noqa: E731
+    a, b = rows(mine), rows(explicit)
+    assert np.linalg.matrix_rank(a, tol=1e-9) == np.linalg.matrix_rank(b, tol=1e-9) == count
+    for one, other in ((a, b), (b, a)):
+        residual = other - one @ np.linalg.lstsq(one, other, rcond=None)[0]
+        np.testing.assert_allclose(residual, 0.0, atol=1e-10)
+
+
+def test_symmetric_product_adds_orders_and_weights_atoms_apart():
+    rng = np.random.default_rng(2)
+    values = jnp.asarray(rng.normal(size=(3, 9, 2)))
+    weight = {
+        (order, degree): jnp.asarray(rng.normal(size=(3, contraction.number_of_symmetric_paths(2, order, degree), 2)))
+        for order in (1, 2)
+        for degree in (0, 1)
+    }
+    both = contraction.symmetric_product(values, weight, 2, 2)
+    for degree in (0, 1):
+        expected = np.zeros((3, 2 * degree + 1, 2))
+        for order in (1, 2):
+            basis = contraction.symmetric_basis(2, order, degree).reshape((9,) * order + (2 * degree + 1, -1))
+            factors = "ab"[:order]
+            for n in range(3):
+                for f in range(2):
+                    arrays = [values[n, :, f]] * order
+                    subscripts = ",".join([factors + "zp", *factors, "p"]) + "->z"
+                    expected[n, :, f] += np.einsum(subscripts, basis, *arrays, weight[order, degree][n, :, f])
+        np.testing.assert_allclose(both[degree], expected, atol=1e-12)
