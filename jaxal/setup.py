@@ -23,7 +23,7 @@ from jaxal.types import InputError, Key, Label, Params, Potential, Structure
 
 SKIN = 0.5  # Å
 FOLD = 64  # held-out labels that calibrate the gate
-LOOKS = 20  # in a segment
+LOOKS = 10  # in a segment
 LARGEST_BUFFER = 4096  # rows of the first allocation; it grows beyond
 
 LabelFunction = Callable[[Structure, Bool[Array, "k"]], Label]

@@ -89,8 +89,8 @@ def start(name, key=1, structure=None, **options):
     return explorer, begin(explorer, jax.random.key(key), example() if structure is None else structure)
 
 
-def unsplit(name, structure, energy=energy, timestep=0.7, temperature=400.0):
-    """jax-md's own step with a true energy function."""
+def unsplit(name, structure, timestep=0.7, temperature=400.0):
+    """jax-md's own step with the true energy function."""
     dt = float(np.float32(timestep / TIME_UNIT))
     kT = BOLTZMANN * temperature
 
@@ -142,30 +142,26 @@ def test_split_step_is_jax_mds_step(name):
         assert abs(float(jnp.linalg.det(walker.structure.cell) / np.linalg.det(CELL)) - 1) > 0.01
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ALL[1:])
 def test_two_halves_cost_one_step(name):
-    """Both halves run the whole jax-md step; in one program XLA merges them."""
+    """Both halves run the whole jax-md step; in one program XLA merges them. (Those of NVE share next to nothing.)"""
     explorer, walker = start(name, temperature=400.0, timestep=0.7, **OPTIONS[name])
 
-    def spring(position, perturbation=1.0, **_):
-        return 0.5 * jnp.sum(position**2) + 0.3 * perturbation
-
-    def both(walker):
-        structure = explorer.propose(walker)
+    def second(walker, structure):
         return explorer.advance(walker, structure, -structure.position, 1e-3 * jnp.eye(3))
 
-    def whole(state):
-        return unsplit(name, walker.structure, spring)(state, kT=jnp.asarray(BOLTZMANN * 400.0))
+    def both(walker):
+        return second(walker, explorer.propose(walker))
 
-    def costly(function, argument):
+    def costly(function, *arguments):
         """Loops, exponentials, divisions and the bit mixing of random numbers left after XLA's own merging."""
-        text = jax.jit(function).lower(argument).compile().as_text()
+        text = jax.jit(function).lower(*arguments).compile().as_text()
         return len(re.findall(r" (?:while|exponential|divide|xor)\(", text))
 
-    mine, theirs, half = costly(both, walker), costly(whole, walker.engine), costly(explorer.propose, walker)
-    assert mine <= 1.15 * theirs + 1  # some small sums are repeated inside fusions
-    if name != "nve":
-        assert half > 0.15 * theirs + 1  # not merged, it would show
+    first = costly(explorer.propose, walker)
+    added = costly(both, walker) - costly(second, walker, walker.structure)
+    assert first > 4
+    assert added < 0.5 * first  # a few scalars of the barostat remain, nothing per atom
 
 
 def test_time_unit_is_ases():

@@ -114,8 +114,8 @@ def test_new_parameters_labels_and_thresholds_do_not_recompile():
     compiled = jax.jit(counted)
     before = int(state.buffer.count)
     state, _ = compiled(state, limits)
-    state = state._replace(gate=state.gate._replace(threshold=jnp.asarray(0.5)))
-    state, _ = compiled(state, limits._replace(rate=jnp.asarray(5e-4), steps=jnp.asarray(7, jnp.int32)))
+    state = state._replace(gate=state.gate._replace(threshold=jnp.asarray(0.5, jnp.float32)))
+    state, _ = compiled(state, limits._replace(rate=jnp.asarray(5e-4, jnp.float32), steps=jnp.asarray(7, jnp.int32)))
     assert int(state.buffer.count) > before and len(traces) == 1
 
 
@@ -123,13 +123,13 @@ def test_the_callback_fires_exactly_when_the_gate_fires():
     asked = Asked()
     state, segment, limits = program(label=lambda s, w: host_label(asked, s, w), looks=4)
     compiled = jax.jit(segment)
-    quiet = state._replace(gate=state.gate._replace(threshold=jnp.asarray(np.inf)))
+    quiet = state._replace(gate=state.gate._replace(threshold=jnp.asarray(np.inf, jnp.float32)))
     after, looks = jax.block_until_ready(compiled(quiet, limits))
     assert asked.calls == [] and not looks.flagged.any() and int(after.buffer.count) == 4
     # the walkers moved on, by the steps between the looks
     assert np.all(after.walkers.step == 16) and np.all(after.quiet == 16)
 
-    loud = state._replace(gate=state.gate._replace(threshold=jnp.asarray(-1.0)))
+    loud = state._replace(gate=state.gate._replace(threshold=jnp.asarray(-1.0, jnp.float32)))
     after, looks = jax.block_until_ready(compiled(loud, limits))
     assert asked.calls == [WALKERS] * 4 and looks.flagged.all()
     assert int(after.buffer.count) == 4 + 4 * WALKERS and int(after.labels) == 4 + 4 * WALKERS

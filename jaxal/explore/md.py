@@ -4,7 +4,7 @@ An integrator of jax-md calls a force function in the middle of a step. Here nei
 evaluated for all walkers together, outside, so a step has two halves. Both run the same jax-md step: the new
 positions do not depend on the new forces, so `propose` runs it without them and keeps the positions, and
 `advance` runs it again with the forces in hand. In one program XLA drops what `propose` does not use and
-merges what both share, so a step costs what jax-md's own costs.
+merges what both share: no per-atom work is done twice.
 
 jax-md knows one unit of energy. With eV, Å and amu its time unit is `TIME_UNIT` fs and momenta are in
 sqrt(eV amu). Positions are Cartesian and never wrapped. To add an integrator, write a factory
