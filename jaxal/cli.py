@@ -110,9 +110,9 @@ def _train(given: argparse.Namespace) -> None:
 
     config = load(given.config, given.overrides, Offline)
     given.dir = _new_folder(given)
-    from jaxal import run
+    from jaxal import offline
 
-    run.train(config, given.dir)
+    offline.train(config, given.dir)
 
 
 def _validate(given: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxal import buffer as buffers
 from jaxal import committee, neighbors
 from jaxal.train import fit as training
+from jaxal.train.calibrate import Fresh, Judge, calibrate, find
 from jaxal.train.loss import force_rmse, max_force_error
 from jaxal.types import (
     Candidates,
@@ -29,7 +30,6 @@ from jaxal.types import (
     Key,
     Label,
     Neighbors,
-    Params,
     Potential,
     Prediction,
     Score,
@@ -37,6 +37,7 @@ from jaxal.types import (
     Structure,
     WalkerState,
 )
+from jaxal.units import BOLTZMANN
 
 NEIGHBORS_FULL, BUFFER_FULL, NOT_FINITE, UNPHYSICAL, LABEL_FAILED = 1, 2, 4, 8, 16
 UNDONE = NEIGHBORS_FULL | BUFFER_FULL | NOT_FINITE  # the segment did not happen: grow or slow down, then replay
@@ -105,6 +106,7 @@ class State(NamedTuple):
     gate: GateState
     train: training.TrainState  # [m]
     buffer: buffers.Buffer
+    fresh: Fresh
     key: Key
     labels: Int[Array, ""]  # asked for, failed ones included
     problems: Int[Array, ""]
@@ -144,14 +146,9 @@ class Look(NamedTuple):
 Segment = Callable[[State, Limits], tuple[State, Look]]
 
 
-def predict(parts: Parts, static: Static, params: Params, structures: Structure, near: Neighbors) -> Prediction:
-    """The committee on a batch [b]."""
-    return committee.predict(parts.potential, params, structures, near, static.batching)
-
-
-def find(spec: neighbors.Spec, structures: Structure) -> Neighbors:
-    """Neighbors of a batch [b]."""
-    return jax.vmap(lambda s: neighbors.build(spec, s))(structures)
+def judge_of(parts: Parts, static: Static) -> Judge:
+    """The judge of a run."""
+    return Judge(parts.potential, parts.score, parts.gate, static.train_near, static.fold, static.batching)
 
 
 def start(
@@ -159,11 +156,11 @@ def start(
 ) -> State:
     """State of a new run: walkers [w] begin at `structures`, with momenta of their own."""
     near = find(static.near, structures)
-    prediction = predict(parts, static, train.average, structures, near)
+    prediction = committee.predict(parts.potential, train.average, structures, near, static.batching)
     force, stress = prediction.force.mean(1), prediction.stress.mean(1)
     key, *keys = jax.random.split(key, structures.charge.shape[0] + 1)
     walkers = jax.vmap(parts.explorer.init)(jnp.stack(keys), structures, force, stress)
-    gate = calibrate(parts, static, parts.gate.init(), train.average, buffer)[0]
+    gate = calibrate(judge_of(parts, static), parts.gate.init(), train.average, buffer)[0]
     return State(
         walkers=walkers,
         trusted=Trusted(structures, force, stress),
@@ -172,29 +169,10 @@ def start(
         gate=gate,
         train=train,
         buffer=buffer,
+        fresh=Fresh.empty(static.fold // 2, buffer.label.energy.dtype),
         key=key,
         labels=buffer.count,
         problems=jnp.where(jnp.any(near.overflow), NEIGHBORS_FULL, 0).astype(jnp.int32),
-    )
-
-
-def calibrate(
-    parts: Parts, static: Static, gate: GateState, params: Params, buffer: buffers.Buffer
-) -> tuple[GateState, Float[Array, ""], Bool[Array, ""]]:
-    """The gate with its factor learned on the latest held-out labels, their force RMSE, neighbor overflow."""
-    capacity = buffers.capacity(buffer)
-    held = buffer.held_out & (jnp.arange(capacity) < buffer.count)
-    (row,) = jnp.nonzero(held[::-1], size=static.fold, fill_value=capacity)
-    valid = row < capacity
-    row = jnp.where(valid, capacity - 1 - row, 0)
-    structures, labels = buffers.rows(buffer, row)
-    near = find(static.train_near, structures)
-    prediction = predict(parts, static, params, structures, near)
-    score = jax.vmap(parts.score)(prediction, structures)
-    force = prediction.force.mean(1)
-    error = max_force_error(force, structures, labels)
-    return parts.gate.calibrate(gate, score, error, valid), force_rmse(force, structures, labels, valid), jnp.any(
-        near.overflow & valid
     )
 
 
@@ -225,7 +203,7 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         proposed = jax.vmap(parts.explorer.propose)(state.walkers)
         stale = jax.vmap(lambda n, s: neighbors.stale(static.near, n, s))(state.near, proposed)
         near = jax.lax.cond(jnp.any(stale), lambda: find(static.near, proposed), lambda: state.near)
-        prediction = predict(parts, static, state.train.average, proposed, near)
+        prediction = committee.predict(parts.potential, state.train.average, proposed, near, static.batching)
         now = jax.vmap(lambda s, n, p: judge(limits, state.gate, s, n, p))(proposed, near, prediction)
         walkers = jax.vmap(parts.explorer.advance)(state.walkers, proposed, now.force, now.stress)
         # from the first unphysical frame to the next look a walker keeps its last physical frame
@@ -284,7 +262,7 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         bits = jnp.where(jnp.any(candidate.bad), UNPHYSICAL, 0) | jnp.where(jnp.any(failed), LABEL_FAILED, 0)
         momentum = state.walkers.engine.momentum
         temperature = jnp.sum(momentum**2 / state.walkers.engine.mass, axis=(-2, -1)) / (
-            momentum.shape[-2] * 3 * 8.617333262e-5
+            momentum.shape[-2] * 3 * BOLTZMANN
         )
         out = Look(
             structure=candidate.structure,
@@ -332,11 +310,11 @@ def make_segment(parts: Parts, static: Static) -> Segment:
                 limits.final_rate,
                 static.batching,
             )
-            gate, rmse, crowded = calibrate(parts, static, state.gate, train.average, buffer)
+            error = max_force_error(picked.force, picked.structure, label)
+            fresh = state.fresh.push(picked.score, error, ok)
+            gate, rmse, crowded = calibrate(judge_of(parts, static), state.gate, train.average, buffer, fresh)
             near = find(static.train_near, picked.structure)
-            finite = jax.tree.reduce(
-                jnp.logical_and, jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), train.average)
-            )
+            finite = jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), train.average))
             problems = (
                 state.problems
                 | jnp.where(full, BUFFER_FULL, 0)
@@ -345,12 +323,12 @@ def make_segment(parts: Parts, static: Static) -> Segment:
             )
             state = state._replace(
                 buffer=buffer,
+                fresh=fresh,
                 train=train,
                 gate=gate,
                 problems=problems.astype(jnp.int32),
                 labels=state.labels + jnp.sum(wanted, dtype=jnp.int32),
             )
-            error = max_force_error(picked.force, picked.structure, label)
             each = jax.vmap(lambda f, s, lab: force_rmse(f[None], _one(s), _one(lab), jnp.ones(1, bool)))
             rmses = each(picked.force, picked.structure, label)
             values = (ok, jnp.where(ok, error, nan), jnp.where(ok, rmses, nan), jnp.mean(loss), rmse)
@@ -388,10 +366,8 @@ def make_segment(parts: Parts, static: Static) -> Segment:
 
 
 def _feature_size(parts: Parts, static: Static, state: State) -> int:
-    shapes = jax.eval_shape(
-        lambda: predict(parts, static, state.train.average, state.trusted.structure, state.near).feature
-    )
-    return shapes.shape[-1]
+    first, structure, near = jax.tree.map(lambda x: x[0], (state.train.average, state.trusted.structure, state.near))
+    return jax.eval_shape(parts.potential.energy, first, structure, near)[1].shape[-1]
 
 
 def _where(mask: Bool[Array, "w"], yes, no):

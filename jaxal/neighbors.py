@@ -41,9 +41,7 @@ def plan(structures: Structure, cutoff: float, skin: float = 0.0, margin: float 
     Host side. For an open structure the capacity never exceeds atoms - 1.
     """
     position, species, cell = (np.asarray(x) for x in structures[:3])
-    position, species, cell = (
-        x.reshape(-1, *x.shape[-tail:]) for x, tail in ((position, 2), (species, 1), (cell, 2))
-    )
+    position, species, cell = (x.reshape(-1, *x.shape[-tail:]) for x, tail in ((position, 2), (species, 1), (cell, 2)))
     reach = cutoff + skin
     images = np.max([_images(c.astype(float), reach) for c in cell], axis=0)
     # 3 % of room for a cell that shrinks under a barostat
@@ -149,7 +147,9 @@ def stale(spec: Spec, neighbors: Neighbors, structure: Structure) -> Bool[Array,
     safe = jnp.where(periodic, neighbors.cell, jnp.eye(3, dtype=structure.cell.dtype))
     current = jnp.where(periodic, structure.cell, jnp.eye(3, dtype=structure.cell.dtype))
     strain = jnp.linalg.solve(safe, current)  # old row vector @ strain = strained row vector
-    moved = jnp.sqrt(jnp.max(jnp.sum((structure.position - neighbors.position @ strain) ** 2, -1), where=real, initial=0))
+    moved = jnp.sqrt(
+        jnp.max(jnp.sum((structure.position - neighbors.position @ strain) ** 2, -1), where=real, initial=0)
+    )
     # a pair outside reach = cutoff + skin is, after the strain, still outside reach * (1 - |strain - 1|)
     compression = jnp.linalg.norm(strain - jnp.eye(3, dtype=strain.dtype))
     # written so that positions that are not numbers count as stale
@@ -166,7 +166,9 @@ def vectors(structure: Structure, neighbors: Neighbors) -> tuple[Float[Array, "n
 
 
 @jax.custom_vjp
-def gather(values: Float[Array, "n ..."], index: Int[Array, "n k"], reverse: Int[Array, "n k"]) -> Float[Array, "n k ..."]:
+def gather(
+    values: Float[Array, "n ..."], index: Int[Array, "n k"], reverse: Int[Array, "n k"]
+) -> Float[Array, "n k ..."]:
     """`values[index]`, zero in padded slots, whose transpose is a gather too.
 
     The pullback of a gather is a scatter-add, which XLA runs serially on CPUs. Every listed pair stands in both
@@ -176,7 +178,9 @@ def gather(values: Float[Array, "n ..."], index: Int[Array, "n k"], reverse: Int
 
 
 @jax.custom_vjp
-def _reversed(values: Float[Array, "n k ..."], index: Int[Array, "n k"], reverse: Int[Array, "n k"]) -> Float[Array, "n k ..."]:
+def _reversed(
+    values: Float[Array, "n k ..."], index: Int[Array, "n k"], reverse: Int[Array, "n k"]
+) -> Float[Array, "n k ..."]:
     """The value of each pair as its other atom sees it; its own inverse and its own transpose."""
     return values.at[index, reverse].get(mode="fill", fill_value=0)
 

@@ -20,7 +20,19 @@ from jaxal.buffer import Buffer
 from jaxal.structure import Table, matrix_to_voigt, to_atoms
 
 METRICS, TRAJECTORY, TRAINING, VERSIONS = "metrics.jsonl", "trajectory.xyz", "training.xyz", "versions.json"
-PACKAGES = ("jaxal", "jax", "jaxlib", "flax", "optax", "jax-md", "e3nn-jax", "orbax-checkpoint", "numpy", "ase", "tblite")
+PACKAGES = (
+    "jaxal",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "jax-md",
+    "e3nn-jax",
+    "orbax-checkpoint",
+    "numpy",
+    "ase",
+    "tblite",
+)
 
 
 def plain(value: Any) -> Any:
@@ -94,7 +106,9 @@ def write_frames(path: Path, frames: Sequence[ase.Atoms], append: bool = False) 
     part.replace(path)
 
 
-def write_walkers(directory: Path, looks: loop.Look, every: int, first: int, table: Table, reference: np.ndarray) -> None:
+def write_walkers(
+    directory: Path, looks: loop.Look, every: int, first: int, table: Table, reference: np.ndarray
+) -> None:
     """Appends every `every`-th look's walkers to trajectory.xyz; `first` is the number of the first look."""
     frames = []
     for row in range(looks.factor.shape[0]):
@@ -116,7 +130,9 @@ def write_walkers(directory: Path, looks: loop.Look, every: int, first: int, tab
         write_frames(directory / TRAJECTORY, frames, append=True)
 
 
-def label_records(looks: loop.Look, wall: float, ps: np.ndarray, first: int, reasons: Sequence[str]) -> list[dict[str, Any]]:
+def label_records(
+    looks: loop.Look, wall: float, ps: np.ndarray, first: int, reasons: Sequence[str]
+) -> list[dict[str, Any]]:
     """One metrics line for each label of a segment, in the order they were asked for."""
     lines, failures = [], iter(reasons)
     for row, slot in zip(*np.nonzero(looks.walker >= 0), strict=True):

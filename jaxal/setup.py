@@ -18,6 +18,7 @@ from jaxal.label.service import Service, label_service
 from jaxal.schema import Config, Train
 from jaxal.structure import Table, from_atoms, masses, species_table
 from jaxal.train import fit as training
+from jaxal.train.calibrate import find
 from jaxal.train.loss import LossWeights
 from jaxal.types import InputError, Key, Label, Params, Potential, Structure
 
@@ -92,14 +93,16 @@ def open_service(config: Config, table: Table, store: Path, reference: np.ndarra
     )
 
 
-def oracle_label(config: Config, table: Table, dtype: Any, reference: np.ndarray, spec: neighbors.Spec) -> LabelFunction:
+def oracle_label(
+    config: Config, table: Table, dtype: Any, reference: np.ndarray, spec: neighbors.Spec
+) -> LabelFunction:
     """The labels of a closed form in JAX, as a function of the program, without a callback."""
     oracle = config.label.part.bind()(table)
     offset = jnp.asarray(reference, dtype)
     cap = config.label.max_force
 
     def label(structures: Structure, wanted: Bool[Array, "k"]) -> Label:
-        near = loop.find(spec, structures)
+        near = find(spec, structures)
         energy, force, stress, _ = jax.vmap(lambda s, n: committee.evaluate(oracle, {}, s, n))(structures, near)
         real = structures.species >= 0
         energy = energy - jnp.sum(jnp.where(real, offset[structures.species], 0.0), axis=-1)
@@ -111,8 +114,12 @@ def oracle_label(config: Config, table: Table, dtype: Any, reference: np.ndarray
 
 
 def oracle_spec(config: Config, table: Table, structures: Structure) -> neighbors.Spec:
-    """Neighbors of the closed form, with ample room: an overflow there would fail labels."""
-    return neighbors.plan(structures, config.label.part.bind()(table).cutoff, 0.0, 2.0)
+    """Neighbors of the closed form, with ample room: an overflow there would fail labels.
+
+    A crystal gains neighbors when it melts or is compressed: twice those within one more angstrom are provided for.
+    """
+    cutoff = config.label.part.bind()(table).cutoff
+    return neighbors.plan(structures, cutoff, 1.0, 2.0)._replace(skin=0.0)
 
 
 def first_labels(config: Config, atoms: ase.Atoms, store: Path) -> First:
@@ -172,10 +179,10 @@ def training_set(
 
 
 def spread_hold(number: int, fraction: float) -> np.ndarray:
-    """Marks `fraction` of the rows, at least one and never the first, evenly spaced."""
+    """Marks `fraction` of the rows, at least one, evenly spaced and away from both ends."""
     count = max(1, round(fraction * number))
     held = np.zeros(number, bool)
-    held[np.linspace(number - 1, 1, count).astype(int)] = True
+    held[((np.arange(count) + 0.5) * number / count).astype(int)] = True
     return held
 
 
@@ -183,7 +190,7 @@ def new_params(
     potential: Potential, key: Key, members: int, spec: neighbors.Spec, structures: Structure, labels: Label
 ) -> Params:
     """Initial weights of every member, with the constants taken from the data."""
-    near = loop.find(spec, structures)
+    near = find(spec, structures)
     atoms = jnp.sum(structures.species >= 0)
     listed = float(jnp.sum(near.index < structures.species.shape[-1]) / atoms)
     first = jax.tree.map(lambda x: x[0], (structures, near))

@@ -60,7 +60,7 @@ def read_frames(path: str | Path, index: str = ":") -> list[ase.Atoms]:
 
 
 def _rows(numbers: np.ndarray, table: Table) -> np.ndarray:
-    missing = sorted(set(int(z) for z in numbers) - set(table))
+    missing = sorted({int(z) for z in numbers} - set(table))
     if missing:
         raise InputError(
             f"element {', '.join(chemical_symbols[z] for z in missing)} is not among those of the model "

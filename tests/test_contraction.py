@@ -56,7 +56,9 @@ def test_channel_mixing_is_an_e3nn_linear():
     x = e3nn.normal(irreps([0, 1], 5), key, (4,))
     params = linear.init(key, x)
     expected = linear.apply(params, x)
-    for chunk, out, (name, w), l in zip(x.chunks, expected.chunks, sorted(params["params"].items()), (0, 1), strict=True):
+    for chunk, out, (name, w), l in zip(
+        x.chunks, expected.chunks, sorted(params["params"].items()), (0, 1), strict=True
+    ):
         assert f"{2 * l + 1}" or name
         mine = jnp.einsum("nfz,fg->ngz", chunk, w) / np.sqrt(5)
         np.testing.assert_allclose(mine, out, atol=1e-12)

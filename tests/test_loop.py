@@ -7,7 +7,7 @@ import pytest
 from ase.build import molecule
 
 from jaxal import buffer as buffers
-from jaxal import loop, neighbors, setup
+from jaxal import committee, loop, neighbors, setup
 from jaxal.acquire import gate as gates
 from jaxal.acquire import select as selects
 from jaxal.acquire.score import max_force_spread
@@ -17,6 +17,7 @@ from jaxal.potential.equivariant import equivariant
 from jaxal.potential.pair import morse
 from jaxal.structure import from_atoms
 from jaxal.train import fit as training
+from jaxal.train.calibrate import find
 from jaxal.types import Label
 
 TABLE, WALKERS, MEMBERS = (1, 8), 3, 2
@@ -26,8 +27,8 @@ SPEC = neighbors.Spec(4.0, 0.0, 2, (0, 0, 0))
 
 
 def oracle(structures, wanted):
-    near = loop.find(SPEC, structures)
-    energy, force, stress, _ = jax.vmap(lambda s, n: loop.committee.evaluate(ORACLE, {}, s, n))(structures, near)
+    near = find(SPEC, structures)
+    energy, force, stress, _ = jax.vmap(lambda s, n: committee.evaluate(ORACLE, {}, s, n))(structures, near)
     return Label(energy, force, stress, wanted)
 
 
@@ -45,7 +46,9 @@ class Asked:
             raise RuntimeError("the calculation broke")
         shape = structures.position.shape
         force = np.zeros(shape, structures.position.dtype)
-        return Label(np.zeros(shape[0], force.dtype), force, np.zeros((shape[0], 3, 3), force.dtype), wanted & (not bad))
+        return Label(
+            np.zeros(shape[0], force.dtype), force, np.zeros((shape[0], 3, 3), force.dtype), wanted & (not bad)
+        )
 
 
 def program(label=oracle, limit=0.05, capacity=64, near=None, looks=3, steps=3, **limits):
@@ -78,7 +81,9 @@ def program(label=oracle, limit=0.05, capacity=64, near=None, looks=3, steps=3, 
     )
     walkers = jax.tree.map(lambda x: jnp.stack([x[0]] * WALKERS), structures)
     state = loop.start(parts, static, training.init(static.recipe, params), buffer, walkers, jax.random.key(3))
-    given = dict(implausible=1e3, closest=0.1, budget=1000, probe=0.0, holdout=0.3, steps=steps, rate=1e-3, final_rate=1e-4)
+    given = dict(
+        implausible=1e3, closest=0.1, budget=1000, probe=0.0, holdout=0.3, steps=steps, rate=1e-3, final_rate=1e-4
+    )
     given |= limits
     whole = ("budget", "steps")
     arrays = {n: jnp.asarray(v, jnp.int32 if n in whole else jnp.float32) for n, v in given.items()}
@@ -87,7 +92,9 @@ def program(label=oracle, limit=0.05, capacity=64, near=None, looks=3, steps=3, 
 
 def same(a, b):
     data = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x  # noqa: E731
-    return all(np.array_equal(data(x), data(y), equal_nan=True) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+    return all(
+        np.array_equal(data(x), data(y), equal_nan=True) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)
+    )
 
 
 def callbacks(jaxpr):
@@ -217,7 +224,9 @@ def test_a_diverged_training_undoes_the_segment():
 
 
 def test_the_same_seed_gives_the_same_bits():
-    results = [jax.jit(segment)(state, limits)[0] for state, segment, limits in (program(limit=0.0), program(limit=0.0))]
+    results = [
+        jax.jit(segment)(state, limits)[0] for state, segment, limits in (program(limit=0.0), program(limit=0.0))
+    ]
     assert same(*results)
 
 

@@ -1,0 +1,1 @@
+"""Acquisition: scores, gates and batch selection, all pure functions."""

@@ -1,0 +1,1 @@
+"""How walkers move."""

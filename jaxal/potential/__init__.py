@@ -1,0 +1,1 @@
+"""Models of the energy: the equivariant one and closed forms."""

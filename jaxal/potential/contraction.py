@@ -6,7 +6,7 @@ with the weighted neighbor features; Clebsch-Gordan coefficients are applied onc
 [edges, channels, m] array is made and nothing is scattered.
 """
 
-from functools import lru_cache
+from functools import cache
 
 import e3nn_jax as e3nn
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def paths(feature_degrees: tuple[int, ...], l_max: int, degree: int) -> tuple[tu
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def coupling(l1: int, l2: int, l3: int) -> np.ndarray:
     """Clebsch-Gordan coefficients [2l1+1, 2l2+1, 2l3+1], normalized so that unit-variance inputs keep variance."""
     return np.asarray(e3nn.clebsch_gordan(l1, l2, l3)) * np.sqrt(2 * l3 + 1)
@@ -74,7 +74,7 @@ def neighbor_contraction(
     }
 
 
-@lru_cache(maxsize=None)
+@cache
 def symmetric_basis(l_max: int, correlation: int, degree: int) -> np.ndarray:
     """Coefficients [(l_max+1)^2 ^ correlation, 2*degree+1, paths] of every symmetric coupling.
 

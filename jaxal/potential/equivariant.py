@@ -130,7 +130,9 @@ class _Model(nn.Module):
         invariants = []
         for t in range(self.layers):
             l_out = self.hidden_l if t + 1 < self.layers else 0
-            layer = _Layer(kinds, self.channels, self.l_max, l_out, self.correlation, self.radial_hidden, name=f"layer_{t}")
+            layer = _Layer(
+                kinds, self.channels, self.l_max, l_out, self.correlation, self.radial_hidden, name=f"layer_{t}"
+            )
             features = layer(features, species, harmonics, radial, cut, neighbors, constant["neighbors"])
             invariant = features[0][:, 0, :]
             readout = self.param(f"readout_{t}", _normal(0.3 * self.channels**-0.5), (kinds, self.channels), dtype)
@@ -181,9 +183,7 @@ def equivariant(
         raise ValueError(f"potential.hidden_l is {hidden_l}; it must not exceed potential.l_max = {l_max}")
     if not 1 <= correlation <= 3:
         raise ValueError(f"potential.correlation is {correlation}; it must be 1, 2 or 3")
-    model = _Model(
-        table, cutoff, channels, l_max, hidden_l, layers, correlation, radial, radial_hidden, repulsion
-    )
+    model = _Model(table, cutoff, channels, l_max, hidden_l, layers, correlation, radial, radial_hidden, repulsion)
 
     def init(key: Key, structure: Structure, neighbors: Neighbors) -> Params:
         return model.init(key, structure, neighbors)

@@ -1,0 +1,1 @@
+"""Loss, fit and what the held-out labels say."""

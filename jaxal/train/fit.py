@@ -41,9 +41,7 @@ class Recipe(NamedTuple):
 
 def _transformation(recipe: Recipe) -> optax.GradientTransformation:
     scale = optax.scale_by_amsgrad() if recipe.optimizer == "amsgrad" else optax.scale_by_adam()
-    return optax.chain(
-        optax.clip_by_global_norm(recipe.clip), scale, optax.add_decayed_weights(recipe.weight_decay)
-    )
+    return optax.chain(optax.clip_by_global_norm(recipe.clip), scale, optax.add_decayed_weights(recipe.weight_decay))
 
 
 def init(recipe: Recipe, params: Params) -> TrainState:

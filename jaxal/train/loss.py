@@ -57,11 +57,7 @@ def force_rmse(
     return jnp.sqrt(square / (3 * jnp.sum(real)))
 
 
-def max_force_error(
-    force: Float[Array, "b n 3"], structures: Structure, labels: Label
-) -> Float[Array, "b"]:
+def max_force_error(force: Float[Array, "b n 3"], structures: Structure, labels: Label) -> Float[Array, "b"]:
     """Largest norm of an atom's force error in each structure, eV/Å."""
     norm = jnp.linalg.norm(force - labels.force, axis=-1)
     return jnp.max(jnp.where(structures.species >= 0, norm, 0.0), axis=-1)
-
-

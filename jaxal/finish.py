@@ -1,0 +1,131 @@
+"""The end of a run or of an offline training: a long training, the model, its validation, the report."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxal import buffer as buffers
+from jaxal import loop, memory, model, neighbors, records, report, setup
+from jaxal.memory import Progress, Run
+from jaxal.train import fit as training
+from jaxal.train.calibrate import Judge, calibrate
+from jaxal.types import GateState, Key, Potential
+from jaxal.validate import command
+
+CHUNKS = 10  # pieces of the final training, between which the held-out error is looked at
+
+
+def compiled_fit(potential: Potential, recipe: training.Recipe, near: neighbors.Spec, batching: Any) -> Callable:
+    """Training as a program of its own: (train, buffer, key, steps, rate, final rate) -> (train, losses)."""
+
+    @jax.jit
+    def fit(train, buffer, key, steps, rate, final_rate):
+        return training.fit(potential, recipe, near, train, buffer, key, steps, rate, final_rate, batching)
+
+    return fit
+
+
+def anneal(
+    judge: Judge,
+    recipe: training.Recipe,
+    train: training.TrainState,
+    buffer: buffers.Buffer,
+    gate: GateState,
+    key: Key,
+    steps: int,
+    rate: float,
+    final_rate: float,
+    show: Callable[[float | None, float], None],
+) -> tuple[training.TrainState, GateState, float | None]:
+    """Trains down to `final_rate` on a cosine and keeps the weights with the least held-out force error.
+
+    `show` gets that error (eV/Å, None if nothing is held out) and the seconds left after each piece. Returns the
+    best state, the gate calibrated with it and its held-out error.
+    """
+    fit = compiled_fit(judge.potential, recipe, judge.near, judge.batching)
+    assess = jax.jit(lambda gate, params, buffer: calibrate(judge, gate, params, buffer)[:2])
+    dtype = buffer.label.energy.dtype
+    # early stopping is among the weights of this training: those before it saw a larger learning rate
+    best: tuple[float, training.TrainState, GateState] | None = None
+    rates = final_rate + 0.5 * (rate - final_rate) * (1 + np.cos(np.pi * np.arange(CHUNKS + 1) / CHUNKS))
+    began = time.monotonic()
+    for chunk in range(CHUNKS):
+        count = steps * (chunk + 1) // CHUNKS - steps * chunk // CHUNKS
+        if count or steps == 0:
+            first, last = (jnp.asarray(value, dtype) for value in rates[chunk : chunk + 2])
+            train, _ = fit(train, buffer, jax.random.fold_in(key, chunk), jnp.asarray(count, jnp.int32), first, last)
+        learned, rmse = assess(gate, train.average, buffer)
+        error = float(rmse) if np.isfinite(rmse) else np.inf
+        if best is None or error <= best[0]:
+            best = (error, train, learned)
+        left = (time.monotonic() - began) * (CHUNKS - chunk - 1) / (chunk + 1)
+        show(error if np.isfinite(error) else None, left)
+        if steps == 0:
+            break
+    assert best is not None
+    return best[1], best[2], best[0] if np.isfinite(best[0]) else None
+
+
+def write_model(directory: Path, train: training.TrainState, gate: GateState, **facts: Any) -> None:
+    """The model file of a run folder; `facts` are the other fields of `model.Model`."""
+    params = jax.device_get(train.average)
+    model.save(directory / model.FILE_NAME, model.Model(params=params, factor=float(gate.factor), **facts))
+
+
+def validated(directory: Path, data: Path | None) -> None:
+    """Compares the model with labeled frames, where there are any; into validate.json."""
+    if data is not None:
+        command.save(directory, command.validate(directory, data))
+
+
+def finish(run: Run, progress: Progress, parts: loop.Parts, static: loop.Static, state: loop.State) -> None:
+    """Ends a run whose exploration is over."""
+    config, directory = run.config, run.directory
+
+    def show(error: float | None, left: float) -> None:
+        progress.fold = error
+        memory.show(run, progress, "final training", eta=left)
+
+    train, gate, progress.fold = anneal(
+        loop.judge_of(parts, static),
+        static.recipe,
+        state.train,
+        state.buffer,
+        state.gate,
+        jax.random.fold_in(jax.random.key(config.seed), 2),
+        config.train.final_steps,
+        progress.rate,
+        config.train.final_learning_rate,
+        show,
+    )
+    reference = np.asarray(progress.reference)
+    write_model(
+        directory,
+        train,
+        gate,
+        potential=config.potential.name,
+        options=config.potential.options,
+        table=run.table,
+        reference=reference,
+        precision=config.precision,
+        charge=config.system.charge,
+        spin=config.system.spin,
+    )
+    records.write_training(directory, state.buffer, run.table, reference)
+    memory.show(run, progress, "validation")
+    records.append(directory, [memory.phase(run, "validation")])
+    validated(directory, config.validate.data)
+    progress.phase = "done"
+    records.append(directory, [memory.phase(run, "done")])
+    memory.save(run, progress, state)
+    report.write(directory)
+
+
+def fold_of(held: np.ndarray) -> int:
+    """Held-out labels that calibrate an offline training."""
+    return int(max(1, min(held.sum(), 4 * setup.FOLD)))

@@ -1,0 +1,148 @@
+"""What the host remembers of a run between segments, and how it is shown, saved and restored."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ase
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxal import buffer as buffers
+from jaxal import checkpoint, committee, loop, neighbors, records, setup
+from jaxal.progress import Status
+from jaxal.schema import Config
+from jaxal.structure import Table
+from jaxal.train import fit as training
+from jaxal.types import Structure
+
+CHECKPOINTS, STORE = "checkpoints", "labels.sqlite"
+
+
+@dataclass
+class Progress:
+    """What the host remembers between segments; all of it goes into the checkpoint as JSON."""
+
+    reference: list[float]
+    near: list[Any]  # the specs of the neighbor lists
+    train_near: list[Any]
+    phase: str = "explore"
+    elapsed: float = 0.0  # s, over all sittings
+    look: int = 0
+    asked: int = 0
+    failed: int = 0
+    flagged: float = 0.0  # of the last segment, fraction
+    estimated: float | None = None  # eV/Å, mean of the last segment
+    true: float | None = None  # eV/Å, mean force RMSE of the last labels before training on them
+    fold: float | None = None  # eV/Å, force RMSE on the held-out labels
+    rate: float = 0.0
+    slower: int = 0
+    stuck: int = 0
+    probing: bool = False
+    probes: list[float] = field(default_factory=list)  # squared force RMSE of the fresh probes
+    sizes: dict[str, int] = field(default_factory=dict)
+
+
+class Run(NamedTuple):
+    """An open run: what does not change while it goes."""
+
+    config: Config
+    directory: Path
+    atoms: ase.Atoms
+    table: Table
+    show: Callable[[Status], None]
+    began: float
+
+
+def walker_structures(run: Run) -> Structure:
+    """The start structure once for each walker, numpy."""
+    config = run.config
+    return setup.from_atoms(
+        [run.atoms] * config.explore.walkers,
+        run.table,
+        config.system.charge,
+        config.system.spin,
+        dtype=np.dtype(config.precision),
+    )
+
+
+def restore(run: Run) -> tuple[Progress, loop.State]:
+    """State and memory of the newest whole checkpoint."""
+    like = _example(run)
+    state, host, _ = checkpoint.restore(run.directory / CHECKPOINTS, like)
+    return Progress(**host), state
+
+
+def _example(run: Run) -> Any:
+    """A state of the right structure, as shapes; what sizes it has is on disk."""
+    config = run.config
+    structures = walker_structures(run)
+    potential = config.potential.bind()(run.table)
+    near = neighbors.plan(structures, potential.cutoff, setup.SKIN)
+    parts = setup.parts_of(config, run.atoms, run.table, lambda structures, wanted: None)  # pyright: ignore
+    static = setup.static_of(config, run.table, near, near)
+
+    def build(structures: Any, key: Any) -> loop.State:
+        one = jax.tree.map(lambda x: x[0], structures)
+        from_one = neighbors.build(near, one)
+        params = committee.init(potential, key, config.committee.members, one, from_one)
+        buffer = buffers.init(one, config.committee.members, 1)
+        return loop.start(parts, static, training.init(static.recipe, params), buffer, structures, key)
+
+    return jax.eval_shape(build, jax.tree.map(jnp.asarray, structures), jax.random.key(0))
+
+
+def save(run: Run, progress: Progress, state: loop.State) -> None:
+    """Writes a checkpoint; the growing files are taken back to their present sizes if it is restored."""
+    progress.elapsed = elapsed(run)
+    progress.sizes = records.sizes(run.directory)
+    checkpoint.save(run.directory / CHECKPOINTS, progress.look, state, asdict(progress))
+
+
+def spec_in(listed: list[Any]) -> neighbors.Spec:
+    """A neighbor spec as JSON had it."""
+    cutoff, skin, capacity, images = listed
+    return neighbors.Spec(cutoff, skin, capacity, tuple(images))
+
+
+def spec_out(spec: neighbors.Spec) -> list[Any]:
+    """A neighbor spec as JSON can hold it."""
+    return [spec.cutoff, spec.skin, spec.capacity, list(spec.images)]
+
+
+def elapsed(run: Run) -> float:
+    """Seconds since the start, over all sittings."""
+    return time.monotonic() - run.began
+
+
+def phase(run: Run, name: str, why: str = "") -> dict[str, Any]:
+    """A metrics line that says a phase begins."""
+    return {"kind": "phase", "wall": elapsed(run), "phase": name, "why": why}
+
+
+def show(run: Run, progress: Progress, phase: str, message: str = "", eta: float | None = None) -> None:
+    """Shows how the run stands, with the time left by the budget that fills fastest."""
+    stop, wall = run.config.stop, elapsed(run)
+    ps = progress.look * run.config.gate.every * 1e-3 * run.config.explore.part["timestep"]
+    if phase == "explore":
+        limits = [(progress.asked, stop.labels), (ps, stop.time), (wall, stop.wall)]
+        done = max(now / end for now, end in limits if end)
+        eta = wall * (1 - done) / done if done > 0.05 else None
+    run.show(
+        Status(
+            phase=phase,
+            elapsed=wall,
+            picoseconds=ps,
+            labels=progress.asked,
+            failed=progress.failed,
+            budget=stop.labels,
+            gate_rate=progress.flagged if progress.look else None,
+            estimated_error=progress.estimated,
+            true_error=progress.true,
+            eta=eta,
+            message=message,
+        )
+    )

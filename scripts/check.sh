@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# All that must hold: README's test line, ruff, pyright, and the tests on Python 3.12 where there is one.
+# Environments stay in .venv and .venv312. `--one-python` leaves 3.12 out.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+# The line between <!-- tests --> and the end of its code block, exactly as README has it.
+tests=$(sed -n '/^<!-- tests -->$/,/^```$/p' README.md | grep '^python3 ')
+
+# Runs a test line; a failure of any of its commands ends the script.
+run() {
+    echo "+ $1"
+    bash -euo pipefail -c "$1" 2>&1 | tee "$log"
+    closing="${closing:-}$2: $(grep -E '(passed|failed|error).* in ' "$log" | tail -n 1)"$'\n'
+}
+
+python312() {
+    local candidate
+    for candidate in python3.12 "$HOME"/.pyenv/versions/3.12*/bin/python3.12; do
+        if "$candidate" -c '' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+}
+
+run "$tests" "$(python3 --version)"
+
+.venv/bin/pip install -q -c constraints.txt -e ".[dev]"
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+# pyright runs on Node.js: without one here it would have to be downloaded
+if command -v node >/dev/null; then
+    .venv/bin/pyright --pythonpath .venv/bin/python
+else
+    echo "no Node.js here: types are not checked"
+fi
+
+if [ "${1:-}" != --one-python ]; then
+    other=$(python312)
+    if [ -n "$other" ]; then
+        line=${tests//.venv/.venv312}
+        run "${line/#python3 /$other }" "$("$other" --version)"
+    else
+        echo "no Python 3.12 here: tests ran on $(python3 --version) only"
+    fi
+fi
+
+printf '%s' "$closing"

@@ -1,0 +1,297 @@
+"""What every registered explorer, potential, oracle and labeler promises; registering a part makes these run on it."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase.build import molecule
+from scipy.spatial.transform import Rotation
+
+from jaxal import committee, neighbors, registry
+from jaxal.config import import_parts
+from jaxal.label.task import LabelError, Task
+from jaxal.types import InputError, Structure
+
+import_parts()
+
+DTYPES = [jnp.float32, jnp.float64]
+# Options that make a test quick; a part without an entry is tested with its defaults.
+QUICK: dict[str, dict[str, Any]] = {
+    "equivariant": {"channels": 2, "l_max": 1, "radial_hidden": 4, "cutoff": 4.0},
+    "lennard_jones": {"cutoff": 5.0},
+}
+# What a part cannot be built without.
+REQUIRED: dict[str, dict[str, Any]] = {"ase": {"calculator": "ase.calculators.emt.EMT"}}
+# Options of a labeler that do not change its numbers, beyond the last bits.
+RESOURCES = {("pyscf", "memory"), ("pyscf", "threads")}
+
+
+def every(kind: str):
+    return pytest.mark.parametrize("name", registry.names(kind))
+
+
+# ---------------------------------------------------------------- explorers
+
+
+MASS = np.array([1.008, 12.011, 15.999, 28.085])  # amu
+
+
+def frame(dtype) -> Structure:
+    """Four atoms in a periodic cell that no explorer refuses."""
+    rng = np.random.default_rng(5)
+    return Structure(
+        jnp.asarray(rng.uniform(0, 6, (4, 3)), dtype),
+        jnp.asarray([0, 1, 2, 3], jnp.int32),
+        jnp.asarray(np.diag([6.0, 6.5, 7.0]), dtype),
+        jnp.int32(1),
+        jnp.int32(2),
+    )
+
+
+def pull(structure: Structure):
+    """Springs to the origin, so that the forces depend on where the atoms are; an isotropic stress."""
+    stress = 0.01 * jnp.eye(3, dtype=structure.cell.dtype)
+    return -0.5 * structure.position, stress
+
+
+@every("explorer")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_explorer_keeps_shapes_and_dtypes_through_scan_and_vmap(name, dtype):
+    with jax.enable_x64(True):
+        explorer = registry.get("explorer", name)(MASS, **QUICK.get(name, {}))
+        assert explorer.timestep > 0
+        start = frame(dtype)
+        keys = jax.random.split(jax.random.key(0), 2)
+
+        def step(walker, _):
+            proposed = explorer.propose(walker)
+            return explorer.advance(walker, proposed, *pull(proposed)), proposed
+
+        def run(key):
+            begun = explorer.init(key, start, *pull(start))
+            ended, seen = jax.lax.scan(step, begun, length=4)  # refuses a state whose types change
+            return begun, ended, seen
+
+        begun, ended, seen = jax.jit(jax.vmap(run))(keys)
+        floats = [x for x in jax.tree.leaves(ended) if jnp.issubdtype(x.dtype, jnp.floating)]
+        assert all(x.dtype == dtype for x in floats)
+        np.testing.assert_array_equal(begun.structure.position[0], start.position)
+        np.testing.assert_array_equal(ended.step, [4, 4])
+        # what was proposed is where the walker stands once it has advanced
+        np.testing.assert_array_equal(ended.structure.position, seen.position[:, -1])
+        for field in ("species", "charge", "spin"):
+            np.testing.assert_array_equal(getattr(ended.structure, field)[0], getattr(start, field))
+        assert all(bool(jnp.all(jnp.isfinite(x))) for x in floats)
+        # other keys, other momenta; and the atoms do move
+        assert not np.array_equal(ended.structure.position[0], ended.structure.position[1])
+        assert not np.array_equal(ended.structure.position[0], start.position)
+
+
+@every("explorer")
+def test_explorer_repeats_itself_to_the_bit_and_goes_on_from_a_state(name):
+    explorer = registry.get("explorer", name)(MASS, **QUICK.get(name, {}))
+    start = frame(jnp.float32)
+
+    @jax.jit
+    def step(walker):
+        proposed = explorer.propose(walker)
+        return explorer.advance(walker, proposed, *pull(proposed))
+
+    def run(times):
+        walker = jax.jit(explorer.init)(jax.random.key(3), start, *pull(start))
+        for _ in range(times):
+            walker = step(walker)
+        return walker
+
+    def data(tree):
+        leaves = jax.tree.leaves(tree)
+        return [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in leaves]
+
+    for a, b in zip(data(run(3)), data(step(run(2))), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# ---------------------------------------------------------------- potentials and oracles
+
+
+def parts_with_energy():
+    return [(kind, name) for kind in ("potential", "oracle") for name in registry.names(kind)]
+
+
+@functools.cache
+def built(kind, name):
+    """The part and the table it is built for: three elements, or silicon for one that knows nothing else."""
+    factory = functools.partial(registry.get(kind, name), **QUICK.get(name, {}))
+    for table in ((1, 6, 8), (14,)):
+        try:
+            return factory(table), table
+        except InputError:
+            continue
+    raise AssertionError(f"{name} knows neither H, C, O nor Si; give this test a table for it")
+
+
+def atoms_of(table, periodic) -> Structure:
+    """Six atoms on a jittered grid; the periodic cell is shorter than twice any cutoff."""
+    rng = np.random.default_rng(6)
+    grid = 2.0 * np.array([(x, y, z) for x in range(3) for y in range(2) for z in range(1)])
+    cell = np.array([[6.0, 0, 0], [0.4, 4.0, 0], [0, 0.3, 3.0]]) * periodic
+    return Structure(
+        jnp.asarray(grid + rng.normal(0, 0.15, grid.shape)),
+        jnp.asarray(np.arange(6) % len(table), jnp.int32),
+        jnp.asarray(cell),
+        jnp.int32(0),
+        jnp.int32(0),
+    )
+
+
+def padded(structure: Structure, by: int, garbage: float) -> Structure:
+    position = jnp.concatenate([structure.position, garbage * jnp.arange(3.0 * by).reshape(by, 3)])
+    species = jnp.concatenate([structure.species, jnp.full(by, -1, jnp.int32)])
+    return structure._replace(position=position.astype(structure.position.dtype), species=species)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("periodic", [False, True])
+@pytest.mark.parametrize(("kind", "name"), parts_with_energy())
+def test_energy_forces_stress_and_features(kind, name, periodic):
+    part, table = built(kind, name)
+    structure = atoms_of(table, periodic)
+    spec = neighbors.plan(structure, part.cutoff, 0.0, 1.0)
+    params = part.init(jax.random.key(7), structure, neighbors.build(spec, structure))
+
+    def evaluate(structure, spec):
+        near = neighbors.build(spec, structure)
+        return committee.evaluate(part, params, structure, near), near.overflow
+
+    compiled = jax.jit(evaluate, static_argnums=1)
+    (energy, force, stress, feature), overflow = compiled(structure, spec)
+    assert not overflow and energy.shape == () and force.shape == (6, 3) and feature.shape[0] == 6
+    assert all(bool(jnp.all(jnp.isfinite(x))) for x in (energy, force, stress, feature))
+    assert float(jnp.max(jnp.abs(force))) > 1e-6, "the test structure feels nothing of this part"
+    size = float(jnp.max(jnp.abs(force)))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9 * max(size, 1.0))
+
+    # atom order, rotation and translation
+    order = jnp.asarray([4, 0, 5, 2, 1, 3])
+    turn = jnp.asarray(Rotation.random(random_state=8).as_matrix())
+    other = structure._replace(
+        position=structure.position[order] @ turn.T + 0.7,
+        species=structure.species[order],
+        cell=structure.cell @ turn.T,
+    )
+    new, _ = compiled(other, spec)
+    for found, expected in zip(
+        new, (energy, force[order] @ turn.T, turn @ stress @ turn.T, feature[order]), strict=True
+    ):
+        close(found, expected)
+    close(force.sum(axis=0), np.zeros(3))
+
+    # padding with garbage in it, in a batch, and more room for neighbors
+    roomy = spec._replace(capacity=spec.capacity + 3)
+    batch = jax.tree.map(lambda *x: jnp.stack(x), *(padded(structure, 2, garbage) for garbage in (0.0, 0.3, 1e4)))
+    many, _ = jax.jit(jax.vmap(lambda s: evaluate(s, roomy)))(batch)
+    for row in range(3):
+        found = [x[row] for x in many]
+        close(found[0], energy)
+        close(found[1][:6], force)
+        close(found[2], stress)
+        close(found[3][:6], feature)
+        assert not np.any(found[1][6:]), "padding has no force"
+        assert not np.any(found[3][6:]), "features of padding are zero: they are summed over all rows"
+
+    # nothing is felt beyond the cutoff
+    far = structure._replace(position=jnp.arange(18.0).reshape(6, 3) * part.cutoff, cell=0 * structure.cell)
+    (_, force, _, _), _ = compiled(far, spec)
+    assert not np.any(force)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("kind", "name"), parts_with_energy())
+def test_energy_keeps_the_dtype(kind, name, dtype):
+    with jax.enable_x64(True):
+        part, table = built(kind, name)
+        structure = atoms_of(table, True)
+        structure = structure._replace(position=structure.position.astype(dtype), cell=structure.cell.astype(dtype))
+        spec = neighbors.plan(structure, part.cutoff)
+
+        def evaluate(structure):
+            near = neighbors.build(spec, structure)
+            params = part.init(jax.random.key(0), structure, near)
+            return params, committee.evaluate(part, params, structure, near)
+
+        for leaf in jax.tree.leaves(jax.eval_shape(evaluate, structure)):
+            assert leaf.dtype == dtype
+
+
+# ---------------------------------------------------------------- labelers
+
+
+def another(annotation: Any, value: Any) -> Any:
+    """A value of the option other than `value`."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) is Literal:
+        return next(choice for choice in get_args(annotation) if choice != value)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, str):
+        return f"{value}x" if value else "x"
+    kinds = [get_origin(kind) or kind for kind in (annotation, *get_args(annotation))]
+    for kind, answer in ((Mapping, {"x": 1}), (Sequence, [1]), (bool, True), (int, 1), (float, 1.0), (str, "x")):
+        if any(isinstance(each, type) and issubclass(each, kind) for each in kinds):
+            return answer
+    raise AssertionError(f"give this test another value than {value!r} for {annotation}")
+
+
+@every("labeler")
+def test_method_names_every_option_that_changes_numbers(name):
+    """Labels are kept under `method`: two settings that share it would be taken for one another."""
+    factory = registry.get("labeler", name)
+    given = REQUIRED.get(name, {})
+    default = factory(**given)
+    assert default.method and default.version and "\n" not in default.method + default.version
+    assert factory(**given).method == default.method
+    seen = {default.method}
+    for option in registry.options("labeler", name):
+        changed = factory(**given | {option.name: another(option.annotation, given.get(option.name, option.default))})
+        if (name, option.name) in RESOURCES:
+            assert changed.method == default.method, f"{option.name} changes no numbers"
+        else:
+            assert changed.method not in seen, f"{option.name} is not in the method's name"
+            seen.add(changed.method)
+
+
+@every("labeler")
+def test_impossible_electrons_are_refused_and_never_raise_in_a_calculation(name):
+    backend = registry.get("labeler", name)(**REQUIRED.get(name, {}))
+    atoms = molecule("H2O")
+    for charge, spin in ((1, 0), (0, 1), (11, 0)):
+        task = Task(atoms.numbers, atoms.positions, np.zeros((3, 3)), charge, spin)
+        with pytest.raises(LabelError, match=r"^(charge|spin): [^\n]+$"):
+            backend.check(task)
+        result = backend.calculate(task)
+        assert not result.ok and result.reason and "\n" not in result.reason
+        assert result.force.shape == (3, 3) and result.stress.shape == (3, 3)
+
+
+@every("labeler")
+def test_broken_structures_are_refused(name):
+    backend = registry.get("labeler", name)(**REQUIRED.get(name, {}))
+    atoms = molecule("H2O")
+    whole = Task(atoms.numbers, atoms.positions, np.zeros((3, 3)), 0, 0)
+    broken = [
+        whole._replace(position=np.full((3, 3), np.nan)),
+        whole._replace(position=whole.position[:2]),
+        whole._replace(numbers=whole.numbers[:0], position=whole.position[:0]),
+        whole._replace(cell=np.ones((3, 3))),
+    ]
+    for task in broken:
+        with pytest.raises(LabelError, match=r"^[^\n]+$"):
+            backend.check(task)
+        assert not backend.calculate(task).ok

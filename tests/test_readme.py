@@ -1,0 +1,132 @@
+"""README and the pages under docs say what is so: the example runs, commands exist, links lead somewhere."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase.io import read
+
+from jaxal import model as models
+from jaxal import neighbors, registry, schema
+from jaxal.acquire import score
+from jaxal.cli import parser
+from jaxal.config import load
+from jaxal.structure import from_atoms, species_table
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MOLECULE = ROOT / "experiments" / "malonaldehyde" / "malonaldehyde.xyz"
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def tiny_model(path: Path) -> None:
+    """A committee of two with random weights that knows the elements of malonaldehyde."""
+    atoms = read(MOLECULE)
+    table = species_table([atoms])
+    options = (("cutoff", 3.5), ("channels", 4), ("l_max", 1), ("layers", 1))
+    model = models.Model("equivariant", options, table, {}, np.array([-13.0, -50.0, -430.0]), 1.5, "float32", 0, 0)
+    potential = models.potential(model)
+    structure = jax.tree.map(jnp.asarray, from_atoms(atoms, table))
+    near = neighbors.build(neighbors.plan(structure, potential.cutoff), structure)
+    params = jax.vmap(lambda key: potential.init(key, structure, near))(jax.random.split(jax.random.key(0), 2))
+    models.save(path, model._replace(params=params))
+
+
+def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
+    (code,) = blocks(README, "python")
+    shutil.copy(MOLECULE, tmp_path)
+    tiny_model(tmp_path / "model.npz")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert np.isfinite(names["energy"]) and names["forces"].shape == (9, 3)
+    assert names["spread"].shape == (9,) and names["error"] == pytest.approx(1.5 * names["spread"].max())
+    assert re.fullmatch(r"-?\d+\.\d{3} eV, largest force error about \d+\.\d\d eV/Å\n", capsys.readouterr().out)
+
+
+def commands() -> list[list[str]]:
+    """The arguments of every `jaxal ...` line in the shell blocks of all pages."""
+    found = []
+    for page in PAGES:
+        for block in blocks(page.read_text(), "sh"):
+            for line in block.splitlines():
+                found += [
+                    shlex.split(part)[1:] for part in line.split("&&") if re.match(r"\S*\bjaxal\b ", part.strip())
+                ]
+    return found
+
+
+def test_commands_in_the_text_are_right(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert len(commands()) >= 2
+    for arguments in commands():
+        given = parser().parse_args(arguments)
+        load(given.config, given.overrides)
+
+
+def test_every_command_is_in_the_table():
+    shown = set(re.findall(r"^\| `jaxal (\w+)", README, re.MULTILINE))
+    (choices,) = (action.choices for action in parser()._actions if action.choices)
+    assert shown == set(choices)
+
+
+def test_the_molecule_of_your_own_loads(tmp_path):
+    (text,) = blocks(README, "yaml")
+    shutil.copy(MOLECULE, tmp_path / "ethanol.xyz")
+    (tmp_path / "config.yaml").write_text(text)
+    assert load(tmp_path / "config.yaml").explore.part["temperature"] == 500
+
+
+def test_there_is_one_line_to_run_and_one_to_test():
+    for mark, ending in (("run", "jaxal run experiments/malonaldehyde/config.yaml"), ("tests", "-m pytest -n 2")):
+        (line,) = re.findall(rf"^<!-- {mark} -->\n```sh\n([^\n]+)\n```$", README, re.MULTILINE)
+        assert line.startswith("python3 -m venv") and line.endswith(ending)
+    assert "<!-- tests -->" in (ROOT / "scripts" / "check.sh").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_paths_lead_somewhere(page):
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / target).exists(), target
+    for target in re.findall(r"`((?:jaxal|tests|docs|scripts)/[\w./]+)`", text):
+        assert (ROOT / target).exists(), target
+
+
+def test_sections_of_a_configuration_are_all_explained():
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    for cls in (schema.Config, schema.Offline):
+        for name in cls.__dataclass_fields__:
+            assert f"`{name}`" in text, name
+
+
+def test_the_example_part_keeps_the_contract():
+    """The score of docs/add_a_part.md does what the page says."""
+    (code,) = blocks((ROOT / "docs" / "add_a_part.md").read_text(), "python")
+    names = {**vars(score), "Annotated": Annotated, "Unit": schema.Unit}
+    try:
+        exec(compile(code, "add_a_part.md", "exec"), names)
+        new = registry.get("score", "softened_force_spread")
+    finally:
+        registry._table["score"].pop("softened_force_spread", None)
+    rng = np.random.default_rng(0)
+    prediction = score.Prediction(
+        jnp.zeros(4), jnp.asarray(rng.normal(size=(4, 5, 3)), jnp.float32), jnp.zeros((4, 3, 3)), jnp.zeros((5, 2))
+    )
+    structure = score.Structure(
+        jnp.zeros((5, 3)), jnp.asarray([0, 0, 1, -1, -1]), jnp.zeros((3, 3)), jnp.int32(0), jnp.int32(0)
+    )
+    low, high = (float(f(prediction, structure)) for f in (score.mean_force_spread, score.max_force_spread))
+    assert low <= float(new(prediction, structure, power=8.0)) <= high
+    slope = jax.grad(lambda force: new(prediction._replace(force=force), structure))(jnp.zeros((4, 5, 3)))
+    assert np.all(np.isfinite(slope))
