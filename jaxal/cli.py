@@ -17,7 +17,12 @@ OVERRIDES = "fields that replace those of the file, such as explore.temperature=
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0, 2 for a mistake of the user, 130 after Ctrl-C."""
-    given = parser().parse_args(arguments)
+    words = parser()
+    given, rest = words.parse_known_args(arguments)
+    if rest and hasattr(given, "overrides") and all("=" in word and word[0] != "-" for word in rest):
+        given.overrides = [*given.overrides, *rest]  # argparse leaves those behind that follow an option
+    elif rest:
+        words.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         given.command(given)
         sys.stdout.flush()

@@ -54,11 +54,10 @@ def save(path: str | Path, model: Model) -> None:
         "table": list(model.table),
         "factor": float(model.factor) if np.isfinite(model.factor) else None,
     }
+    arrays |= {"header": np.array(json.dumps(header)), "reference": np.asarray(model.reference, np.float64)}
     part = path.with_name(path.name + ".part")
     with open(part, "wb") as file:
-        np.savez_compressed(
-            file, header=np.array(json.dumps(header)), reference=np.asarray(model.reference, np.float64), **arrays
-        )
+        np.savez_compressed(file, allow_pickle=False, **arrays)
     part.replace(path)
 
 

@@ -6,7 +6,8 @@ atoms, exact for cells shorter than the cutoff. How many slots and images there 
 host; too few of either is reported in `Neighbors.overflow`, never silently wrong.
 """
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,11 +47,11 @@ def plan(structures: Structure, cutoff: float, skin: float = 0.0, margin: float 
     images = np.max([_images(c.astype(float), reach) for c in cell], axis=0)
     # 3 % of room for a cell that shrinks under a barostat
     images = np.maximum(images, np.max([_images(0.97 * c.astype(float), reach) for c in cell], axis=0))
-    spec = Spec(cutoff, skin, 1, tuple(int(i) for i in images))
-    most = max(
-        int(np.max(_counts(spec, jax.tree.map(jnp.asarray, Structure(p, s, c, np.int32(0), np.int32(0))))))
-        for p, s, c in zip(position, species, cell, strict=True)
-    )
+    spec = Spec(cutoff, skin, 1, (int(images[0]), int(images[1]), int(images[2])))
+    none: Any = np.int32(0)
+    rows = zip(position, species, cell, strict=True)
+    counts = (_counts(spec, jax.tree.map(jnp.asarray, Structure(p, s, c, none, none))) for p, s, c in rows)
+    most = max(int(np.max(count)) for count in counts)
     capacity = max(1, int(np.ceil(margin * most)))
     if not np.any(cell):
         capacity = min(capacity, max(1, position.shape[1] - 1))
@@ -87,6 +88,7 @@ def _search(
     return square.reshape(number, -1), nearest.astype(jnp.int32), stencil
 
 
+@partial(jax.jit, static_argnums=0)
 def _counts(spec: Spec, structure: Structure) -> Int[Array, "n"]:
     square, _, _ = _search(spec, structure)
     return jnp.sum(square < (spec.cutoff + spec.skin) ** 2, axis=1)

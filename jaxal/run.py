@@ -157,6 +157,7 @@ def _explore(
     else:
         memory.show(run, progress, "compiling")
         segment = _lowered(run, progress, parts, static, state).compile()
+    assert state is not None
     saved = time.monotonic()
     if progress.look == 0:
         records.append(run.directory, [memory.phase(run, "explore")])

@@ -132,15 +132,18 @@ def first_labels(config: Config, atoms: ase.Atoms, store: Path) -> First:
     if config.label.part.kind == "oracle":
         dtype = dtype_of(config.precision)
         given = jax.tree.map(lambda x: jnp.asarray(x, dtype) if x.dtype == np.float64 else jnp.asarray(x), structures)
-        labels = oracle_label(config, table, dtype, zero, oracle_spec(config, table, given))(given, jnp.asarray(wanted))
-        labels = Label(*(np.asarray(x, np.float64) for x in labels[:3]), np.asarray(labels.ok))
+        label = jax.jit(oracle_label(config, table, dtype, zero, oracle_spec(config, table, given)))
+        labels = label(given, jnp.asarray(wanted))
+        told: Any = jax.device_get(labels)
+        labels = Label(*(x.astype(np.float64) for x in told[:3]), told.ok)
         reason = "the force cap label.max_force"
     else:
         service = open_service(config, table, store, zero)
         try:
             # the program will ask in its own precision: the first structures are rounded to it, too
-            rounded = structures._replace(position=structures.position.astype(config.precision).astype(np.float64))
-            labels = Label(*service.label(rounded, wanted))
+            rounded: Any = structures._replace(position=np.float64(np.asarray(structures.position, config.precision)))
+            told: Any = service.label(rounded, wanted)
+            labels = Label(*told)
             reason = next((record.reason for record in service.drain() if not record.ok), "")
         finally:
             service.close()
@@ -174,8 +177,8 @@ def training_set(
     """A buffer that holds the given labels (device arrays, [b]); `held` marks those held out."""
     number = structures.charge.shape[0]
     empty = buffers.init(jax.tree.map(lambda x: x[0], structures), members, max(capacity, number))
-    filled, _ = buffers.add(empty, key, structures, labels, labels.ok, jnp.asarray(held), bootstrap)
-    return filled
+    add = jax.jit(buffers.add, static_argnums=6)
+    return add(empty, key, structures, labels, labels.ok, jnp.asarray(held), bootstrap)[0]
 
 
 def spread_hold(number: int, fraction: float) -> np.ndarray:
@@ -190,11 +193,11 @@ def new_params(
     potential: Potential, key: Key, members: int, spec: neighbors.Spec, structures: Structure, labels: Label
 ) -> Params:
     """Initial weights of every member, with the constants taken from the data."""
-    near = find(spec, structures)
+    near = jax.jit(find, static_argnums=0)(spec, structures)
     atoms = jnp.sum(structures.species >= 0)
     listed = float(jnp.sum(near.index < structures.species.shape[-1]) / atoms)
     first = jax.tree.map(lambda x: x[0], (structures, near))
-    params = committee.init(potential, key, members, *first)
+    params = jax.jit(lambda key, *one: committee.init(potential, key, members, *one))(key, *first)
     return training.normalize(params, labels, structures, listed)
 
 

@@ -86,16 +86,16 @@ def from_atoms(
         batch = from_atoms([frames], table, charge, spin, size, dtype)
         return Structure(*(leaf[0] for leaf in batch))
     size = size or max(len(atoms) for atoms in frames)
-    position = np.zeros((len(frames), size, 3), dtype)
-    species = np.full((len(frames), size), -1, np.int32)
-    cell = np.zeros((len(frames), 3, 3), dtype)
+    position: Any = np.zeros((len(frames), size, 3), dtype)  # Any: the host's Structure holds numpy arrays
+    species: Any = np.full((len(frames), size), -1, np.int32)
+    cell: Any = np.zeros((len(frames), 3, 3), dtype)
     for row, atoms in enumerate(frames):
         position[row, : len(atoms)] = atoms.positions
         species[row, : len(atoms)] = _rows(atoms.numbers, table)
         if atoms.pbc.all():
             cell[row] = atoms.cell.array
-    charges = np.array([atoms.info.get("charge", charge) for atoms in frames], np.int32)
-    spins = np.array([atoms.info.get("spin", spin) for atoms in frames], np.int32)
+    charges: Any = np.array([atoms.info.get("charge", charge) for atoms in frames], np.int32)
+    spins: Any = np.array([atoms.info.get("spin", spin) for atoms in frames], np.int32)
     return Structure(position, species, cell, charges, spins)
 
 
@@ -121,12 +121,16 @@ def read_labels(frames: Sequence[ase.Atoms], size: int | None = None, source: st
     Raises InputError that names the frame without energy or forces.
     """
     size = size or max(len(atoms) for atoms in frames)
-    energy = np.zeros(len(frames))
-    force = np.zeros((len(frames), size, 3))
-    stress = np.zeros((len(frames), 3, 3))
+    energy: Any = np.zeros(len(frames))
+    force: Any = np.zeros((len(frames), size, 3))
+    stress: Any = np.zeros((len(frames), 3, 3))
     for row, atoms in enumerate(frames):
         results = atoms.calc.results if atoms.calc is not None else {}
-        found = {"energy": results.get("energy"), "forces": results.get("forces"), "stress": results.get("stress")}
+        found: dict[str, Any] = {
+            "energy": results.get("energy"),
+            "forces": results.get("forces"),
+            "stress": results.get("stress"),
+        }
         for name, store in (("energy", atoms.info), ("forces", atoms.arrays), ("stress", atoms.info)):
             for key in (f"REF_{name}", name):
                 if found[name] is None and key in store:
@@ -141,7 +145,8 @@ def read_labels(frames: Sequence[ase.Atoms], size: int | None = None, source: st
             stress[row] = value.reshape(3, 3) if value.size == 9 else voigt_to_matrix(value)
         elif atoms.pbc.all():
             stress[row] = np.nan
-    return Label(energy, force, stress, np.ones(len(frames), bool))
+    ok: Any = np.ones(len(frames), bool)
+    return Label(energy, force, stress, ok)
 
 
 def voigt_to_matrix(stress: np.ndarray) -> np.ndarray:

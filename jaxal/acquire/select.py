@@ -45,6 +45,7 @@ def farthest(key: Key, candidates: Candidates, size: int) -> Int[Array, "k"]:
         row = jnp.argmax(distance)
         found = distance[row] > 0
         gap = jnp.sum((candidates.feature - candidates.feature[row]) ** 2, axis=-1)
+        gap = jnp.where(candidates.eligible, gap, jnp.inf)  # the others' features may be anything
         remaining = jnp.where(found, jnp.minimum(distance, gap), distance).at[row].set(-jnp.inf)
         return jnp.where(found, remaining, distance), jnp.where(found, row, -1).astype(jnp.int32)
 

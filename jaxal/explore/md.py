@@ -28,6 +28,9 @@ NEEDS_CELL = frozenset({"npt_nose_hoover"})  # explorers that cannot run without
 
 Masses = Float[Array | np.ndarray, "n"]  # amu
 Kelvin = Annotated[float, Unit("K", 0.0)]
+# a Nosé–Hoover chain has no state at zero: its masses vanish
+Warm = Annotated[float, Unit("K", 0.0, exclusive=True)]
+FinalWarm = Annotated[float, Unit("K", 0.0, exclusive=True)] | None
 Femtosecond = Annotated[float, Unit("fs", 0.0, exclusive=True)]
 FinalKelvin = Annotated[float, Unit("K", 0.0)] | None
 Picosecond = Annotated[float, Unit("ps", 0.0)]
@@ -113,10 +116,10 @@ def nvt_langevin(
 def nvt_nose_hoover(
     mass: Masses,
     *,
-    temperature: Kelvin = 300.0,
+    temperature: Warm = 300.0,
     timestep: Femtosecond = 0.5,
     tau: Femtosecond = 50.0,
-    final_temperature: FinalKelvin = None,
+    final_temperature: FinalWarm = None,
     ramp: Picosecond = 0.0,
 ) -> Explorer:
     """Constant temperature by a deterministic Nosé–Hoover chain.
@@ -144,12 +147,12 @@ def nvt_nose_hoover(
 def npt_nose_hoover(
     mass: Masses,
     *,
-    temperature: Kelvin = 300.0,
+    temperature: Warm = 300.0,
     timestep: Femtosecond = 0.5,
     tau: Femtosecond = 50.0,
     pressure: Annotated[float, Unit("GPa")] = 0.0,
     barostat_tau: Femtosecond = 1000.0,
-    final_temperature: FinalKelvin = None,
+    final_temperature: FinalWarm = None,
     ramp: Picosecond = 0.0,
 ) -> Explorer:
     """Constant temperature and pressure by Nosé–Hoover chains; the cell changes size and keeps its shape.

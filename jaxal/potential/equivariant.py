@@ -192,6 +192,7 @@ def equivariant(
         params: Params, structure: Structure, neighbors: Neighbors
     ) -> tuple[Float[Array, ""], Float[Array, "n f"]]:
         constants = jax.lax.stop_gradient(params["constants"])
-        return model.apply({"params": params["params"], "constants": constants}, structure, neighbors)
+        total, feature = model.apply({"params": params["params"], "constants": constants}, structure, neighbors)
+        return total, feature
 
     return Potential(init, energy, cutoff)

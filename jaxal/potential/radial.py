@@ -3,6 +3,8 @@
 Gasteiger, Groß, Günnemann, "Directional message passing for molecular graphs", ICLR 2020, eqs. 7 and 8.
 """
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -13,9 +15,10 @@ def bessel(distance: Float[Array, "..."], cutoff: float, number: int) -> Float[A
 
     The distance must be positive.
     """
-    frequency = np.pi / cutoff * np.arange(1, number + 1)
+    frequency = jnp.asarray(np.pi / cutoff * np.arange(1, number + 1), distance.dtype)
     r = distance[..., None]
-    return np.sqrt(2.0 / cutoff) * jnp.sin(frequency.astype(distance.dtype) * r) / r
+    # math, not numpy: a numpy scalar would turn everything into 64 bits
+    return math.sqrt(2.0 / cutoff) * jnp.sin(frequency * r) / r
 
 
 def envelope(distance: Float[Array, "..."], cutoff: float, power: int = 5) -> Float[Array, "..."]:

@@ -5,7 +5,7 @@ rate are arguments, so no training after the first compiles anything. The dynami
 average of the weights.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +99,7 @@ def fit(
     return run(state.params, state.average, state.optimizer, buffer.weight, keys)
 
 
-def reference_energies(structures: Structure, energy: np.ndarray, kinds: int) -> np.ndarray:
+def reference_energies(structures: Structure, energy: Any, kinds: int) -> np.ndarray:
     """Energy per species by least squares over the compositions, eV, float64. Host side.
 
     What compositions leave undetermined gets the smallest norm, so a single composition shares its energy

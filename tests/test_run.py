@@ -1,0 +1,221 @@
+"""Whole small runs: from a structure to a model, killed and resumed, in both precisions, with an oracle in JAX."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.build import bulk, molecule
+from ase.io import read, write
+
+from jaxal import memory, setup
+from jaxal.config import load
+from jaxal.label.store import open_store
+from jaxal.types import InputError
+
+WATER = """
+system: {file: water.xyz}
+potential: {cutoff: 3.0, channels: 2, l_max: 1, layers: 1, radial: 4, radial_hidden: 0}
+committee: {members: 2}
+explore: {temperature: 600, walkers: 2}
+gate: {name: threshold, limit: 0.0, every: 4, implausible: 50}
+label: {initial: 4}
+train: {steps: 4, initial_steps: 40, final_steps: 20, batch: 2, learning_rate: 0.01, holdout: 0.2}
+stop: {labels: 64}
+output: {checkpoint: 0, trajectory: 5}
+"""
+
+
+def folder(tmp_path: Path, text: str = WATER, atoms=None) -> Path:
+    write(tmp_path / "water.xyz", atoms or molecule("H2O"), format="extxyz")
+    (tmp_path / "config.yaml").write_text(text)
+    return tmp_path / "config.yaml"
+
+
+def jaxal(*arguments, check=True, **options):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "jaxal.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, **options)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def metrics(directory: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "wall"} for line in lines]
+
+
+def model_arrays(directory: Path) -> dict[str, np.ndarray]:
+    with np.load(directory / "model.npz") as file:
+        return {name: file[name] for name in file.files}
+
+
+def killed_after(config: Path, directory: Path, lines: int) -> None:
+    """Starts a run and kills it, hard, when it has written so many metrics lines."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "jaxal.cli", "run", str(config), "--dir", str(directory)]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    path = directory / "metrics.jsonl"
+    end = time.monotonic() + 300
+    while time.monotonic() < end and process.poll() is None:
+        if path.exists() and path.read_text().count("\n") >= lines:
+            break
+        time.sleep(0.02)
+    assert process.poll() is None, "the run was over before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_a_killed_run_resumes_bit_for_bit(tmp_path):
+    config = folder(tmp_path)
+    jaxal("run", config, "--dir", tmp_path / "whole")
+    killed_after(config, tmp_path / "killed", 20)
+    assert not (tmp_path / "killed" / "model.npz").exists()
+    jaxal("resume", tmp_path / "killed")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    expected, found = model_arrays(whole), model_arrays(killed)
+    assert expected.keys() == found.keys()
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+    for name in ("training.xyz", "trajectory.xyz"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    assert metrics(killed) == metrics(whole)
+    # the labels that the replayed segment asked for again were not paid for again
+    counts = []
+    for directory in (whole, killed):
+        store = open_store(directory / "labels.sqlite")
+        counts.append([entry.row for entry in store.all()])
+        store.close()
+    assert len(counts[0]) == len(counts[1]) == 64
+
+    # and what is left is what the documentation says
+    training = read(whole / "training.xyz", ":")
+    lines = metrics(whole)
+    assert len(training) == 64 and sum(atoms.info["held_out"] for atoms in training) > 0
+    assert [line["label"] for line in lines if line["kind"] == "label"] == list(range(5, 65))
+    assert lines[-1]["phase"] == "done" and "label budget" in next(
+        line["why"] for line in lines if line.get("phase") == "final training"
+    )
+    again = jaxal("run", config, "--dir", whole, check=False)
+    assert again.returncode == 2 and "jaxal resume" in again.stderr and "Traceback" not in again.stderr
+    before = (whole / "model.npz").read_bytes()
+    jaxal("resume", whole)  # a finished run is left as it is
+    assert (whole / "model.npz").read_bytes() == before
+
+
+def test_a_run_in_double_precision_with_an_oracle_that_grows_its_lists(tmp_path):
+    """Silicon under constant pressure: no host labels, float64, neighbor lists that must grow on the way."""
+    text = """
+system: {file: water.xyz}
+potential: {cutoff: 4.0, channels: 2, l_max: 1, layers: 1, radial: 4, radial_hidden: 0}
+committee: {members: 2}
+explore: {name: npt_nose_hoover, temperature: 2500, timestep: 2.0, walkers: 2}
+gate: {name: conformal, target_error: 0.3, every: 4, implausible: 1000}
+label: {name: stillinger_weber, initial: 4}
+train: {steps: 4, initial_steps: 40, final_steps: 20, batch: 2, learning_rate: 0.01, stress_weight: 1.0}
+stop: {labels: 24, time: 1.0}
+precision: float64
+"""
+    atoms = bulk("Si", cubic=True)
+    config = folder(tmp_path, text, atoms)
+    out = tmp_path / "out"
+    jaxal("run", config, "--dir", out)
+    arrays = model_arrays(out)
+    assert all(a.dtype == np.float64 for name, a in arrays.items() if name.startswith("params"))
+    training = read(out / "training.xyz", ":")
+    assert not (out / "labels.sqlite").exists()
+    assert all(np.isfinite(frame.get_stress()).all() for frame in training)
+    volumes = [frame.get_volume() for frame in read(out / "trajectory.xyz", ":")]
+    assert np.std(volumes) > 0
+    # total energies: the oracle's own, recomputed by another implementation of the same formula
+    from matscipy.calculators.manybody import Manybody
+    from matscipy.calculators.manybody.explicit_forms import StillingerWeber
+    from matscipy.calculators.manybody.explicit_forms.stillinger_weber import Stillinger_Weber_PRB_31_5262_Si
+
+    frame = training[-1]
+    energy, force = frame.get_potential_energy(), frame.get_forces()
+    frame.calc = Manybody(**StillingerWeber(Stillinger_Weber_PRB_31_5262_Si))
+    assert frame.get_potential_energy() == pytest.approx(energy, rel=1e-6)
+    np.testing.assert_allclose(frame.get_forces(), force, atol=1e-4)
+
+
+def test_a_method_that_fails_on_the_start_structure_is_told_in_one_line(tmp_path):
+    atoms = molecule("H2")
+    atoms.positions[1] = atoms.positions[0] + [0, 0, 0.05]
+    config = folder(tmp_path, WATER, atoms)
+    done = jaxal("run", config, "--dir", tmp_path / "out", check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("jaxal: error: label: tblite fails on the start structure") and "eV/Å" in last
+
+
+def test_walkers_that_never_stay_physical_end_the_run_with_advice(tmp_path):
+    config = folder(tmp_path, WATER)
+    done = jaxal("run", config, "gate.implausible=1e-9", "--dir", tmp_path / "out", check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "no walker stayed physical" in done.stderr and "gate.implausible" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "stop, why",
+    [
+        ("{labels: 400, quiet: 0.02}", "quiet for 0.02 ps"),
+        ("{labels: 400, time: 0.04}", "0.04 ps of dynamics"),
+        ("{labels: 400, error: 5.0, probes: 4}", "fresh probe labels"),
+    ],
+)
+def test_a_run_ends_by_itself_for_each_reason(tmp_path, stop, why):
+    limit = "limit: 1000" if "quiet" in stop else "limit: 0.0"
+    text = WATER.replace("stop: {labels: 64}", f"stop: {stop}").replace("limit: 0.0", limit)
+    out = tmp_path / "out"
+    jaxal("run", folder(tmp_path, text), "--dir", out)
+    found = next(line["why"] for line in metrics(out) if line.get("phase") == "final training")
+    assert why in found
+
+
+def test_first_structures_are_displaced_more_and_more():
+    frames = setup.first_structures(molecule("CH4"), 6, 3)
+    spread = [np.sqrt(np.mean((f.positions - frames[0].positions) ** 2)) for f in frames]
+    assert spread[0] == 0 and 0.01 < spread[1] < spread[-1] < 0.3
+    same = setup.first_structures(molecule("CH4"), 6, 3)
+    assert all(np.array_equal(a.positions, b.positions) for a, b in zip(frames, same, strict=True))
+
+
+def test_held_out_rows_are_some_and_not_the_first():
+    for number, fraction in ((2, 0.1), (10, 0.1), (10, 0.3), (500, 0.1)):
+        held = setup.spread_hold(number, fraction)
+        assert held.sum() == max(1, round(fraction * number)) and not held.all()
+    assert not setup.spread_hold(10, 0.1)[0]
+
+
+def test_a_diverging_training_is_slowed_down_then_refused(tmp_path):
+    config = folder(tmp_path, WATER)
+    done = jaxal(
+        "run", config, "train.learning_rate=1e30", "train.initial_steps=1", "--dir", tmp_path / "o", check=False
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "train.learning_rate" in done.stderr.strip().splitlines()[-1]
+
+
+def test_restoring_under_another_configuration_is_refused(tmp_path):
+    config = folder(tmp_path, WATER)
+    out = tmp_path / "out"
+    jaxal("run", config, "stop.labels=16", "--dir", out)
+    text = (out / "config.yaml").read_text().replace("members: 2", "members: 3")
+    changed = text.replace("channels: 2", "channels: 2")
+    (out / "config.yaml").write_text(changed)
+    from jaxal.check import check
+
+    loaded = load(out / "config.yaml")
+    run = memory.Run(loaded, out, check(loaded), (1, 8), lambda status: None, 0.0)
+    progress, state = memory.restore(run)
+    assert state.buffer.weight.shape[0] == 2 and progress.asked == 16  # what is on disk counts
+    (out / "config.yaml").write_text(text.replace("layers: 1", "layers: 2"))
+    other = load(out / "config.yaml")
+    with pytest.raises(InputError, match="another state"):
+        memory.restore(run._replace(config=other))
