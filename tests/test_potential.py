@@ -16,9 +16,9 @@ from jaxal.structure import from_atoms
 pytestmark = pytest.mark.usefixtures("double")
 TABLE = (1, 6, 8)
 VARIANTS = {
-    "default": dict(channels=8),
-    "third order, degree three": dict(channels=4, correlation=3, l_max=3, hidden_l=2),
-    "one layer, linear radial": dict(channels=4, layers=1, radial_hidden=0, correlation=1, hidden_l=0),
+    "default": {"channels": 8},
+    "third order, degree three": {"channels": 4, "correlation": 3, "l_max": 3, "hidden_l": 2},
+    "one layer, linear radial": {"channels": 4, "layers": 1, "radial_hidden": 0, "correlation": 1, "hidden_l": 0},
 }
 
 
