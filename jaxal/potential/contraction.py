@@ -111,7 +111,7 @@ def symmetric_product(
         for order, monomials in enumerate(orders, start=1):
             basis = symmetric_basis(l_max, order, degree)
             count, components, number_of_paths = basis.shape
-            if number_of_paths == 0:
+            if number_of_paths == 0 or (order, degree) not in weight:
                 continue
             matrix = jnp.asarray(basis.reshape(count, -1).T, values.dtype)
             coupled = (matrix @ monomials).reshape(components, number_of_paths, number, channels)
