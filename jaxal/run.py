@@ -141,7 +141,7 @@ def _labels(run: Run, progress: Progress) -> Iterator[tuple[setup.LabelFunction,
 def _explore(
     run: Run,
     progress: Progress,
-    state: loop.State | None,
+    restored: loop.State | None,
     train: training.TrainState | None,
     buffer: buffers.Buffer | None,
     label: setup.LabelFunction,
@@ -150,14 +150,15 @@ def _explore(
     """Segments until a reason to stop."""
     config = run.config
     parts, static = _assembled(run, progress, label)
-    if state is None:
+    if restored is None:
         assert train is not None and buffer is not None
+        state: loop.State
         state, segment = _first_training(run, progress, parts, static, train, buffer)
         memory.save(run, progress, state)
     else:
+        state = restored
         memory.show(run, progress, "compiling")
         segment = _lowered(run, progress, parts, static, state).compile()
-    assert state is not None
     saved = time.monotonic()
     if progress.look == 0:
         records.append(run.directory, [memory.phase(run, "explore")])

@@ -135,7 +135,8 @@ def first_labels(config: Config, atoms: ase.Atoms, store: Path) -> First:
         label = jax.jit(oracle_label(config, table, dtype, zero, oracle_spec(config, table, given)))
         labels = label(given, jnp.asarray(wanted))
         told: Any = jax.device_get(labels)
-        labels = Label(*(x.astype(np.float64) for x in told[:3]), told.ok)
+        energy, force, stress = (x.astype(np.float64) for x in told[:3])
+        labels = Label(energy, force, stress, told.ok)
         reason = "the force cap label.max_force"
     else:
         service = open_service(config, table, store, zero)

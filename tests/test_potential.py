@@ -139,9 +139,8 @@ def test_an_image_cell_has_the_same_energy_per_atom():
 def test_energy_is_smooth_where_a_neighbor_crosses_the_cutoff():
     """Energy, slope and curvature of a dimer are continuous at the cutoff and zero beyond."""
     potential = equivariant((6,), cutoff=3.0, channels=4, repulsion=False)
-    make = lambda r: on_device(Atoms("C2", [[0, 0, 0], [0, 0, 1]]), (6,))._replace(
-        position=jnp.stack([jnp.zeros(3), r * jnp.eye(3)[0]])
-    )  # noqa: E731
+    carbon = on_device(Atoms("C2", [[0, 0, 0], [0, 0, 1]]), (6,))
+    make = lambda r: carbon._replace(position=jnp.stack([jnp.zeros(3), r * jnp.eye(3)[0]]))  # noqa: E731
     near = neighbors.build(neighbors.Spec(9.0, 0.0, 1, (0, 0, 0)), make(2.0))
     params = jax.jit(potential.init)(jax.random.key(0), make(2.0), near)
     energy = lambda r: potential.energy(params, make(r), near)[0] - potential.energy(params, make(8.0), near)[0]  # noqa: E731

@@ -7,7 +7,7 @@ that follows, which lets the neighbors be contracted first (see `contraction`).
 """
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import e3nn_jax as e3nn
 import flax.linen as nn
@@ -192,7 +192,7 @@ def equivariant(
         params: Params, structure: Structure, neighbors: Neighbors
     ) -> tuple[Float[Array, ""], Float[Array, "n f"]]:
         constants = jax.lax.stop_gradient(params["constants"])
-        total, feature = model.apply({"params": params["params"], "constants": constants}, structure, neighbors)
-        return total, feature
+        found: Any = model.apply({"params": params["params"], "constants": constants}, structure, neighbors)
+        return found
 
     return Potential(init, energy, cutoff)
