@@ -186,7 +186,7 @@ def test_the_field_is_the_mean_of_the_members():
 
     frame = from_atoms(Atoms("Ar2", [[0, 0, 0], [1, 2, 3]]), (18,))
     near = neighbors.build(neighbors.plan(frame, 1.0), jax.tree.map(jnp.asarray, frame))
-    value, force = mean_field(Potential(lambda *_: None, energy, 1.0), jnp.array([1.0, 2.0]))(frame, near)
+    value, force, _ = mean_field(Potential(lambda *_: None, energy, 1.0), jnp.array([1.0, 2.0]))(frame, near)
     assert float(value) == pytest.approx(1.5 * 14)
     np.testing.assert_allclose(force[1], [-3, -6, -9], rtol=1e-6)
 
@@ -218,7 +218,7 @@ def test_breakup_and_heating_are_seen():
 
     def apart(structure, near):  # a constant push: the pair flies apart, and energy is not conserved
         push = jnp.array([[0, 0, -1.0], [0, 0, 1.0]])
-        return jnp.zeros(()), push
+        return jnp.zeros(()), push, jnp.zeros((3, 3))
 
     starts = from_atoms([pair], (18,))
     explorer = nve(jnp.full(2, 39.95), temperature=10.0, timestep=1.0)
@@ -232,7 +232,7 @@ def test_breakup_and_heating_are_seen():
     assert frames[-1].get_distance(0, 1) == pytest.approx(expected, rel=0.05)
 
     broken = run(
-        lambda s, n: (jnp.nan * s.cell[0, 0], jnp.nan * s.position),
+        lambda s, n: (jnp.nan * s.cell[0, 0], jnp.nan * s.position, s.cell),
         5.0,
         explorer,
         starts,

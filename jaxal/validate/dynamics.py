@@ -20,8 +20,8 @@ from jaxal.types import Explorer, InputError, Key, Neighbors, Params, Potential,
 from jaxal.units import BOLTZMANN
 from jaxal.validate.graph import same_skeleton
 
-# One structure and its neighbors -> energy (eV) and forces (eV/Å)
-Field = Callable[[Structure, Neighbors], tuple[Float[Array, ""], Float[Array, "n 3"]]]
+# One structure and its neighbors -> energy (eV), forces (eV/Å) and stress (eV/Å^3)
+Field = Callable[[Structure, Neighbors], tuple[Float[Array, ""], Float[Array, "n 3"], Float[Array, "3 3"]]]
 
 GRAM_PER_CM3 = 1.66053906660  # of one amu/Å^3
 
@@ -61,10 +61,10 @@ class Distribution(NamedTuple):
 def mean_field(potential: Potential, params: Params, batching: committee.Batching = "auto") -> Field:
     """The mean of a committee whose `params` have members on the leading axis."""
 
-    def field(structure: Structure, near: Neighbors) -> tuple[Float[Array, ""], Float[Array, "n 3"]]:
+    def field(structure: Structure, near: Neighbors):
         batch, lists_ = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], (structure, near))
         found = committee.predict(potential, params, batch, lists_, batching)
-        return jnp.mean(found.energy[0]), jnp.mean(found.force[0], axis=0)
+        return jnp.mean(found.energy[0]), jnp.mean(found.force[0], axis=0), jnp.mean(found.stress[0], axis=0)
 
     return field
 
@@ -89,9 +89,9 @@ def run(
     """Dynamics of `length` ps from each start [b n ...] in one jitted scan, a frame each `every` steps.
 
     The starts are of the same atoms, unpadded, for which the explorer was made.
-    `field` gives energy and forces of one structure, `explorer` moves it (jaxal.explore, "nve" say). The neighbor
-    list (cutoff and skin in Å) is rebuilt when an atom has moved too far; where it overflows the whole is run
-    again with more room. A frame after the forces ceased to be finite holds NaN.
+    `field` gives energy, forces and stress of one structure, `explorer` moves it (jaxal.explore, "nve" say). The
+    neighbor list (cutoff and skin in Å) is rebuilt when an atom has moved too far; where it overflows the whole is
+    run again with more room. A frame after the forces ceased to be finite holds NaN.
     """
     frames = round(length * 1e3 / (explorer.timestep * every))
     if frames < 2:
@@ -99,17 +99,16 @@ def run(
 
     def one(spec: lists.Spec, key: Key, start: Structure):
         real = start.species >= 0
-        no_stress = jnp.zeros_like(start.cell)
         near = lists.build(spec, start)
-        walker = explorer.init(key, start, field(start, near)[1], no_stress)
+        walker = explorer.init(key, start, *field(start, near)[1:])
 
         def step(carry, _):
             walker, near, _, overflow = carry
             structure = explorer.propose(walker)
             old = lists.stale(spec, near, structure)
             near = jax.lax.cond(old, lambda: lists.build(spec, structure), lambda: near)
-            energy, force = field(structure, near)
-            return (explorer.advance(walker, structure, force, no_stress), near, energy, overflow | near.overflow), None
+            energy, force, stress = field(structure, near)
+            return (explorer.advance(walker, structure, force, stress), near, energy, overflow | near.overflow), None
 
         def frame(carry, _):
             carry, _ = jax.lax.scan(step, carry, None, length=every)
