@@ -88,6 +88,8 @@ def finish(run: Run, progress: Progress, parts: loop.Parts, static: loop.Static,
     config, directory = run.config, run.directory
 
     def show(error: float | None, left: float) -> None:
+        if run.interrupted():
+            raise KeyboardInterrupt
         progress.fold = error
         memory.show(run, progress, "final training", eta=left)
 

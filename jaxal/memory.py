@@ -55,6 +55,7 @@ class Run(NamedTuple):
     table: Table
     show: Callable[[Status], None]
     began: float
+    interrupted: Callable[[], bool] = lambda: False  # whether Ctrl-C was pressed
 
 
 def walker_structures(run: Run) -> Structure:

@@ -4,6 +4,8 @@ It keeps the checkpoint, the growing files and the display, grows capacities whe
 when enough is learned, and finishes with a long training, the model, its validation and the report.
 """
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -54,10 +56,33 @@ def resume(directory: Path) -> None:
     _go(config, directory)
 
 
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Yields whether Ctrl-C was pressed. The exception alone can be lost: Python drops it in a collection of garbage."""
+    pressed = threading.Event()
+
+    def handler(*_: Any) -> None:
+        pressed.set()
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed.is_set
+        return
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield pressed.is_set
+    except Exception:
+        if pressed.is_set():  # raised inside a callback it comes back as an error of XLA
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _go(config: Config, directory: Path) -> None:
     atoms = check(config)
-    with display() as show:
-        run = Run(config, directory, atoms, species_table([atoms]), show, time.monotonic())
+    with _interruptible() as interrupted, display() as show:
+        run = Run(config, directory, atoms, species_table([atoms]), show, time.monotonic(), interrupted)
         if checkpoint.latest(directory / CHECKPOINTS) is None:
             records.cut(directory, {})
             progress, train, buffer = _begin(run)
@@ -170,6 +195,8 @@ def _explore(
         state, looks = segment(state, setup.limits_of(config, progress.rate, _probe_rate(run, progress)))
         looks = jax.device_get(looks)
         problems = int(state.problems)
+        if run.interrupted():
+            raise KeyboardInterrupt
         reasons = drain()
         if problems & loop.UNDONE:
             progress.asked, progress.failed = counted
@@ -228,6 +255,9 @@ def _first_training(
         steps = jnp.asarray(config.train.initial_steps, jnp.int32)
         fit = finish.compiled_fit(parts.potential, static.recipe, static.train_near, static.batching)
         train, _ = fit(train, buffer, key_train, steps, limits.rate, limits.final_rate)
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(train.average))):
+            rate = config.train.learning_rate
+            raise InputError(f"train.learning_rate: the first training diverges at {rate:g}; give a smaller one")
         state = jax.block_until_ready(jax.jit(begin)(train, buffer, key))
         memory.show(run, progress, "compiling")
         return state, compiling.result()
