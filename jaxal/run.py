@@ -58,7 +58,7 @@ def resume(directory: Path) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Yields whether Ctrl-C was pressed. The exception alone can be lost: Python drops it in a collection of garbage."""
+    """Yields whether Ctrl-C was pressed. The exception alone can be lost: one raised while garbage is collected is."""
     pressed = threading.Event()
 
     def handler(*_: Any) -> None:
