@@ -143,7 +143,7 @@ def test_training_finds_the_known_parameter_and_goes_on_where_it_was(optimizer):
         return training.fit(potential, recipe, near, state, buffer, key, steps, rate, last)
 
     unchanged, _ = run(state, jnp.asarray(0, jnp.int32), jnp.asarray(0.05))
-    np.testing.assert_array_equal(unchanged.average["params"]["scale"], [1.0, 0.3])
+    np.testing.assert_array_equal(unchanged.average["params"]["scale"], np.float32([1.0, 0.3]))
     state, first = run(state, jnp.asarray(100, jnp.int32), jnp.asarray(0.05))
     state, second = run(state, jnp.asarray(100, jnp.int32), jnp.asarray(0.02))
     assert np.all(second < 0.1 * first)
