@@ -12,12 +12,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ase.io import read
 
 from jaxal import model
 from jaxal.explore.md import npt_nose_hoover
 from jaxal.potential.pair import stillinger_weber
-from jaxal.structure import from_atoms, masses
+from jaxal.structure import from_atoms, masses, read_frames
 from jaxal.validate import command, dynamics
 
 TEMPERATURE, TIMESTEP, EVERY = 2500.0, 2.0, 20  # K, fs, steps
@@ -26,7 +25,7 @@ SETTLE, LENGTH = 4.0, 16.0  # ps
 
 def main(directory: Path) -> None:
     """Measures, prints and writes."""
-    start = read(directory / "trajectory.xyz", "-1")
+    start = read_frames(directory / "trajectory.xyz", "-1")[0]
     finished = model.load(directory)
     table, learned = finished.table, model.potential(finished)
     oracle = stillinger_weber(table)
