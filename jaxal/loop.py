@@ -222,7 +222,7 @@ def make_segment(parts: Parts, static: Static) -> Segment:
             trusted.structure,
             trusted.force,
             trusted.stress,
-            jnp.zeros(number, trusted.force.dtype),
+            jnp.full(number, -jnp.inf, trusted.force.dtype),  # below every threshold: no gate asks for it
             jnp.zeros((number, _feature_size(parts, static, state)), trusted.force.dtype),
             jnp.zeros(number, bool),
         )

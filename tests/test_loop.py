@@ -179,6 +179,7 @@ def test_unphysical_frames_are_rewound_and_never_labeled():
     state, run, limits = host(asked, threshold=-1.0, limits={"implausible": -1.0})
     after, looks = jax.block_until_ready(run(state, limits))
     assert looks.unphysical.all() and int(after.problems) & loop.UNPHYSICAL
+    assert asked.calls == [] and not looks.flagged.any()
     np.testing.assert_array_equal(after.walkers.structure.position, state.trusted.structure.position)
     # with momenta of its own each time, or the walker would do the same again
     assert not np.array_equal(after.walkers.engine.momentum, state.walkers.engine.momentum)
