@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxal.precision import exact
 from jaxal.types import Key, Neighbors, Params, Potential, Prediction, Structure
 
 Batching = Literal["auto", "map", "vmap"]
@@ -29,19 +30,29 @@ def evaluate(
 
     The stress is dE/dstrain over the volume: ASE's sign, positive under tension.
     """
+    found = evaluate_batch(potential, params, *jax.tree.map(lambda x: x[None], (structure, neighbors)))
+    energy, force, stress, feature = (x[0] for x in found)
+    return energy, force, stress, feature
+
+
+@exact
+def evaluate_batch(
+    potential: Potential, params: Params, structures: Structure, neighbors: Neighbors
+) -> tuple[Float[Array, "b"], Float[Array, "b n 3"], Float[Array, "b 3 3"], Float[Array, "b n f"]]:
+    """`evaluate` of a batch [b]: one gradient of the sum, since no energy depends on another structure."""
+    energies = potential.energies or jax.vmap(potential.energy, (None, 0, 0))
 
     def strained(position, strain):
-        deformation = jnp.eye(3, dtype=position.dtype) + 0.5 * (strain + strain.T)
-        moved = structure._replace(position=position @ deformation, cell=structure.cell @ deformation)
-        return potential.energy(params, moved, neighbors)
+        deformation = jnp.eye(3, dtype=position.dtype) + 0.5 * (strain + jnp.swapaxes(strain, -1, -2))
+        moved = structures._replace(position=position @ deformation, cell=structures.cell @ deformation)
+        energy, feature = energies(params, moved, neighbors)
+        return jnp.sum(energy), (energy, feature)
 
-    zero = jnp.zeros((3, 3), structure.position.dtype)
-    (energy, feature), (slope, virial) = jax.value_and_grad(strained, argnums=(0, 1), has_aux=True)(
-        structure.position, zero
-    )
-    volume = jnp.abs(jnp.linalg.det(structure.cell))
-    stress = jnp.where(volume > 0, virial / jnp.where(volume > 0, volume, 1.0), 0.0)
-    return energy, -slope, stress, feature
+    zero = jnp.zeros_like(structures.cell)
+    slopes, (energy, feature) = jax.grad(strained, argnums=(0, 1), has_aux=True)(structures.position, zero)
+    volume = jnp.abs(jnp.linalg.det(structures.cell))[:, None, None]
+    stress = jnp.where(volume > 0, slopes[1] / jnp.where(volume > 0, volume, 1.0), 0.0)
+    return energy, -slopes[0], stress, feature
 
 
 def one_by_one(batching: Batching) -> bool:
@@ -65,7 +76,7 @@ def predict(
     """
 
     def member(one):
-        return jax.vmap(lambda s, n: evaluate(potential, one, s, n))(structures, neighbors)
+        return evaluate_batch(potential, one, structures, neighbors)
 
     energy, force, stress, feature = over_members(member, batching)(params)
     return Prediction(

@@ -9,6 +9,7 @@ What varies from segment to segment (parameters, labels, thresholds, learning ra
 compiles once. What cannot be handled inside comes out as a bit mask, with the state as it was before.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxal import buffer as buffers
 from jaxal import committee, neighbors
 from jaxal.train import fit as training
-from jaxal.train.calibrate import Fresh, Judge, calibrate, find
+from jaxal.train.calibrate import Fresh, Judge, calibrate
 from jaxal.train.loss import force_rmse, max_force_error
 from jaxal.types import (
     Candidates,
@@ -155,7 +156,7 @@ def start(
     parts: Parts, static: Static, train: training.TrainState, buffer: buffers.Buffer, structures: Structure, key: Key
 ) -> State:
     """State of a new run: walkers [w] begin at `structures`, with momenta of their own."""
-    near = find(static.near, structures)
+    near = neighbors.find(static.near, structures)
     prediction = committee.predict(parts.potential, train.average, structures, near, static.batching)
     force, stress = prediction.force.mean(1), prediction.stress.mean(1)
     key, *keys = jax.random.split(key, structures.charge.shape[0] + 1)
@@ -179,6 +180,7 @@ def start(
 def make_segment(parts: Parts, static: Static) -> Segment:
     """The function to compile: (state, limits) -> (state, looks). Donate the state."""
     radii = jnp.asarray(covalent_radii[list(static.table)], jnp.float32)
+    fit = functools.partial(training.fit, parts.potential, static.recipe, static.train_near)
 
     def closeness(structure: Structure, near: Neighbors) -> Float[Array, ""]:
         """Smallest distance as a fraction of the sum of covalent radii."""
@@ -201,10 +203,12 @@ def make_segment(parts: Parts, static: Static) -> Segment:
     def step(state: State, limits: Limits, candidate: Candidate, problems: Int[Array, ""]):
         """One integration step of all walkers."""
         proposed = jax.vmap(parts.explorer.propose)(state.walkers)
-        stale = jax.vmap(lambda n, s: neighbors.stale(static.near, n, s))(state.near, proposed)
-        near = jax.lax.cond(jnp.any(stale), lambda: find(static.near, proposed), lambda: state.near)
-        prediction = committee.predict(parts.potential, state.train.average, proposed, near, static.batching)
-        now = jax.vmap(lambda s, n, p: judge(limits, state.gate, s, n, p))(proposed, near, prediction)
+        with jax.named_scope("neighbors"):
+            near = neighbors.renewed(static.near, state.near, proposed)
+        with jax.named_scope("forces"):
+            prediction = committee.predict(parts.potential, state.train.average, proposed, near, static.batching)
+        with jax.named_scope("gate"):
+            now = jax.vmap(lambda s, n, p: judge(limits, state.gate, s, n, p))(proposed, near, prediction)
         walkers = jax.vmap(parts.explorer.advance)(state.walkers, proposed, now.force, now.stress)
         # from the first unphysical frame to the next look a walker keeps its last physical frame
         bad = candidate.bad | now.bad
@@ -298,22 +302,14 @@ def make_segment(parts: Parts, static: Static) -> Segment:
                 state.buffer, key_add, picked.structure, label, ok, hold, static.recipe.bootstrap
             )
             steps = jnp.where(jnp.any(ok & ~hold), limits.steps, 0)
-            train, loss = training.fit(
-                parts.potential,
-                static.recipe,
-                static.train_near,
-                state.train,
-                buffer,
-                key_fit,
-                steps,
-                limits.rate,
-                limits.final_rate,
-                static.batching,
-            )
+            with jax.named_scope("training"):
+                rates = limits.rate, limits.final_rate
+                train, loss = fit(state.train, buffer, key_fit, steps, *rates, static.batching)
             error = max_force_error(picked.force, picked.structure, label)
             fresh = state.fresh.push(picked.score, error, ok)
-            gate, rmse, crowded = calibrate(judge_of(parts, static), state.gate, train.average, buffer, fresh)
-            near = find(static.train_near, picked.structure)
+            with jax.named_scope("gate"):
+                gate, rmse, crowded = calibrate(judge_of(parts, static), state.gate, train.average, buffer, fresh)
+            near = neighbors.find(static.train_near, picked.structure)
             finite = jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), train.average))
             problems = (
                 state.problems

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxal.precision import exact
 from jaxal.types import Neighbors, Structure
 
 
@@ -89,11 +90,13 @@ def _search(
 
 
 @partial(jax.jit, static_argnums=0)
+@exact
 def _counts(spec: Spec, structure: Structure) -> Int[Array, "n"]:
     square, _, _ = _search(spec, structure)
     return jnp.sum(square < (spec.cutoff + spec.skin) ** 2, axis=1)
 
 
+@exact
 def build(spec: Spec, structure: Structure) -> Neighbors:
     """All neighbors of one structure [n]; nearest first. Pure and vmappable."""
     number = structure.position.shape[0]
@@ -120,6 +123,17 @@ def build(spec: Spec, structure: Structure) -> Neighbors:
     )
 
 
+def find(spec: Spec, structures: Structure) -> Neighbors:
+    """Neighbors of a batch [b]."""
+    return jax.vmap(lambda s: build(spec, s))(structures)
+
+
+def renewed(spec: Spec, neighbors: Neighbors, structures: Structure) -> Neighbors:
+    """The neighbors [b] as they are, or found again, all of them, where one structure has outrun its skin."""
+    old = jax.vmap(lambda n, s: stale(spec, n, s))(neighbors, structures)
+    return jax.lax.cond(jnp.any(old), lambda: find(spec, structures), lambda: neighbors)
+
+
 def _reverse(index: Int[Array, "n k"], shift: Int[Array, "n k 3"]) -> Int[Array, "n k"]:
     """Slot of i in the row of its neighbor j with the opposite shift."""
     number, capacity = index.shape
@@ -138,6 +152,7 @@ def _too_few_images(spec: Spec, cell: Float[Array, "3 3"]) -> Bool[Array, ""]:
     return (volume > 0) & jnp.any(needed > jnp.asarray(spec.images))
 
 
+@exact
 def stale(spec: Spec, neighbors: Neighbors, structure: Structure) -> Bool[Array, ""]:
     """Whether a pair may have come closer than the cutoff without being listed.
 
@@ -158,6 +173,7 @@ def stale(spec: Spec, neighbors: Neighbors, structure: Structure) -> Bool[Array,
     return ~(2 * moved + compression * (spec.cutoff + spec.skin) <= spec.skin)
 
 
+@exact
 def vectors(structure: Structure, neighbors: Neighbors) -> tuple[Float[Array, "n k 3"], Bool[Array, "n k"]]:
     """Vectors from each atom to its neighbors (Å) and the mask of slots in use; padded vectors are zero."""
     number = structure.position.shape[0]

@@ -26,7 +26,6 @@ from jaxal.progress import Status, display
 from jaxal.schema import Config
 from jaxal.structure import species_table
 from jaxal.train import fit as training
-from jaxal.train.calibrate import find
 from jaxal.types import InputError
 
 STUCK = 200  # looks in a row at which no walker was physical
@@ -275,7 +274,7 @@ def _mended(run: Run, progress: Progress, state: loop.State, problems: int) -> l
             if not np.any(np.asarray(cells.cell)):
                 room = min(room, max(1, cells.species.shape[-1] - 1))
             setattr(progress, name, memory.spec_out(spec._replace(capacity=room, images=images)))
-        near = jax.jit(find, static_argnums=0)(memory.spec_in(progress.near), state.walkers.structure)
+        near = jax.jit(neighbors.find, static_argnums=0)(memory.spec_in(progress.near), state.walkers.structure)
         state = state._replace(near=near)
     if problems & loop.BUFFER_FULL:
         state = state._replace(buffer=buffers.grow(state.buffer, 2 * buffers.capacity(state.buffer)))

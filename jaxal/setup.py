@@ -18,7 +18,6 @@ from jaxal.label.service import Service, label_service
 from jaxal.schema import Config, Train
 from jaxal.structure import Table, from_atoms, masses, species_table
 from jaxal.train import fit as training
-from jaxal.train.calibrate import find
 from jaxal.train.loss import LossWeights
 from jaxal.types import InputError, Key, Label, Params, Potential, Structure
 
@@ -102,8 +101,8 @@ def oracle_label(
     cap = config.label.max_force
 
     def label(structures: Structure, wanted: Bool[Array, "k"]) -> Label:
-        near = find(spec, structures)
-        energy, force, stress, _ = jax.vmap(lambda s, n: committee.evaluate(oracle, {}, s, n))(structures, near)
+        near = neighbors.find(spec, structures)
+        energy, force, stress, _ = committee.evaluate_batch(oracle, {}, structures, near)
         real = structures.species >= 0
         energy = energy - jnp.sum(jnp.where(real, offset[structures.species], 0.0), axis=-1)
         largest = jnp.max(jnp.linalg.norm(force, axis=-1), axis=-1)
@@ -194,7 +193,7 @@ def new_params(
     potential: Potential, key: Key, members: int, spec: neighbors.Spec, structures: Structure, labels: Label
 ) -> Params:
     """Initial weights of every member, with the constants taken from the data."""
-    near = jax.jit(find, static_argnums=0)(spec, structures)
+    near = jax.jit(neighbors.find, static_argnums=0)(spec, structures)
     atoms = jnp.sum(structures.species >= 0)
     listed = float(jnp.sum(near.index < structures.species.shape[-1]) / atoms)
     first = jax.tree.map(lambda x: x[0], (structures, near))

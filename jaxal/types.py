@@ -63,11 +63,16 @@ class Prediction(NamedTuple):
 
 
 class Potential(NamedTuple):
-    """A model of the energy. `energy` returns eV and the invariant feature of each atom."""
+    """A model of the energy. `energy` returns eV and the invariant feature of each atom.
+
+    `energies` is the same for a batch [b], for models that evaluate it faster as a whole; without it `energy` is
+    vmapped.
+    """
 
     init: Callable[[Key, Structure, Neighbors], Params]
     energy: Callable[[Params, Structure, Neighbors], tuple[Float[Array, ""], Float[Array, "n f"]]]
     cutoff: float  # Å
+    energies: Callable[[Params, Structure, Neighbors], tuple[Float[Array, "b"], Float[Array, "b n f"]]] | None = None
 
 
 class WalkerState(NamedTuple):

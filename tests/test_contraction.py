@@ -15,38 +15,39 @@ def irreps(degrees, channels=1):
     return e3nn.Irreps([(channels, (l, (-1) ** l)) for l in degrees])
 
 
-@pytest.mark.parametrize("degrees, l_max", [((0,), 2), ((0, 1, 2), 3)])
-def test_neighbor_contraction_is_the_sum_of_tensor_products(degrees, l_max):
+@pytest.mark.parametrize("feature_l, l_max", [(0, 2), (2, 3)])
+def test_neighbor_contraction_is_the_sum_of_tensor_products(feature_l, l_max):
     rng = np.random.default_rng(0)
     number, slots, channels = 5, 3, 4
     # a ring in which everybody lists the two beside him; the last slot is padding
     index = np.array([[(i + 1) % number, (i - 1) % number, number] for i in range(number)])
     reverse = np.array([[1, 0, slots]] * number)
     harmonics = rng.normal(size=(number, slots, (l_max + 1) ** 2))
-    weight = {p: jnp.asarray(rng.normal(size=(number, slots, channels))) for p in contraction.pairs(degrees, l_max)}
-    features = {l: jnp.asarray(rng.normal(size=(number, 2 * l + 1, channels))) for l in degrees}
+    weight = {p: jnp.asarray(rng.normal(size=(number, slots, channels))) for p in contraction.pairs(feature_l, l_max)}
+    features = jnp.asarray(rng.normal(size=((feature_l + 1) ** 2, number, channels)))
     found = contraction.neighbor_contraction(
         jnp.asarray(harmonics), weight, features, jnp.asarray(index), jnp.asarray(reverse), l_max
     )
     for l3 in range(l_max + 1):
         expected = []
-        for l1, l2 in contraction.paths(degrees, l_max, l3):
+        for l1, l2 in contraction.paths(feature_l, l_max, l3):
             y = e3nn.IrrepsArray(irreps([l2]), jnp.asarray(harmonics[:, :2, None, l2 * l2 : (l2 + 1) ** 2]))
-            h = e3nn.IrrepsArray(irreps([l1]), jnp.moveaxis(features[l1][index[:, :2]], -1, -2))  # [n, k, f, 2l1+1]
+            sender = jnp.moveaxis(features[contraction.of_degree(l1)], 0, -1)[index[:, :2]]  # [n, k, f, 2l1+1]
+            h = e3nn.IrrepsArray(irreps([l1]), sender)
             product = e3nn.tensor_product(y, h, filter_ir_out=irreps([l3])).array
             summed = jnp.sum(weight[l1, l2][:, :2, :, None] * product, axis=1)  # the third slot is padding
-            expected.append(jnp.moveaxis(summed, -1, -2))
+            expected.append(jnp.moveaxis(summed, -1, 0))
         np.testing.assert_allclose(found[l3], np.concatenate(expected, -1), atol=1e-12)
 
 
 def test_paths_are_all_that_natural_parity_allows():
     for l3 in range(4):
         product = e3nn.tensor_product(irreps([0, 1, 2]), irreps(range(4)), filter_ir_out=irreps([l3]))
-        assert product.count(e3nn.Irrep(l3, (-1) ** l3)) == len(contraction.paths((0, 1, 2), 3, l3))
+        assert product.count(e3nn.Irrep(l3, (-1) ** l3)) == len(contraction.paths(2, 3, l3))
 
 
 def test_channel_mixing_is_an_e3nn_linear():
-    """values @ w on [n, 2l+1, f] mixes channels as e3nn.Linear does between multiplicities, degree by degree."""
+    """values @ w on [2l+1, n, f] mixes channels as e3nn.Linear does between multiplicities, degree by degree."""
     key = jax.random.key(0)
     linear = e3nn.flax.Linear(irreps([0, 1], 3))
     x = e3nn.normal(irreps([0, 1], 5), key, (4,))
@@ -56,8 +57,8 @@ def test_channel_mixing_is_an_e3nn_linear():
         x.chunks, expected.chunks, sorted(params["params"].items()), (0, 1), strict=True
     ):
         assert f"{2 * l + 1}" or name
-        mine = jnp.einsum("nfz,fg->ngz", chunk, w) / np.sqrt(5)
-        np.testing.assert_allclose(mine, out, atol=1e-12)
+        mine = jnp.moveaxis(chunk, -1, 0) @ w / np.sqrt(5)
+        np.testing.assert_allclose(jnp.moveaxis(mine, 0, -1), out, atol=1e-12)
 
 
 @pytest.mark.parametrize("correlation", [1, 2, 3])
@@ -66,8 +67,8 @@ def test_symmetric_product_is_the_explicit_one(correlation, degree):
     """All couplings of up to `correlation` equal factors, by nested e3nn tensor products, span the same space."""
     l_max, number, channels = 1, 30, 1
     size = (l_max + 1) ** 2
-    values = jnp.asarray(np.random.default_rng(1).normal(size=(number, size, channels)))
-    x = e3nn.IrrepsArray(irreps(range(l_max + 1)), values[:, :, 0])
+    values = jnp.asarray(np.random.default_rng(1).normal(size=(size, number, channels)))
+    x = e3nn.IrrepsArray(irreps(range(l_max + 1)), values[:, :, 0].T)
     product = x
     for _ in range(correlation - 1):
         product = e3nn.tensor_product(product, x)
@@ -77,8 +78,14 @@ def test_symmetric_product_is_the_explicit_one(correlation, degree):
     count = contraction.number_of_symmetric_paths(l_max, correlation, degree)
     mine = []
     for path in range(count):
-        weight = {(correlation, degree): jnp.zeros((number, count, channels)).at[:, path].set(1.0)}
-        mine.append(contraction.symmetric_product(values, weight, l_max, correlation)[degree][:, :, 0])
+        weight = {
+            (order, l): jnp.zeros((number, contraction.number_of_symmetric_paths(l_max, order, l), channels))
+            for order in range(1, correlation + 1)
+            for l in range(degree + 1)
+        }
+        weight[correlation, degree] = weight[correlation, degree].at[:, path].set(1.0)
+        found = contraction.symmetric_product(values, weight, l_max, degree, correlation)
+        mine.append(found[contraction.of_degree(degree), :, 0].T)
     mine = np.stack(mine, 1)
     rows = lambda a: np.moveaxis(a, 1, 2).reshape(-1, a.shape[1])  # noqa: E731
     a, b = rows(mine), rows(explicit)
@@ -90,21 +97,21 @@ def test_symmetric_product_is_the_explicit_one(correlation, degree):
 
 def test_symmetric_product_adds_orders_and_weights_atoms_apart():
     rng = np.random.default_rng(2)
-    values = jnp.asarray(rng.normal(size=(3, 9, 2)))
+    values = jnp.asarray(rng.normal(size=(9, 3, 2)))
     weight = {
         (order, degree): jnp.asarray(rng.normal(size=(3, contraction.number_of_symmetric_paths(2, order, degree), 2)))
         for order in (1, 2)
         for degree in (0, 1)
     }
-    both = contraction.symmetric_product(values, weight, 2, 2)
+    both = contraction.symmetric_product(values, weight, 2, 1, 2)
     for degree in (0, 1):
-        expected = np.zeros((3, 2 * degree + 1, 2))
+        expected = np.zeros((2 * degree + 1, 3, 2))
         for order in (1, 2):
             basis = contraction.symmetric_basis(2, order, degree).reshape((9,) * order + (2 * degree + 1, -1))
             factors = "ab"[:order]
             for n in range(3):
                 for f in range(2):
-                    arrays = [values[n, :, f]] * order
+                    arrays = [values[:, n, f]] * order
                     subscripts = ",".join([factors + "zp", *factors, "p"]) + "->z"
-                    expected[n, :, f] += np.einsum(subscripts, basis, *arrays, weight[order, degree][n, :, f])
-        np.testing.assert_allclose(both[degree], expected, atol=1e-12)
+                    expected[:, n, f] += np.einsum(subscripts, basis, *arrays, weight[order, degree][n, :, f])
+        np.testing.assert_allclose(both[contraction.of_degree(degree)], expected, atol=1e-12)

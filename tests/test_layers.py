@@ -13,7 +13,7 @@ LONGEST = 400  # lines
 # nothing below `run` knows of a run. What stands lower than its subject suggests does so because a part needs it:
 # the model file knows how to predict, so `validate` and `calculator` need no training code.
 LAYERS = (
-    ("units", "types", "registry"),
+    ("units", "types", "registry", "precision"),
     ("structure", "neighbors", "buffer", "schema", "yaml12"),
     ("potential", "committee", "acquire", "label"),
     ("explore", "train", "model"),
@@ -21,7 +21,7 @@ LAYERS = (
     ("setup", "records", "report"),
     ("memory",),
     ("finish",),
-    ("run", "offline"),
+    ("run", "offline", "bench"),
     ("cli",),
 )
 LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}

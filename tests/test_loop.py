@@ -19,7 +19,6 @@ from jaxal.potential.equivariant import equivariant
 from jaxal.potential.pair import morse
 from jaxal.structure import from_atoms
 from jaxal.train import fit as training
-from jaxal.train.calibrate import find
 from jaxal.types import Label
 
 TABLE, WALKERS, MEMBERS = (1, 8), 3, 2
@@ -29,7 +28,7 @@ SPEC = neighbors.Spec(4.0, 0.0, 2, (0, 0, 0))
 
 
 def oracle(structures, wanted):
-    near = find(SPEC, structures)
+    near = neighbors.find(SPEC, structures)
     energy, force, stress, _ = jax.vmap(lambda s, n: committee.evaluate(ORACLE, {}, s, n))(structures, near)
     return Label(energy, force, stress, wanted)
 
@@ -119,6 +118,25 @@ def same(a, b):
     return all(
         np.array_equal(data(x), data(y), equal_nan=True) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)
     )
+
+
+def products(jaxpr):
+    """The parameters of all matrix products of a program, those in its loops and branches too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation.params
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from products(inner)
+
+
+def test_no_matrix_product_is_left_to_the_backend_to_round():
+    """GPUs would take TF32, TPUs bfloat16; in dynamics as in training, forward and backward."""
+    state, _, limits = program()
+    found = [p["precision"] for p in products(jax.make_jaxpr(compiled()[1])(state, limits).jaxpr)]
+    assert len(found) > 50
+    assert set(found) == {(jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)}
 
 
 def callbacks(jaxpr):

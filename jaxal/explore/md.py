@@ -20,6 +20,7 @@ import numpy as np
 from jax_md import quantity, simulate
 from jaxtyping import Array, Float, Int
 
+from jaxal.precision import exact
 from jaxal.registry import register
 from jaxal.types import Explorer, InputError, Key, Structure, WalkerState
 from jaxal.units import BOLTZMANN, GPA, TIME_UNIT, Unit
@@ -219,7 +220,7 @@ def npt_nose_hoover(
         engine = step(walker, force, _virial(structure.cell, stress)).set(position=structure.position)
         return WalkerState(structure, engine, jnp.asarray(stress, walker.stress.dtype), walker.step + 1)
 
-    return Explorer(init, propose, advance, timestep)
+    return Explorer(exact(init), exact(propose), exact(advance), timestep)
 
 
 def _explorer(engine: tuple[Callable, Callable], mass: Masses, timestep: float, kT: Schedule) -> Explorer:
@@ -250,7 +251,7 @@ def _explorer(engine: tuple[Callable, Callable], mass: Masses, timestep: float, 
         state = step(walker, force).set(position=structure.position)
         return WalkerState(structure, state, jnp.asarray(stress, walker.stress.dtype), walker.step + 1)
 
-    return Explorer(init, propose, advance, timestep)
+    return Explorer(exact(init), exact(propose), exact(advance), timestep)
 
 
 def _given_force(position: Float[Array, "n 3"], *, force: Float[Array, "n 3"], **_: Any) -> Float[Array, "n 3"]:

@@ -1,9 +1,10 @@
-"""The tensor algebra of the equivariant model, channels last and neighbors contracted first.
+"""The tensor algebra of the equivariant model: components first, channels last, neighbors contracted first.
 
-Equivariant arrays of degree l and natural parity (-1)^l are [n, 2l+1, channels] in e3nn's real basis; the
-coefficients come from e3nn-jax. The sum over neighbors is a batched matrix product of the spherical harmonics
-with the weighted neighbor features; Clebsch-Gordan coefficients are applied once per atom afterwards, so no
-[edges, channels, m] array is made and nothing is scattered.
+Equivariant arrays are [c, n, f]: the components of degrees 0..L of natural parity (-1)^l in sequence, in e3nn's real
+basis; the coefficients come from e3nn-jax. The sum over neighbors is a batched matrix product of the spherical
+harmonics with the weighted neighbor features; Clebsch-Gordan coefficients are applied once per atom afterwards, so no
+[edges, channels, m] array is made and nothing is scattered. With components first every coupling is one matrix
+product with a constant, whatever the number of atoms.
 """
 
 from functools import cache
@@ -15,27 +16,54 @@ from jaxtyping import Array, Float, Int
 
 from jaxal.neighbors import gather
 
-Features = dict[int, Float[Array, "n _ f"]]  # degree -> [n, 2l+1, channels]
+Features = Float[Array, "c n f"]
 
 
-def pairs(feature_degrees: tuple[int, ...], l_max: int) -> tuple[tuple[int, int], ...]:
+def of_degree(degree: int) -> slice:
+    """Where the components of a degree stand among those of degrees 0, 1, ..."""
+    return slice(degree * degree, (degree + 1) ** 2)
+
+
+def by_degree(values: Float[Array, "..."], axis: int = 0) -> list[Float[Array, "..."]]:
+    """The components of each degree 0, 1, ... along an axis.
+
+    By `split`, whose transpose is one concatenation, where that of slices is a padded array for each of them.
+    """
+    top = round(values.shape[axis] ** 0.5)
+    return jnp.split(values, [l * l for l in range(1, top)], axis=axis)
+
+
+def pairs(feature_l: int, l_max: int) -> tuple[tuple[int, int], ...]:
     """(feature degree, harmonic degree) of each radial weight the contraction takes, in order."""
-    return tuple((l1, l2) for l1 in feature_degrees for l2 in range(l_max + 1))
+    return tuple((l1, l2) for l1 in range(feature_l + 1) for l2 in range(l_max + 1))
 
 
-def paths(feature_degrees: tuple[int, ...], l_max: int, degree: int) -> tuple[tuple[int, int], ...]:
+def paths(feature_l: int, l_max: int, degree: int) -> tuple[tuple[int, int], ...]:
     """The pairs that couple to `degree` with natural parity."""
     return tuple(
         (l1, l2)
-        for l1, l2 in pairs(feature_degrees, l_max)
+        for l1, l2 in pairs(feature_l, l_max)
         if abs(l1 - l2) <= degree <= l1 + l2 and (l1 + l2 + degree) % 2 == 0
     )
 
 
 @cache
-def coupling(l1: int, l2: int, l3: int) -> np.ndarray:
-    """Clebsch-Gordan coefficients [2l1+1, 2l2+1, 2l3+1], normalized so that unit-variance inputs keep variance."""
-    return np.asarray(e3nn.clebsch_gordan(l1, l2, l3)) * np.sqrt(2 * l3 + 1)
+def coupling(feature_l: int, l_max: int) -> np.ndarray:
+    """Clebsch-Gordan coefficients [rows, harmonics * features] of all paths to all degrees 0..l_max.
+
+    A column stands for a product of components, that of the harmonic slowest; rows go by degree, component and path.
+    Normalized so that unit-variance inputs keep their variance.
+    """
+    harmonics, features = (l_max + 1) ** 2, (feature_l + 1) ** 2
+    blocks = []
+    for degree in range(l_max + 1):
+        to = paths(feature_l, l_max, degree)
+        block = np.zeros((2 * degree + 1, len(to), harmonics, features))
+        for path, (l1, l2) in enumerate(to):
+            coefficients = np.asarray(e3nn.clebsch_gordan(l1, l2, degree)) * np.sqrt(2 * degree + 1)
+            block[:, path, of_degree(l2), of_degree(l1)] = np.transpose(coefficients, (2, 1, 0))
+        blocks.append(block.reshape(-1, harmonics * features))
+    return np.concatenate(blocks)
 
 
 def neighbor_contraction(
@@ -45,33 +73,31 @@ def neighbor_contraction(
     index: Int[Array, "n k"],
     reverse: Int[Array, "n k"],
     l_max: int,
-) -> Features:
+) -> tuple[Float[Array, "_ n _"], ...]:
     """For each degree l3 <= l_max, the sum over neighbors j of the paths of Y_l2(ij) w(ij) h_l1(j) -> l3.
 
-    `harmonics` holds degrees 0..l_max in sequence, `weight` a radial weight [n, k, channels] for each of
-    `pairs`. Returns degree -> [n, 2l3+1, paths * channels]: the paths of `paths`, side by side.
+    `harmonics` holds degrees 0..l_max in sequence, `weight` a radial weight [n, k, channels] for each of `pairs`.
+    Returns for each degree [2 l3 + 1, n, paths * channels]: the paths of `paths`, side by side.
     """
-    degrees = tuple(features)
-    number, slots = index.shape
-    summed = {}
-    for l1 in degrees:
-        neighbor = gather(features[l1], index, reverse)  # [n, k, 2l1+1, f]
-        channels = neighbor.shape[-1]
-        for l2 in range(l_max + 1):
-            y = harmonics[:, :, l2 * l2 : (l2 + 1) ** 2]  # [n, k, 2l2+1]
-            weighted = (weight[l1, l2][:, :, None, :] * neighbor).reshape(number, slots, -1)
-            product = jnp.einsum("nky,nkz->nyz", y, weighted)
-            summed[l1, l2] = product.reshape(number, 2 * l2 + 1, 2 * l1 + 1, channels)
-    return {
-        l3: jnp.concatenate(
-            [
-                jnp.einsum("nyxf,xyz->nzf", summed[l1, l2], jnp.asarray(coupling(l1, l2, l3), harmonics.dtype))
-                for l1, l2 in paths(degrees, l_max, l3)
-            ],
-            axis=-1,
-        )
-        for l3 in range(l_max + 1)
-    }
+    size, number, channels = features.shape
+    feature_l = round(size**0.5) - 1
+    neighbor = by_degree(gather(jnp.moveaxis(features, 0, 1), index, reverse), 2)  # of each [n, k, 2 l1 + 1, f]
+    products = []
+    for l2, harmonic in enumerate(by_degree(harmonics, 2)):
+        parts = [weight[l1, l2][:, :, None, :] * values for l1, values in enumerate(neighbor)]
+        weighted = jnp.concatenate(parts, axis=2).reshape(*index.shape, size * channels)
+        product = jnp.einsum("nky,nkz->nyz", harmonic, weighted)
+        products.append(product.reshape(number, -1, channels))
+    stacked = jnp.moveaxis(jnp.concatenate(products, axis=1), 1, 0)  # [h * c, n, f]
+    matrix = jnp.asarray(coupling(feature_l, l_max), harmonics.dtype)
+    coupled = (matrix @ stacked.reshape(stacked.shape[0], -1)).reshape(-1, number, channels)
+    counts = [len(paths(feature_l, l_max, degree)) for degree in range(l_max + 1)]
+    ends = np.cumsum([(2 * degree + 1) * count for degree, count in enumerate(counts)])
+    result = []
+    for degree, rows in enumerate(jnp.split(coupled, ends[:-1])):
+        side = jnp.moveaxis(rows.reshape(2 * degree + 1, counts[degree], number, channels), 1, 2)
+        result.append(side.reshape(2 * degree + 1, number, -1))
+    return tuple(result)
 
 
 @cache
@@ -90,34 +116,36 @@ def symmetric_basis(l_max: int, correlation: int, degree: int) -> np.ndarray:
 
 
 def symmetric_product(
-    values: Float[Array, "n h f"], weight: dict[tuple[int, int], Float[Array, "n p f"]], l_max: int, correlation: int
+    values: Features, weight: dict[tuple[int, int], Float[Array, "n p f"]], l_max: int, l_out: int, correlation: int
 ) -> Features:
-    """Weighted sum of all symmetric couplings of 1..correlation copies of `values`, per output degree.
+    """Weighted sum of all symmetric couplings of 1..correlation copies of `values`, degrees 0..l_out in sequence.
 
     `values` holds degrees 0..l_max in sequence; `weight[order, degree]` is [n, paths, channels], one number for
     each path of `symmetric_basis` (of each atom, since weights depend on its species). The contraction of
-    Batatia et al., NeurIPS 2022 (arXiv:2206.07697), eq. 10, as one matrix product with the outer products: a few
-    large operations, where picking out the distinct monomials takes many small ones.
+    Batatia et al., NeurIPS 2022 (arXiv:2206.07697), eq. 10, as one matrix product for each order with the outer
+    products: a few large operations, where picking out the distinct monomials takes many small ones.
     """
-    number, size, channels = values.shape
-    first = jnp.moveaxis(values, 1, 0).reshape(size, -1)
-    orders = [first]
-    for _ in range(correlation - 1):
-        orders.append((orders[-1][:, None, :] * first[None, :, :]).reshape(-1, number * channels))
-    degrees = sorted({degree for _, degree in weight})
-    result = {}
-    for degree in degrees:
-        total = jnp.zeros((number, 2 * degree + 1, channels), values.dtype)
-        for order, monomials in enumerate(orders, start=1):
-            basis = symmetric_basis(l_max, order, degree)
-            count, components, number_of_paths = basis.shape
-            if number_of_paths == 0 or (order, degree) not in weight:
-                continue
-            matrix = jnp.asarray(basis.reshape(count, -1).T, values.dtype)
-            coupled = (matrix @ monomials).reshape(components, number_of_paths, number, channels)
-            total = total + jnp.einsum("zpnf,npf->nzf", coupled, weight[order, degree])
-        result[degree] = total
-    return result
+    size, number, channels = values.shape
+    first = values.reshape(size, -1)
+    total = jnp.zeros(((l_out + 1) ** 2, number, channels), values.dtype)
+    monomials = first
+    for order in range(1, correlation + 1):
+        if order > 1:
+            monomials = (monomials[:, None, :] * first[None, :, :]).reshape(-1, number * channels)
+        bases = [symmetric_basis(l_max, order, degree) for degree in range(l_out + 1)]
+        matrix = np.concatenate([basis.reshape(basis.shape[0], -1).T for basis in bases])
+        coupled = jnp.asarray(matrix, values.dtype) @ monomials
+        ends = np.cumsum([basis.shape[1] * basis.shape[2] for basis in bases])
+        sums = []
+        for degree, rows in enumerate(jnp.split(coupled, ends[:-1])):
+            _, components, count = bases[degree].shape
+            rows = rows.reshape(components, count, number, channels)
+            if count:
+                sums.append(jnp.einsum("zpnf,npf->znf", rows, weight[order, degree]))
+            else:
+                sums.append(jnp.zeros((components, number, channels), values.dtype))
+        total = total + jnp.concatenate(sums)
+    return total
 
 
 def number_of_symmetric_paths(l_max: int, order: int, degree: int) -> int:

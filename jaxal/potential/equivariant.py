@@ -29,7 +29,7 @@ def _normal(scale: float) -> Callable:
 
 
 class _Layer(nn.Module):
-    """One message-passing layer: [n, 2l+1, f] features in and out."""
+    """One message-passing layer: [c, n, f] features in and out, degrees in sequence."""
 
     species: int
     channels: int
@@ -38,9 +38,13 @@ class _Layer(nn.Module):
     correlation: int
     hidden: int
 
-    def _linear(self, name: str, values: Float[Array, "n z q"]) -> Float[Array, "n z f"]:
+    def _linear(self, name: str, values: Float[Array, "z n q"]) -> Float[Array, "z n f"]:
         rows = values.shape[-1]
         return values @ self.param(name, _normal(rows**-0.5), (rows, self.channels), values.dtype)
+
+    def _by_degree(self, name: str, values: contraction.Features) -> contraction.Features:
+        degrees = contraction.by_degree(values)
+        return jnp.concatenate([self._linear(f"{name}_{l}", part) for l, part in enumerate(degrees)])
 
     @nn.compact
     def __call__(
@@ -50,22 +54,22 @@ class _Layer(nn.Module):
         harmonics: Float[Array, "n k h"],
         radial: Float[Array, "n k q"],
         cut: Float[Array, "n k"],
-        neighbors: Neighbors,
+        index: Int[Array, "n k"],
+        reverse: Int[Array, "n k"],
         average: Float[Array, ""],
     ) -> contraction.Features:
         dtype, f = harmonics.dtype, self.channels
-        pairs = contraction.pairs(tuple(features), self.l_max)
+        feature_l = round(features.shape[0] ** 0.5) - 1
+        pairs = contraction.pairs(feature_l, self.l_max)
         if self.hidden:
             first = self.param("radial_in", _normal(radial.shape[-1] ** -0.5), (radial.shape[-1], self.hidden), dtype)
             radial = nn.silu(radial @ first) * 1.6765  # keeps unit variance
         last = self.param("radial_out", _normal(radial.shape[-1] ** -0.5), (radial.shape[-1], len(pairs) * f), dtype)
         weights = (radial @ last) * (cut / jnp.sqrt(average))[:, :, None]
-        weight = {pair: weights[:, :, i * f : (i + 1) * f] for i, pair in enumerate(pairs)}
-        sender = {l: self._linear(f"sender_{l}", h) for l, h in features.items()}
-        message = contraction.neighbor_contraction(
-            harmonics, weight, sender, neighbors.index, neighbors.reverse, self.l_max
-        )
-        mixed = jnp.concatenate([self._linear(f"message_{l}", message[l]) for l in message], axis=1)  # [n, h, f]
+        weight = dict(zip(pairs, jnp.split(weights, len(pairs), axis=-1), strict=True))
+        sender = self._by_degree("sender", features)
+        message = contraction.neighbor_contraction(harmonics, weight, sender, index, reverse, self.l_max)
+        mixed = jnp.concatenate([self._linear(f"message_{l}", values) for l, values in enumerate(message)])
 
         product_weight = {}
         for degree in range(self.l_out + 1):
@@ -76,19 +80,23 @@ class _Layer(nn.Module):
                         f"product_{order}_{degree}", _normal(count**-0.5), (self.species, count, f), dtype
                     )
                     product_weight[order, degree] = table[species]
-        product = contraction.symmetric_product(mixed, product_weight, self.l_max, self.correlation)
-
-        result = {}
-        for degree, values in product.items():
-            update = self._linear(f"update_{degree}", values) * self.correlation**-0.5
-            if degree in features:
-                keep = self.param(f"residual_{degree}", nn.initializers.ones, (self.species, f), dtype)
-                update = update + self._linear(f"keep_{degree}", features[degree]) * keep[species][:, None, :]
-            result[degree] = update
-        return result
+        product = contraction.symmetric_product(mixed, product_weight, self.l_max, self.l_out, self.correlation)
+        result = self._by_degree("update", product) * self.correlation**-0.5
+        kept = min(feature_l, self.l_out)
+        keep = self._by_degree("keep", features[: (kept + 1) ** 2])
+        scales = [
+            jnp.repeat(
+                self.param(f"residual_{l}", nn.initializers.ones, (self.species, f), dtype)[species][None], 2 * l + 1, 0
+            )
+            for l in range(kept + 1)
+        ]
+        low, high = jnp.split(result, [keep.shape[0]])
+        return jnp.concatenate([low + keep * jnp.concatenate(scales), high])
 
 
 class _Model(nn.Module):
+    """Energies of a batch [b], all its structures as one graph of b n atoms."""
+
     table: tuple[int, ...]
     cutoff: float
     channels: int
@@ -101,13 +109,18 @@ class _Model(nn.Module):
     repulsion: bool
 
     @nn.compact
-    def __call__(self, structure: Structure, neighbors: Neighbors) -> tuple[Float[Array, ""], Float[Array, "n f"]]:
-        number = structure.position.shape[0]
+    def __call__(self, structure: Structure, neighbors: Neighbors) -> tuple[Float[Array, "b"], Float[Array, "b n f"]]:
+        batch, size = structure.species.shape
+        number = batch * size
         kinds = len(self.table)
         dtype = structure.position.dtype
         real = structure.species >= 0
-        species = jnp.maximum(structure.species, 0)
-        vector, used = vectors(structure, neighbors)
+        species = jnp.maximum(structure.species, 0).reshape(number)
+        vector, used = jax.vmap(vectors)(structure, neighbors)
+        vector, used = vector.reshape(number, -1, 3), used.reshape(number, -1)
+        first = size * jnp.arange(batch, dtype=jnp.int32)[:, None, None]
+        index = jnp.where(neighbors.index < size, neighbors.index + first, number).reshape(number, -1)
+        reverse = neighbors.reverse.reshape(number, -1)
         # padded slots sit at the cutoff, where everything and its derivatives are zero
         vector = jnp.where(used[:, :, None], vector, jnp.asarray([self.cutoff, 0.0, 0.0], dtype))
         distance = jnp.sqrt(jnp.sum(vector**2, axis=-1))
@@ -125,7 +138,7 @@ class _Model(nn.Module):
             "scale": self.variable("constants", "scale", lambda: jnp.ones((), dtype)).value,
         }
         embedding = self.param("embedding", _normal(1.0), (kinds, self.channels), dtype)
-        features: contraction.Features = {0: embedding[species][:, None, :]}
+        features: contraction.Features = embedding[species][None]
         energy = jnp.zeros(number, dtype)
         invariants = []
         for t in range(self.layers):
@@ -133,18 +146,19 @@ class _Model(nn.Module):
             layer = _Layer(
                 kinds, self.channels, self.l_max, l_out, self.correlation, self.radial_hidden, name=f"layer_{t}"
             )
-            features = layer(features, species, harmonics, radial, cut, neighbors, constant["neighbors"])
-            invariant = features[0][:, 0, :]
+            features = layer(features, species, harmonics, radial, cut, index, reverse, constant["neighbors"])
+            invariant = features[0]
             readout = self.param(f"readout_{t}", _normal(0.3 * self.channels**-0.5), (kinds, self.channels), dtype)
             energy = energy + jnp.sum(readout[species] * invariant, axis=-1)
             invariants.append(invariant)
         shift = self.param("shift", nn.initializers.zeros, (kinds,), dtype)
         energy = constant["scale"] * (energy + shift[species])
         if self.repulsion:
-            neighbor = species.at[neighbors.index].get(mode="fill", fill_value=0)
+            neighbor = species.at[index].get(mode="fill", fill_value=0)
             energy = energy + zbl(self.table, species, neighbor, distance, used)
-        feature = jnp.where(real[:, None], jnp.concatenate(invariants, axis=-1), 0.0)
-        return jnp.sum(jnp.where(real, energy, 0.0)), feature
+        feature = jnp.concatenate(invariants, axis=-1).reshape(batch, size, -1)
+        energy = jnp.sum(jnp.where(real, energy.reshape(batch, size), 0.0), axis=1)
+        return energy, jnp.where(real[:, :, None], feature, 0.0)
 
 
 @register("potential")
@@ -185,14 +199,23 @@ def equivariant(
         raise ValueError(f"potential.correlation is {correlation}; it must be 1, 2 or 3")
     model = _Model(table, cutoff, channels, l_max, hidden_l, layers, correlation, radial, radial_hidden, repulsion)
 
+    def one(structure: Structure, neighbors: Neighbors) -> Any:
+        return jax.tree.map(lambda x: x[None], (structure, neighbors))
+
     def init(key: Key, structure: Structure, neighbors: Neighbors) -> Params:
-        return model.init(key, structure, neighbors)
+        return model.init(key, *one(structure, neighbors))
+
+    def energies(
+        params: Params, structures: Structure, neighbors: Neighbors
+    ) -> tuple[Float[Array, "b"], Float[Array, "b n f"]]:
+        constants = jax.lax.stop_gradient(params["constants"])
+        found: Any = model.apply({"params": params["params"], "constants": constants}, structures, neighbors)
+        return found
 
     def energy(
         params: Params, structure: Structure, neighbors: Neighbors
     ) -> tuple[Float[Array, ""], Float[Array, "n f"]]:
-        constants = jax.lax.stop_gradient(params["constants"])
-        found: Any = model.apply({"params": params["params"], "constants": constants}, structure, neighbors)
-        return found
+        found, feature = energies(params, *one(structure, neighbors))
+        return found[0], feature[0]
 
-    return Potential(init, energy, cutoff)
+    return Potential(init, energy, cutoff, energies)

@@ -9,12 +9,7 @@ from jaxtyping import Array, Bool, Float
 from jaxal import buffer as buffers
 from jaxal import committee, neighbors
 from jaxal.train.loss import force_rmse, max_force_error
-from jaxal.types import Gate, GateState, Neighbors, Params, Potential, Score, Structure
-
-
-def find(spec: neighbors.Spec, structures: Structure) -> Neighbors:
-    """Neighbors of a batch [b]."""
-    return jax.vmap(lambda s: neighbors.build(spec, s))(structures)
+from jaxal.types import Gate, GateState, Params, Potential, Score
 
 
 class Fresh(NamedTuple):
@@ -60,7 +55,7 @@ def calibrate(
     (row,) = jnp.nonzero(held[::-1], size=judge.fold, fill_value=capacity)
     valid = row < capacity
     structures, labels = buffers.rows(buffer, jnp.where(valid, capacity - 1 - row, 0))
-    near = find(judge.near, structures)
+    near = neighbors.find(judge.near, structures)
     prediction = committee.predict(judge.potential, params, structures, near, judge.batching)
     score = jax.vmap(judge.score)(prediction, structures)
     force = prediction.force.mean(1)

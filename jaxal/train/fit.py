@@ -68,9 +68,10 @@ def fit(
     transformation = _transformation(recipe)
 
     def batch_loss(trained, constants, structures, labels):
-        near = jax.vmap(lambda s: neighbors.build(spec, s))(structures)
+        with jax.named_scope("neighbors"):
+            near = neighbors.find(spec, structures)
         params = {**constants, "params": trained}
-        energy, force, stress, _ = jax.vmap(lambda s, n: committee.evaluate(potential, params, s, n))(structures, near)
+        energy, force, stress, _ = committee.evaluate_batch(potential, params, structures, near)
         return loss(recipe.weights, energy, force, stress, structures, labels)
 
     def member(params, average, optimizer, weight, member_key):
