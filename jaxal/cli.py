@@ -1,4 +1,4 @@
-"""The command line: `jaxal run`, `resume`, `train`, `validate`, `report`, `list` and `check`.
+"""The command line: `jaxal run`, `resume`, `train`, `validate`, `report`, `list`, `check` and `bench`.
 
 Only what a command needs is imported, inside it: `jaxal --help` answers at once. A mistake of the user ends
 with one line on standard error and status 2, Ctrl-C with how to go on and status 130.
@@ -9,7 +9,8 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 OVERRIDES = "fields that replace those of the file, such as explore.temperature=300 or 'stop.quiet=2 ps'"
@@ -17,6 +18,8 @@ OVERRIDES = "fields that replace those of the file, such as explore.temperature=
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0, 2 for a mistake of the user, 130 after Ctrl-C."""
+    # jax-md sums in 64 bits where there are any and says so where there are none
+    warnings.filterwarnings("ignore", message="Explicitly requested dtype float64")
     words = parser()
     given, rest = words.parse_known_args(arguments)
     if rest and hasattr(given, "overrides") and all("=" in word and word[0] != "-" for word in rest):
@@ -80,7 +83,41 @@ def parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="check a configuration and print it with all defaults")
     _add_config(check)
     check.set_defaults(command=_check)
+    _add_bench(commands.add_parser("bench", help="measure forces, dynamics, the program and training on this machine"))
     return top
+
+
+def _add_bench(bench: argparse.ArgumentParser) -> None:
+    numbers = _separated(int)
+    bench.add_argument("cases", metavar="CASE", nargs="*", help="forces, md, segment, train (default: all)")
+    bench.add_argument(
+        "--system", type=_separated(str), default=["aspirin"], help="aspirin, ethanol, si64, ... or files"
+    )
+    bench.add_argument("--members", type=numbers, default=[4], help="sizes of the committee, as in 1,4,8")
+    bench.add_argument("--walkers", type=numbers, default=[1], help="walkers at a time, as in 1,8,64")
+    bench.add_argument("--precision", type=_separated(str), default=["float32"], help="float32, float64 or both")
+    bench.add_argument("--batching", choices=("auto", "map", "vmap"), default="auto", help="of the members")
+    bench.add_argument("--steps", type=int, default=20, help="of dynamics or training in one call")
+    bench.add_argument("--batch", type=int, default=5, help="structures in a training step")
+    bench.add_argument("--repeats", type=int, default=7, help="medians are taken over so many")
+    bench.add_argument("--threads", type=int, help="threads of the CPU backend (default: all)")
+    bench.add_argument("--seed", type=int, default=0, help="of weights, displacements and momenta")
+    bench.add_argument("--profile", action="store_true", help="add time by part of the loop and the longest kernels")
+    bench.add_argument("--out", type=Path, help="file that the records are appended to, as JSON lines")
+    bench.add_argument(
+        "--set", nargs="+", default=[], metavar="potential.option=value", help="options of the potential"
+    )
+    bench.set_defaults(command=_bench)
+
+
+def _separated(kind: type) -> Callable[[str], list]:
+    """A parser of values between commas."""
+
+    def values(text: str) -> list:
+        return [kind(word) for word in text.split(",")]
+
+    values.__name__ = f"comma-separated {kind.__name__}"
+    return values
 
 
 def _add_config(command: argparse.ArgumentParser) -> None:
@@ -170,6 +207,34 @@ def _check(given: argparse.Namespace) -> None:
 
     check(config)
     print(dump(config), end="")
+
+
+def _bench(given: argparse.Namespace) -> None:
+    if given.threads:  # read when the backend starts, so before jax is imported
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC", "PJRT_NPROC"):
+            os.environ[name] = str(given.threads)
+        if given.threads == 1:
+            os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
+    from jaxal.bench import command
+    from jaxal.bench.cases import CASES
+
+    command.bench(
+        command.Sweep(
+            cases=given.cases or list(CASES),
+            systems=given.system,
+            members=given.members,
+            walkers=given.walkers,
+            precisions=given.precision,
+            options=given.set,
+            batching=given.batching,
+            steps=given.steps,
+            batch=given.batch,
+            repeats=given.repeats,
+            seed=given.seed,
+            profile=given.profile,
+        ),
+        given.out,
+    )
 
 
 def _new_folder(given: argparse.Namespace) -> Path:

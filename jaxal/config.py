@@ -74,24 +74,27 @@ def load(path: str | Path, overrides: Sequence[str] = (), cls: type[T] = Config)
     if not isinstance(raw, Mapping | None):
         raise InputError(f"{path}: holds no sections; give `section: {{field: value}}` for each")
     raw = dict(raw or {})
-    for override in overrides:
-        raw = _override(raw, override)
     try:
-        return parse(raw, path.parent, cls)
+        return parse(raw, path.parent, cls, overrides)
+    except InputError as error:
+        raise InputError(str(error) if str(error).startswith("override ") else f"{path}: {error}") from None
+
+
+def parse(raw: Mapping[str, Any], folder: str | Path = ".", cls: type[T] = Config, overrides: Sequence[str] = ()) -> T:
+    """A configuration from nested mappings, as YAML gives them; files are relative to `folder`.
+
+    Raises InputError, as `load` does.
+    """
+    for override in overrides:
+        raw = _override(dict(raw), override)
+    try:
+        return _section(raw, cls, "", Path(folder))
     except InputError as error:
         for override in reversed(overrides):
             key = override.partition("=")[0].strip()
             if str(error).startswith((f"{key}:", f"{key}.", f"{key}[")):
                 raise InputError(f"override {override!r}: {error}") from None
-        raise InputError(f"{path}: {error}") from None
-
-
-def parse(raw: Mapping[str, Any], folder: str | Path = ".", cls: type[T] = Config) -> T:
-    """A configuration from nested mappings, as YAML gives them; files are relative to `folder`.
-
-    Raises InputError, as `load` does.
-    """
-    return _section(raw, cls, "", Path(folder))
+        raise
 
 
 def dump(config: Any, folder: str | Path | None = None) -> str:

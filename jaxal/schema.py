@@ -186,6 +186,13 @@ class Config:
 
 
 @dataclass(frozen=True)
+class Bench:
+    """What `jaxal bench` takes from a configuration."""
+
+    potential: PotentialPart
+
+
+@dataclass(frozen=True)
 class Offline:
     """Everything `jaxal train` needs."""
 

@@ -1,0 +1,1 @@
+"""Benchmarks of the program's parts on any backend: `jaxal bench`."""

@@ -1,0 +1,252 @@
+"""What is timed: forces of a committee, its dynamics, a segment of the on-the-fly program, training.
+
+Each case makes a compiled program and a call of it. Weights are random: they cost what trained ones cost. All
+labels come from closed forms in JAX, so no host is in any of them.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ase
+import ase.io
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxal import buffer as buffers
+from jaxal import committee, loop, neighbors, setup
+from jaxal.acquire.score import max_force_spread
+from jaxal.config import parse
+from jaxal.explore.md import nvt_langevin
+from jaxal.schema import Part
+from jaxal.structure import from_atoms, masses, species_table
+from jaxal.train import fit as training
+from jaxal.train.loss import LossWeights
+from jaxal.types import Label, Neighbors, Params, Potential, Structure
+
+SCALE = 0.05  # eV, of the random weights: walkers stay near where they started
+SAMPLES = 100  # labeled structures in the training case
+LOOKS, EVERY = 10, 10  # of a segment
+
+
+class Setting(NamedTuple):
+    """One point of a sweep."""
+
+    system: str
+    atoms: ase.Atoms
+    potential: Part
+    members: int = 4
+    walkers: int = 1
+    precision: str = "float32"
+    batching: committee.Batching = "auto"
+    steps: int = 20  # of dynamics, or of training, in one call
+    batch: int = 5  # structures in a training step
+    seed: int = 0
+
+
+class Program(NamedTuple):
+    """A compiled case. One call does `units` units, each of `evaluations` evaluations of one atom by one member."""
+
+    call: Callable[[], Any]
+    unit: str
+    units: int
+    evaluations: int
+    compiled: Any  # jax.stages.Compiled
+    trace_s: float
+    compile_s: float
+    facts: dict[str, Any]
+
+
+class _Model(NamedTuple):
+    table: tuple[int, ...]
+    potential: Potential
+    params: Params  # [m]
+    structures: Structure  # [w]
+    spec: neighbors.Spec
+    near: Neighbors  # [w]
+
+
+def forces(setting: Setting) -> Program:
+    """Energies and forces of all members for all walkers, neighbors given."""
+    model = _model(setting)
+
+    def evaluate(params: Params, structures: Structure, near: Neighbors):
+        found = committee.predict(model.potential, params, structures, near, setting.batching)
+        return found.energy, found.force
+
+    arguments = (model.params, model.structures, model.near)
+    compiled, trace, compile_ = _compile(evaluate, *arguments)
+    facts = _facts(setting, model)
+    return Program(lambda: compiled(*arguments), "call", 1, _size(setting), compiled, trace, compile_, facts)
+
+
+def md(setting: Setting) -> Program:
+    """Langevin dynamics under the mean force, with the largest force spread of every walker read in every step."""
+    model = _model(setting)
+    mass = jnp.asarray(masses(model.table)[np.searchsorted(model.table, setting.atoms.numbers)], setting.precision)
+    explorer = nvt_langevin(mass, temperature=300.0, timestep=0.5)
+
+    def step(params: Params, carry, _):
+        walkers, near, overflow = carry
+        proposed = jax.vmap(explorer.propose)(walkers)
+        near = neighbors.renewed(model.spec, near, proposed)
+        found = committee.predict(model.potential, params, proposed, near, setting.batching)
+        spread = jax.vmap(max_force_spread)(found, proposed)
+        walkers = jax.vmap(explorer.advance)(walkers, proposed, found.force.mean(1), found.stress.mean(1))
+        return (walkers, near, overflow | near.overflow), jnp.max(spread)
+
+    def run(params: Params, carry):
+        return jax.lax.scan(lambda c, x: step(params, c, x), carry, None, length=setting.steps)
+
+    zero = jnp.zeros_like(model.structures.position), jnp.zeros_like(model.structures.cell)
+    keys = jax.random.split(jax.random.key(setting.seed), setting.walkers)
+    walkers = jax.jit(jax.vmap(explorer.init))(keys, model.structures, *zero)
+    held = [(walkers, model.near, jnp.zeros_like(model.near.overflow))]  # all donated: nothing twice
+    compiled, trace, compile_ = _compile(run, model.params, held[0], donate=(1,))
+
+    def call() -> Any:
+        held[0], spread = compiled(model.params, held[0])
+        return spread
+
+    facts = _facts(setting, model) | {"steps": setting.steps}
+    return Program(call, "step", setting.steps, _size(setting), compiled, trace, compile_, facts)
+
+
+def segment(setting: Setting) -> Program:
+    """One segment of the on-the-fly program: 100 steps of all walkers, ten looks, one labeling with its training.
+
+    The oracle is Stillinger-Weber for silicon and a Morse potential for everything else.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "system.xyz"
+        ase.io.write(path, setting.atoms, format="extxyz")
+        silicon = set(setting.atoms.numbers) == {14}
+        raw = {
+            "system": {"file": path.name},
+            "potential": {"name": setting.potential.name, **dict(setting.potential.options)},
+            "committee": {"members": max(2, setting.members), "batching": setting.batching},
+            "explore": {"name": "nvt_langevin", "temperature": 300, "walkers": setting.walkers},
+            "gate": {"name": "threshold", "limit": 0.0, "every": EVERY, "implausible": 1e6, "closest": 0.0},
+            "label": {"name": "stillinger_weber" if silicon else "morse", "initial": 8, "max_force": 1e6},
+            "train": {"batch": setting.batch, "steps": setting.steps},
+            "seed": setting.seed,
+            "precision": setting.precision,
+        }
+        config = parse(raw, folder)
+        atoms, table = setting.atoms, species_table([setting.atoms])
+        first = setup.first_labels(config, atoms, Path(folder) / "labels.sqlite")
+    reference = training.reference_energies(first.structures, first.labels.energy, len(table))
+    structures, labels = setup.cast(first.structures, first.labels, reference, config.precision)
+    dtype = setup.dtype_of(config.precision)
+    oracle = setup.oracle_label(config, table, dtype, reference, setup.oracle_spec(config, table, structures))
+    parts = setup.parts_of(config, atoms, table, oracle)
+    near = neighbors.plan(structures, parts.potential.cutoff, setup.SKIN)
+    train_near = neighbors.plan(structures, parts.potential.cutoff, 0.0)
+    static = setup.static_of(config, table, near, train_near, LOOKS)
+    keys = jax.random.split(jax.random.key(setting.seed), 3)
+    members = config.committee.members
+    params = setup.new_params(parts.potential, keys[0], members, train_near, structures, labels)
+    held = setup.spread_hold(structures.charge.shape[0], config.train.holdout)
+    buffer = setup.training_set(structures, labels, held, members, 256, keys[1], 1.0)
+    train = training.init(static.recipe, params)
+    walkers = jax.tree.map(lambda x: jnp.stack([x[0]] * setting.walkers), structures)
+    state = jax.jit(lambda *given: loop.start(parts, static, *given))(train, buffer, walkers, keys[2])
+    limits = setup.limits_of(config, 1e-3, 0.0)
+    # room for one labeling of all walkers, at the first look
+    limits = limits._replace(budget=state.labels + setting.walkers)
+    compiled, trace, compile_ = _compile(loop.make_segment(parts, static), state, limits)
+    facts = _facts(setting, None) | {
+        "edges_padded": near.capacity * len(atoms),
+        "train_steps": setting.steps,
+        "batch": setting.batch,
+        "problems": int(compiled(state, limits)[0].problems),
+    }
+    size = len(atoms) * setting.walkers * members
+    return Program(lambda: compiled(state, limits)[1], "step", LOOKS * EVERY, size, compiled, trace, compile_, facts)
+
+
+def train(setting: Setting) -> Program:
+    """Training steps of all members on slightly displaced copies of the system with a harmonic energy."""
+    model = _model(setting._replace(walkers=1))
+    rng = np.random.default_rng(setting.seed)
+    shift = rng.normal(0, 0.05, (SAMPLES, len(setting.atoms), 3))
+    frames = [setting.atoms.copy() for _ in range(SAMPLES)]
+    for frame, by in zip(frames, shift, strict=True):
+        frame.positions += by
+    structures = jax.tree.map(jnp.asarray, from_atoms(frames, model.table, dtype=np.dtype(setting.precision)))
+    dtype = structures.position.dtype
+    labels = Label(
+        jnp.asarray(5.0 * (shift**2).sum((1, 2)), dtype),
+        jnp.asarray(-10.0 * shift, dtype),
+        jnp.zeros((SAMPLES, 3, 3), dtype),
+        jnp.ones(SAMPLES, bool),
+    )
+    spec = neighbors.plan(structures, model.potential.cutoff, 0.0)
+    recipe = training.Recipe(batch=setting.batch, optimizer="amsgrad", weights=LossWeights(1.0, 100.0, 0.0, None))
+    none = np.zeros(SAMPLES, bool)
+    buffer = setup.training_set(structures, labels, none, setting.members, SAMPLES, jax.random.key(1), 0.0)
+    state = training.init(recipe, model.params)
+
+    def fit(state: training.TrainState, buffer: buffers.Buffer):
+        steps, rate = jnp.asarray(setting.steps, jnp.int32), jnp.asarray(1e-3, dtype)
+        return training.fit(
+            model.potential, recipe, spec, state, buffer, jax.random.key(2), steps, rate, rate, setting.batching
+        )
+
+    compiled, trace, compile_ = _compile(fit, state, buffer)
+    facts = _facts(setting, model) | {"edges_padded": spec.capacity * len(setting.atoms), "batch": setting.batch}
+    evaluations = len(setting.atoms) * setting.members
+    units = setting.steps * setting.batch
+    return Program(lambda: compiled(state, buffer)[1], "sample", units, evaluations, compiled, trace, compile_, facts)
+
+
+CASES: dict[str, Callable[[Setting], Program]] = {"forces": forces, "md": md, "segment": segment, "train": train}
+
+
+def _compile(function: Callable, *arguments: Any, donate: tuple[int, ...] = ()) -> tuple[Any, float, float]:
+    """The compiled program, the seconds Python took to trace it and those XLA took to compile it."""
+    began = time.perf_counter()
+    lowered = jax.jit(function, donate_argnums=donate).lower(*arguments)
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    return compiled, round(traced - began, 2), round(time.perf_counter() - traced, 2)
+
+
+def _model(setting: Setting) -> _Model:
+    dtype = setup.dtype_of(setting.precision)
+    table = species_table([setting.atoms])
+    potential = setting.potential.bind()(table)
+    one = jax.tree.map(jnp.asarray, from_atoms([setting.atoms], table, dtype=dtype))
+    spec = neighbors.plan(one, potential.cutoff, setup.SKIN)
+    near = jax.jit(neighbors.find, static_argnums=0)(spec, one)
+    first = jax.tree.map(lambda x: x[0], (one, near))
+    params = jax.jit(lambda key, *rest: committee.init(potential, key, setting.members, *rest))(
+        jax.random.key(setting.seed), *first
+    )
+    listed = float(jnp.mean(jnp.sum(near.index < len(setting.atoms), axis=-1)))
+    labels = Label(jnp.zeros(1), jnp.full(one.position.shape, SCALE), jnp.zeros((1, 3, 3)), jnp.ones(1, bool))
+    params = training.normalize(params, labels, one, listed)
+    structures, near = jax.tree.map(lambda x: jnp.repeat(x, setting.walkers, axis=0), (one, near))
+    return _Model(table, potential, params, structures, spec, near)
+
+
+def _size(setting: Setting) -> int:
+    return len(setting.atoms) * setting.walkers * setting.members
+
+
+def _facts(setting: Setting, model: _Model | None) -> dict[str, Any]:
+    facts: dict[str, Any] = {"system": setting.system, "atoms": len(setting.atoms), "K": setting.members}
+    facts |= {"B": setting.walkers, "dtype": setting.precision, "model": setting.potential.name}
+    facts |= dict(setting.potential.options)
+    if model is not None:
+        cutoff = model.potential.cutoff
+        spec = neighbors.plan(jax.tree.map(lambda x: x[:1], model.structures), cutoff, 0.0, 1.0)
+        vector, used = jax.vmap(neighbors.vectors)(model.structures, model.near)
+        near = used & (jnp.linalg.norm(vector, axis=-1) < cutoff)
+        facts |= {"edges": int(jnp.sum(near[0])), "edges_padded": model.spec.capacity * len(setting.atoms)}
+        facts |= {"largest_degree": spec.capacity}
+        facts["params"] = sum(x[0].size for x in jax.tree.leaves(model.params))
+    return facts

@@ -1,0 +1,151 @@
+"""`jaxal bench`: sweeps over cases, systems, members, walkers and precisions; a table and JSON lines."""
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxal.bench import roofline, systems
+from jaxal.bench.cases import CASES, Setting, forces
+from jaxal.bench.profile import PARTS, profile
+from jaxal.bench.timing import machine, measure
+from jaxal.config import parse
+from jaxal.schema import Bench
+from jaxal.types import InputError
+
+COLUMNS = (
+    ("case", "mode", "{}"),
+    ("system", "system", "{}"),
+    ("members", "K", "{}"),
+    ("walkers", "B", "{}"),
+    ("type", "dtype", "{}"),
+    ("per", "unit", "{}"),
+    ("wall ms", "wall_ms", "{:.3f}"),
+    ("CPU ms", "cpu_ms", "{:.3f}"),
+    ("atom-steps/s", "atom_steps_per_s", "{:.4g}"),
+    ("µs/atom/step/member", "us_per_atom_step_member", "{:.4g}"),
+    ("compile s", "compile_s", "{:.1f}"),
+    ("roofline", "roofline", "{:.1%}"),
+)
+
+
+class Sweep(NamedTuple):
+    """What to measure: every combination."""
+
+    cases: Sequence[str]
+    systems: Sequence[str]
+    members: Sequence[int]
+    walkers: Sequence[int]
+    precisions: Sequence[str]
+    options: Sequence[str] = ()  # of the potential, as potential.name=value
+    batching: Any = "auto"
+    steps: int = 20
+    batch: int = 5
+    repeats: int = 7
+    seed: int = 0
+    profile: bool = False
+
+
+def bench(sweep: Sweep, out: Path | None = None, show: Callable[[str], None] = print) -> list[dict[str, Any]]:
+    """Measures every combination, one after the other; each record is shown and appended to `out` at once.
+
+    A combination that fails (out of memory, say) leaves a record with its error, and the sweep goes on. Raises
+    InputError for what cannot be meant, before anything is measured.
+    """
+    potential = parse({}, cls=Bench, overrides=sweep.options).potential
+    unknown = [case for case in sweep.cases if case not in CASES]
+    if unknown:
+        raise InputError(f"bench: unknown case {unknown[0]!r}; there are {', '.join(CASES)}")
+    if min((*sweep.members, *sweep.walkers, sweep.steps, sweep.batch, sweep.repeats)) < 1:
+        raise InputError("bench: members, walkers, steps, batch and repeats must be 1 or more")
+    built = {name: systems.build(name, sweep.seed) for name in sweep.systems}
+    records = []
+    show("| " + " | ".join(title for title, *_ in COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
+    for case, system, members, walkers, precision in _points(sweep):
+        setting = Setting(
+            system,
+            built[system],
+            potential,
+            members,
+            walkers,
+            precision,
+            sweep.batching,
+            sweep.steps,
+            sweep.batch,
+            sweep.seed,
+        )
+        record = one(case, setting, sweep.repeats, sweep.profile)
+        records.append(record)
+        show(row(record))
+        if out is not None:
+            with out.open("a") as lines:
+                lines.write(json.dumps(record) + "\n")
+    return records
+
+
+def one(case: str, setting: Setting, repeats: int = 7, profiled: bool = False) -> dict[str, Any]:
+    """The record of one combination; with `error` where it could not be measured."""
+    record: dict[str, Any] = {"peer": "jaxal", "mode": case, "system": setting.system}
+    record |= {"atoms": len(setting.atoms), "K": setting.members, "B": setting.walkers, "dtype": setting.precision}
+    try:
+        program = CASES[case](setting)
+        record |= program.facts
+        record |= {"unit": program.unit, "trace_s": program.trace_s, "compile_s": program.compile_s}
+        timing = measure(program.call, units=program.units, repeats=repeats)
+        record |= timing._asdict()
+        seconds = 1e-3 * timing.wall_ms
+        per_unit = program.evaluations  # evaluations of one atom by one member
+        record["atom_steps_per_s"] = round(per_unit / setting.members / seconds, 1)
+        record["us_per_atom_step_member"] = round(1e6 * seconds / per_unit, 4)
+        if case in ("forces", "md"):
+            done = _cost(setting)
+            if done is not None:
+                record |= {"flops": done.flops, "bytes": done.bytes} | roofline.share(done, seconds)
+        record |= _memory(program.compiled)
+        if profiled or case == "segment":
+            found = profile(program.compiled, program.call)
+            if found is not None:
+                total = sum(found.parts.values())
+                record["parts"] = {part: round(found.parts[part] / total, 4) for part in (*PARTS, "other")}
+                record["kernels"] = [[*names, round(time, 4)] for *names, time in found.kernels]
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        record["error"] = " ".join(str(error).split())[:300]
+    finally:
+        jax.clear_caches()
+    return record | machine()
+
+
+def row(record: dict[str, Any]) -> str:
+    """A record as a row of the table."""
+    if "error" in record:
+        names = [str(record[key]) for key in ("mode", "system", "K", "B", "dtype")]
+        return "| " + " | ".join(names) + f" | {record['error'][:80]} |"
+    cells = ("" if record.get(key) is None else form.format(record[key]) for _, key, form in COLUMNS)
+    line = "| " + " | ".join(cells) + " |"
+    if "parts" in record:
+        line += "\n  " + ", ".join(f"{part} {value:.1%}" for part, value in record["parts"].items())
+    return line
+
+
+def _points(sweep: Sweep) -> Iterator[tuple[str, str, int, int, str]]:
+    return itertools.product(sweep.cases, sweep.systems, sweep.members, sweep.walkers, sweep.precisions)
+
+
+def _cost(setting: Setting) -> roofline.Cost | None:
+    """XLA's count for all members: a loop over members would be counted once, so it is that of one, times them."""
+    done = roofline.cost(forces(setting._replace(members=1, batching="vmap")).compiled)
+    return None if done is None else roofline.Cost(setting.members * done.flops, setting.members * done.bytes)
+
+
+def _memory(compiled: Any) -> dict[str, float]:
+    """Memory of the program itself, MiB, where XLA tells."""
+    found = compiled.memory_analysis()
+    if found is None:
+        return {}
+    return {
+        "arguments_mib": round(found.argument_size_in_bytes / 2**20, 2),
+        "temporary_mib": round(found.temp_size_in_bytes / 2**20, 2),
+    }
