@@ -20,6 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0, 2 for a mistake of the user, 130 after Ctrl-C."""
     # jax-md sums in 64 bits where there are any and says so where there are none
     warnings.filterwarnings("ignore", message="Explicitly requested dtype float64")
+    # XLA complains of processor features it has itself made up whenever it loads a kept program
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     words = parser()
     given, rest = words.parse_known_args(arguments)
     if rest and hasattr(given, "overrides") and all("=" in word and word[0] != "-" for word in rest):
@@ -103,6 +105,7 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--threads", type=int, help="threads of the CPU backend (default: all)")
     bench.add_argument("--seed", type=int, default=0, help="of weights, displacements and momenta")
     bench.add_argument("--profile", action="store_true", help="add time by part of the loop and the longest kernels")
+    bench.add_argument("--compile", action="store_true", help="compile a second time, from the persistent cache")
     bench.add_argument("--out", type=Path, help="file that the records are appended to, as JSON lines")
     bench.add_argument(
         "--set", nargs="+", default=[], metavar="potential.option=value", help="options of the potential"
@@ -130,8 +133,9 @@ def _run(given: argparse.Namespace) -> None:
 
     config = load(given.config, given.overrides)
     given.dir = _new_folder(given)
-    from jaxal import run
+    from jaxal import compilation, run
 
+    compilation.keep()
     run.start(config, given.dir)
 
 
@@ -141,8 +145,9 @@ def _resume(given: argparse.Namespace) -> None:
 
     if not (given.dir / FILE_NAME).is_file():
         raise InputError(f"{given.dir}: not a run folder, it holds no {FILE_NAME}; `jaxal run CONFIG` starts a run")
-    from jaxal import run
+    from jaxal import compilation, run
 
+    compilation.keep()
     run.resume(given.dir)
 
 
@@ -152,14 +157,17 @@ def _train(given: argparse.Namespace) -> None:
 
     config = load(given.config, given.overrides, Offline)
     given.dir = _new_folder(given)
-    from jaxal import offline
+    from jaxal import compilation, offline
 
+    compilation.keep()
     offline.train(config, given.dir)
 
 
 def _validate(given: argparse.Namespace) -> None:
+    from jaxal import compilation
     from jaxal.validate import command
 
+    compilation.keep()
     found = command.validate(given.run, given.data)
     print(json.dumps(command.to_json(found), indent=1) if given.json else command.format(found))
 
@@ -232,6 +240,7 @@ def _bench(given: argparse.Namespace) -> None:
             repeats=given.repeats,
             seed=given.seed,
             profile=given.profile,
+            compile=given.compile,
         ),
         given.out,
     )

@@ -40,7 +40,7 @@ def test_measure_counts_units_and_waits():
 def test_every_case_gives_a_whole_record(case, tmp_path):
     out = tmp_path / "records.jsonl"
     shown = []
-    (record,) = command.bench(sweep(case), out, shown.append)
+    (record,) = command.bench(sweep(case, compile=case == "forces"), out, shown.append)
     assert "error" not in record, record
     assert json.loads(out.read_text()) == json.loads(json.dumps(record))
     assert {*PEERS} - ({"edges", "params"} if case == "segment" else set()) <= set(record)
@@ -49,6 +49,8 @@ def test_every_case_gives_a_whole_record(case, tmp_path):
     evaluations = record["atoms"] * walkers * record["K"]
     assert record["us_per_atom_step_member"] == pytest.approx(1e3 * record["wall_ms"] / evaluations, rel=1e-2)
     assert len(shown) == 2 and f"| {case} | ethanol | 2 | 2 |" in shown[1]
+    if case == "forces":
+        assert 0 < record["kept_s"] < record["compile_s"]
     if case == "segment":
         assert record["problems"] == 0
         assert sum(record["parts"].values()) == pytest.approx(1.0, abs=1e-3)

@@ -2,16 +2,19 @@
 
 import itertools
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from jaxal.bench import roofline, systems
 from jaxal.bench.cases import CASES, Setting, forces
 from jaxal.bench.profile import PARTS, profile
 from jaxal.bench.timing import machine, measure
+from jaxal.compilation import SETTINGS
 from jaxal.config import parse
 from jaxal.schema import Bench
 from jaxal.types import InputError
@@ -28,6 +31,7 @@ COLUMNS = (
     ("atom-steps/s", "atom_steps_per_s", "{:.4g}"),
     ("µs/atom/step/member", "us_per_atom_step_member", "{:.4g}"),
     ("compile s", "compile_s", "{:.1f}"),
+    ("kept, s", "kept_s", "{:.1f}"),
     ("roofline", "roofline", "{:.1%}"),
 )
 
@@ -47,6 +51,7 @@ class Sweep(NamedTuple):
     repeats: int = 7
     seed: int = 0
     profile: bool = False
+    compile: bool = False  # also a second time, from the persistent cache
 
 
 def bench(sweep: Sweep, out: Path | None = None, show: Callable[[str], None] = print) -> list[dict[str, Any]]:
@@ -77,7 +82,7 @@ def bench(sweep: Sweep, out: Path | None = None, show: Callable[[str], None] = p
             sweep.batch,
             sweep.seed,
         )
-        record = one(case, setting, sweep.repeats, sweep.profile)
+        record = one(case, setting, sweep.repeats, sweep.profile, sweep.compile)
         records.append(record)
         show(row(record))
         if out is not None:
@@ -86,7 +91,9 @@ def bench(sweep: Sweep, out: Path | None = None, show: Callable[[str], None] = p
     return records
 
 
-def one(case: str, setting: Setting, repeats: int = 7, profiled: bool = False) -> dict[str, Any]:
+def one(
+    case: str, setting: Setting, repeats: int = 7, profiled: bool = False, compiled: bool = False
+) -> dict[str, Any]:
     """The record of one combination; with `error` where it could not be measured."""
     record: dict[str, Any] = {"peer": "jaxal", "mode": case, "system": setting.system}
     record |= {"atoms": len(setting.atoms), "K": setting.members, "B": setting.walkers, "dtype": setting.precision}
@@ -111,6 +118,8 @@ def one(case: str, setting: Setting, repeats: int = 7, profiled: bool = False) -
                 total = sum(found.parts.values())
                 record["parts"] = {part: round(found.parts[part] / total, 4) for part in (*PARTS, "other")}
                 record["kernels"] = [[*names, round(time, 4)] for *names, time in found.kernels]
+        if compiled:
+            record["kept_s"] = _kept(case, setting)
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         record["error"] = " ".join(str(error).split())[:300]
     finally:
@@ -138,6 +147,28 @@ def _cost(setting: Setting) -> roofline.Cost | None:
     """XLA's count for all members: a loop over members would be counted once, so it is that of one, times them."""
     done = roofline.cost(forces(setting._replace(members=1, batching="vmap")).compiled)
     return None if done is None else roofline.Cost(setting.members * done.flops, setting.members * done.bytes)
+
+
+def _kept(case: str, setting: Setting) -> float:
+    """Seconds to compile a program that the persistent cache holds."""
+    before = SETTINGS.jax_compilation_cache_dir, SETTINGS.jax_enable_compilation_cache
+    least = SETTINGS.jax_persistent_cache_min_compile_time_secs
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            jax.config.update("jax_enable_compilation_cache", True)
+            jax.config.update("jax_compilation_cache_dir", folder)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+            compilation_cache.reset_cache()
+            times = []
+            for _ in range(2):
+                jax.clear_caches()
+                times.append(CASES[case](setting).compile_s)
+            return times[-1]
+        finally:
+            jax.config.update("jax_compilation_cache_dir", before[0])
+            jax.config.update("jax_enable_compilation_cache", before[1])
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+            compilation_cache.reset_cache()
 
 
 def _memory(compiled: Any) -> dict[str, float]:
