@@ -105,13 +105,13 @@ def save(run: Run, progress: Progress, state: loop.State) -> None:
 
 def spec_in(listed: list[Any]) -> neighbors.Spec:
     """A neighbor spec as JSON had it."""
-    cutoff, skin, capacity, images = listed
-    return neighbors.Spec(cutoff, skin, capacity, tuple(images))
+    cutoff, skin, capacity, images, bins, bin_slots = listed
+    return neighbors.Spec(cutoff, skin, capacity, tuple(images), tuple(bins) if bins else None, bin_slots)
 
 
 def spec_out(spec: neighbors.Spec) -> list[Any]:
     """A neighbor spec as JSON can hold it."""
-    return [spec.cutoff, spec.skin, spec.capacity, list(spec.images)]
+    return [list(value) if isinstance(value, tuple) else value for value in spec]
 
 
 def elapsed(run: Run) -> float:

@@ -130,9 +130,7 @@ def predictor(model: Model, batching: committee.Batching = "auto") -> Callable[[
             specs[kind] = neighbors.plan(structures, part.cutoff, 0.0, 1.25)
         prediction, overflow = compiled(specs[kind], params, structures)
         if overflow:
-            new, old = neighbors.plan(structures, part.cutoff, 0.0, 1.25), specs[kind]
-            images = tuple(max(a, b) for a, b in zip(new.images, old.images, strict=True))
-            specs[kind] = new._replace(capacity=max(new.capacity, old.capacity), images=images)
+            specs[kind] = neighbors.larger(specs[kind], structures)
             prediction, _ = compiled(specs[kind], params, structures)
         return prediction
 

@@ -1,11 +1,13 @@
-"""Fixed-capacity dense neighbors for open and periodic structures, however small the cell.
+"""Fixed-capacity dense neighbors for open and periodic structures, however small or large the cell.
 
 A list [n, k] holds every pair of images closer than cutoff + skin, so it stays valid until atoms and cell have
-moved the equivalent of half the skin. All pairs and the needed lattice images are searched: quadratic in the
-atoms, exact for cells shorter than the cutoff. How many slots and images there are is fixed in a `Spec` by the
-host; too few of either is reported in `Neighbors.overflow`, never silently wrong.
+moved the equivalent of half the skin. Small structures search all pairs and the needed lattice images: quadratic in the
+atoms, exact for cells shorter than the cutoff. Large cells are cut into bins at least cutoff + skin wide, and an atom
+looks into the 27 around it: linear in the atoms. How many slots, images and bins there are is fixed in a `Spec` by the
+host; too few of any is reported in `Neighbors.overflow`, never silently wrong.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +19,9 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxal.precision import exact
 from jaxal.types import Neighbors, Structure
 
+LARGE = 400  # atoms from which on bins pay
+ROWS = 2048  # atoms whose reversed pairs are looked up at a time
+
 
 class Spec(NamedTuple):
     """What has to be static about a neighbor list; hashable."""
@@ -25,30 +30,48 @@ class Spec(NamedTuple):
     skin: float  # Å, added to the cutoff when searching
     capacity: int  # slots per atom
     images: tuple[int, int, int]  # lattice images searched on either side, after wrapping to the nearest
+    bins: tuple[int, int, int] | None = None  # along the lattice vectors; None searches all pairs
+    bin_slots: int = 0  # atoms in a bin, at most
+
+
+def _heights(cell: np.ndarray) -> np.ndarray | None:
+    """Distances between the lattice planes of each direction, Å; None for an open structure."""
+    volume = abs(np.linalg.det(cell))
+    if volume < 1e-12:
+        return None
+    return volume / np.linalg.norm(np.cross(np.roll(cell, -1, 0), np.roll(cell, -2, 0)), axis=1)
 
 
 def _images(cell: np.ndarray, reach: float) -> np.ndarray:
     """Images needed on either side of the nearest one, per direction; zeros for an open structure."""
-    volume = abs(np.linalg.det(cell))
-    if volume < 1e-12:
-        return np.zeros(3, int)
-    # the distance between lattice planes: a fractional difference in [-1/2, 1/2] plus s reaches (|s| - 1/2) h
-    height = volume / np.linalg.norm(np.cross(np.roll(cell, -1, 0), np.roll(cell, -2, 0)), axis=1)
-    return np.floor(reach / height + 0.5).astype(int)
+    height = _heights(cell)
+    # a fractional difference in [-1/2, 1/2] plus s reaches (|s| - 1/2) heights
+    return np.zeros(3, int) if height is None else np.floor(reach / height + 0.5).astype(int)
 
 
-def plan(structures: Structure, cutoff: float, skin: float = 0.0, margin: float = 1.25) -> Spec:
+def _bins(cell: np.ndarray, reach: float) -> np.ndarray:
+    """How often `reach` fits between the lattice planes, per direction; zeros for an open structure."""
+    height = _heights(cell)
+    return np.zeros(3, int) if height is None else np.floor(height / reach).astype(int)
+
+
+def plan(structures: Structure, cutoff: float, skin: float = 0.0, margin: float = 1.25, shrink: float = 0.97) -> Spec:
     """A Spec with room for the given structures (one, or a batch [b]) and `margin` times their neighbors.
 
-    Host side. For an open structure the capacity never exceeds atoms - 1.
+    Host side. Images and bins also serve cells that a barostat makes shorter by the factor `shrink`. For an open
+    structure the capacity never exceeds atoms - 1.
     """
     position, species, cell = (np.asarray(x) for x in structures[:3])
     position, species, cell = (x.reshape(-1, *x.shape[-tail:]) for x, tail in ((position, 2), (species, 1), (cell, 2)))
     reach = cutoff + skin
-    images = np.max([_images(c.astype(float), reach) for c in cell], axis=0)
-    # 3 % of room for a cell that shrinks under a barostat
-    images = np.maximum(images, np.max([_images(0.97 * c.astype(float), reach) for c in cell], axis=0))
+    shrunk = [shrink * c.astype(float) for c in cell]
+    images = np.max([_images(c, reach) for c in shrunk], axis=0)
     spec = Spec(cutoff, skin, 1, (int(images[0]), int(images[1]), int(images[2])))
+    bins = np.min([_bins(c, reach) for c in shrunk], axis=0)
+    if position.shape[1] >= LARGE and bins.min() >= 3:
+        three = int(bins[0]), int(bins[1]), int(bins[2])
+        most = max(_fullest(three, p.astype(float), s, c) for p, s, c in zip(position, species, cell, strict=True))
+        spec = spec._replace(images=(0, 0, 0), bins=three, bin_slots=int(np.ceil(1.5 * most)) + 2)
     none: Any = np.int32(0)
     rows = zip(position, species, cell, strict=True)
     counts = (_counts(spec, jax.tree.map(jnp.asarray, Structure(p, s, c, none, none))) for p, s, c in rows)
@@ -57,6 +80,26 @@ def plan(structures: Structure, cutoff: float, skin: float = 0.0, margin: float 
     if not np.any(cell):
         capacity = min(capacity, max(1, position.shape[1] - 1))
     return spec._replace(capacity=capacity)
+
+
+def larger(spec: Spec, structures: Structure, shrink: float = 0.9) -> Spec:
+    """More room of every kind than `spec` has, after an overflow near `structures`; `shrink` as in `plan`."""
+    planned = plan(jax.device_get(structures), spec.cutoff, spec.skin, shrink=shrink)
+    capacity = max(planned.capacity, int(1.5 * spec.capacity) + 1)
+    if not np.any(np.asarray(structures.cell)):
+        capacity = min(capacity, max(1, structures.species.shape[-1] - 1))
+    images = planned.images
+    if planned.bins is None:
+        images = tuple(max(a, b) for a, b in zip(spec.images, planned.images, strict=True))
+    slots = max(planned.bin_slots, int(1.5 * spec.bin_slots) + 1)
+    return planned._replace(capacity=capacity, images=images, bin_slots=slots if planned.bins else 0)
+
+
+def _fullest(bins: tuple[int, int, int], position: np.ndarray, species: np.ndarray, cell: np.ndarray) -> int:
+    """Atoms in the fullest bin."""
+    fractional = position[species >= 0] @ np.linalg.inv(cell.astype(float))
+    place = np.minimum(((fractional - np.floor(fractional)) * bins).astype(int), np.array(bins) - 1)
+    return int(np.bincount(np.ravel_multi_index(tuple(place.T), bins)).max())
 
 
 def _stencil(images: tuple[int, int, int]) -> Int[np.ndarray, "q 3"]:
@@ -70,10 +113,21 @@ def _fractional(vector: Float[Array, "... 3"], cell: Float[Array, "3 3"]) -> Flo
     return jnp.where(periodic, vector @ jnp.linalg.inv(safe), 0.0)
 
 
-def _search(
-    spec: Spec, structure: Structure
-) -> tuple[Float[Array, "n nq"], Int[Array, "n n 3"], Int[np.ndarray, "q 3"]]:
-    """Squared distances to every image of every atom (inf where it is none), and the nearest-image shifts."""
+class _Pairs(NamedTuple):
+    """What may be a neighbor of each atom: squared distance (inf for what is none), who, and in which image."""
+
+    square: Float[Array, "n c"]
+    index: Callable[[Int[Array, "n s"]], Int[Array, "n s"]]  # of chosen candidates
+    shift: Callable[[Int[Array, "n s"]], Int[Array, "n s 3"]]
+    overflow: Bool[Array, ""]
+
+
+def _search(spec: Spec, structure: Structure) -> _Pairs:
+    return _all_pairs(spec, structure) if spec.bins is None else _binned(spec, structure)
+
+
+def _all_pairs(spec: Spec, structure: Structure) -> _Pairs:
+    """Every image of every atom."""
     position, species, cell = structure.position, structure.species, structure.cell
     number = position.shape[0]
     stencil = _stencil(spec.images)
@@ -86,40 +140,86 @@ def _search(
     # an open structure has zeros for a cell: its images are all the same atom
     open_copy = ~jnp.any(cell != 0) & np.any(stencil != 0, axis=1)
     square = jnp.where(real[:, :, None] & ~same & ~open_copy, square, jnp.inf)
-    return square.reshape(number, -1), nearest.astype(jnp.int32), stencil
+    nearest = nearest.astype(jnp.int32)
+
+    def shift(place):
+        whole = jnp.take_along_axis(nearest, (place // len(stencil))[:, :, None], axis=1)
+        return whole + jnp.asarray(stencil, jnp.int32)[place % len(stencil)]
+
+    return _Pairs(
+        square.reshape(number, -1), lambda place: place // len(stencil), shift, _too_few_images(spec, structure.cell)
+    )
+
+
+def _binned(spec: Spec, structure: Structure) -> _Pairs:
+    """The atoms of the 27 bins around each atom."""
+    assert spec.bins is not None
+    bins, slots = np.array(spec.bins), spec.bin_slots
+    position, species, cell = structure.position, structure.species, structure.cell
+    number = position.shape[0]
+    fractional = position @ jnp.linalg.inv(cell)
+    whole = jnp.floor(fractional)
+    wrapped = (fractional - whole) @ cell
+    place = jnp.clip(((fractional - whole) * bins).astype(jnp.int32), 0, bins - 1)  # [n, 3]
+    linear = (place[:, 0] * bins[1] + place[:, 1]) * bins[2] + place[:, 2]
+    linear = jnp.where(species >= 0, linear, bins.prod())  # padding goes into a bin nobody looks into
+    order = jnp.argsort(linear)
+    rank = jnp.arange(number) - jnp.searchsorted(linear[order], linear[order])
+    table = jnp.full((bins.prod() + 1, slots), number, jnp.int32)
+    table = table.at[linear[order], rank].set(order.astype(jnp.int32), mode="drop")
+    crowded = jnp.any((rank >= slots) & (linear[order] < bins.prod()))
+
+    around = place[:, None, :] + _stencil((1, 1, 1))  # [n, 27, 3]
+    image = jnp.floor_divide(around, bins)
+    around = around - image * bins
+    bin_ = (around[..., 0] * bins[1] + around[..., 1]) * bins[2] + around[..., 2]
+    index = table[bin_]  # [n, 27, slots]
+    vector = wrapped.at[index].get(mode="fill", fill_value=0) - wrapped[:, None, None, :]
+    vector = vector + (image.astype(cell.dtype) @ cell)[:, :, None, :]
+    square = jnp.sum(vector**2, axis=-1)
+    itself = (index == jnp.arange(number)[:, None, None]) & jnp.all(image == 0, axis=-1)[:, :, None]
+    real = (index < number) & (species >= 0)[:, None, None]
+    square = jnp.where(real & ~itself, square, jnp.inf).reshape(number, -1)
+    index = index.reshape(number, -1)
+    whole = whole.astype(jnp.int32)
+
+    def shift(chosen):
+        other = whole.at[jnp.take_along_axis(index, chosen, axis=1)].get(mode="fill", fill_value=0)
+        across = jnp.take_along_axis(image, (chosen // slots)[:, :, None], axis=1)
+        return across + whole[:, None, :] - other
+
+    narrow = jnp.any(_plane_distances(cell) < (spec.cutoff + spec.skin) * bins)
+    return _Pairs(square, lambda chosen: jnp.take_along_axis(index, chosen, axis=1), shift, crowded | narrow)
 
 
 @partial(jax.jit, static_argnums=0)
 @exact
 def _counts(spec: Spec, structure: Structure) -> Int[Array, "n"]:
-    square, _, _ = _search(spec, structure)
-    return jnp.sum(square < (spec.cutoff + spec.skin) ** 2, axis=1)
+    return jnp.sum(_search(spec, structure).square < (spec.cutoff + spec.skin) ** 2, axis=1)
 
 
 @exact
 def build(spec: Spec, structure: Structure) -> Neighbors:
     """All neighbors of one structure [n]; nearest first. Pure and vmappable."""
     number = structure.position.shape[0]
-    square, nearest, stencil = _search(spec, structure)
-    count = jnp.sum(square < (spec.cutoff + spec.skin) ** 2, axis=1)
-    slots = min(spec.capacity, square.shape[1])
-    negative, place = jax.lax.top_k(-square, slots)
+    pairs = _search(spec, structure)
+    count = jnp.sum(pairs.square < (spec.cutoff + spec.skin) ** 2, axis=1)
+    slots = min(spec.capacity, pairs.square.shape[1])
+    negative, place = jax.lax.top_k(-pairs.square, slots)
     if slots < spec.capacity:  # fewer pairs in all than there are slots
         pad = ((0, 0), (0, spec.capacity - slots))
         negative = jnp.pad(negative, pad, constant_values=-jnp.inf)
         place = jnp.pad(place, pad)
     valid = -negative < (spec.cutoff + spec.skin) ** 2  # [n, k]
-    index, image = place // len(stencil), place % len(stencil)
-    shift = jnp.take_along_axis(nearest, index[:, :, None], axis=1) + jnp.asarray(stencil, jnp.int32)[image]
-    index = jnp.where(valid, index, number).astype(jnp.int32)
-    shift = jnp.where(valid[:, :, None], shift, 0)
+    index = jnp.where(valid, pairs.index(place), number).astype(jnp.int32)
+    shift = jnp.where(valid[:, :, None], pairs.shift(place), 0)
     return Neighbors(
         index=index,
         shift=shift,
         reverse=_reverse(index, shift),
         position=structure.position,
         cell=structure.cell,
-        overflow=jnp.any(count > spec.capacity) | _too_few_images(spec, structure.cell),
+        overflow=jnp.any(count > spec.capacity) | pairs.overflow,
     )
 
 
@@ -137,19 +237,29 @@ def renewed(spec: Spec, neighbors: Neighbors, structures: Structure) -> Neighbor
 def _reverse(index: Int[Array, "n k"], shift: Int[Array, "n k 3"]) -> Int[Array, "n k"]:
     """Slot of i in the row of its neighbor j with the opposite shift."""
     number, capacity = index.shape
-    inside = jnp.minimum(index, number - 1)
-    back_index, back_shift = index[inside], shift[inside]  # [n, k, k], [n, k, k, 3]
-    match = (back_index == jnp.arange(number)[:, None, None]) & jnp.all(back_shift == -shift[:, :, None, :], axis=-1)
-    slot = jnp.argmax(match, axis=-1).astype(jnp.int32)
-    return jnp.where(index < number, slot, capacity)
+
+    def row(given):
+        atom, neighbor, to = given
+        inside = jnp.minimum(neighbor, number - 1)
+        match = (index[inside] == atom) & jnp.all(shift[inside] == -to[:, None, :], axis=-1)  # [k, k]
+        return jnp.where(neighbor < number, jnp.argmax(match, axis=-1).astype(jnp.int32), capacity)
+
+    rows = (jnp.arange(number, dtype=jnp.int32), index, shift)
+    if number <= ROWS:
+        return jax.vmap(lambda *one: row(one))(*rows)
+    return jax.lax.map(row, rows, batch_size=ROWS)
+
+
+def _plane_distances(cell: Float[Array, "3 3"]) -> Float[Array, "3"]:
+    cross = jnp.cross(jnp.roll(cell, -1, 0), jnp.roll(cell, -2, 0))
+    return jnp.abs(jnp.sum(cell[0] * cross[0])) / jnp.linalg.norm(cross, axis=1)
 
 
 def _too_few_images(spec: Spec, cell: Float[Array, "3 3"]) -> Bool[Array, ""]:
-    cross = jnp.cross(jnp.roll(cell, -1, 0), jnp.roll(cell, -2, 0))
-    area = jnp.linalg.norm(cross, axis=1)
-    volume = jnp.abs(jnp.sum(cell[0] * cross[0]))
-    needed = jnp.floor((spec.cutoff + spec.skin) * area / jnp.where(volume > 0, volume, 1.0) + 0.5)
-    return (volume > 0) & jnp.any(needed > jnp.asarray(spec.images))
+    periodic = jnp.any(cell != 0)
+    safe = jnp.where(periodic, cell, jnp.eye(3, dtype=cell.dtype))
+    needed = jnp.floor((spec.cutoff + spec.skin) / _plane_distances(safe) + 0.5)
+    return periodic & jnp.any(needed > jnp.asarray(spec.images))
 
 
 @exact

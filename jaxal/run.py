@@ -267,13 +267,7 @@ def _mended(run: Run, progress: Progress, state: loop.State, problems: int) -> l
     if problems & loop.NEIGHBORS_FULL:
         for name in ("near", "train_near"):
             spec = memory.spec_in(getattr(progress, name))
-            cells = state.walkers.structure
-            planned = neighbors.plan(jax.device_get(cells), spec.cutoff, spec.skin)
-            images = tuple(max(a, b) for a, b in zip(spec.images, planned.images, strict=True))
-            room = max(planned.capacity, int(1.5 * spec.capacity) + 1)
-            if not np.any(np.asarray(cells.cell)):
-                room = min(room, max(1, cells.species.shape[-1] - 1))
-            setattr(progress, name, memory.spec_out(spec._replace(capacity=room, images=images)))
+            setattr(progress, name, memory.spec_out(neighbors.larger(spec, state.walkers.structure)))
         near = jax.jit(neighbors.find, static_argnums=0)(memory.spec_in(progress.near), state.walkers.structure)
         state = state._replace(near=near)
     if problems & loop.BUFFER_FULL:

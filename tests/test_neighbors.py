@@ -33,17 +33,73 @@ def random_cell(rng, kind: str) -> Atoms:
 def test_pairs_are_those_of_matscipy(kind, seed):
     atoms = random_cell(np.random.default_rng(seed), kind)
     structure = structure_of(atoms)
-    cutoff = 4.5
-    near = jax.jit(neighbors.build, static_argnums=0)(neighbors.plan(structure, cutoff), structure)
+    assert_pairs(neighbors.plan(structure, 4.5), structure, atoms, 4.5)
+
+
+def assert_pairs(spec, structure, atoms: Atoms, cutoff: float):
+    """The list holds the pairs, with their vectors, that matscipy finds within the cutoff."""
+    near = jax.jit(neighbors.build, static_argnums=0)(spec, structure)
     assert not near.overflow
     vector, used = neighbors.vectors(structure, near)
+    used = used[: len(atoms)]
     i, j, expected = neighbour_list("ijD", atoms, cutoff)
     rows = np.broadcast_to(np.arange(len(atoms))[:, None], used.shape)[used]
-    found = np.column_stack([rows, np.asarray(near.index)[used], np.round(np.asarray(vector)[used], 6)])
+    found = np.column_stack(
+        [rows, np.asarray(near.index)[: len(atoms)][used], np.round(np.asarray(vector)[: len(atoms)][used], 6)]
+    )
     wanted = np.column_stack([i, j, np.round(expected, 6)])
     assert len(found) == len(wanted)
     order = lambda x: x[np.lexsort((x + 0.0).T)]  # noqa: E731
     np.testing.assert_allclose(order(found), order(wanted), atol=2e-6)
+
+
+def large_cell(rng, density: float = 0.06) -> Atoms:
+    """At least three bins of 5 Å in every direction, atoms anywhere, positions not wrapped."""
+    cell = np.diag([17.0, 21.0, 26.0]) + rng.normal(0, 1.0, (3, 3))
+    number = int(density * abs(np.linalg.det(cell)))
+    atoms = Atoms("Si" * number, rng.random((number, 3)) @ cell, cell=cell, pbc=True)
+    atoms.positions += rng.integers(-3, 4, (number, 3)) @ cell
+    return atoms
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bins_find_the_pairs_of_matscipy(seed):
+    atoms = large_cell(np.random.default_rng(seed))
+    structure = structure_of(atoms, size=len(atoms) + 3)
+    spec = neighbors.plan(structure, 4.2, 0.3)
+    assert spec.bins is not None and min(spec.bins) >= 3
+    assert_pairs(spec, structure, atoms, 4.5)
+
+
+def test_bins_and_all_pairs_make_the_same_list():
+    """Also the reversed pairs, which large lists look up in pieces."""
+    structure = structure_of(large_cell(np.random.default_rng(5)))
+    spec = neighbors.plan(structure, 4.2)
+    assert spec.bins is not None
+    lists = [neighbors.build(each, structure) for each in (spec, spec._replace(bins=None))]
+    for one, other in zip(*lists, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_reversed_pairs_in_pieces(monkeypatch):
+    structure = structure_of(large_cell(np.random.default_rng(6)))
+    spec = neighbors.plan(structure, 4.2)
+    whole = neighbors.build(spec, structure)
+    monkeypatch.setattr(neighbors, "ROWS", 100)
+    np.testing.assert_array_equal(neighbors.build(spec, structure).reverse, whole.reverse)
+
+
+@pytest.mark.parametrize("short", ["bin_slots", "capacity", "cell"])
+def test_overflow_of_bins_is_reported_and_mended(short):
+    structure = structure_of(large_cell(np.random.default_rng(8)))
+    spec = neighbors.plan(structure, 4.2, margin=1.0)
+    assert not neighbors.build(spec, structure).overflow
+    if short == "cell":  # three bins no longer fit
+        structure = structure._replace(position=0.8 * structure.position, cell=0.8 * structure.cell)
+    else:
+        spec = spec._replace(**{short: 3})
+    assert neighbors.build(spec, structure).overflow
+    assert not neighbors.build(neighbors.larger(spec, structure), structure).overflow
 
 
 def test_open_molecule_needs_no_more_slots_than_other_atoms():

@@ -121,13 +121,14 @@ def run(
 
     starts = jax.tree.map(jnp.asarray, starts)
     keys = jax.random.split(key, starts.position.shape[0])
-    spec = lists.plan(starts, cutoff, skin)
+    spec, shrink = lists.plan(starts, cutoff, skin), 1.0
     while True:
         program = jax.jit(lambda keys, starts, spec=spec: jax.lax.map(lambda pair: one(spec, *pair), (keys, starts)))
         (structure, energy, kinetic), overflow = jax.tree.map(np.asarray, program(keys, starts))
         if not overflow.any():
             break
-        spec = spec._replace(capacity=2 * spec.capacity, images=tuple(i + bool(i) for i in spec.images))
+        shrink *= 0.9
+        spec = lists.larger(spec, starts, shrink)
     time = np.arange(1, frames + 1) * every * explorer.timestep * 1e-3
     return Trajectory(structure, energy.astype(float), kinetic.astype(float), time)
 
