@@ -143,3 +143,11 @@ def test_command_line(tmp_path):
     bad = run("forces", "--system", "si65", *tiny)
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr.startswith("jaxal: error: bench: --system si65")
+
+
+def test_precisions_share_weights_and_positions(double):
+    potential = parse({}, cls=Bench, overrides=SMALL).potential
+    setting = Setting("ethanol", systems.build("ethanol"), potential, 2)
+    single = np.asarray(CASES["forces"](setting).call()[1])
+    exact = np.asarray(CASES["forces"](setting._replace(precision="float64")).call()[1])
+    assert exact.dtype == np.float64 and 0 < np.abs(single - exact).max() < 1e-4 * np.abs(exact).max()

@@ -219,7 +219,8 @@ def _model(setting: Setting) -> _Model:
     dtype = setup.dtype_of(setting.precision)
     table = species_table([setting.atoms])
     potential = setting.potential.bind()(table)
-    one = jax.tree.map(jnp.asarray, from_atoms([setting.atoms], table, dtype=dtype))
+    # weights and positions are those of float32 in every precision, so that results can be compared
+    one = jax.tree.map(jnp.asarray, from_atoms([setting.atoms], table, dtype=np.dtype(np.float32)))
     spec = neighbors.plan(one, potential.cutoff, setup.SKIN)
     near = jax.jit(neighbors.find, static_argnums=0)(spec, one)
     first = jax.tree.map(lambda x: x[0], (one, near))
@@ -229,6 +230,8 @@ def _model(setting: Setting) -> _Model:
     listed = float(jnp.mean(jnp.sum(near.index < len(setting.atoms), axis=-1)))
     labels = Label(jnp.zeros(1), jnp.full(one.position.shape, SCALE), jnp.zeros((1, 3, 3)), jnp.ones(1, bool))
     params = training.normalize(params, labels, one, listed)
+    cast = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
+    params, one, near = jax.tree.map(cast, (params, one, near))
     structures, near = jax.tree.map(lambda x: jnp.repeat(x, setting.walkers, axis=0), (one, near))
     return _Model(table, potential, params, structures, spec, near)
 
