@@ -218,7 +218,11 @@ def _check(given: argparse.Namespace) -> None:
 
 
 def _bench(given: argparse.Namespace) -> None:
-    if given.threads:  # read when the backend starts, so before jax is imported
+    if given.threads is not None:  # read when the backend starts, so before jax is imported
+        if given.threads < 1:
+            from jaxal.types import InputError
+
+            raise InputError(f"bench: --threads {given.threads}: give 1 or more")
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC", "PJRT_NPROC"):
             os.environ[name] = str(given.threads)
         if given.threads == 1:

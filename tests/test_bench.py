@@ -95,6 +95,8 @@ def test_a_combination_that_fails_is_a_record_and_the_sweep_goes_on(monkeypatch)
         ({"options": ["potential.chanels=3"]}, "channels"),
         ({"walkers": [0]}, "walkers"),
         ({"cases": ["fast"]}, "forces, md, segment, train"),
+        ({"precisions": ["float16"]}, "float32, float64"),
+        ({"options": ["potential.hidden_l=3"]}, "hidden_l"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_measured(change, message):
@@ -143,6 +145,9 @@ def test_command_line(tmp_path):
     bad = run("forces", "--system", "si65", *tiny)
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr.startswith("jaxal: error: bench: --system si65")
+    for words in (["--threads", "0"], ["--out", "no/o.jsonl"]):
+        bad = run("forces", "--system", "ethanol", *words)
+        assert bad.returncode == 2 and bad.stderr.startswith(f"jaxal: error: bench: {words[0]} {words[1]}")
 
 
 def test_precisions_share_weights_and_positions(double):

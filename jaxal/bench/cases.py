@@ -120,6 +120,7 @@ def segment(setting: Setting) -> Program:
 
     The oracle is Stillinger-Weber for silicon and a Morse potential for everything else.
     """
+    setting = setting._replace(members=max(2, setting.members))  # one member has no spread
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "system.xyz"
         ase.io.write(path, setting.atoms, format="extxyz")
@@ -127,7 +128,7 @@ def segment(setting: Setting) -> Program:
         raw = {
             "system": {"file": path.name},
             "potential": {"name": setting.potential.name, **dict(setting.potential.options)},
-            "committee": {"members": max(2, setting.members), "batching": setting.batching},
+            "committee": {"members": setting.members, "batching": setting.batching},
             "explore": {"name": "nvt_langevin", "temperature": 300, "walkers": setting.walkers},
             "gate": {"name": "threshold", "limit": 0.0, "every": EVERY, "implausible": 1e6, "closest": 0.0},
             "label": {"name": "stillinger_weber" if silicon else "morse", "initial": 8, "max_force": 1e6},
@@ -147,7 +148,7 @@ def segment(setting: Setting) -> Program:
     train_near = neighbors.plan(structures, parts.potential.cutoff, 0.0)
     static = setup.static_of(config, table, near, train_near, LOOKS)
     keys = jax.random.split(jax.random.key(setting.seed), 3)
-    members = config.committee.members
+    members = setting.members
     params = setup.new_params(parts.potential, keys[0], members, train_near, structures, labels)
     held = setup.spread_hold(structures.charge.shape[0], config.train.holdout)
     buffer = setup.training_set(structures, labels, held, members, 256, keys[1], 1.0)

@@ -5,7 +5,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -16,9 +16,10 @@ from jaxal.bench.profile import PARTS, profile
 from jaxal.bench.timing import machine, measure
 from jaxal.compilation import SETTINGS
 from jaxal.config import parse
-from jaxal.schema import Bench
+from jaxal.schema import Bench, Precision
 from jaxal.types import InputError
 
+PRECISIONS = get_args(Precision)
 COLUMNS = (
     ("case", "mode", "{}"),
     ("system", "system", "{}"),
@@ -66,6 +67,15 @@ def bench(sweep: Sweep, out: Path | None = None, show: Callable[[str], None] = p
         raise InputError(f"bench: unknown case {unknown[0]!r}; there are {', '.join(CASES)}")
     if min((*sweep.members, *sweep.walkers, sweep.steps, sweep.batch, sweep.repeats)) < 1:
         raise InputError("bench: members, walkers, steps, batch and repeats must be 1 or more")
+    wrong = [precision for precision in sweep.precisions if precision not in PRECISIONS]
+    if wrong:
+        raise InputError(f"bench: --precision {wrong[0]!r} is none of {', '.join(PRECISIONS)}")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise InputError(f"bench: --out {out}: there is no folder {out.absolute().parent}")
+    try:
+        potential.bind()((1,))
+    except ValueError as error:
+        raise InputError(f"bench: {error}") from error
     built = {name: systems.build(name, sweep.seed) for name in sweep.systems}
     records = []
     show("| " + " | ".join(title for title, *_ in COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
@@ -105,7 +115,7 @@ def one(
         record |= timing._asdict()
         seconds = 1e-3 * timing.wall_ms
         per_unit = program.evaluations  # evaluations of one atom by one member
-        record["atom_steps_per_s"] = round(per_unit / setting.members / seconds, 1)
+        record["atom_steps_per_s"] = round(per_unit / record["K"] / seconds, 1)
         record["us_per_atom_step_member"] = round(1e6 * seconds / per_unit, 4)
         if case in ("forces", "md"):
             done = _cost(setting)
