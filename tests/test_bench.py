@@ -150,9 +150,19 @@ def test_command_line(tmp_path):
         assert bad.returncode == 2 and bad.stderr.startswith(f"jaxal: error: bench: {words[0]} {words[1]}")
 
 
-def test_precisions_share_weights_and_positions(double):
-    potential = parse({}, cls=Bench, overrides=SMALL).potential
-    setting = Setting("ethanol", systems.build("ethanol"), potential, 2)
-    single = np.asarray(CASES["forces"](setting).call()[1])
-    exact = np.asarray(CASES["forces"](setting._replace(precision="float64")).call()[1])
-    assert exact.dtype == np.float64 and 0 < np.abs(single - exact).max() < 1e-4 * np.abs(exact).max()
+def test_precisions_share_weights_and_positions(monkeypatch):
+    found = {}
+    calculate = CASES["forces"]
+
+    def kept(setting):
+        program = calculate(setting)
+        found.setdefault(setting.precision, np.asarray(program.call()[1]))
+        return program
+
+    monkeypatch.setitem(command.CASES, "forces", kept)
+    records = command.bench(sweep("forces", precisions=["float64", "float32"]), show=lambda line: None)
+    assert not any("error" in record for record in records)
+    exact, single = found["float64"], found["float32"]
+    assert (exact.dtype, single.dtype) == (np.float64, np.float32)
+    assert 0 < np.abs(single - exact).max() < 1e-4 * np.abs(exact).max()
+    assert jnp.ones(()).dtype == jnp.float32, "64 bits end with the case that asked for them"

@@ -15,8 +15,10 @@ from ase.io import read
 from jaxal import model as models
 from jaxal import neighbors, registry, schema
 from jaxal.acquire import score
+from jaxal.bench.cases import CASES
 from jaxal.cli import parser
-from jaxal.config import load
+from jaxal.config import load, parse
+from jaxal.schema import Bench
 from jaxal.structure import from_atoms, species_table
 
 ROOT = Path(__file__).parent.parent
@@ -61,7 +63,9 @@ def commands() -> list[list[str]]:
         for block in blocks(page.read_text(), "sh"):
             for line in block.splitlines():
                 found += [
-                    shlex.split(part)[1:] for part in line.split("&&") if re.match(r"\S*\bjaxal\b ", part.strip())
+                    shlex.split(part, comments=True)[1:]
+                    for part in line.split("&&")
+                    if re.match(r"\S*\bjaxal\b ", part.strip())
                 ]
     return found
 
@@ -71,7 +75,11 @@ def test_commands_in_the_text_are_right(monkeypatch):
     assert len(commands()) >= 2
     for arguments in commands():
         given = parser().parse_args(arguments)
-        load(given.config, given.overrides)
+        if arguments[0] == "bench":
+            assert set(given.cases) <= set(CASES)
+            parse({}, cls=Bench, overrides=given.set)
+        else:
+            load(given.config, given.overrides)
 
 
 def test_every_command_is_in_the_table():

@@ -107,7 +107,9 @@ def one(
     """The record of one combination; with `error` where it could not be measured."""
     record: dict[str, Any] = {"peer": "jaxal", "mode": case, "system": setting.system}
     record |= {"atoms": len(setting.atoms), "K": setting.members, "B": setting.walkers, "dtype": setting.precision}
+    double = SETTINGS.jax_enable_x64
     try:
+        jax.config.update("jax_enable_x64", setting.precision == "float64")
         program = CASES[case](setting)
         record |= program.facts
         record |= {"unit": program.unit, "trace_s": program.trace_s, "compile_s": program.compile_s}
@@ -134,6 +136,7 @@ def one(
         record["error"] = " ".join(str(error).split())[:300]
     finally:
         jax.clear_caches()
+        jax.config.update("jax_enable_x64", double)
     return record | machine()
 
 
