@@ -190,10 +190,12 @@ def test_energy_forces_stress_and_features(kind, name, periodic):
         close(found, expected)
     close(force.sum(axis=0), np.zeros(3))
 
-    # padding with garbage in it, in a batch, and more room for neighbors
+    # padding with garbage in it, in a batch, more room for neighbors, and a walker beside that has gone wrong
     roomy = spec._replace(capacity=spec.capacity + 3)
-    batch = jax.tree.map(lambda *x: jnp.stack(x), *(padded(structure, 2, garbage) for garbage in (0.0, 0.3, 1e4)))
-    many, _ = jax.jit(jax.vmap(lambda s: evaluate(s, roomy)))(batch)
+    batch = jax.tree.map(lambda *x: jnp.stack(x), *(padded(structure, 2, garbage) for garbage in (0.0, 0.3, 1e4, 0.0)))
+    near = neighbors.find(roomy, batch)
+    batch = batch._replace(position=batch.position.at[3, 0].set(jnp.nan))
+    many = jax.jit(lambda s: committee.evaluate_batch(part, params, s, near))(batch)
     for row in range(3):
         found = [x[row] for x in many]
         close(found[0], energy)
