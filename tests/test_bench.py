@@ -49,6 +49,8 @@ def test_every_case_gives_a_whole_record(case, tmp_path):
     evaluations = record["atoms"] * walkers * record["K"]
     assert record["us_per_atom_step_member"] == pytest.approx(1e3 * record["wall_ms"] / evaluations, rel=1e-2)
     assert len(shown) == 2 and f"| {case} | ethanol | 2 | 2 |" in shown[1]
+    if case == "md":
+        assert record["overflow"] is False
     if case == "forces":
         assert 0 < record["kept_s"] < record["compile_s"]
     if case == "segment":
@@ -64,6 +66,7 @@ def test_the_dynamics_of_a_case_are_dynamics():
     first, second = np.asarray(program.call()), np.asarray(program.call())
     assert first.shape == (3,) and np.isfinite([first, second]).all()
     assert not np.array_equal(first, second), "the second call goes on where the first one ended"
+    assert program.facts["overflow"] is False
 
 
 def test_training_in_a_case_trains():

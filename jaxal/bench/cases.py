@@ -107,11 +107,13 @@ def md(setting: Setting) -> Program:
     held = [(walkers, model.near, jnp.zeros_like(model.near.overflow))]  # all donated: nothing twice
     compiled, trace, compile_ = _compile(run, model.params, held[0], donate=(1,))
 
+    facts = _facts(setting, model) | {"steps": setting.steps}
+
     def call() -> Any:
         held[0], spread = compiled(model.params, held[0])
+        facts["overflow"] = bool(np.any(held[0][2]))  # then neighbors were lost, and the figure is of something else
         return spread
 
-    facts = _facts(setting, model) | {"steps": setting.steps}
     return Program(call, "step", setting.steps, _size(setting), compiled, trace, compile_, facts)
 
 

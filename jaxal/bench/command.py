@@ -114,7 +114,7 @@ def one(
         record |= program.facts
         record |= {"unit": program.unit, "trace_s": program.trace_s, "compile_s": program.compile_s}
         timing = measure(program.call, units=program.units, repeats=repeats)
-        record |= timing._asdict()
+        record |= program.facts | timing._asdict()  # what a call finds out is among the facts
         seconds = 1e-3 * timing.wall_ms
         per_unit = program.evaluations  # evaluations of one atom by one member
         record["atom_steps_per_s"] = round(per_unit / record["K"] / seconds, 1)
