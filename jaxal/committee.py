@@ -6,7 +6,7 @@ other (a vmap over members makes XLA's batched products lose their layout and ru
 accelerators the widest batch wins.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,19 @@ from jaxal.types import Key, Neighbors, Params, Potential, Prediction, Structure
 Batching = Literal["auto", "map", "vmap"]
 
 
-def init(potential: Potential, key: Key, members: int, structure: Structure, neighbors: Neighbors) -> Params:
+class Committee(NamedTuple):
+    """What has to be static about a committee; hashable. Its parameters have the members on a leading axis [m]."""
+
+    potential: Potential
+    members: int
+    batching: Batching = "auto"
+
+
+def init(committee: Committee, key: Key, structure: Structure, neighbors: Neighbors) -> Params:
     """Independent initial weights of each member, [m] leading."""
-    return jax.vmap(lambda k: potential.init(k, structure, neighbors))(jax.random.split(key, members))
+    return jax.vmap(lambda k: committee.potential.init(k, structure, neighbors))(
+        jax.random.split(key, committee.members)
+    )
 
 
 def evaluate(
@@ -67,18 +77,16 @@ def over_members(function, batching: Batching):
     return jax.vmap(function)
 
 
-def predict(
-    potential: Potential, params: Params, structures: Structure, neighbors: Neighbors, batching: Batching = "auto"
-) -> Prediction:
+def predict(committee: Committee, params: Params, structures: Structure, neighbors: Neighbors) -> Prediction:
     """The committee on a batch of structures [b]: Prediction with axes [b m ...].
 
     `params` has members on its leading axis. Features are those of the first member.
     """
 
     def member(one):
-        return evaluate_batch(potential, one, structures, neighbors)
+        return evaluate_batch(committee.potential, one, structures, neighbors)
 
-    energy, force, stress, feature = over_members(member, batching)(params)
+    energy, force, stress, feature = over_members(member, committee.batching)(params)
     return Prediction(
         energy=jnp.moveaxis(energy, 0, 1),
         force=jnp.moveaxis(force, 0, 1),

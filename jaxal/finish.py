@@ -11,21 +11,22 @@ import numpy as np
 
 from jaxal import buffer as buffers
 from jaxal import loop, memory, model, neighbors, records, report, setup
+from jaxal.committee import Committee
 from jaxal.memory import Progress, Run
 from jaxal.train import fit as training
 from jaxal.train.calibrate import Judge, calibrate
-from jaxal.types import GateState, Key, Potential
+from jaxal.types import GateState, Key
 from jaxal.validate import command
 
 CHUNKS = 10  # pieces of the final training, between which the held-out error is looked at
 
 
-def compiled_fit(potential: Potential, recipe: training.Recipe, near: neighbors.Spec, batching: Any) -> Callable:
+def compiled_fit(committee: Committee, recipe: training.Recipe, near: neighbors.Spec) -> Callable:
     """Training as a program of its own: (train, buffer, key, steps, rate, final rate) -> (train, losses)."""
 
     @jax.jit
     def fit(train, buffer, key, steps, rate, final_rate):
-        return training.fit(potential, recipe, near, train, buffer, key, steps, rate, final_rate, batching)
+        return training.fit(committee, recipe, near, train, buffer, key, steps, rate, final_rate)
 
     return fit
 
@@ -47,7 +48,7 @@ def anneal(
     `show` gets that error (eV/Å, None if nothing is held out) and the seconds left after each piece. Returns the
     best state, the gate calibrated with it and its held-out error.
     """
-    fit = compiled_fit(judge.potential, recipe, judge.near, judge.batching)
+    fit = compiled_fit(judge.committee, recipe, judge.near)
     assess = jax.jit(lambda gate, params, buffer: calibrate(judge, gate, params, buffer)[:2])
     dtype = buffer.label.energy.dtype
     # early stopping is among the weights of this training: those before it saw a larger learning rate

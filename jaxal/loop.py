@@ -19,7 +19,8 @@ from ase.data import covalent_radii
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxal import buffer as buffers
-from jaxal import committee, neighbors
+from jaxal import committee as committees
+from jaxal import neighbors
 from jaxal.train import fit as training
 from jaxal.train.calibrate import Fresh, Judge, calibrate
 from jaxal.train.loss import force_rmse, max_force_error
@@ -31,7 +32,6 @@ from jaxal.types import (
     Key,
     Label,
     Neighbors,
-    Potential,
     Prediction,
     Score,
     Select,
@@ -54,7 +54,7 @@ PROBLEMS = {
 class Parts(NamedTuple):
     """The interchangeable functions of a run."""
 
-    potential: Potential
+    committee: committees.Committee
     explorer: Explorer
     score: Score
     gate: Gate
@@ -73,7 +73,6 @@ class Static(NamedTuple):
     looks: int  # looks in a segment
     batch: int  # labels at one look, at most
     fold: int  # held-out labels, the latest so many, that calibrate the gate
-    batching: committee.Batching
 
 
 class Limits(NamedTuple):
@@ -149,7 +148,7 @@ Segment = Callable[[State, Limits], tuple[State, Look]]
 
 def judge_of(parts: Parts, static: Static) -> Judge:
     """The judge of a run."""
-    return Judge(parts.potential, parts.score, parts.gate, static.train_near, static.fold, static.batching)
+    return Judge(parts.committee, parts.score, parts.gate, static.train_near, static.fold)
 
 
 def start(
@@ -157,7 +156,7 @@ def start(
 ) -> State:
     """State of a new run: walkers [w] begin at `structures`, with momenta of their own."""
     near = neighbors.find(static.near, structures)
-    prediction = committee.predict(parts.potential, train.average, structures, near, static.batching)
+    prediction = committees.predict(parts.committee, train.average, structures, near)
     force, stress = prediction.force.mean(1), prediction.stress.mean(1)
     key, *keys = jax.random.split(key, structures.charge.shape[0] + 1)
     walkers = jax.vmap(parts.explorer.init)(jnp.stack(keys), structures, force, stress)
@@ -180,7 +179,7 @@ def start(
 def make_segment(parts: Parts, static: Static) -> Segment:
     """The function to compile: (state, limits) -> (state, looks). Donate the state."""
     radii = jnp.asarray(covalent_radii[list(static.table)], jnp.float32)
-    fit = functools.partial(training.fit, parts.potential, static.recipe, static.train_near)
+    fit = functools.partial(training.fit, parts.committee, static.recipe, static.train_near)
 
     def closeness(structure: Structure, near: Neighbors) -> Float[Array, ""]:
         """Smallest distance as a fraction of the sum of covalent radii."""
@@ -206,7 +205,7 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         with jax.named_scope("neighbors"):
             near = neighbors.renewed(static.near, state.near, proposed)
         with jax.named_scope("forces"):
-            prediction = committee.predict(parts.potential, state.train.average, proposed, near, static.batching)
+            prediction = committees.predict(parts.committee, state.train.average, proposed, near)
         with jax.named_scope("gate"):
             now = jax.vmap(lambda s, n, p: judge(limits, state.gate, s, n, p))(proposed, near, prediction)
         walkers = jax.vmap(parts.explorer.advance)(state.walkers, proposed, now.force, now.stress)
@@ -304,7 +303,7 @@ def make_segment(parts: Parts, static: Static) -> Segment:
             steps = jnp.where(jnp.any(ok & ~hold), limits.steps, 0)
             with jax.named_scope("training"):
                 rates = limits.rate, limits.final_rate
-                train, loss = fit(state.train, buffer, key_fit, steps, *rates, static.batching)
+                train, loss = fit(state.train, buffer, key_fit, steps, *rates)
             error = max_force_error(picked.force, picked.structure, label)
             fresh = state.fresh.push(picked.score, error, ok)
             with jax.named_scope("gate"):
@@ -363,7 +362,7 @@ def make_segment(parts: Parts, static: Static) -> Segment:
 
 def _feature_size(parts: Parts, static: Static, state: State) -> int:
     first, structure, near = jax.tree.map(lambda x: x[0], (state.train.average, state.trusted.structure, state.near))
-    return jax.eval_shape(parts.potential.energy, first, structure, near)[1].shape[-1]
+    return jax.eval_shape(parts.committee.potential.energy, first, structure, near)[1].shape[-1]
 
 
 def _where(mask: Bool[Array, "w"], yes, no):

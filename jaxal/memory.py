@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxal import buffer as buffers
-from jaxal import checkpoint, committee, loop, neighbors, records, setup
+from jaxal import checkpoint, loop, neighbors, records, setup
+from jaxal import committee as committees
 from jaxal.progress import Status
 from jaxal.schema import Config
 from jaxal.structure import Table
@@ -81,16 +82,16 @@ def _example(run: Run) -> Any:
     """A state of the right structure, as shapes; what sizes it has is on disk."""
     config = run.config
     structures = walker_structures(run)
-    potential = config.potential.bind()(run.table)
-    near = neighbors.plan(structures, potential.cutoff, setup.SKIN)
+    committee = setup.committee_of(config, run.table)
+    near = neighbors.plan(structures, committee.potential.cutoff, setup.SKIN)
     parts = setup.parts_of(config, run.atoms, run.table, lambda structures, wanted: None)  # pyright: ignore
     static = setup.static_of(config, run.table, near, near)
 
     def build(structures: Any, key: Any) -> loop.State:
         one = jax.tree.map(lambda x: x[0], structures)
         from_one = neighbors.build(near, one)
-        params = committee.init(potential, key, config.committee.members, one, from_one)
-        buffer = buffers.init(one, config.committee.members, 1)
+        params = committees.init(committee, key, one, from_one)
+        buffer = buffers.init(one, committee.members, 1)
         return loop.start(parts, static, training.init(static.recipe, params), buffer, structures, key)
 
     return jax.eval_shape(build, jax.tree.map(jnp.asarray, structures), jax.random.key(0))

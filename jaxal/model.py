@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxal import committee, neighbors, registry
+from jaxal import neighbors, registry
+from jaxal.committee import Batching, Committee, predict
 from jaxal.types import InputError, Params, Potential, Prediction, Structure
 
 FILE_NAME = "model.npz"
@@ -40,6 +41,11 @@ def potential(model: Model) -> Potential:
     except KeyError as error:
         raise InputError(f"model: {error.args[0]}; import the module that registers it first") from None
     return factory(model.table, **dict(model.options))
+
+
+def committee(model: Model, batching: Batching = "auto") -> Committee:
+    """The committee that the model's parameters belong to. Raises InputError as `potential` does."""
+    return Committee(potential(model), len(jax.tree.leaves(model.params)[0]), batching)
 
 
 def save(path: str | Path, model: Model) -> None:
@@ -102,12 +108,12 @@ def load(path: str | Path) -> Model:
     )
 
 
-def predictor(model: Model, batching: committee.Batching = "auto") -> Callable[[Structure], Prediction]:
+def predictor(model: Model, batching: Batching = "auto") -> Callable[[Structure], Prediction]:
     """The committee as a host function: structures [b] in, Prediction [b m ...] out, without the reference energies.
 
     Neighbor capacities are found as needed and kept, so like structures compile once.
     """
-    part = potential(model)
+    part = committee(model, batching)
     double = model.precision == "float64"
     with jax.enable_x64(double):
         params = jax.tree.map(jnp.asarray, model.params)
@@ -115,11 +121,11 @@ def predictor(model: Model, batching: committee.Batching = "auto") -> Callable[[
 
     def run(spec: neighbors.Spec, params: Params, structures: Structure):
         near = jax.vmap(lambda s: neighbors.build(spec, s))(structures)
-        return committee.predict(part, params, structures, near, batching), jnp.any(near.overflow)
+        return predict(part, params, structures, near), jnp.any(near.overflow)
 
     compiled = jax.jit(run, static_argnums=0)
 
-    def predict(structures: Structure) -> Prediction:
+    def predicted(structures: Structure) -> Prediction:
         with jax.enable_x64(double):
             return evaluate(structures)
 
@@ -127,11 +133,11 @@ def predictor(model: Model, batching: committee.Batching = "auto") -> Callable[[
         structures = jax.tree.map(jnp.asarray, structures)
         kind = (structures.species.shape[-1], bool(np.any(np.asarray(structures.cell))))
         if kind not in specs:
-            specs[kind] = neighbors.plan(structures, part.cutoff, 0.0, 1.25)
+            specs[kind] = neighbors.plan(structures, part.potential.cutoff, 0.0, 1.25)
         prediction, overflow = compiled(specs[kind], params, structures)
         if overflow:
             specs[kind] = neighbors.larger(specs[kind], structures)
             prediction, _ = compiled(specs[kind], params, structures)
         return prediction
 
-    return predict
+    return predicted

@@ -108,17 +108,17 @@ def _begin(run: Run) -> tuple[Progress, training.TrainState, buffers.Buffer]:
     first = setup.first_labels(config, run.atoms, run.directory / STORE)
     reference = training.reference_energies(first.structures, first.labels.energy, len(run.table))
     structures, labels = setup.cast(first.structures, first.labels, reference, config.precision)
-    potential = config.potential.bind()(run.table)
-    near = neighbors.plan(structures, potential.cutoff, setup.SKIN)
-    train_near = neighbors.plan(structures, potential.cutoff, 0.0)
+    committee = setup.committee_of(config, run.table)
+    near = neighbors.plan(structures, committee.potential.cutoff, setup.SKIN)
+    train_near = neighbors.plan(structures, committee.potential.cutoff, 0.0)
     number = structures.charge.shape[0]
     key, key_set = jax.random.split(jax.random.key(config.seed))
-    params = setup.new_params(potential, key, config.committee.members, train_near, structures, labels)
+    params = setup.new_params(committee, key, train_near, structures, labels)
     buffer = setup.training_set(
         structures,
         labels,
         setup.spread_hold(number, config.train.holdout),
-        config.committee.members,
+        committee.members,
         min(config.stop.labels, setup.LARGEST_BUFFER),
         key_set,
         1.0 if config.train.bootstrap else 0.0,
@@ -252,7 +252,7 @@ def _first_training(
     with ThreadPoolExecutor(1) as beside:
         compiling = beside.submit(lowered.compile)
         steps = jnp.asarray(config.train.initial_steps, jnp.int32)
-        fit = finish.compiled_fit(parts.potential, static.recipe, static.train_near, static.batching)
+        fit = finish.compiled_fit(parts.committee, static.recipe, static.train_near)
         train, _ = fit(train, buffer, key_train, steps, limits.rate, limits.final_rate)
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(train.average))):
             rate = config.train.learning_rate

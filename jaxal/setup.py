@@ -11,15 +11,17 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from jaxal import buffer as buffers
-from jaxal import committee, loop, neighbors
+from jaxal import committee as committees
+from jaxal import loop, neighbors
+from jaxal.committee import Committee
 from jaxal.label.bridge import host_label
 from jaxal.label.pool import Recipe as LabelRecipe
 from jaxal.label.service import Service, label_service
-from jaxal.schema import Config, Train
+from jaxal.schema import Config, Offline, Train
 from jaxal.structure import Table, from_atoms, masses, species_table
 from jaxal.train import fit as training
 from jaxal.train.loss import LossWeights
-from jaxal.types import InputError, Key, Label, Params, Potential, Structure
+from jaxal.types import InputError, Key, Label, Params, Structure
 
 SKIN = 0.5  # Å
 FOLD = 64  # held-out labels that calibrate the gate
@@ -102,7 +104,7 @@ def oracle_label(
 
     def label(structures: Structure, wanted: Bool[Array, "k"]) -> Label:
         near = neighbors.find(spec, structures)
-        energy, force, stress, _ = committee.evaluate_batch(oracle, {}, structures, near)
+        energy, force, stress, _ = committees.evaluate_batch(oracle, {}, structures, near)
         real = structures.species >= 0
         energy = energy - jnp.sum(jnp.where(real, offset[structures.species], 0.0), axis=-1)
         largest = jnp.max(jnp.linalg.norm(force, axis=-1), axis=-1)
@@ -189,15 +191,19 @@ def spread_hold(number: int, fraction: float) -> np.ndarray:
     return held
 
 
-def new_params(
-    potential: Potential, key: Key, members: int, spec: neighbors.Spec, structures: Structure, labels: Label
-) -> Params:
+def committee_of(config: Config | Offline, table: Table) -> Committee:
+    """The committee of a configuration."""
+    given = config.committee
+    return Committee(config.potential.bind()(table), given.members, given.batching)
+
+
+def new_params(committee: Committee, key: Key, spec: neighbors.Spec, structures: Structure, labels: Label) -> Params:
     """Initial weights of every member, with the constants taken from the data."""
     near = jax.jit(neighbors.find, static_argnums=0)(spec, structures)
     atoms = jnp.sum(structures.species >= 0)
     listed = float(jnp.sum(near.index < structures.species.shape[-1]) / atoms)
     first = jax.tree.map(lambda x: x[0], (structures, near))
-    params = jax.jit(lambda key, *one: committee.init(potential, key, members, *one))(key, *first)
+    params = jax.jit(lambda key, *one: committees.init(committee, key, *one))(key, *first)
     return training.normalize(params, labels, structures, listed)
 
 
@@ -214,7 +220,6 @@ def static_of(
         looks=looks,
         batch=config.label.batch or config.explore.walkers,
         fold=FOLD,
-        batching=config.committee.batching,
     )
 
 
@@ -238,7 +243,7 @@ def parts_of(config: Config, atoms: ase.Atoms, table: Table, label: LabelFunctio
     dtype = dtype_of(config.precision)
     mass = jnp.asarray(masses(table)[np.searchsorted(table, atoms.numbers)], dtype)
     return loop.Parts(
-        potential=config.potential.bind()(table),
+        committee=committee_of(config, table),
         explorer=config.explore.part.bind()(mass),
         score=config.score.bind(),
         gate=config.gate.part.bind()(),

@@ -3,17 +3,16 @@
 import json
 import subprocess
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxal.bench import command, roofline, systems
+from jaxal.bench import command, roofline, systems, timing
 from jaxal.bench.cases import CASES, Setting
 from jaxal.bench.profile import part_of
-from jaxal.bench.timing import Timing, measure
+from jaxal.bench.timing import Timing
 from jaxal.config import parse
 from jaxal.schema import Bench
 from jaxal.types import InputError
@@ -28,12 +27,39 @@ def sweep(case, **changes):
     return command.Sweep(cases=[case], **given | {"steps": 2, "batch": 2, "repeats": 1} | changes)
 
 
-def test_measure_counts_units_and_waits():
-    found = measure(lambda: time.sleep(0.02), units=4, repeats=3, least=0.05)
-    assert 5.0 <= found.wall_ms < 15.0 and found.inner in (2, 3) and found.repeats == 3
-    assert found.cpu_ms < 2.0, "sleeping costs no CPU time"
-    assert found.per_s == pytest.approx(1e3 / found.wall_ms, rel=1e-3)
-    assert found.ratio == pytest.approx(found.wall_ms / found.ref_ms, rel=0.5)
+class Clock:
+    """Stands for the module `time`: reading the wall clock takes 1 ms, a call of `work` 20 ms and 5 ms of CPU time."""
+
+    def __init__(self):
+        self.wall, self.cpu, self.calls = 0.0, 0.0, 0
+
+    def perf_counter(self):
+        self.wall += 1e-3
+        return self.wall
+
+    def process_time(self):
+        self.cpu += 1e-3
+        return self.cpu
+
+    def sleep(self, seconds):
+        self.wall += seconds
+
+    def work(self):
+        self.calls += 1
+        self.wall += 20e-3
+        self.cpu += 5e-3
+
+
+def test_measure_counts_units_beside_the_reference(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(timing, "time", clock)
+    found = timing.measure(clock.work, units=4, repeats=3, least=0.1, warmup=2)
+    assert (found.repeats, found.inner) == (3, 5) and clock.calls == 2 + 3 * 5
+    assert found.wall_ms == pytest.approx((5 * 20 + 1) / (5 * 4))
+    assert found.cpu_ms == pytest.approx((5 * 5 + 1) / (5 * 4))
+    assert found.wall_ms_iqr == pytest.approx(0.0, abs=1e-9) and found.first_call_ms == pytest.approx(21.0)
+    assert found.ref_ms == pytest.approx(1.0) and found.ratio == pytest.approx(found.wall_ms)
+    assert found.per_s == pytest.approx(1e3 / found.wall_ms) and found.ratio_cpu == pytest.approx(found.cpu_ms)
 
 
 @pytest.mark.parametrize("case", CASES)

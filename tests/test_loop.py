@@ -65,7 +65,9 @@ def compiled(label=oracle, capacity=64, slots=2):
     """(start state, segment, jitted segment) of a small run with a threshold gate."""
     atoms = molecule("H2O")
     parts = loop.Parts(
-        potential=equivariant(TABLE, cutoff=4.0, channels=2, l_max=1, layers=1, radial=4, radial_hidden=0),
+        committee=committee.Committee(
+            equivariant(TABLE, cutoff=4.0, channels=2, l_max=1, layers=1, radial=4, radial_hidden=0), MEMBERS
+        ),
         explorer=nvt_langevin(MASS, temperature=300.0),
         score=max_force_spread,
         gate=gates.threshold(limit=0.0),
@@ -77,7 +79,7 @@ def compiled(label=oracle, capacity=64, slots=2):
     labels = jax.jit(oracle)(structures, jnp.ones(4, bool))
     held = np.array([False, False, True, False])
     buffer = setup.training_set(structures, labels, held, MEMBERS, capacity, jax.random.key(1), 1.0)
-    params = setup.new_params(parts.potential, jax.random.key(2), MEMBERS, SPEC, structures, labels)
+    params = setup.new_params(parts.committee, jax.random.key(2), SPEC, structures, labels)
     static = loop.Static(
         table=TABLE,
         near=neighbors.Spec(4.0, 0.5, slots, (0, 0, 0)),
@@ -87,7 +89,6 @@ def compiled(label=oracle, capacity=64, slots=2):
         looks=3,
         batch=WALKERS,
         fold=4,
-        batching="auto",
     )
     walkers = jax.tree.map(lambda x: jnp.stack([x[0]] * WALKERS), structures)
     train = training.init(static.recipe, params)

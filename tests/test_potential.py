@@ -21,6 +21,7 @@ TABLE = (1, 6, 8)
 VARIANTS = {
     "default": {"channels": 8},
     "third order": {"channels": 3, "correlation": 3},
+    "degree three": {"channels": 2, "l_max": 3, "hidden_l": 2, "radial_hidden": 8},
     "one layer, linear radial": {"channels": 4, "layers": 1, "radial_hidden": 0, "correlation": 1, "hidden_l": 0},
 }
 
@@ -178,12 +179,13 @@ def test_bessel_functions_are_orthonormal():
 @pytest.mark.parametrize("batching", ["map", "vmap"])
 def test_members_of_a_committee_are_those_of_single_models(batching):
     potential, _, structure, spec, _ = system("open")
+    members = committee.Committee(potential, 3, batching)
     batch = jax.tree.map(lambda x: jnp.stack([x, x]), structure)
     batch = batch._replace(position=batch.position.at[1].multiply(1.02))
     near = jax.jit(jax.vmap(lambda s: neighbors.build(spec, s)))(batch)
     one_near = jax.tree.map(lambda x: x[0], near)
-    params = jax.jit(lambda key: committee.init(potential, key, 3, structure, one_near))(jax.random.key(5))
-    found = jax.jit(lambda p, s, n: committee.predict(potential, p, s, n, batching))(params, batch, near)
+    params = jax.jit(lambda key: committee.init(members, key, structure, one_near))(jax.random.key(5))
+    found = jax.jit(lambda p, s, n: committee.predict(members, p, s, n))(params, batch, near)
     alone_of = jax.jit(lambda p, s, n: committee.evaluate(potential, p, s, n))
     assert found.force.shape == (2, 3, 9, 3) and found.stress.shape == (2, 3, 3, 3)
     for b in range(2):

@@ -9,6 +9,7 @@ from ase.build import molecule
 from jaxal import setup
 from jaxal.acquire.gate import conformal
 from jaxal.acquire.score import max_force_spread
+from jaxal.committee import Committee, evaluate
 from jaxal.neighbors import Spec
 from jaxal.potential.pair import morse
 from jaxal.structure import from_atoms
@@ -97,15 +98,13 @@ def test_calibration_takes_held_out_and_fresh_labels():
     near = Spec(4.0, 0.0, 2, (0, 0, 0))
     frames = setup.first_structures(molecule("H2O"), 8, 0)
     structures = jax.tree.map(jnp.asarray, from_atoms(frames, (1, 8)))
-    truth = jax.vmap(
-        lambda s: training.committee.evaluate(Scaled.potential, jnp.ones(()), s, training.neighbors.build(near, s))
-    )
+    truth = jax.vmap(lambda s: evaluate(Scaled.potential, jnp.ones(()), s, training.neighbors.build(near, s)))
     energy, force, stress, _ = jax.jit(truth)(structures)
     labels = Label(energy, force, stress, jnp.ones(8, bool))
     held = np.arange(8) % 2 == 1
     buffer = setup.training_set(structures, labels, held, 2, 16, jax.random.key(0), 0.0)
     gate = conformal(target_error=0.3, miss_rate=0.2)
-    judge = Judge(Scaled.potential, max_force_spread, gate, near, 6, "vmap")
+    judge = Judge(Committee(Scaled.potential, 2, "vmap"), max_force_spread, gate, near, 6)
     params = jnp.array([1.1, 1.3])  # mean 1.2: error 0.2 |F|, spread 0.1 |F|
     learned, rmse, full = calibrate(judge, gate.init(), params, buffer)
     assert float(learned.factor) == pytest.approx(2.0, rel=1e-3) and not full
@@ -129,7 +128,7 @@ def test_training_finds_the_known_parameter_and_goes_on_where_it_was(optimizer):
 
     potential = Potential(lambda *_: None, energy, 4.0)
     truth = {"params": {"scale": jnp.asarray(0.7)}}
-    one = lambda s: training.committee.evaluate(potential, truth, s, training.neighbors.build(near, s))  # noqa: E731
+    one = lambda s: evaluate(potential, truth, s, training.neighbors.build(near, s))  # noqa: E731
     found = jax.jit(jax.vmap(one))(structures)
     labels = Label(*found[:3], jnp.ones(6, bool))
     held = np.arange(6) == 5
@@ -140,7 +139,7 @@ def test_training_finds_the_known_parameter_and_goes_on_where_it_was(optimizer):
     @jax.jit
     def run(state, steps, rate):
         key, last = jax.random.key(1), jnp.asarray(0.0)
-        return training.fit(potential, recipe, near, state, buffer, key, steps, rate, last)
+        return training.fit(Committee(potential, 2), recipe, near, state, buffer, key, steps, rate, last)
 
     unchanged, _ = run(state, jnp.asarray(0, jnp.int32), jnp.asarray(0.05))
     np.testing.assert_array_equal(unchanged.average["params"]["scale"], np.float32([1.0, 0.3]))

@@ -16,6 +16,7 @@ from scipy import stats
 
 from jaxal import model as models
 from jaxal import neighbors, registry
+from jaxal.committee import Committee
 from jaxal.explore.md import nve
 from jaxal.potential.pair import lennard_jones, morse
 from jaxal.structure import from_atoms, masses
@@ -177,7 +178,7 @@ def test_molecules_may_shuffle_hydrogens_but_not_break():
 
 
 def field(potential: Potential):
-    return mean_field(potential, {"unused": jnp.zeros(1)}, "vmap")
+    return mean_field(Committee(potential, 1, "vmap"), {"unused": jnp.zeros(1)})
 
 
 def test_the_field_is_the_mean_of_the_members():
@@ -186,7 +187,8 @@ def test_the_field_is_the_mean_of_the_members():
 
     frame = from_atoms(Atoms("Ar2", [[0, 0, 0], [1, 2, 3]]), (18,))
     near = neighbors.build(neighbors.plan(frame, 1.0), jax.tree.map(jnp.asarray, frame))
-    value, force, _ = mean_field(Potential(lambda *_: None, energy, 1.0), jnp.array([1.0, 2.0]))(frame, near)
+    pair = Committee(Potential(lambda *_: None, energy, 1.0), 2)
+    value, force, _ = mean_field(pair, jnp.array([1.0, 2.0]))(frame, near)
     assert float(value) == pytest.approx(1.5 * 14)
     np.testing.assert_allclose(force[1], [-3, -6, -9], rtol=1e-6)
 

@@ -37,15 +37,15 @@ def main(directory: Path) -> None:
     truth = barrier(lambda: TBLite(method="GFN2-xTB", accuracy=0.1, verbosity=0), start, end, images=9)
 
     finished = model.load(directory)
-    potential = model.potential(finished)
+    committee = model.committee(finished)
     params = jax.tree.map(jnp.asarray, finished.params)
     structure = from_atoms([start], finished.table)
     mass = jnp.asarray(masses(finished.table)[np.asarray(structure.species[0])], jnp.float32)
     # From the minimum about half of the energy goes into the potential: momenta of 770 K make a run at 500 K.
     explorer = nve(mass, temperature=770.0, timestep=0.5)
     trajectory = dynamics.run(
-        dynamics.mean_field(potential, params),
-        potential.cutoff,
+        dynamics.mean_field(committee, params),
+        committee.potential.cutoff,
         explorer,
         jax.tree.map(jnp.asarray, structure),
         jax.random.key(0),

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxal import model
+from jaxal.committee import Committee
 from jaxal.explore.md import npt_nose_hoover
 from jaxal.potential.pair import stillinger_weber
 from jaxal.structure import from_atoms, masses, read_frames
@@ -28,7 +29,7 @@ def main(directory: Path) -> None:
     """Measures, prints and writes."""
     start = read_frames(directory / "trajectory.xyz", "-1")[0]
     finished = model.load(directory)
-    table, learned = finished.table, model.potential(finished)
+    table, learned = finished.table, model.committee(finished)
     oracle = stillinger_weber(table)
     structure = jax.tree.map(jnp.asarray, from_atoms([start], table))
     mass = jnp.full(structure.species.shape[-1], float(masses(table)[0]), jnp.float32)
@@ -37,8 +38,8 @@ def main(directory: Path) -> None:
     )
     params = jax.tree.map(jnp.asarray, finished.params)
     fields = {
-        "learned": (dynamics.mean_field(learned, params), learned.cutoff),
-        "oracle": (dynamics.mean_field(oracle, {"none": jnp.zeros(1)}, "vmap"), oracle.cutoff),
+        "learned": (dynamics.mean_field(learned, params), learned.potential.cutoff),
+        "oracle": (dynamics.mean_field(Committee(oracle, 1, "vmap"), {"none": jnp.zeros(1)}), oracle.cutoff),
     }
     found, distributions = {}, {}
     for name, (field, cutoff) in fields.items():

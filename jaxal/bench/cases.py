@@ -17,15 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxal import buffer as buffers
-from jaxal import committee, loop, neighbors, setup
+from jaxal import committee as committees
+from jaxal import loop, neighbors, setup
 from jaxal.acquire.score import max_force_spread
+from jaxal.committee import Committee, predict
 from jaxal.config import parse
 from jaxal.explore.md import nvt_langevin
 from jaxal.schema import Part
 from jaxal.structure import from_atoms, masses, species_table
 from jaxal.train import fit as training
 from jaxal.train.loss import LossWeights
-from jaxal.types import Label, Neighbors, Params, Potential, Structure
+from jaxal.types import Label, Neighbors, Params, Structure
 
 SCALE = 0.05  # eV, of the random weights: walkers stay near where they started
 SAMPLES = 100  # labeled structures in the training case
@@ -41,7 +43,7 @@ class Setting(NamedTuple):
     members: int = 4
     walkers: int = 1
     precision: str = "float32"
-    batching: committee.Batching = "auto"
+    batching: committees.Batching = "auto"
     steps: int = 20  # of dynamics, or of training, in one call
     batch: int = 5  # structures in a training step
     seed: int = 0
@@ -62,7 +64,7 @@ class Program(NamedTuple):
 
 class _Model(NamedTuple):
     table: tuple[int, ...]
-    potential: Potential
+    committee: Committee
     params: Params  # [m]
     structures: Structure  # [w]
     spec: neighbors.Spec
@@ -74,7 +76,7 @@ def forces(setting: Setting) -> Program:
     model = _model(setting)
 
     def evaluate(params: Params, structures: Structure, near: Neighbors):
-        found = committee.predict(model.potential, params, structures, near, setting.batching)
+        found = predict(model.committee, params, structures, near)
         return found.energy, found.force
 
     arguments = (model.params, model.structures, model.near)
@@ -93,7 +95,7 @@ def md(setting: Setting) -> Program:
         walkers, near, overflow = carry
         proposed = jax.vmap(explorer.propose)(walkers)
         near = neighbors.renewed(model.spec, near, proposed)
-        found = committee.predict(model.potential, params, proposed, near, setting.batching)
+        found = predict(model.committee, params, proposed, near)
         spread = jax.vmap(max_force_spread)(found, proposed)
         walkers = jax.vmap(explorer.advance)(walkers, proposed, found.force.mean(1), found.stress.mean(1))
         return (walkers, near, overflow | near.overflow), jnp.max(spread)
@@ -146,12 +148,12 @@ def segment(setting: Setting) -> Program:
     dtype = setup.dtype_of(config.precision)
     oracle = setup.oracle_label(config, table, dtype, reference, setup.oracle_spec(config, table, structures))
     parts = setup.parts_of(config, atoms, table, oracle)
-    near = neighbors.plan(structures, parts.potential.cutoff, setup.SKIN)
-    train_near = neighbors.plan(structures, parts.potential.cutoff, 0.0)
+    near = neighbors.plan(structures, parts.committee.potential.cutoff, setup.SKIN)
+    train_near = neighbors.plan(structures, parts.committee.potential.cutoff, 0.0)
     static = setup.static_of(config, table, near, train_near, LOOKS)
     keys = jax.random.split(jax.random.key(setting.seed), 3)
     members = setting.members
-    params = setup.new_params(parts.potential, keys[0], members, train_near, structures, labels)
+    params = setup.new_params(parts.committee, keys[0], train_near, structures, labels)
     held = setup.spread_hold(structures.charge.shape[0], config.train.holdout)
     buffer = setup.training_set(structures, labels, held, members, 256, keys[1], 1.0)
     train = training.init(static.recipe, params)
@@ -187,7 +189,7 @@ def train(setting: Setting) -> Program:
         jnp.zeros((SAMPLES, 3, 3), dtype),
         jnp.ones(SAMPLES, bool),
     )
-    spec = neighbors.plan(structures, model.potential.cutoff, 0.0)
+    spec = neighbors.plan(structures, model.committee.potential.cutoff, 0.0)
     recipe = training.Recipe(batch=setting.batch, optimizer="amsgrad", weights=LossWeights(1.0, 100.0, 0.0, None))
     none = np.zeros(SAMPLES, bool)
     buffer = setup.training_set(structures, labels, none, setting.members, SAMPLES, jax.random.key(1), 0.0)
@@ -195,9 +197,7 @@ def train(setting: Setting) -> Program:
 
     def fit(state: training.TrainState, buffer: buffers.Buffer):
         steps, rate = jnp.asarray(setting.steps, jnp.int32), jnp.asarray(1e-3, dtype)
-        return training.fit(
-            model.potential, recipe, spec, state, buffer, jax.random.key(2), steps, rate, rate, setting.batching
-        )
+        return training.fit(model.committee, recipe, spec, state, buffer, jax.random.key(2), steps, rate, rate)
 
     compiled, trace, compile_ = _compile(fit, state, buffer)
     facts = _facts(setting, model) | {"edges_padded": spec.capacity * len(setting.atoms), "batch": setting.batch}
@@ -221,22 +221,20 @@ def _compile(function: Callable, *arguments: Any, donate: tuple[int, ...] = ()) 
 def _model(setting: Setting) -> _Model:
     dtype = setup.dtype_of(setting.precision)
     table = species_table([setting.atoms])
-    potential = setting.potential.bind()(table)
+    committee = Committee(setting.potential.bind()(table), setting.members, setting.batching)
     # weights and positions are those of float32 in every precision, so that results can be compared
     one = jax.tree.map(jnp.asarray, from_atoms([setting.atoms], table, dtype=np.dtype(np.float32)))
-    spec = neighbors.plan(one, potential.cutoff, setup.SKIN)
+    spec = neighbors.plan(one, committee.potential.cutoff, setup.SKIN)
     near = jax.jit(neighbors.find, static_argnums=0)(spec, one)
     first = jax.tree.map(lambda x: x[0], (one, near))
-    params = jax.jit(lambda key, *rest: committee.init(potential, key, setting.members, *rest))(
-        jax.random.key(setting.seed), *first
-    )
+    params = jax.jit(lambda key, *rest: committees.init(committee, key, *rest))(jax.random.key(setting.seed), *first)
     listed = float(jnp.mean(jnp.sum(near.index < len(setting.atoms), axis=-1)))
     labels = Label(jnp.zeros(1), jnp.full(one.position.shape, SCALE), jnp.zeros((1, 3, 3)), jnp.ones(1, bool))
     params = training.normalize(params, labels, one, listed)
     cast = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
     params, one, near = jax.tree.map(cast, (params, one, near))
     structures, near = jax.tree.map(lambda x: jnp.repeat(x, setting.walkers, axis=0), (one, near))
-    return _Model(table, potential, params, structures, spec, near)
+    return _Model(table, committee, params, structures, spec, near)
 
 
 def _size(setting: Setting) -> int:
@@ -248,7 +246,7 @@ def _facts(setting: Setting, model: _Model | None) -> dict[str, Any]:
     facts |= {"B": setting.walkers, "dtype": setting.precision, "model": setting.potential.name}
     facts |= dict(setting.potential.options)
     if model is not None:
-        cutoff = model.potential.cutoff
+        cutoff = model.committee.potential.cutoff
         spec = neighbors.plan(jax.tree.map(lambda x: x[:1], model.structures), cutoff, 0.0, 1.0)
         vector, used = jax.vmap(neighbors.vectors)(model.structures, model.near)
         near = used & (jnp.linalg.norm(vector, axis=-1) < cutoff)

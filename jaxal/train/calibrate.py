@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxal import buffer as buffers
-from jaxal import committee, neighbors
+from jaxal import neighbors
+from jaxal.committee import Committee, predict
 from jaxal.train.loss import force_rmse, max_force_error
-from jaxal.types import Gate, GateState, Params, Potential, Score
+from jaxal.types import Gate, GateState, Params, Score
 
 
 class Fresh(NamedTuple):
@@ -32,14 +33,13 @@ class Fresh(NamedTuple):
 
 
 class Judge(NamedTuple):
-    """What calibration needs: the models, what is made of their spread, and on how many held-out labels."""
+    """What calibration needs: the committee, what is made of their spread, and on how many held-out labels."""
 
-    potential: Potential
+    committee: Committee
     score: Score
     gate: Gate
     near: neighbors.Spec  # of the training set
     fold: int  # held-out labels, the latest so many
-    batching: committee.Batching
 
 
 def calibrate(
@@ -56,7 +56,7 @@ def calibrate(
     valid = row < capacity
     structures, labels = buffers.rows(buffer, jnp.where(valid, capacity - 1 - row, 0))
     near = neighbors.find(judge.near, structures)
-    prediction = committee.predict(judge.potential, params, structures, near, judge.batching)
+    prediction = predict(judge.committee, params, structures, near)
     score = jax.vmap(judge.score)(prediction, structures)
     force = prediction.force.mean(1)
     error = max_force_error(force, structures, labels)

@@ -14,9 +14,10 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxal import buffer as buffers
-from jaxal import committee, neighbors
+from jaxal import neighbors
+from jaxal.committee import Committee, evaluate_batch, over_members
 from jaxal.train.loss import LossWeights, loss
-from jaxal.types import Key, Label, Params, Potential, Structure
+from jaxal.types import Key, Label, Params, Structure
 
 
 class TrainState(NamedTuple):
@@ -50,7 +51,7 @@ def init(recipe: Recipe, params: Params) -> TrainState:
 
 
 def fit(
-    potential: Potential,
+    committee: Committee,
     recipe: Recipe,
     spec: neighbors.Spec,
     state: TrainState,
@@ -59,7 +60,6 @@ def fit(
     steps: Int[Array, ""],
     rate: Float[Array, ""],
     final_rate: Float[Array, ""],
-    batching: committee.Batching = "auto",
 ) -> tuple[TrainState, Float[Array, "m"]]:
     """`steps` optimizer steps of every member, learning rate on a cosine from `rate` to `final_rate`.
 
@@ -71,7 +71,7 @@ def fit(
         with jax.named_scope("neighbors"):
             near = neighbors.find(spec, structures)
         params = {**constants, "params": trained}
-        energy, force, stress, _ = committee.evaluate_batch(potential, params, structures, near)
+        energy, force, stress, _ = evaluate_batch(committee.potential, params, structures, near)
         return loss(recipe.weights, energy, force, stress, structures, labels)
 
     def member(params, average, optimizer, weight, member_key):
@@ -96,7 +96,7 @@ def fit(
         return new, total / jnp.maximum(steps, 1)
 
     keys = jax.random.split(key, buffer.weight.shape[0])
-    run = committee.over_members(member, batching)
+    run = over_members(member, committee.batching)
     return run(state.params, state.average, state.optimizer, buffer.weight, keys)
 
 

@@ -13,10 +13,10 @@ import numpy as np
 from ase.neighborlist import neighbor_list
 from jaxtyping import Array, Float
 
-from jaxal import committee
 from jaxal import neighbors as lists
+from jaxal.committee import Committee, predict
 from jaxal.structure import Table, to_atoms
-from jaxal.types import Explorer, InputError, Key, Neighbors, Params, Potential, Structure, WalkerState
+from jaxal.types import Explorer, InputError, Key, Neighbors, Params, Structure, WalkerState
 from jaxal.units import BOLTZMANN
 from jaxal.validate.graph import same_skeleton
 
@@ -58,12 +58,12 @@ class Distribution(NamedTuple):
     error: np.ndarray  # [r]
 
 
-def mean_field(potential: Potential, params: Params, batching: committee.Batching = "auto") -> Field:
+def mean_field(committee: Committee, params: Params) -> Field:
     """The mean of a committee whose `params` have members on the leading axis."""
 
     def field(structure: Structure, near: Neighbors):
         batch, lists_ = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], (structure, near))
-        found = committee.predict(potential, params, batch, lists_, batching)
+        found = predict(committee, params, batch, lists_)
         return jnp.mean(found.energy[0]), jnp.mean(found.force[0], axis=0), jnp.mean(found.stress[0], axis=0)
 
     return field
