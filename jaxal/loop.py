@@ -204,15 +204,16 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         proposed = jax.vmap(parts.explorer.propose)(state.walkers)
         with jax.named_scope("neighbors"):
             near = neighbors.renewed(static.near, state.near, proposed)
+            close = neighbors.within(static.near, near, proposed)
         with jax.named_scope("forces"):
-            prediction = committees.predict(parts.committee, state.train.average, proposed, near)
+            prediction = committees.predict(parts.committee, state.train.average, proposed, close)
         with jax.named_scope("gate"):
-            now = jax.vmap(lambda s, n, p: judge(limits, state.gate, s, n, p))(proposed, near, prediction)
+            now = jax.vmap(lambda s, n, p: judge(limits, state.gate, s, n, p))(proposed, close, prediction)
         walkers = jax.vmap(parts.explorer.advance)(state.walkers, proposed, now.force, now.stress)
         # from the first unphysical frame to the next look a walker keeps its last physical frame
         bad = candidate.bad | now.bad
         candidate = _where(bad, candidate, now)._replace(bad=bad)
-        problems = problems | jnp.where(jnp.any(near.overflow & ~bad), NEIGHBORS_FULL, 0)
+        problems = problems | jnp.where(jnp.any(close.overflow & ~bad), NEIGHBORS_FULL, 0)
         return state._replace(walkers=walkers, near=near), candidate, problems, prediction.energy.mean(1)
 
     def look(limits: Limits, state: State, _) -> tuple[State, Look]:

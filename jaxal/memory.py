@@ -106,8 +106,8 @@ def save(run: Run, progress: Progress, state: loop.State) -> None:
 
 def spec_in(listed: list[Any]) -> neighbors.Spec:
     """A neighbor spec as JSON had it."""
-    cutoff, skin, capacity, images, bins, bin_slots = listed
-    return neighbors.Spec(cutoff, skin, capacity, tuple(images), tuple(bins) if bins else None, bin_slots)
+    cutoff, skin, capacity, images, bins, bin_slots, close = listed
+    return neighbors.Spec(cutoff, skin, capacity, tuple(images), tuple(bins) if bins else None, bin_slots, close)
 
 
 def spec_out(spec: neighbors.Spec) -> list[Any]:

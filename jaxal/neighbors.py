@@ -21,6 +21,7 @@ from jaxal.types import Neighbors, Structure
 
 LARGE = 400  # atoms from which on bins pay
 ROWS = 2048  # atoms whose reversed pairs are looked up at a time
+LISTED = 1.25  # room of a list with a skin, over the neighbors there are
 
 
 class Spec(NamedTuple):
@@ -32,6 +33,7 @@ class Spec(NamedTuple):
     images: tuple[int, int, int]  # lattice images searched on either side, after wrapping to the nearest
     bins: tuple[int, int, int] | None = None  # along the lattice vectors; None searches all pairs
     bin_slots: int = 0  # atoms in a bin, at most
+    close: int = 0  # slots for those within the cutoff itself; 0 = as many as `capacity`
 
 
 def _heights(cell: np.ndarray) -> np.ndarray | None:
@@ -55,11 +57,12 @@ def _bins(cell: np.ndarray, reach: float) -> np.ndarray:
     return np.zeros(3, int) if height is None else np.floor(height / reach).astype(int)
 
 
-def plan(structures: Structure, cutoff: float, skin: float = 0.0, margin: float = 1.25, shrink: float = 0.97) -> Spec:
+def plan(structures: Structure, cutoff: float, skin: float = 0.0, margin: float = 1.15, shrink: float = 0.97) -> Spec:
     """A Spec with room for the given structures (one, or a batch [b]) and `margin` times their neighbors.
 
-    Host side. Images and bins also serve cells that a barostat makes shorter by the factor `shrink`. For an open
-    structure the capacity never exceeds atoms - 1.
+    Host side. With a skin the list itself, which costs little, has more room than what is taken from it. Images and
+    bins also serve cells that a barostat makes shorter by the factor `shrink`. For an open structure the capacity never
+    exceeds atoms - 1.
     """
     position, species, cell = (np.asarray(x) for x in structures[:3])
     position, species, cell = (x.reshape(-1, *x.shape[-tail:]) for x, tail in ((position, 2), (species, 1), (cell, 2)))
@@ -74,25 +77,28 @@ def plan(structures: Structure, cutoff: float, skin: float = 0.0, margin: float 
         spec = spec._replace(images=(0, 0, 0), bins=three, bin_slots=int(np.ceil(1.5 * most)) + 2)
     none: Any = np.int32(0)
     rows = zip(position, species, cell, strict=True)
-    counts = (_counts(spec, jax.tree.map(jnp.asarray, Structure(p, s, c, none, none))) for p, s, c in rows)
-    most = max(int(np.max(count)) for count in counts)
-    capacity = max(1, int(np.ceil(margin * most)))
-    if not np.any(cell):
-        capacity = min(capacity, max(1, position.shape[1] - 1))
-    return spec._replace(capacity=capacity)
+    frames = [jax.tree.map(jnp.asarray, Structure(p, s, c, none, none)) for p, s, c in rows]
+
+    def slots(each: Spec, margin: float) -> int:
+        room = max(1, int(np.ceil(margin * max(int(np.max(_counts(each, frame))) for frame in frames))))
+        return room if np.any(cell) else min(room, max(1, position.shape[1] - 1))
+
+    spec = spec._replace(capacity=slots(spec, margin if skin == 0 else max(margin, LISTED)))
+    close = slots(spec._replace(skin=0.0), margin) if skin else spec.capacity
+    return spec._replace(close=close if close < spec.capacity else 0)
 
 
 def larger(spec: Spec, structures: Structure, shrink: float = 0.9) -> Spec:
     """More room of every kind than `spec` has, after an overflow near `structures`; `shrink` as in `plan`."""
-    planned = plan(jax.device_get(structures), spec.cutoff, spec.skin, shrink=shrink)
-    capacity = max(planned.capacity, int(1.5 * spec.capacity) + 1)
-    if not np.any(np.asarray(structures.cell)):
-        capacity = min(capacity, max(1, structures.species.shape[-1] - 1))
+    planned = plan(jax.device_get(structures), spec.cutoff, spec.skin, LISTED, shrink)
+    most = structures.species.shape[-1] - 1 if not np.any(np.asarray(structures.cell)) else np.inf
+    capacity = int(min(max(planned.capacity, 1.5 * spec.capacity + 1), max(1, most)))
+    close = int(min(max(planned.close, LISTED * spec.close + 1), capacity)) if spec.close else 0
     images = planned.images
     if planned.bins is None:
         images = tuple(max(a, b) for a, b in zip(spec.images, planned.images, strict=True))
     slots = max(planned.bin_slots, int(1.5 * spec.bin_slots) + 1)
-    return planned._replace(capacity=capacity, images=images, bin_slots=slots if planned.bins else 0)
+    return planned._replace(capacity=capacity, images=images, bin_slots=slots if planned.bins else 0, close=close)
 
 
 def _fullest(bins: tuple[int, int, int], position: np.ndarray, species: np.ndarray, cell: np.ndarray) -> int:
@@ -220,6 +226,42 @@ def build(spec: Spec, structure: Structure) -> Neighbors:
         position=structure.position,
         cell=structure.cell,
         overflow=jnp.any(count > spec.capacity) | pairs.overflow,
+    )
+
+
+@exact
+def within(spec: Spec, neighbors: Neighbors, structures: Structure) -> Neighbors:
+    """Those of the neighbors [b] that are within the cutoff now, in fewer slots, without those in the skin.
+
+    What a potential does for a pair costs the same however far it is: a list with a skin of 0.5 Å about a cutoff of
+    5 Å has a third more pairs than count. `overflow` also says where the slots did not suffice.
+    """
+    if not spec.close:
+        return neighbors
+    return jax.vmap(lambda n, s: _within(spec, n, s))(neighbors, structures)
+
+
+def _within(spec: Spec, neighbors: Neighbors, structure: Structure) -> Neighbors:
+    vector, used = vectors(structure, neighbors)
+    near = used & (jnp.sum(vector**2, axis=-1) < spec.cutoff**2)
+    # both rows of a pair must agree, though rounding may put it on either side of the cutoff
+    near = near & near.at[neighbors.index, neighbors.reverse].get(mode="fill", fill_value=False)
+    number, slots = near.shape
+    rank = jnp.cumsum(near, axis=1, dtype=jnp.int32) - 1  # where a slot goes
+    goes = near[:, None, :] & (rank[:, None, :] == jnp.arange(spec.close)[:, None])  # [n, close, k]
+    place = jnp.sum(jnp.where(goes, jnp.arange(slots), 0), axis=-1)
+    kept = jnp.arange(spec.close) < jnp.sum(near, axis=1)[:, None]
+    back = rank.at[neighbors.index, neighbors.reverse].get(mode="fill", fill_value=0)
+
+    def take(values, empty):
+        return jnp.where(kept, jnp.take_along_axis(values, place, axis=1), empty)
+
+    shift = jnp.take_along_axis(neighbors.shift, place[:, :, None], axis=1)
+    return neighbors._replace(
+        index=take(neighbors.index, number),
+        shift=jnp.where(kept[:, :, None], shift, 0),
+        reverse=take(back, spec.close),
+        overflow=neighbors.overflow | jnp.any(jnp.sum(near, axis=1) > spec.close),
     )
 
 

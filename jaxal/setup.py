@@ -120,7 +120,7 @@ def oracle_spec(config: Config, table: Table, structures: Structure) -> neighbor
     A crystal gains neighbors when it melts or is compressed: twice those within one more angstrom are provided for.
     """
     cutoff = config.label.part.bind()(table).cutoff
-    return neighbors.plan(structures, cutoff, 1.0, 2.0)._replace(skin=0.0)
+    return neighbors.plan(structures, cutoff, 1.0, 2.0)._replace(skin=0.0, close=0)
 
 
 def first_labels(config: Config, atoms: ase.Atoms, store: Path) -> First:

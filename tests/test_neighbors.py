@@ -118,6 +118,41 @@ def test_padded_atoms_have_no_neighbors_and_are_none():
     assert set(np.unique(near.index)) <= set(range(8)) | {11}
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_close_neighbors_are_those_within_the_cutoff_now(seed):
+    """In fewer slots than the list with its skin has, after every atom moved, each with its reverse."""
+    rng = np.random.default_rng(seed)
+    atoms = bulk("Si", cubic=True) * (2, 2, 2)
+    start = structure_of(atoms, size=len(atoms) + 2)
+    spec = neighbors.plan(start, 5.0, 0.5)
+    assert spec.close < spec.capacity
+    near = jax.jit(neighbors.build, static_argnums=0)(spec, start)
+    atoms.rattle(0.05, rng=rng)
+    batch, lists = jax.tree.map(lambda x: x[None], (structure_of(atoms, size=len(atoms) + 2), near))
+    moved = jax.tree.map(lambda x: x[0], batch)
+    assert not neighbors.stale(spec, near, moved)
+    close = jax.tree.map(lambda x: x[0], jax.jit(neighbors.within, static_argnums=0)(spec, lists, batch))
+    whole = neighbors.build(neighbors.plan(moved, 5.0), moved)
+    assert close.index.shape[1] == spec.close and not close.overflow
+    for row, other in zip(pairs_of(moved, close), pairs_of(moved, whole), strict=True):
+        assert row == other
+    i, a = np.nonzero(np.asarray(close.index) < len(atoms) + 2)
+    j, b = np.asarray(close.index)[i, a], np.asarray(close.reverse)[i, a]
+    np.testing.assert_array_equal(close.index[j, b], i)
+    np.testing.assert_array_equal(close.shift[j, b], -np.asarray(close.shift)[i, a])
+    few = spec._replace(close=27)  # silicon has 28
+    assert jax.jit(neighbors.within, static_argnums=0)(few, lists, batch).overflow.all()
+
+
+def pairs_of(structure, near):
+    """For each atom, who is near and in which image."""
+    number = structure.position.shape[0]
+    index, shift = np.asarray(near.index), np.asarray(near.shift)
+    return [
+        {(int(j), *map(int, s)) for j, s in zip(index[i], shift[i], strict=True) if j < number} for i in range(number)
+    ]
+
+
 @pytest.mark.parametrize("short", ["capacity", "images"])
 def test_overflow_is_reported(short):
     structure = structure_of(bulk("Si", cubic=True))

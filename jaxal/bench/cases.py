@@ -79,7 +79,8 @@ def forces(setting: Setting) -> Program:
         found = predict(model.committee, params, structures, near)
         return found.energy, found.force
 
-    arguments = (model.params, model.structures, model.near)
+    close = jax.jit(neighbors.within, static_argnums=0)(model.spec, model.near, model.structures)
+    arguments = (model.params, model.structures, close)
     compiled, trace, compile_ = _compile(evaluate, *arguments)
     facts = _facts(setting, model)
     return Program(lambda: compiled(*arguments), "call", 1, _size(setting), compiled, trace, compile_, facts)
@@ -95,10 +96,11 @@ def md(setting: Setting) -> Program:
         walkers, near, overflow = carry
         proposed = jax.vmap(explorer.propose)(walkers)
         near = neighbors.renewed(model.spec, near, proposed)
-        found = predict(model.committee, params, proposed, near)
+        close = neighbors.within(model.spec, near, proposed)
+        found = predict(model.committee, params, proposed, close)
         spread = jax.vmap(max_force_spread)(found, proposed)
         walkers = jax.vmap(explorer.advance)(walkers, proposed, found.force.mean(1), found.stress.mean(1))
-        return (walkers, near, overflow | near.overflow), jnp.max(spread)
+        return (walkers, near, overflow | close.overflow), jnp.max(spread)
 
     def run(params: Params, carry):
         return jax.lax.scan(lambda c, x: step(params, c, x), carry, None, length=setting.steps)
@@ -164,7 +166,7 @@ def segment(setting: Setting) -> Program:
     limits = limits._replace(budget=state.labels + setting.walkers)
     compiled, trace, compile_ = _compile(loop.make_segment(parts, static), state, limits)
     facts = _facts(setting, None) | {
-        "edges_padded": near.capacity * len(atoms),
+        "edges_padded": (near.close or near.capacity) * len(atoms),
         "train_steps": setting.steps,
         "batch": setting.batch,
         "problems": int(compiled(state, limits)[0].problems),
@@ -250,7 +252,10 @@ def _facts(setting: Setting, model: _Model | None) -> dict[str, Any]:
         spec = neighbors.plan(jax.tree.map(lambda x: x[:1], model.structures), cutoff, 0.0, 1.0)
         vector, used = jax.vmap(neighbors.vectors)(model.structures, model.near)
         near = used & (jnp.linalg.norm(vector, axis=-1) < cutoff)
-        facts |= {"edges": int(jnp.sum(near[0])), "edges_padded": model.spec.capacity * len(setting.atoms)}
+        facts |= {
+            "edges": int(jnp.sum(near[0])),
+            "edges_padded": (model.spec.close or model.spec.capacity) * len(setting.atoms),
+        }
         facts |= {"largest_degree": spec.capacity}
         facts["params"] = sum(x[0].size for x in jax.tree.leaves(model.params))
     return facts
