@@ -328,23 +328,31 @@ def stale(spec: Spec, neighbors: Neighbors, structure: Structure) -> Bool[Array,
 @exact
 def vectors(structure: Structure, neighbors: Neighbors) -> tuple[Float[Array, "n k 3"], Bool[Array, "n k"]]:
     """Vectors from each atom to its neighbors (Å) and the mask of slots in use; padded vectors are zero."""
-    number = structure.position.shape[0]
-    used = neighbors.index < number
-    target = gather(structure.position, neighbors.index, neighbors.reverse)
+    used = neighbors.index < structure.position.shape[0]
+    target = gather(structure.position, *inward(neighbors.index, neighbors.reverse))
     vector = target + neighbors.shift.astype(structure.cell.dtype) @ structure.cell - structure.position[:, None, :]
     return jnp.where(used[:, :, None], vector, 0.0), used
+
+
+def inward(index: Int[Array, "n k"], reverse: Int[Array, "n k"]) -> tuple[Int[Array, "n k"], Int[Array, "n k"]]:
+    """Index and reverse for `gather`: a padded slot points at its own atom and is its own reverse."""
+    used = index < index.shape[0]
+    atom = jnp.arange(index.shape[0], dtype=index.dtype)[:, None]
+    slot = jnp.arange(index.shape[1], dtype=reverse.dtype)[None, :]
+    return jnp.where(used, index, atom), jnp.where(used, reverse, slot)
 
 
 @jax.custom_vjp
 def gather(
     values: Float[Array, "n ..."], index: Int[Array, "n k"], reverse: Int[Array, "n k"]
 ) -> Float[Array, "n k ..."]:
-    """`values[index]`, zero in padded slots, whose transpose is a gather too.
+    """`values[index]` for indices as `inward` gives them, whose transpose is a gather too.
 
+    A padded slot holds its own atom's values: they must not count, so that their cotangents are zero.
     The pullback of a gather is a scatter-add, which XLA runs serially on CPUs. Every listed pair stands in both
     rows, so the sum over the pairs that point at i is the sum over the row of i of the reversed pairs.
     """
-    return values.at[index].get(mode="fill", fill_value=0)
+    return values.at[index].get(mode="promise_in_bounds")
 
 
 @jax.custom_vjp
@@ -352,7 +360,7 @@ def _reversed(
     values: Float[Array, "n k ..."], index: Int[Array, "n k"], reverse: Int[Array, "n k"]
 ) -> Float[Array, "n k ..."]:
     """The value of each pair as its other atom sees it; its own inverse and its own transpose."""
-    return values.at[index, reverse].get(mode="fill", fill_value=0)
+    return values.at[index, reverse].get(mode="promise_in_bounds")
 
 
 def _gather_forward(values, index, reverse):

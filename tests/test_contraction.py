@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxal.neighbors import inward
 from jaxal.potential import contraction
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -18,16 +19,17 @@ def irreps(degrees, channels=1):
 @pytest.mark.parametrize("feature_l, l_max", [(0, 2), (2, 3)])
 def test_neighbor_contraction_is_the_sum_of_tensor_products(feature_l, l_max):
     rng = np.random.default_rng(0)
-    number, slots, channels = 5, 3, 4
+    number, slots, channels, rank = 5, 3, 4, 6
     # a ring in which everybody lists the two beside him; the last slot is padding
     index = np.array([[(i + 1) % number, (i - 1) % number, number] for i in range(number)])
     reverse = np.array([[1, 0, slots]] * number)
     harmonics = rng.normal(size=(number, slots, (l_max + 1) ** 2))
-    weight = {p: jnp.asarray(rng.normal(size=(number, slots, channels))) for p in contraction.pairs(feature_l, l_max)}
+    radial = rng.normal(size=(number, slots, rank)) * (np.arange(slots) < 2)[:, None]
+    combine = rng.normal(size=(rank, l_max + 1, feature_l + 1, channels))
+    weight = np.einsum("nkq,qyxf->xynkf", radial, combine)  # [l1, l2, n, k, f]
     features = jnp.asarray(rng.normal(size=((feature_l + 1) ** 2, number, channels)))
-    found = contraction.neighbor_contraction(
-        jnp.asarray(harmonics), weight, features, jnp.asarray(index), jnp.asarray(reverse), l_max
-    )
+    lists = inward(jnp.asarray(index), jnp.asarray(reverse))
+    found = contraction.neighbor_contraction(*map(jnp.asarray, (harmonics, radial, combine, features)), *lists)
     for l3 in range(l_max + 1):
         expected = []
         for l1, l2 in contraction.paths(feature_l, l_max, l3):

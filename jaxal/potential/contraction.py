@@ -1,10 +1,11 @@
 """The tensor algebra of the equivariant model: components first, channels last, neighbors contracted first.
 
 Equivariant arrays are [c, n, f]: the components of degrees 0..L of natural parity (-1)^l in sequence, in e3nn's real
-basis; the coefficients come from e3nn-jax. The sum over neighbors is a batched matrix product of the spherical
-harmonics with the weighted neighbor features; Clebsch-Gordan coefficients are applied once per atom afterwards, so no
-[edges, channels, m] array is made and nothing is scattered. With components first every coupling is one matrix
-product with a constant, whatever the number of atoms.
+basis; the coefficients come from e3nn-jax. The sum over neighbors is one batched matrix product of radial functions
+times spherical harmonics with the neighbors' features, as in the density of the atomic cluster expansion (Drautz,
+Phys. Rev. B 99, 014104, 2019). Radial weights and Clebsch-Gordan coefficients are applied once per atom afterwards, so
+no array of edges and channels is made but the features themselves, and nothing is scattered. With components first
+every coupling is one matrix product with a constant, whatever the number of atoms.
 """
 
 from functools import cache
@@ -47,6 +48,11 @@ def paths(feature_l: int, l_max: int, degree: int) -> tuple[tuple[int, int], ...
     )
 
 
+def _degrees(top: int) -> np.ndarray:
+    """The degree of each component of degrees 0..top."""
+    return np.repeat(np.arange(top + 1), 2 * np.arange(top + 1) + 1)
+
+
 @cache
 def coupling(feature_l: int, l_max: int) -> np.ndarray:
     """Clebsch-Gordan coefficients [rows, harmonics * features] of all paths to all degrees 0..l_max.
@@ -68,27 +74,27 @@ def coupling(feature_l: int, l_max: int) -> np.ndarray:
 
 def neighbor_contraction(
     harmonics: Float[Array, "n k h"],
-    weight: dict[tuple[int, int], Float[Array, "n k f"]],
+    radial: Float[Array, "n k q"],
+    weight: Float[Array, "q _ _ f"],
     features: Features,
     index: Int[Array, "n k"],
     reverse: Int[Array, "n k"],
-    l_max: int,
 ) -> tuple[Float[Array, "_ n _"], ...]:
     """For each degree l3 <= l_max, the sum over neighbors j of the paths of Y_l2(ij) w(ij) h_l1(j) -> l3.
 
-    `harmonics` holds degrees 0..l_max in sequence, `weight` a radial weight [n, k, channels] for each of `pairs`.
-    Returns for each degree [2 l3 + 1, n, paths * channels]: the paths of `paths`, side by side.
+    The radial weight w(ij) of the pair (l1, l2) is the sum over q of radial[i, j, q] weight[q, l2, l1]. `harmonics`
+    holds degrees 0..l_max in sequence; padded slots must have radial functions of zero. Returns for each degree
+    [2 l3 + 1, n, paths * channels]: the paths of `paths`, side by side.
     """
     size, number, channels = features.shape
     feature_l = round(size**0.5) - 1
-    neighbor = by_degree(gather(jnp.moveaxis(features, 0, 1), index, reverse), 2)  # of each [n, k, 2 l1 + 1, f]
-    products = []
-    for l2, harmonic in enumerate(by_degree(harmonics, 2)):
-        parts = [weight[l1, l2][:, :, None, :] * values for l1, values in enumerate(neighbor)]
-        weighted = jnp.concatenate(parts, axis=2).reshape(*index.shape, size * channels)
-        product = jnp.einsum("nky,nkz->nyz", harmonic, weighted)
-        products.append(product.reshape(number, -1, channels))
-    stacked = jnp.moveaxis(jnp.concatenate(products, axis=1), 1, 0)  # [h * c, n, f]
+    l_max = round(harmonics.shape[-1] ** 0.5) - 1
+    neighbor = gather(jnp.moveaxis(features, 0, 1).reshape(number, -1), index, reverse)  # [n, k, c f]
+    edge = (harmonics[:, :, :, None] * radial[:, :, None, :]).reshape(*index.shape, -1)  # [n, k, h q]
+    density = jnp.einsum("nkp,nkz->npz", edge, neighbor).reshape(number, -1, radial.shape[-1], size, channels)
+    harmonic_degree, feature_degree = _degrees(l_max), _degrees(feature_l)
+    of_components = jnp.moveaxis(weight[:, harmonic_degree][:, :, feature_degree], 0, 1)  # [h, q, c, f]
+    stacked = jnp.moveaxis(jnp.sum(density * of_components, axis=2).reshape(number, -1, channels), 1, 0)  # [h c, n, f]
     matrix = jnp.asarray(coupling(feature_l, l_max), harmonics.dtype)
     coupled = (matrix @ stacked.reshape(stacked.shape[0], -1)).reshape(-1, number, channels)
     counts = [len(paths(feature_l, l_max, degree)) for degree in range(l_max + 1)]

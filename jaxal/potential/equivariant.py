@@ -3,7 +3,9 @@
 Batatia et al., NeurIPS 2022 (arXiv:2206.07697): messages of neighbors, symmetric products for the many-body
 order, a residual connection by species, and a linear readout of invariants by species after every layer. Here
 the radial weights belong to pairs of degrees (feature, harmonic) and the couplings are mixed by the linear map
-that follows, which lets the neighbors be contracted first (see `contraction`).
+that follows, and every radial weight is a combination of a few learned functions of the distance. So the sum over
+neighbors is one matrix product of what belongs to the pair, the same for all channels, with the neighbors' features
+(see `contraction`).
 """
 
 from collections.abc import Callable
@@ -15,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxal.neighbors import vectors
+from jaxal.neighbors import inward, vectors
 from jaxal.potential import contraction
 from jaxal.potential.radial import bessel, envelope
 from jaxal.potential.repulsion import zbl
@@ -37,6 +39,7 @@ class _Layer(nn.Module):
     l_out: int
     correlation: int
     hidden: int
+    functions: int
 
     def _linear(self, name: str, values: Float[Array, "z n q"]) -> Float[Array, "z n f"]:
         rows = values.shape[-1]
@@ -60,15 +63,15 @@ class _Layer(nn.Module):
     ) -> contraction.Features:
         dtype, f = harmonics.dtype, self.channels
         feature_l = round(features.shape[0] ** 0.5) - 1
-        pairs = contraction.pairs(feature_l, self.l_max)
         if self.hidden:
             first = self.param("radial_in", _normal(radial.shape[-1] ** -0.5), (radial.shape[-1], self.hidden), dtype)
-            radial = nn.silu(radial @ first) * 1.6765  # keeps unit variance
-        last = self.param("radial_out", _normal(radial.shape[-1] ** -0.5), (radial.shape[-1], len(pairs) * f), dtype)
-        weights = (radial @ last) * (cut / jnp.sqrt(average))[:, :, None]
-        weight = dict(zip(pairs, jnp.split(weights, len(pairs), axis=-1), strict=True))
+            second = self.param("radial_out", _normal(self.hidden**-0.5), (self.hidden, self.functions), dtype)
+            radial = nn.silu(radial @ first) * 1.6765 @ second  # the factor keeps unit variance
+        rank = radial.shape[-1]
+        radial = radial * (cut / jnp.sqrt(average))[:, :, None]
+        weight = self.param("radial_weight", _normal(rank**-0.5), (rank, self.l_max + 1, feature_l + 1, f), dtype)
         sender = self._by_degree("sender", features)
-        message = contraction.neighbor_contraction(harmonics, weight, sender, index, reverse, self.l_max)
+        message = contraction.neighbor_contraction(harmonics, radial, weight, sender, index, reverse)
         mixed = jnp.concatenate([self._linear(f"message_{l}", values) for l, values in enumerate(message)])
 
         product_weight = {}
@@ -106,6 +109,7 @@ class _Model(nn.Module):
     correlation: int
     radial: int
     radial_hidden: int
+    radial_functions: int
     repulsion: bool
 
     @nn.compact
@@ -120,7 +124,7 @@ class _Model(nn.Module):
         vector, used = vector.reshape(number, -1, 3), used.reshape(number, -1)
         first = size * jnp.arange(batch, dtype=jnp.int32)[:, None, None]
         index = jnp.where(neighbors.index < size, neighbors.index + first, number).reshape(number, -1)
-        reverse = neighbors.reverse.reshape(number, -1)
+        index, reverse = inward(index, neighbors.reverse.reshape(number, -1))
         # padded slots sit at the cutoff, where everything and its derivatives are zero
         vector = jnp.where(used[:, :, None], vector, jnp.asarray([self.cutoff, 0.0, 0.0], dtype))
         distance = jnp.sqrt(jnp.sum(vector**2, axis=-1))
@@ -143,9 +147,8 @@ class _Model(nn.Module):
         invariants = []
         for t in range(self.layers):
             l_out = self.hidden_l if t + 1 < self.layers else 0
-            layer = _Layer(
-                kinds, self.channels, self.l_max, l_out, self.correlation, self.radial_hidden, name=f"layer_{t}"
-            )
+            shape = kinds, self.channels, self.l_max, l_out, self.correlation, self.radial_hidden, self.radial_functions
+            layer = _Layer(*shape, name=f"layer_{t}")
             features = layer(features, species, harmonics, radial, cut, index, reverse, constant["neighbors"])
             invariant = features[0]
             readout = self.param(f"readout_{t}", _normal(0.3 * self.channels**-0.5), (kinds, self.channels), dtype)
@@ -154,8 +157,7 @@ class _Model(nn.Module):
         shift = self.param("shift", nn.initializers.zeros, (kinds,), dtype)
         energy = constant["scale"] * (energy + shift[species])
         if self.repulsion:
-            neighbor = species.at[index].get(mode="fill", fill_value=0)
-            energy = energy + zbl(self.table, species, neighbor, distance, used)
+            energy = energy + zbl(self.table, species, species[index], distance, used)
         feature = jnp.concatenate(invariants, axis=-1).reshape(batch, size, -1)
         energy = jnp.sum(jnp.where(real, energy.reshape(batch, size), 0.0), axis=1)
         return energy, jnp.where(real[:, :, None], feature, 0.0)
@@ -173,6 +175,7 @@ def equivariant(
     correlation: Annotated[int, Unit("", 1)] = 2,
     radial: Annotated[int, Unit("", 1)] = 8,
     radial_hidden: Annotated[int, Unit("", 0)] = 32,
+    radial_functions: Annotated[int, Unit("", 1)] = 8,
     repulsion: bool = True,
 ) -> Potential:
     """Equivariant message passing of the MACE family, with ZBL repulsion at short range.
@@ -187,7 +190,8 @@ def equivariant(
     layers : message-passing layers
     correlation : factors in the symmetric products, 1 to 3: body order minus one
     radial : Bessel functions
-    radial_hidden : width of the radial network's hidden layer; 0 = none (a linear map of the basis)
+    radial_hidden : width of the radial network's hidden layer; 0 = none, the Bessel functions are taken as they are
+    radial_functions : learned functions of the distance in each layer, of which every radial weight is a combination
     repulsion : add the screened nuclear repulsion
 
     The parameters hold "params" (trained) and "constants" (scale in eV, mean number of neighbors; set from
@@ -197,7 +201,8 @@ def equivariant(
         raise ValueError(f"potential.hidden_l is {hidden_l}; it must not exceed potential.l_max = {l_max}")
     if not 1 <= correlation <= 3:
         raise ValueError(f"potential.correlation is {correlation}; it must be 1, 2 or 3")
-    model = _Model(table, cutoff, channels, l_max, hidden_l, layers, correlation, radial, radial_hidden, repulsion)
+    network = radial, radial_hidden, radial_functions
+    model = _Model(table, cutoff, channels, l_max, hidden_l, layers, correlation, *network, repulsion)
 
     def one(structure: Structure, neighbors: Neighbors) -> Any:
         return jax.tree.map(lambda x: x[None], (structure, neighbors))
