@@ -16,13 +16,16 @@ def irreps(degrees, channels=1):
     return e3nn.Irreps([(channels, (l, (-1) ** l)) for l in degrees])
 
 
+@pytest.mark.parametrize("slots, density_first", [(3, False), (40, True)])
 @pytest.mark.parametrize("feature_l, l_max", [(0, 2), (2, 3)])
-def test_neighbor_contraction_is_the_sum_of_tensor_products(feature_l, l_max):
+def test_neighbor_contraction_is_the_sum_of_tensor_products(feature_l, l_max, slots, density_first):
     rng = np.random.default_rng(0)
-    number, slots, channels, rank = 5, 3, 4, 6
-    # a ring in which everybody lists the two beside him; the last slot is padding
-    index = np.array([[(i + 1) % number, (i - 1) % number, number] for i in range(number)])
-    reverse = np.array([[1, 0, slots]] * number)
+    number, channels, rank = 5, 4, 6
+    assert contraction.density_first(slots, rank, (l_max + 1) ** 2, (feature_l + 1) ** 2) == density_first
+    # a ring in which everybody lists the two beside him; the other slots are padding
+    index = np.full((number, slots), number)
+    index[:, :2] = [[(i + 1) % number, (i - 1) % number] for i in range(number)]
+    reverse = np.array([[1, 0] + [slots] * (slots - 2)] * number)
     harmonics = rng.normal(size=(number, slots, (l_max + 1) ** 2))
     radial = rng.normal(size=(number, slots, rank)) * (np.arange(slots) < 2)[:, None]
     combine = rng.normal(size=(rank, l_max + 1, feature_l + 1, channels))
@@ -37,7 +40,7 @@ def test_neighbor_contraction_is_the_sum_of_tensor_products(feature_l, l_max):
             sender = jnp.moveaxis(features[contraction.of_degree(l1)], 0, -1)[index[:, :2]]  # [n, k, f, 2l1+1]
             h = e3nn.IrrepsArray(irreps([l1]), sender)
             product = e3nn.tensor_product(y, h, filter_ir_out=irreps([l3])).array
-            summed = jnp.sum(weight[l1, l2][:, :2, :, None] * product, axis=1)  # the third slot is padding
+            summed = jnp.sum(weight[l1, l2][:, :2, :, None] * product, axis=1)  # the others are padding
             expected.append(jnp.moveaxis(summed, -1, 0))
         np.testing.assert_allclose(found[l3], np.concatenate(expected, -1), atol=1e-12)
 

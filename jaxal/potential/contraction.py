@@ -72,6 +72,41 @@ def coupling(feature_l: int, l_max: int) -> np.ndarray:
     return np.concatenate(blocks)
 
 
+def density_first(slots: int, functions: int, harmonics: int, size: int) -> bool:
+    """Whether the sum over neighbors comes before the radial weights: with many neighbors that is less work.
+
+    Numbers per atom and channel: of its slots the radial weights and the weighted features, for each degree of the
+    harmonics, against the density. Measured on one CPU thread, with l_max 2, hidden_l 1 and eight functions (288
+    against 18 a slot): training with 8 slots is 1.3 times slower by the density, dynamics with 20 as fast, with
+    33 1.4 times faster.
+    """
+    degrees, feature_degrees = round(harmonics**0.5), round(size**0.5)
+    return slots * degrees * (feature_degrees + size) > functions * harmonics * size
+
+
+def _weighted_sum(
+    harmonics: Float[Array, "n k h"],
+    radial: Float[Array, "n k q"],
+    weight: Float[Array, "q _ _ f"],
+    neighbor: Float[Array, "n k c f"],
+) -> Float[Array, "n h c f"]:
+    """Sum over the slots k of harmonics x radial weight x neighbor, in the cheaper of two orders."""
+    number, slots, size, channels = neighbor.shape
+    degrees = [_degrees(round(count**0.5) - 1) for count in (harmonics.shape[-1], size)]
+    if density_first(slots, radial.shape[-1], harmonics.shape[-1], size):
+        edge = (harmonics[:, :, :, None] * radial[:, :, None, :]).reshape(number, slots, -1)  # [n, k, h q]
+        density = jnp.einsum("nkp,nkz->npz", edge, neighbor.reshape(number, slots, -1))
+        of_components = jnp.moveaxis(weight[:, degrees[0]][:, :, degrees[1]], 0, 1)  # [h, q, c, f]
+        return jnp.sum(density.reshape(number, *of_components.shape[:2], size, channels) * of_components, axis=2)
+    weights = (radial @ weight.reshape(radial.shape[-1], -1)).reshape(number, slots, *weight.shape[1:])
+    values, sums = by_degree(neighbor, 2), []
+    for l2, harmonic in enumerate(by_degree(harmonics, 2)):
+        parts = [weights[:, :, l2, l1, None] * value for l1, value in enumerate(values)]
+        weighted = jnp.concatenate(parts, axis=2).reshape(number, slots, -1)
+        sums.append(jnp.einsum("nky,nkz->nyz", harmonic, weighted))
+    return jnp.concatenate(sums, axis=1).reshape(number, -1, size, channels)
+
+
 def neighbor_contraction(
     harmonics: Float[Array, "n k h"],
     radial: Float[Array, "n k q"],
@@ -89,12 +124,9 @@ def neighbor_contraction(
     size, number, channels = features.shape
     feature_l = round(size**0.5) - 1
     l_max = round(harmonics.shape[-1] ** 0.5) - 1
-    neighbor = gather(jnp.moveaxis(features, 0, 1).reshape(number, -1), index, reverse)  # [n, k, c f]
-    edge = (harmonics[:, :, :, None] * radial[:, :, None, :]).reshape(*index.shape, -1)  # [n, k, h q]
-    density = jnp.einsum("nkp,nkz->npz", edge, neighbor).reshape(number, -1, radial.shape[-1], size, channels)
-    harmonic_degree, feature_degree = _degrees(l_max), _degrees(feature_l)
-    of_components = jnp.moveaxis(weight[:, harmonic_degree][:, :, feature_degree], 0, 1)  # [h, q, c, f]
-    stacked = jnp.moveaxis(jnp.sum(density * of_components, axis=2).reshape(number, -1, channels), 1, 0)  # [h c, n, f]
+    neighbor = gather(jnp.moveaxis(features, 0, 1), index, reverse)
+    mixed = _weighted_sum(harmonics, radial, weight, neighbor)
+    stacked = jnp.moveaxis(mixed.reshape(number, -1, channels), 1, 0)  # [h c, n, f]
     matrix = jnp.asarray(coupling(feature_l, l_max), harmonics.dtype)
     coupled = (matrix @ stacked.reshape(stacked.shape[0], -1)).reshape(-1, number, channels)
     counts = [len(paths(feature_l, l_max, degree)) for degree in range(l_max + 1)]
