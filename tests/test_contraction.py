@@ -22,10 +22,7 @@ def test_neighbor_contraction_is_the_sum_of_tensor_products(feature_l, l_max, sl
     rng = np.random.default_rng(0)
     number, channels, rank = 5, 4, 6
     assert contraction.density_first(slots, rank, (l_max + 1) ** 2, (feature_l + 1) ** 2) == density_first
-    # a ring in which everybody lists the two beside him; the other slots are padding
-    index = np.full((number, slots), number)
-    index[:, :2] = [[(i + 1) % number, (i - 1) % number] for i in range(number)]
-    reverse = np.array([[1, 0] + [slots] * (slots - 2)] * number)
+    index, reverse = _ring(number, slots)
     harmonics = rng.normal(size=(number, slots, (l_max + 1) ** 2))
     radial = rng.normal(size=(number, slots, rank)) * (np.arange(slots) < 2)[:, None]
     combine = rng.normal(size=(rank, l_max + 1, feature_l + 1, channels))
@@ -120,3 +117,40 @@ def test_symmetric_product_adds_orders_and_weights_atoms_apart():
                     subscripts = ",".join([factors + "zp", *factors, "p"]) + "->z"
                     expected[:, n, f] += np.einsum(subscripts, basis, *arrays, weight[order, degree][n, :, f])
         np.testing.assert_allclose(both[contraction.of_degree(degree)], expected, atol=1e-12)
+
+
+def test_blocks_of_atoms_change_nothing(monkeypatch):
+    """Values, gradients and second derivatives, also where the last block is not full."""
+    rng = np.random.default_rng(3)
+    number, slots, channels, rank = 11, 4, 3, 2
+    lists = inward(*(jnp.asarray(x) for x in _ring(number, slots)))
+    given = [rng.normal(size=shape) for shape in ((number, slots, 4), (number, slots, rank), (rank, 2, 2, channels))]
+    harmonics, radial, weight = map(jnp.asarray, given)
+    radial = radial * (jnp.arange(slots) < 2)[:, None]
+    features = jnp.asarray(rng.normal(size=(4, number, channels)))
+
+    def total(features, weight):
+        found = contraction.neighbor_contraction(harmonics, radial, weight, features, *lists)
+        return sum(jnp.sum(jnp.sin(x)) for x in found)
+
+    def all_of():
+        slope = jax.grad(total)
+        second = jax.grad(lambda f, w: jnp.sum(slope(f, w) ** 2), argnums=(0, 1))
+        return total(features, weight), slope(features, weight), second(features, weight)
+
+    def scans():
+        return "scan" in str(jax.make_jaxpr(lambda *given: total(*given))(features, weight))
+
+    whole = all_of()
+    assert not scans()
+    monkeypatch.setattr(contraction, "CACHED", 4 * 64)
+    assert scans()
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(all_of()), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)
+
+
+def _ring(number, slots):
+    """Index and reverse of a ring in which everybody lists the two beside him; the other slots are padding."""
+    index = np.full((number, slots), number)
+    index[:, :2] = [[(i + 1) % number, (i - 1) % number] for i in range(number)]
+    return index, np.array([[1, 0] + [slots] * (slots - 2)] * number)

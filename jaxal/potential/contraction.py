@@ -8,9 +8,11 @@ no array of edges and channels is made but the features themselves, and nothing 
 every coupling is one matrix product with a constant, whatever the number of atoms.
 """
 
+from collections.abc import Callable
 from functools import cache
 
 import e3nn_jax as e3nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -18,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from jaxal.neighbors import gather
 
 Features = Float[Array, "c n f"]
+CACHED = 2**18  # numbers of a block of atoms: 1 MiB in float32
 
 
 def of_degree(degree: int) -> slice:
@@ -72,16 +75,37 @@ def coupling(feature_l: int, l_max: int) -> np.ndarray:
     return np.concatenate(blocks)
 
 
+def _work(slots: int, functions: int, harmonics: int, size: int) -> tuple[int, int]:
+    """Numbers per atom and channel on the two ways to the sum over neighbors.
+
+    The radial weights and weighted features of its slots, for each degree of the harmonics; the density.
+    """
+    degrees, feature_degrees = round(harmonics**0.5), round(size**0.5)
+    return slots * degrees * (feature_degrees + size), functions * harmonics * size
+
+
 def density_first(slots: int, functions: int, harmonics: int, size: int) -> bool:
     """Whether the sum over neighbors comes before the radial weights: with many neighbors that is less work.
 
-    Numbers per atom and channel: of its slots the radial weights and the weighted features, for each degree of the
-    harmonics, against the density. Measured on one CPU thread, with l_max 2, hidden_l 1 and eight functions (288
+    Measured on one CPU thread, with l_max 2, hidden_l 1 and eight functions (288
     against 18 a slot): training with 8 slots is 1.3 times slower by the density, dynamics with 20 as fast, with
     33 1.4 times faster.
     """
-    degrees, feature_degrees = round(harmonics**0.5), round(size**0.5)
-    return slots * degrees * (feature_degrees + size) > functions * harmonics * size
+    by_slots, by_density = _work(slots, functions, harmonics, size)
+    return by_slots > by_density
+
+
+def _in_blocks(function: Callable[..., Array], rows: int, *arrays: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+    """`function(*arrays)` over the atoms in blocks of about `rows`, one after the other."""
+    number = arrays[0].shape[0]
+    blocks = -(-number // rows)
+    if blocks == 1:
+        return function(*arrays)
+    rows = -(-number // blocks)
+    spare = blocks * rows - number
+    cut = [jnp.pad(x, [(0, spare)] + [(0, 0)] * (x.ndim - 1)).reshape(blocks, rows, *x.shape[1:]) for x in arrays]
+    done = jax.lax.map(lambda block: function(*block), tuple(cut))
+    return done.reshape(blocks * rows, *done.shape[2:])[:number]
 
 
 def _weighted_sum(
@@ -125,7 +149,13 @@ def neighbor_contraction(
     feature_l = round(size**0.5) - 1
     l_max = round(harmonics.shape[-1] ** 0.5) - 1
     neighbor = gather(jnp.moveaxis(features, 0, 1), index, reverse)
-    mixed = _weighted_sum(harmonics, radial, weight, neighbor)
+    # On a CPU what belongs to a block of atoms stays in its cache: 1.1 times faster with 216 atoms of silicon, 1.4
+    # times with 16 walkers of aspirin, 1.5 times with 4096 atoms; with eight walkers of ethanol 1.2 times slower. An
+    # accelerator is faster the more it is given at once.
+    work = channels * min(_work(index.shape[1], radial.shape[-1], harmonics.shape[-1], size))
+    small = jax.default_backend() != "cpu" or number * work < 4 * CACHED
+    rows = number if small else max(1, CACHED // work)
+    mixed = _in_blocks(lambda *block: _weighted_sum(*block[:2], weight, block[2]), rows, harmonics, radial, neighbor)
     stacked = jnp.moveaxis(mixed.reshape(number, -1, channels), 1, 0)  # [h c, n, f]
     matrix = jnp.asarray(coupling(feature_l, l_max), harmonics.dtype)
     coupled = (matrix @ stacked.reshape(stacked.shape[0], -1)).reshape(-1, number, channels)
