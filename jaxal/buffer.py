@@ -114,9 +114,7 @@ def rows(buffer: Buffer, chosen: Int[Array, "b"] | np.ndarray) -> tuple[Structur
     return jax.tree.map(lambda x: x[chosen], (buffer.structure, buffer.label))
 
 
-def sample(
-    key: Key, buffer: Buffer, weight: Float[Array, "h c"], size: int
-) -> tuple[Int[Array, "b"], Int[Array, "b"]]:
+def sample(key: Key, buffer: Buffer, weight: Float[Array, "h c"], size: int) -> tuple[Int[Array, "b"], Int[Array, "b"]]:
     """`size` pairs of a row to train on and a member, drawn with replacement in proportion to bootstrap weights.
 
     `weight` holds those of the h members that draw together; one that draws alone has h = 1.

@@ -56,6 +56,11 @@ def init(committee: Committee, key: Key, structure: Structure, neighbors: Neighb
     return jax.vmap(one)(jax.random.split(key, committee.replicas))
 
 
+def backbone(committee: Committee, params: Params) -> Params:
+    """What the potential takes of one set of weights."""
+    return heads.backbone(params) if committee.heads > 1 else params
+
+
 def evaluate(
     potential: Potential, params: Params, structure: Structure, neighbors: Neighbors
 ) -> tuple[Float[Array, ""], Float[Array, "n 3"], Float[Array, "3 3"], Float[Array, "n f"]]:
@@ -110,7 +115,7 @@ def evaluate_heads(
     One forward pass. The pullback through the backbone is linear in what comes from the heads, so it is mapped over
     the heads, or over their mean and its random combinations.
     """
-    strained = _strained(committee.potential, heads.backbone(params), structures, neighbors)
+    strained = _strained(committee.potential, backbone(committee, params), structures, neighbors)
     (energy, feature), pull = jax.vjp(strained, structures.position, jnp.zeros_like(structures.cell))
     added, slope = heads.evaluate(params, feature, structures.species)
     share = jnp.ones_like(added)  # of the backbone's energy

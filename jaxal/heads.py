@@ -5,9 +5,9 @@ registered potential and a network u_h of one hidden layer whose last weights be
 that share their features cost one forward pass together, and one backward pass through the backbone each; this is the
 shallow ensemble of Kellner and Ceriotti, Mach. Learn.: Sci. Technol. 5, 035006 (2024).
 
-Parameters are {"params": {"backbone": ..., "heads": ...}, ...}: the potential's own "params" under "backbone", its other
-collections as they are. The heads' have a leading axis [h] and give energies in units of the constant "scale" (eV),
-where the potential has one.
+Parameters are {"params": {"backbone": ..., "heads": ...}, ...}: the potential's own "params" under "backbone", its
+other collections as they are. The heads' have a leading axis [h] and give energies in units of the constant "scale"
+(eV), where the potential has one.
 """
 
 from typing import NamedTuple
@@ -99,12 +99,13 @@ def combinations(energy: Float[Array, "h b"], number: int) -> Float[Array, "k h 
     """Weights of `number` random combinations of the heads: signs less their mean over the heads, over sqrt(h).
 
     A combination g_k = sum_h w_kh y_h of anything that the heads predict has mean zero and, since the signs xi of
-    different heads are independent, E[g_k^2] = sum_h (y_h - mean y)^2 / h: the population variance of the heads. So the
-    mean of g_k^2 over k estimates it without bias, for energies, forces and stresses alike (the trace estimator of
-    Hutchinson, Commun. Stat. Simul. Comput. 19, 433, 1990, for a covariance). What signs are drawn depends on the heads'
-    mean energy of the structure alone, in steps of `GRAIN`: the same structure always gets the same, whatever the order
-    of its atoms, their padding, its orientation and its place (but for the rare energies that rounding carries into
-    the next step), and structures of different energies independent ones.
+    different heads are independent, E[g_k^2] = sum_h (y_h - mean y)^2 / h: the population variance of the heads. So
+    the mean of g_k^2 over k estimates it without bias, for energies, forces and stresses alike (the trace estimator
+    of Hutchinson, Commun. Stat. Simul. Comput. 19, 433, 1990, for a covariance).
+
+    What signs are drawn depends on the heads' mean energy of the structure alone, in steps of `GRAIN`. So the same
+    structure always gets the same, whatever the order of its atoms, their padding, its orientation and its place, but
+    for the few energies that rounding carries into the next step; structures of other energies get independent ones.
     """
     heads = energy.shape[0]
     steps = jnp.round(jax.lax.stop_gradient(jnp.mean(energy, axis=0)) / GRAIN).astype(jnp.float32) + 0.0  # no -0
