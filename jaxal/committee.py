@@ -125,10 +125,10 @@ def evaluate_heads(
         added, slope = jnp.einsum("phb,hb->pb", weight, added), jnp.einsum("phb,hbnf->pbnf", weight, slope)
         share = jnp.zeros_like(added).at[0].set(1.0)
     pulled = over_members(lambda *back: pull(back), committee.batching)(share, slope)
-    found = share * energy + added, -pulled[0], _by_volume(pulled[1], structures)
+    energy, force, stress = share * energy + added, -pulled[0], _by_volume(pulled[1], structures)
     if committee.signs:
-        found = tuple(heads.antithetic(x) for x in found)
-    return *found, feature
+        energy, force, stress = (heads.antithetic(x) for x in (energy, force, stress))
+    return energy, force, stress, feature
 
 
 def one_by_one(batching: Batching) -> bool:
