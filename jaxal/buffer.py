@@ -114,8 +114,12 @@ def rows(buffer: Buffer, chosen: Int[Array, "b"] | np.ndarray) -> tuple[Structur
     return jax.tree.map(lambda x: x[chosen], (buffer.structure, buffer.label))
 
 
-def sample(key: Key, buffer: Buffer, weight: Float[Array, "c"], size: int) -> Int[Array, "b"]:
-    """`size` rows to train on, drawn with replacement in proportion to one member's bootstrap weights."""
-    odds = jnp.cumsum(jnp.where(trainable(buffer), weight, 0.0))
+def sample(key: Key, buffer: Buffer, weight: Float[Array, "h c"], size: int) -> tuple[Int[Array, "b"], Int[Array, "b"]]:
+    """`size` pairs of a row to train on and a member, drawn with replacement in proportion to bootstrap weights.
+
+    `weight` holds those of the h members that draw together; one that draws alone has h = 1.
+    """
+    odds = jnp.cumsum(jnp.where(trainable(buffer), weight, 0.0).reshape(-1))
     draw = jax.random.uniform(key, (size,), odds.dtype) * odds[-1]
-    return jnp.minimum(jnp.searchsorted(odds, draw, side="right"), capacity(buffer) - 1)
+    found = jnp.minimum(jnp.searchsorted(odds, draw, side="right"), weight.size - 1)
+    return found % capacity(buffer), found // capacity(buffer)

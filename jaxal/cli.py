@@ -99,6 +99,9 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--walkers", type=numbers, default=[1], help="walkers at a time, as in 1,8,64")
     bench.add_argument("--precision", type=_separated(str), default=["float32"], help="float32, float64 or both")
     bench.add_argument("--batching", choices=("auto", "map", "vmap"), default="auto", help="of the members")
+    kind = "full, shared or both: members with weights of their own, or heads on one backbone"
+    bench.add_argument("--kind", type=_separated(str), default=["full"], help=kind)
+    bench.add_argument("--signs", type=numbers, default=[0], help="random combinations of the heads, as in 0,2")
     bench.add_argument("--steps", type=int, default=20, help="of dynamics or training in one call")
     bench.add_argument("--batch", type=int, default=5, help="structures in a training step")
     bench.add_argument("--repeats", type=int, default=7, help="medians are taken over so many")
@@ -245,6 +248,8 @@ def _bench(given: argparse.Namespace) -> None:
             seed=given.seed,
             profile=given.profile,
             compile=given.compile,
+            kinds=given.kind,
+            signs=given.signs,
         ),
         given.out,
     )

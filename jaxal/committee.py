@@ -4,6 +4,9 @@ Forces and stress are one gradient wrapped around the energy. Members stand on a
 parameters. How members and structures are batched is one switch: on CPUs the members are taken one after the
 other (a vmap over members makes XLA's batched products lose their layout and runs 2 to 3 times slower), on
 accelerators the widest batch wins.
+
+Members may also share their weights but for a readout head each (see `heads`); then the parameters have one row for
+each set of weights, [r], and m = r * heads.
 """
 
 from typing import Literal, NamedTuple
@@ -12,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxal import heads
 from jaxal.precision import exact
 from jaxal.types import Key, Neighbors, Params, Potential, Prediction, Structure
 
@@ -19,18 +23,42 @@ Batching = Literal["auto", "map", "vmap"]
 
 
 class Committee(NamedTuple):
-    """What has to be static about a committee; hashable. Its parameters have the members on a leading axis [m]."""
+    """What has to be static about a committee; hashable.
+
+    Its parameters have the sets of weights on a leading axis [r], of `heads` members each: a full committee is one
+    head on each of m sets, a shared one m heads on one. `signs` = 0 predicts every member; k > 0 their exact mean and
+    an estimate of their spread from k random combinations of the heads, at the cost of 1 + k members instead of
+    `heads`: a Prediction of 2 k pseudo-members of each set, whose population variance has the expectation of the
+    members' (see `heads.combinations`).
+    """
 
     potential: Potential
     members: int
     batching: Batching = "auto"
+    heads: int = 1  # members on one set of weights; a divisor of `members`
+    signs: int = 0  # random-sign combinations of the heads
+    species: int = 1  # rows of the species table; heads have weights for each
+
+    @property
+    def replicas(self) -> int:
+        """Sets of weights, r."""
+        return self.members // self.heads
 
 
 def init(committee: Committee, key: Key, structure: Structure, neighbors: Neighbors) -> Params:
-    """Independent initial weights of each member, [m] leading."""
-    return jax.vmap(lambda k: committee.potential.init(k, structure, neighbors))(
-        jax.random.split(key, committee.members)
-    )
+    """Independent initial weights, [r] leading."""
+
+    def one(key):
+        if committee.heads > 1:
+            return heads.init(committee.potential, committee.heads, committee.species, key, structure, neighbors)
+        return committee.potential.init(key, structure, neighbors)
+
+    return jax.vmap(one)(jax.random.split(key, committee.replicas))
+
+
+def backbone(committee: Committee, params: Params) -> Params:
+    """What the potential takes of one set of weights."""
+    return heads.backbone(params) if committee.heads > 1 else params
 
 
 def evaluate(
@@ -50,19 +78,57 @@ def evaluate_batch(
     potential: Potential, params: Params, structures: Structure, neighbors: Neighbors
 ) -> tuple[Float[Array, "b"], Float[Array, "b n 3"], Float[Array, "b 3 3"], Float[Array, "b n f"]]:
     """`evaluate` of a batch [b]: one gradient of the sum, since no energy depends on another structure."""
+    strained = _strained(potential, params, structures, neighbors)
+
+    def total(position, strain):
+        energy, feature = strained(position, strain)
+        return jnp.sum(energy), (energy, feature)
+
+    zero = jnp.zeros_like(structures.cell)
+    slopes, (energy, feature) = jax.grad(total, argnums=(0, 1), has_aux=True)(structures.position, zero)
+    return energy, -slopes[0], _by_volume(slopes[1], structures), feature
+
+
+def _strained(potential: Potential, params: Params, structures: Structure, neighbors: Neighbors):
+    """Energies and features of a batch as a function of its positions and of a strain for each, [b 3 3]."""
     energies = potential.energies or jax.vmap(potential.energy, (None, 0, 0))
 
     def strained(position, strain):
         deformation = jnp.eye(3, dtype=position.dtype) + 0.5 * (strain + jnp.swapaxes(strain, -1, -2))
         moved = structures._replace(position=position @ deformation, cell=structures.cell @ deformation)
-        energy, feature = energies(params, moved, neighbors)
-        return jnp.sum(energy), (energy, feature)
+        return energies(params, moved, neighbors)
 
-    zero = jnp.zeros_like(structures.cell)
-    slopes, (energy, feature) = jax.grad(strained, argnums=(0, 1), has_aux=True)(structures.position, zero)
+    return strained
+
+
+def _by_volume(slope: Float[Array, "*p b 3 3"], structures: Structure) -> Float[Array, "*p b 3 3"]:
     volume = jnp.abs(jnp.linalg.det(structures.cell))[:, None, None]
-    stress = jnp.where(volume > 0, slopes[1] / jnp.where(volume > 0, volume, 1.0), 0.0)
-    return energy, -slopes[0], stress, feature
+    return jnp.where(volume > 0, slope / jnp.where(volume > 0, volume, 1.0), 0.0)
+
+
+@exact
+def evaluate_heads(
+    committee: Committee, params: Params, structures: Structure, neighbors: Neighbors
+) -> tuple[Float[Array, "p b"], Float[Array, "p b n 3"], Float[Array, "p b 3 3"], Float[Array, "b n f"]]:
+    """All heads of one set of weights on a batch [b], p = heads, or 2 signs pseudo-members; units as `evaluate`.
+
+    One forward pass. The pullback through the backbone is linear in what comes from the heads, so it is mapped over
+    the heads, or over their mean and its random combinations.
+    """
+    strained = _strained(committee.potential, backbone(committee, params), structures, neighbors)
+    (energy, feature), pull = jax.vjp(strained, structures.position, jnp.zeros_like(structures.cell))
+    added, slope = heads.evaluate(params, feature, structures.species)
+    share = jnp.ones_like(added)  # of the backbone's energy
+    if committee.signs:
+        mean = jnp.full((1, *added.shape), 1 / committee.heads, added.dtype)
+        weight = jnp.concatenate([mean, heads.combinations(energy + added, committee.signs)])  # [1 + k, h, b]
+        added, slope = jnp.einsum("phb,hb->pb", weight, added), jnp.einsum("phb,hbnf->pbnf", weight, slope)
+        share = jnp.zeros_like(added).at[0].set(1.0)
+    pulled = over_members(lambda *back: pull(back), committee.batching)(share, slope)
+    energy, force, stress = share * energy + added, -pulled[0], _by_volume(pulled[1], structures)
+    if committee.signs:
+        energy, force, stress = (heads.antithetic(x) for x in (energy, force, stress))
+    return energy, force, stress, feature
 
 
 def one_by_one(batching: Batching) -> bool:
@@ -78,15 +144,19 @@ def over_members(function, batching: Batching):
 
 
 def predict(committee: Committee, params: Params, structures: Structure, neighbors: Neighbors) -> Prediction:
-    """The committee on a batch of structures [b]: Prediction with axes [b m ...].
+    """The committee on a batch of structures [b]: Prediction with axes [b m ...], or [b (2 r signs) ...] with signs.
 
-    `params` has members on its leading axis. Features are those of the first member.
+    `params` has sets of weights on its leading axis [r]. Features are those of the first.
     """
 
     def member(one):
+        if committee.heads > 1:
+            return evaluate_heads(committee, one, structures, neighbors)
         return evaluate_batch(committee.potential, one, structures, neighbors)
 
     energy, force, stress, feature = over_members(member, committee.batching)(params)
+    if committee.heads > 1:  # [r p ...] to [m ...]
+        energy, force, stress = (x.reshape(-1, *x.shape[2:]) for x in (energy, force, stress))
     return Prediction(
         energy=jnp.moveaxis(energy, 0, 1),
         force=jnp.moveaxis(force, 0, 1),

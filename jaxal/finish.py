@@ -72,10 +72,12 @@ def anneal(
     return best[1], best[2], best[0] if np.isfinite(best[0]) else None
 
 
-def write_model(directory: Path, train: training.TrainState, gate: GateState, **facts: Any) -> None:
+def write_model(
+    directory: Path, committee: Committee, train: training.TrainState, gate: GateState, **facts: Any
+) -> None:
     """The model file of a run folder; `facts` are the other fields of `model.Model`."""
-    params = jax.device_get(train.average)
-    model.save(directory / model.FILE_NAME, model.Model(params=params, factor=float(gate.factor), **facts))
+    facts |= {"params": jax.device_get(train.average), "factor": float(gate.factor)}
+    model.save(directory / model.FILE_NAME, model.Model(heads=committee.heads, signs=committee.signs, **facts))
 
 
 def validated(directory: Path, data: Path | None) -> None:
@@ -109,6 +111,7 @@ def finish(run: Run, progress: Progress, parts: loop.Parts, static: loop.Static,
     reference = np.asarray(progress.reference)
     write_model(
         directory,
+        parts.committee,
         train,
         gate,
         potential=config.potential.name,

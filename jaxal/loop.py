@@ -363,7 +363,8 @@ def make_segment(parts: Parts, static: Static) -> Segment:
 
 def _feature_size(parts: Parts, static: Static, state: State) -> int:
     first, structure, near = jax.tree.map(lambda x: x[0], (state.train.average, state.trusted.structure, state.near))
-    return jax.eval_shape(parts.committee.potential.energy, first, structure, near)[1].shape[-1]
+    potential, params = parts.committee.potential, committees.backbone(parts.committee, first)
+    return jax.eval_shape(potential.energy, params, structure, near)[1].shape[-1]
 
 
 def _where(mask: Bool[Array, "w"], yes, no):

@@ -16,7 +16,8 @@ from jaxal.committee import Batching, Committee, predict
 from jaxal.types import InputError, Params, Potential, Prediction, Structure
 
 FILE_NAME = "model.npz"
-FORMAT = 1
+FORMAT = 2
+FIELDS = ("potential", "precision", "charge", "spin", "heads", "signs")  # of the header, as they are
 
 
 class Model(NamedTuple):
@@ -25,12 +26,14 @@ class Model(NamedTuple):
     potential: str  # name of the registered potential
     options: tuple[tuple[str, Any], ...]  # its options
     table: tuple[int, ...]  # atomic numbers of the species
-    params: Params  # [m] leading
+    params: Params  # sets of weights leading, [r]: the members of a full committee
     reference: np.ndarray  # [s] float64, eV: total energy = model's + sum of those of the atoms
     factor: float  # estimated largest force error of an atom, eV/Å = factor * max_force_spread
     precision: str  # float32 or float64
     charge: int  # e, at which it was trained
     spin: int  # unpaired electrons, at which it was trained
+    heads: int = 1  # members on each set of weights
+    signs: int = 0  # random combinations of them, see `committee.Committee`
 
 
 def potential(model: Model) -> Potential:
@@ -45,7 +48,8 @@ def potential(model: Model) -> Potential:
 
 def committee(model: Model, batching: Batching = "auto") -> Committee:
     """The committee that the model's parameters belong to. Raises InputError as `potential` does."""
-    return Committee(potential(model), len(jax.tree.leaves(model.params)[0]), batching)
+    members = model.heads * len(jax.tree.leaves(model.params)[0])
+    return Committee(potential(model), members, batching, model.heads, model.signs, len(model.table))
 
 
 def save(path: str | Path, model: Model) -> None:
@@ -55,7 +59,7 @@ def save(path: str | Path, model: Model) -> None:
     arrays = {"/".join(str(part.key) for part in where): np.asarray(leaf) for where, leaf in leaves}
     header = {
         "format": FORMAT,
-        **{name: getattr(model, name) for name in ("potential", "precision", "charge", "spin")},
+        **{name: getattr(model, name) for name in FIELDS},
         "options": dict(model.options),
         "table": list(model.table),
         "factor": float(model.factor) if np.isfinite(model.factor) else None,
@@ -96,15 +100,12 @@ def load(path: str | Path) -> Model:
             node = node.setdefault(parent, {})
         node[leaf] = array
     return Model(
-        potential=header["potential"],
         options=tuple((name, value) for name, value in header["options"].items()),
         table=tuple(header["table"]),
         params=params,
         reference=reference,
         factor=float("inf") if header["factor"] is None else header["factor"],
-        precision=header["precision"],
-        charge=header["charge"],
-        spin=header["spin"],
+        **{name: header[name] for name in FIELDS},
     )
 
 

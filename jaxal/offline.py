@@ -78,6 +78,7 @@ def train(config: Offline, directory: Path) -> None:
         )
         finish.write_model(
             directory,
+            committee,
             state,
             learned,
             potential=config.potential.name,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from jaxal import registry
+from jaxal.types import InputError
 from jaxal.units import Unit
 
 
@@ -69,10 +70,19 @@ class System:
 
 @dataclass(frozen=True)
 class Committee:
-    """How many models, and how their evaluation is batched."""
+    """How many models, what they share, and how their evaluation is batched."""
 
+    kind: Literal["full", "shared"] = "full"  # members with weights of their own, or with only a readout head each
     members: Annotated[int, Unit("", 2)] = 4
     batching: Literal["auto", "map", "vmap"] = "auto"  # auto chooses by backend and size
+    signs: Annotated[int, Unit("", 0)] = 0  # shared: 0 predicts all members, more their mean and estimated spread
+
+    def __post_init__(self) -> None:
+        """Raises InputError for signs where there can be none, and for one, which would estimate very little."""
+        if self.signs and self.kind != "shared":
+            raise InputError(f"committee.signs: {self.signs} does not fit; give 0, or committee.kind = shared")
+        if self.signs == 1:
+            raise InputError("committee.signs: 1 is too small; give at least 2, or 0 for the forces of all members")
 
 
 @dataclass(frozen=True)

@@ -194,11 +194,13 @@ def spread_hold(number: int, fraction: float) -> np.ndarray:
 def committee_of(config: Config | Offline, table: Table) -> Committee:
     """The committee of a configuration."""
     given = config.committee
-    return Committee(config.potential.bind()(table), given.members, given.batching)
+    heads = given.members if given.kind == "shared" else 1
+    potential = config.potential.bind()(table)
+    return Committee(potential, given.members, given.batching, heads, given.signs, len(table))
 
 
 def new_params(committee: Committee, key: Key, spec: neighbors.Spec, structures: Structure, labels: Label) -> Params:
-    """Initial weights of every member, with the constants taken from the data."""
+    """Initial weights, [r] leading, with the constants taken from the data."""
     near = jax.jit(neighbors.find, static_argnums=0)(spec, structures)
     atoms = jnp.sum(structures.species >= 0)
     listed = float(jnp.sum(near.index < structures.species.shape[-1]) / atoms)

@@ -88,9 +88,10 @@ def _programs(given: argparse.Namespace, systems: dict[str, str]) -> list[tuple[
     found.append(("train-ethanol", "jaxal", own))
     found.append(("train-ethanol", "nequix", peer("nequix", *train)))
     found.append(("train-ethanol", "mace-torch", peer("mace", *train)))
-    for members in ("1", "8"):
-        own = jaxal("forces", "--system", systems["si216"], "--members", members)
-        found.append((f"forces-si216-{members}", "jaxal", own))
+    kinds = {"1": [], "8": [], "8-shared": ["--kind", "shared"], "8-shared-2": ["--kind", "shared", "--signs", "2"]}
+    for name, words in kinds.items():
+        own = jaxal("forces", "--system", systems["si216"], "--members", name[0], *words)
+        found.append((f"forces-si216-{name}", "jaxal", own))
     return found
 
 

@@ -85,6 +85,17 @@ def test_every_case_gives_a_whole_record(case, tmp_path):
         assert record["parts"]["forces"] > 0 and record["parts"]["training"] > 0
 
 
+def test_committees_of_both_kinds_are_swept(tmp_path):
+    given = {"kinds": ["full", "shared"], "signs": [0, 2], "members": [1, 6], "walkers": [1]}
+    records = command.bench(sweep("forces", **given), tmp_path / "records.jsonl", lambda line: None)
+    assert not any("error" in record for record in records), records
+    points = [(record["K"], record["kind"], record["signs"]) for record in records]
+    assert points == [(1, "full", 0), (6, "full", 0), (6, "shared", 0), (6, "shared", 2)]
+    # the weights of the shared ones are one set with heads, and XLA counts fewer operations for them
+    assert records[1]["params"] == records[0]["params"] < records[2]["params"]
+    assert records[1]["flops"] > records[2]["flops"] > records[3]["flops"] > records[0]["flops"]
+
+
 def test_the_dynamics_of_a_case_are_dynamics():
     """The md case moves its walkers and reports a spread, with no neighbor lost."""
     potential = parse({}, cls=Bench, overrides=SMALL).potential
@@ -126,6 +137,10 @@ def test_a_combination_that_fails_is_a_record_and_the_sweep_goes_on(monkeypatch)
         ({"cases": ["fast"]}, "forces, md, segment, train"),
         ({"precisions": ["float16"]}, "float32, float64"),
         ({"options": ["potential.hidden_l=3"]}, "hidden_l"),
+        ({"kinds": ["half"]}, "full, shared"),
+        ({"kinds": ["shared"], "signs": [0, 1]}, "--signs must be 0"),
+        ({"signs": [2]}, "add --kind shared"),
+        ({"kinds": ["shared"], "members": [1, 2]}, "2 or more --members"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_measured(change, message):

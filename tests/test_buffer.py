@@ -128,11 +128,22 @@ def test_samples_follow_the_weights_and_are_never_held_out():
     buffer, _ = put(empty(8), *batch(6), held=[False, True, False, False, True, False])
     weight = jnp.asarray([1.0, 50.0, 2.0, 0.0, 50.0, 3.0, 99.0, 99.0])
     draws = 12_000
-    rows = np.asarray(jax.jit(buffers.sample, static_argnums=3)(jax.random.key(1), buffer, weight, draws))
+    sample = jax.jit(buffers.sample, static_argnums=3)
+    rows, member = sample(jax.random.key(1), buffer, weight[None], draws)
     counts = np.bincount(rows, minlength=8)
     expected = draws * np.array([1, 0, 2, 0, 0, 3, 0, 0]) / 6
     assert np.all(counts[expected == 0] == 0)
     assert np.all(abs(counts - expected) <= 4 * np.sqrt(expected))
+    assert not np.any(member)
+
+    # members that draw together: pairs in proportion to the weights of all
+    several = jnp.stack([weight, 0 * weight, weight[::-1] / 10])
+    pairs = sample(jax.random.key(2), buffer, several, draws)
+    found = np.histogram2d(pairs[1], pairs[0], bins=[np.arange(4) - 0.5, np.arange(9) - 0.5])[0]
+    odds = np.where(np.asarray(buffers.trainable(buffer)), several, 0.0)
+    expected = draws * odds / odds.sum()
+    assert np.all(found[expected == 0] == 0)
+    assert np.all(abs(found - expected) <= 4 * np.sqrt(expected))
 
 
 def test_double_precision_is_kept():

@@ -220,7 +220,7 @@ def test_run_report_validate_resume(folder):
 def test_train_from_a_file(folder):
     labeled(folder / "data.xyz")
     (folder / "train.yaml").write_text(
-        "data: {file: data.xyz}\ncommittee: {members: 2}\ntrain: {final_steps: 10, batch: 2}\n"
+        "data: {file: data.xyz}\ncommittee: {kind: shared, members: 3}\ntrain: {final_steps: 10, batch: 2}\n"
         "potential: {cutoff: 3.0, channels: 4, l_max: 1, layers: 1, correlation: 1}\n"
     )
     done = jaxal("train", "train.yaml", folder=folder)

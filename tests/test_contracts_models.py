@@ -229,6 +229,67 @@ def test_energy_keeps_the_dtype(kind, name, dtype):
             assert leaf.dtype == dtype
 
 
+# ---------------------------------------------------------------- committees of every potential
+
+
+# members, heads on a set of weights, random combinations
+COMMITTEES = {"full": (3, 1, 0), "shared": (4, 4, 0), "estimated spread": (4, 4, 2)}
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("periodic", [False, True])
+@pytest.mark.parametrize("kind", COMMITTEES)
+@every("potential")
+def test_prediction_of_a_committee(name, kind, periodic):
+    part, table = built("potential", name)
+    members, count, signs = COMMITTEES[kind]
+    whole = committee.Committee(part, members, heads=count, signs=signs, species=len(table))
+    structure = atoms_of(table, periodic)
+    spec = neighbors.plan(structure, part.cutoff, 0.0, 1.0)
+    near = neighbors.build(spec, structure)
+    params = jax.jit(lambda key: committee.init(whole, key, structure, near))(jax.random.key(7))
+
+    @jax.jit
+    def predict(batch, near):
+        return committee.predict(whole, params, batch, near)
+
+    def one(structure, spec):
+        batch = jax.tree.map(lambda x: x[None], structure)
+        return jax.tree.map(lambda x: x[0], predict(batch, neighbors.find(spec, batch)))
+
+    energy, force, stress, feature = one(structure, spec)
+    rows = 2 * signs * whole.replicas or members
+    assert energy.shape == (rows,) and force.shape == (rows, 6, 3) and stress.shape == (rows, 3, 3)
+    size = float(jnp.max(jnp.abs(force)))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9 * max(size, 1.0))
+    assert float(jnp.max(jnp.std(force, axis=0))) > 1e-3 * size, "members start out different"
+
+    # atom order, rotation and translation
+    order = jnp.asarray([4, 0, 5, 2, 1, 3])
+    turn = jnp.asarray(Rotation.random(random_state=8).as_matrix())
+    other = structure._replace(
+        position=structure.position[order] @ turn.T + 0.7,
+        species=structure.species[order],
+        cell=structure.cell @ turn.T,
+    )
+    expected = (energy, force[:, order] @ turn.T, turn @ stress @ turn.T, feature[order])
+    for found, right in zip(one(other, spec), expected, strict=True):
+        close(found, right)
+
+    # padding with garbage in it, in a batch, more room for neighbors, and a walker beside that has gone wrong
+    roomy = spec._replace(capacity=spec.capacity + 3)
+    batch = jax.tree.map(lambda *x: jnp.stack(x), *(padded(structure, 2, garbage) for garbage in (0.0, 0.3, 1e4, 0.0)))
+    near = neighbors.find(roomy, batch)
+    batch = batch._replace(position=batch.position.at[3, 0].set(jnp.nan))
+    many = predict(batch, near)
+    for row in range(3):
+        close(many.energy[row], energy)
+        close(many.force[row, :, :6], force)
+        close(many.stress[row], stress)
+        close(many.feature[row, :6], feature)
+        assert not np.any(many.force[row, :, 6:]), "padding has no force"
+
+
 # ---------------------------------------------------------------- labelers
 
 

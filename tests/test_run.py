@@ -71,8 +71,9 @@ def killed_after(config: Path, directory: Path, lines: int) -> None:
     process.wait()
 
 
-def test_a_killed_run_resumes_bit_for_bit(tmp_path):
-    config = folder(tmp_path)
+@pytest.mark.parametrize("committee", ["{members: 2}", "{kind: shared, members: 4, signs: 2}"])
+def test_a_killed_run_resumes_bit_for_bit(tmp_path, committee):
+    config = folder(tmp_path, WATER.replace("{members: 2}", committee))
     jaxal("run", config, "--dir", tmp_path / "whole")
     killed_after(config, tmp_path / "killed", 20)
     assert not (tmp_path / "killed" / "model.npz").exists()

@@ -47,6 +47,8 @@ class Setting(NamedTuple):
     steps: int = 20  # of dynamics, or of training, in one call
     batch: int = 5  # structures in a training step
     seed: int = 0
+    kind: str = "full"  # of committee, full or shared
+    signs: int = 0  # of a shared one
 
 
 class Program(NamedTuple):
@@ -65,7 +67,7 @@ class Program(NamedTuple):
 class _Model(NamedTuple):
     table: tuple[int, ...]
     committee: Committee
-    params: Params  # [m]
+    params: Params  # [r]
     structures: Structure  # [w]
     spec: neighbors.Spec
     near: Neighbors  # [w]
@@ -134,7 +136,12 @@ def segment(setting: Setting) -> Program:
         raw = {
             "system": {"file": path.name},
             "potential": {"name": setting.potential.name, **dict(setting.potential.options)},
-            "committee": {"members": setting.members, "batching": setting.batching},
+            "committee": {
+                "kind": setting.kind,
+                "members": setting.members,
+                "batching": setting.batching,
+                "signs": setting.signs,
+            },
             "explore": {"name": "nvt_langevin", "temperature": 300, "walkers": setting.walkers},
             "gate": {"name": "threshold", "limit": 0.0, "every": EVERY, "implausible": 1e6, "closest": 0.0},
             "label": {"name": "stillinger_weber" if silicon else "morse", "initial": 8, "max_force": 1e6},
@@ -176,7 +183,7 @@ def segment(setting: Setting) -> Program:
 
 
 def train(setting: Setting) -> Program:
-    """Training steps of all members on slightly displaced copies of the system with a harmonic energy."""
+    """Training steps of all sets of weights on slightly displaced copies of the system with a harmonic energy."""
     model = _model(setting._replace(walkers=1))
     rng = np.random.default_rng(setting.seed)
     shift = rng.normal(0, 0.05, (SAMPLES, len(setting.atoms), 3))
@@ -203,7 +210,7 @@ def train(setting: Setting) -> Program:
 
     compiled, trace, compile_ = _compile(fit, state, buffer)
     facts = _facts(setting, model) | {"edges_padded": spec.capacity * len(setting.atoms), "batch": setting.batch}
-    evaluations = len(setting.atoms) * setting.members
+    evaluations = len(setting.atoms) * model.committee.replicas
     units = setting.steps * setting.batch
     return Program(lambda: compiled(state, buffer)[1], "sample", units, evaluations, compiled, trace, compile_, facts)
 
@@ -223,7 +230,9 @@ def _compile(function: Callable, *arguments: Any, donate: tuple[int, ...] = ()) 
 def _model(setting: Setting) -> _Model:
     dtype = setup.dtype_of(setting.precision)
     table = species_table([setting.atoms])
-    committee = Committee(setting.potential.bind()(table), setting.members, setting.batching)
+    heads = setting.members if setting.kind == "shared" else 1
+    potential = setting.potential.bind()(table)
+    committee = Committee(potential, setting.members, setting.batching, heads, setting.signs, len(table))
     # weights and positions are those of float32 in every precision, so that results can be compared
     one = jax.tree.map(jnp.asarray, from_atoms([setting.atoms], table, dtype=np.dtype(np.float32)))
     spec = neighbors.plan(one, committee.potential.cutoff, setup.SKIN)
@@ -245,6 +254,7 @@ def _size(setting: Setting) -> int:
 
 def _facts(setting: Setting, model: _Model | None) -> dict[str, Any]:
     facts: dict[str, Any] = {"system": setting.system, "atoms": len(setting.atoms), "K": setting.members}
+    facts |= {"kind": setting.kind, "signs": setting.signs}
     facts |= {"B": setting.walkers, "dtype": setting.precision, "model": setting.potential.name}
     facts |= dict(setting.potential.options)
     if model is not None:

@@ -5,7 +5,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -16,15 +16,18 @@ from jaxal.bench.profile import PARTS, profile
 from jaxal.bench.timing import machine, measure
 from jaxal.compilation import SETTINGS
 from jaxal.config import parse
-from jaxal.schema import Bench, Precision
+from jaxal.schema import Bench, Committee, Precision
 from jaxal.types import InputError
 
 PRECISIONS = get_args(Precision)
+KINDS = get_args(get_type_hints(Committee)["kind"])
 COLUMNS = (
     ("case", "mode", "{}"),
     ("system", "system", "{}"),
     ("members", "K", "{}"),
     ("walkers", "B", "{}"),
+    ("kind", "kind", "{}"),
+    ("signs", "signs", "{}"),
     ("type", "dtype", "{}"),
     ("per", "unit", "{}"),
     ("wall ms", "wall_ms", "{:.3f}"),
@@ -53,6 +56,8 @@ class Sweep(NamedTuple):
     seed: int = 0
     profile: bool = False
     compile: bool = False  # also a second time, from the persistent cache
+    kinds: Sequence[str] = ("full",)  # of committees; a shared one of one member is left out
+    signs: Sequence[int] = (0,)  # of shared committees; full ones have none
 
 
 def bench(sweep: Sweep, out: Path | None = None, show: Callable[[str], None] = print) -> list[dict[str, Any]]:
@@ -70,6 +75,15 @@ def bench(sweep: Sweep, out: Path | None = None, show: Callable[[str], None] = p
     wrong = [precision for precision in sweep.precisions if precision not in PRECISIONS]
     if wrong:
         raise InputError(f"bench: --precision {wrong[0]!r} is none of {', '.join(PRECISIONS)}")
+    unknown = [kind for kind in sweep.kinds if kind not in KINDS]
+    if unknown:
+        raise InputError(f"bench: --kind {unknown[0]!r} is none of {', '.join(KINDS)}")
+    if min(sweep.signs) < 0 or 1 in sweep.signs:
+        raise InputError("bench: --signs must be 0, for the forces of all members, or 2 or more")
+    if "shared" not in sweep.kinds and any(sweep.signs):
+        raise InputError("bench: --signs are of shared committees; add --kind shared")
+    if "full" not in sweep.kinds and 1 in sweep.members:
+        raise InputError("bench: --kind shared needs 2 or more --members")
     if out is not None and not out.absolute().parent.is_dir():
         raise InputError(f"bench: --out {out}: there is no folder {out.absolute().parent}")
     try:
@@ -79,7 +93,7 @@ def bench(sweep: Sweep, out: Path | None = None, show: Callable[[str], None] = p
     built = {name: systems.build(name, sweep.seed) for name in sweep.systems}
     records = []
     show("| " + " | ".join(title for title, *_ in COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
-    for case, system, members, walkers, precision in _points(sweep):
+    for case, system, members, walkers, precision, (kind, signs) in _points(sweep):
         setting = Setting(
             system,
             built[system],
@@ -91,6 +105,8 @@ def bench(sweep: Sweep, out: Path | None = None, show: Callable[[str], None] = p
             sweep.steps,
             sweep.batch,
             sweep.seed,
+            kind,
+            signs,
         )
         record = one(case, setting, sweep.repeats, sweep.profile, sweep.compile)
         records.append(record)
@@ -107,6 +123,7 @@ def one(
     """The record of one combination; with `error` where it could not be measured."""
     record: dict[str, Any] = {"peer": "jaxal", "mode": case, "system": setting.system}
     record |= {"atoms": len(setting.atoms), "K": setting.members, "B": setting.walkers, "dtype": setting.precision}
+    record |= {"kind": setting.kind, "signs": setting.signs}
     double = SETTINGS.jax_enable_x64
     try:
         jax.config.update("jax_enable_x64", setting.precision == "float64")
@@ -143,7 +160,7 @@ def one(
 def row(record: dict[str, Any]) -> str:
     """A record as a row of the table."""
     if "error" in record:
-        names = [str(record[key]) for key in ("mode", "system", "K", "B", "dtype")]
+        names = [str(record[key]) for key in ("mode", "system", "K", "B", "kind", "signs", "dtype")]
         return "| " + " | ".join(names) + f" | {record['error'][:80]} |"
     cells = ("" if record.get(key) is None else form.format(record[key]) for _, key, form in COLUMNS)
     line = "| " + " | ".join(cells) + " |"
@@ -152,12 +169,16 @@ def row(record: dict[str, Any]) -> str:
     return line
 
 
-def _points(sweep: Sweep) -> Iterator[tuple[str, str, int, int, str]]:
-    return itertools.product(sweep.cases, sweep.systems, sweep.members, sweep.walkers, sweep.precisions)
+def _points(sweep: Sweep) -> Iterator[tuple[str, str, int, int, str, tuple[str, int]]]:
+    forms = [(kind, signs) for kind in sweep.kinds for signs in (sweep.signs if kind == "shared" else (0,))]
+    points = itertools.product(sweep.cases, sweep.systems, sweep.members, sweep.walkers, sweep.precisions, forms)
+    return (point for point in points if point[2] > 1 or point[-1][0] == "full")
 
 
 def _cost(setting: Setting) -> roofline.Cost | None:
     """XLA's count for all members: a loop over members would be counted once, so it is that of one, times them."""
+    if setting.kind == "shared":
+        return roofline.cost(forces(setting._replace(batching="vmap")).compiled)
     done = roofline.cost(forces(setting._replace(members=1, batching="vmap")).compiled)
     return None if done is None else roofline.Cost(setting.members * done.flops, setting.members * done.bytes)
 

@@ -1,8 +1,9 @@
 """Training of the committee from the buffer, inside the program.
 
-Each member draws its own batches in proportion to its bootstrap weights. The number of steps and the learning
-rate are arguments, so no training after the first compiles anything. The dynamics use the exponential moving
-average of the weights.
+Each member draws its own batches in proportion to its bootstrap weights. Members that share a backbone draw theirs
+together, pairs of a structure and a head: a step costs what it costs for one model, and every structure trains the
+backbone and one head. The number of steps and the learning rate are arguments, so no training after the first
+compiles anything. The dynamics use the exponential moving average of the weights.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -14,14 +15,14 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxal import buffer as buffers
-from jaxal import neighbors
+from jaxal import heads, neighbors
 from jaxal.committee import Committee, evaluate_batch, over_members
 from jaxal.train.loss import LossWeights, loss
 from jaxal.types import Key, Label, Params, Structure
 
 
 class TrainState(NamedTuple):
-    """All members' weights and what the optimizer remembers; [m] leading everywhere."""
+    """All sets of weights and what the optimizer remembers; [r] leading everywhere, [m] in a full committee."""
 
     params: Params  # latest
     average: Params  # moving average: what predictions use
@@ -46,7 +47,7 @@ def _transformation(recipe: Recipe) -> optax.GradientTransformation:
 
 
 def init(recipe: Recipe, params: Params) -> TrainState:
-    """Fresh optimizer memory for members with parameters `params` [m ...]."""
+    """Fresh optimizer memory for parameters `params` [r ...]."""
     return TrainState(params, params, jax.vmap(_transformation(recipe).init)(params["params"]))
 
 
@@ -60,18 +61,19 @@ def fit(
     steps: Int[Array, ""],
     rate: Float[Array, ""],
     final_rate: Float[Array, ""],
-) -> tuple[TrainState, Float[Array, "m"]]:
-    """`steps` optimizer steps of every member, learning rate on a cosine from `rate` to `final_rate`.
+) -> tuple[TrainState, Float[Array, "r"]]:
+    """`steps` optimizer steps of every set of weights, learning rate on a cosine from `rate` to `final_rate`.
 
-    Returns the state and each member's mean loss over the steps.
+    Returns the state and the mean loss of each over the steps.
     """
     transformation = _transformation(recipe)
 
-    def batch_loss(trained, constants, structures, labels):
+    def batch_loss(trained, constants, head, structures, labels):
         with jax.named_scope("neighbors"):
             near = neighbors.find(spec, structures)
         params = {**constants, "params": trained}
-        energy, force, stress, _ = evaluate_batch(committee.potential, params, structures, near)
+        potential = committee.potential if committee.heads == 1 else heads.chosen(committee.potential, head)
+        energy, force, stress, _ = evaluate_batch(potential, params, structures, near)
         return loss(recipe.weights, energy, force, stress, structures, labels)
 
     def member(params, average, optimizer, weight, member_key):
@@ -79,9 +81,9 @@ def fit(
 
         def step(i, carry):
             trained, mean, memory, total = carry
-            chosen = buffers.sample(jax.random.fold_in(member_key, i), buffer, weight, recipe.batch)
+            chosen, head = buffers.sample(jax.random.fold_in(member_key, i), buffer, weight, recipe.batch)
             structures, labels = buffers.rows(buffer, chosen)
-            value, slope = jax.value_and_grad(batch_loss)(trained, constants, structures, labels)
+            value, slope = jax.value_and_grad(batch_loss)(trained, constants, head, structures, labels)
             update, memory = transformation.update(slope, memory, trained)
             progress = i / jnp.maximum(steps, 1)
             now = final_rate + 0.5 * (rate - final_rate) * (1 + jnp.cos(np.pi * progress))
@@ -95,9 +97,10 @@ def fit(
         new = TrainState({**constants, "params": trained}, {**constants, "params": mean}, optimizer)
         return new, total / jnp.maximum(steps, 1)
 
-    keys = jax.random.split(key, buffer.weight.shape[0])
+    keys = jax.random.split(key, committee.replicas)
     run = over_members(member, committee.batching)
-    return run(state.params, state.average, state.optimizer, buffer.weight, keys)
+    weight = buffer.weight.reshape(committee.replicas, committee.heads, -1)
+    return run(state.params, state.average, state.optimizer, weight, keys)
 
 
 def reference_energies(structures: Structure, energy: Any, kinds: int) -> np.ndarray:
