@@ -6,12 +6,17 @@ other (a vmap over members makes XLA's batched products lose their layout and ru
 accelerators the widest batch wins.
 """
 
+import functools
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from jaxal import devices
+from jaxal.devices import MEMBERS, WALKERS
 from jaxal.precision import exact
 from jaxal.types import Key, Neighbors, Params, Potential, Prediction, Structure
 
@@ -24,6 +29,7 @@ class Committee(NamedTuple):
     potential: Potential
     members: int
     batching: Batching = "auto"
+    mesh: Mesh | None = None  # over which structures and members divide; None is one device
 
 
 def init(committee: Committee, key: Key, structure: Structure, neighbors: Neighbors) -> Params:
@@ -80,16 +86,26 @@ def over_members(function, batching: Batching):
 def predict(committee: Committee, params: Params, structures: Structure, neighbors: Neighbors) -> Prediction:
     """The committee on a batch of structures [b]: Prediction with axes [b m ...].
 
-    `params` has members on its leading axis. Features are those of the first member.
+    `params` has members on its leading axis. Features are those of the first member. On a mesh each device evaluates
+    its own members on its own structures; structures whose number does not divide are evaluated by every row of it.
     """
+    rows = devices.along(committee.mesh, WALKERS, structures.charge.shape[0])
+    run = functools.partial(predict_local, committee)
+    return devices.split(committee.mesh, run, (P(MEMBERS), rows, rows), rows)(params, structures, neighbors)
+
+
+def predict_local(committee: Committee, params: Params, structures: Structure, neighbors: Neighbors) -> Prediction:
+    """`predict` inside of `devices.split`: this device's structures, by the members of all devices."""
 
     def member(one):
         return evaluate_batch(committee.potential, one, structures, neighbors)
 
     energy, force, stress, feature = over_members(member, committee.batching)(params)
+    energy, force, stress = devices.gathered(committee.mesh, MEMBERS, (energy, force, stress))
+    feature = devices.gathered(committee.mesh, MEMBERS, feature[:1])[0]
     return Prediction(
         energy=jnp.moveaxis(energy, 0, 1),
         force=jnp.moveaxis(force, 0, 1),
         stress=jnp.moveaxis(stress, 0, 1),
-        feature=feature[0],
+        feature=feature,
     )

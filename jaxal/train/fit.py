@@ -5,17 +5,20 @@ rate are arguments, so no training after the first compiles anything. The dynami
 average of the weights.
 """
 
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from jaxal import buffer as buffers
-from jaxal import neighbors
+from jaxal import devices, neighbors
 from jaxal.committee import Committee, evaluate_batch, over_members
+from jaxal.devices import MEMBERS
 from jaxal.train.loss import LossWeights, loss
 from jaxal.types import Key, Label, Params, Structure
 
@@ -63,8 +66,28 @@ def fit(
 ) -> tuple[TrainState, Float[Array, "m"]]:
     """`steps` optimizer steps of every member, learning rate on a cosine from `rate` to `final_rate`.
 
-    Returns the state and each member's mean loss over the steps.
+    Returns the state and each member's mean loss over the steps. On a mesh each device trains its own members.
     """
+    local = functools.partial(_fit_local, committee, recipe, spec)
+    own: Any = P(MEMBERS)
+    data = jax.tree.map(lambda _: P(), buffer)._replace(weight=own)
+    run = devices.split(committee.mesh, local, (own, data, own, P(), P(), P()), own)
+    keys = jax.random.split(key, buffer.weight.shape[0])
+    return run(state, buffer, keys, steps, rate, final_rate)
+
+
+def _fit_local(
+    committee: Committee,
+    recipe: Recipe,
+    spec: neighbors.Spec,
+    state: TrainState,
+    buffer: buffers.Buffer,
+    keys: Key,
+    steps: Int[Array, ""],
+    rate: Float[Array, ""],
+    final_rate: Float[Array, ""],
+) -> tuple[TrainState, Float[Array, "m"]]:
+    """`fit` of the members of one device; `keys` and the weights in `buffer` are theirs."""
     transformation = _transformation(recipe)
 
     def batch_loss(trained, constants, structures, labels):
@@ -95,7 +118,6 @@ def fit(
         new = TrainState({**constants, "params": trained}, {**constants, "params": mean}, optimizer)
         return new, total / jnp.maximum(steps, 1)
 
-    keys = jax.random.split(key, buffer.weight.shape[0])
     run = over_members(member, committee.batching)
     return run(state.params, state.average, state.optimizer, buffer.weight, keys)
 
