@@ -166,7 +166,6 @@ def _processes(given: argparse.Namespace) -> Callable:
         return lambda function: function()
     from jaxal import devices
 
-    devices.patient()
     devices.join()
     return devices.from_first
 

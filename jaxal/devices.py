@@ -38,13 +38,19 @@ T = TypeVar("T")
 
 
 def patient() -> None:
-    """Lets devices wait for each other as long as a label takes. XLA reads it once, when JAX first uses a device.
+    """Lets devices wait for each other as long as a label takes, if JAX has not used any device yet.
 
     Limits that stand in XLA_FLAGS already are left as they are.
     """
-    flags = os.environ.get("XLA_FLAGS", "")
-    more = [f"--{name}={PATIENCE}" for name in LIMITS if f"--{name}=" not in flags]
-    os.environ["XLA_FLAGS"] = " ".join([*flags.split(), *more])
+    before = os.environ.get("XLA_FLAGS")
+    given = (before or "").split()
+    more = [f"--{name}={PATIENCE}" for name in LIMITS if not any(name in flag for flag in given)]
+    os.environ["XLA_FLAGS"] = " ".join([*given, *more])
+    jax.devices()  # now XLA has read them; processes that are started for labels may have another XLA
+    if before is None:
+        del os.environ["XLA_FLAGS"]
+    else:
+        os.environ["XLA_FLAGS"] = before
 
 
 def join() -> None:
@@ -58,6 +64,7 @@ def join() -> None:
     try:
         count, index = (None if text is None else int(text) for text in given)
         jax.distributed.initialize(num_processes=count, process_id=index)
+        patient()
     except ValueError as error:  # JAX's word for what it could not find out
         raise InputError(
             f"--distributed: {error} Start it by srun or mpirun, or set JAX_COORDINATOR_ADDRESS (host:port), "

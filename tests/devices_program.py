@@ -21,7 +21,7 @@ from jaxal.potential.equivariant import equivariant
 from jaxal.potential.pair import morse
 from jaxal.structure import from_atoms
 from jaxal.train import fit as training
-from jaxal.types import Label
+from jaxal.types import InputError, Label
 
 TABLE, WALKERS, MEMBERS = (1, 8), 8, 4
 ORACLE = morse(TABLE, sigma=1.2, epsilon=2.0, alpha=1.5, cutoff=4.0)
@@ -107,8 +107,20 @@ def rows(array):
     return {shard.data.shape[0] for shard in array.addressable_shards}, len(array.addressable_shards)
 
 
+def refused(*asked):
+    try:
+        return devices.number(*asked)
+    except InputError as error:
+        return str(error)
+
+
 def main():
     assert len(jax.devices()) == 8
+    # (devices, walkers, members): members divide first, walkers over what is left
+    assert [devices.number("auto", *given) for given in ((8, 4), (8, 3), (3, 4), (5, 5), (1, 2))] == [8, 8, 6, 5, 2]
+    assert dict(devices.mesh(8, 4).shape) == {devices.WALKERS: 2, devices.MEMBERS: 4}
+    assert "explore.walkers (3) does not divide over 2 rows; give 1, 2, 3, 4, 6" in refused(8, 3, 4)
+    assert "devices: 9 is too large, there are 8; give 1, 2, 4, 8" in refused(9, 8, 4)
     expected = everything(None)
     assert expected[4] == [3, 3, 3]
     for walkers, members in ((8, 1), (4, 2), (2, 4)):
