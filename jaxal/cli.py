@@ -103,6 +103,7 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     )
     bench.add_argument("--members", type=numbers, default=[4], help="sizes of the committee, as in 1,4,8")
     bench.add_argument("--walkers", type=numbers, default=[1], help="walkers at a time, as in 1,8,64")
+    bench.add_argument("--devices", type=numbers, default=[1], help="devices that share the work, as in 1,2,4")
     bench.add_argument("--precision", type=_separated(str), default=["float32"], help="float32, float64 or both")
     bench.add_argument("--batching", choices=("auto", "map", "vmap"), default="auto", help="of the members")
     bench.add_argument("--steps", type=int, default=20, help="of dynamics or training in one call")
@@ -273,6 +274,7 @@ def _bench(given: argparse.Namespace) -> None:
             seed=given.seed,
             profile=given.profile,
             compile=given.compile,
+            devices=given.devices,
         ),
         given.out,
     )

@@ -110,9 +110,7 @@ def number(asked: int | str, walkers: int, members: int) -> int:
     """
     processes = jax.process_count()
     there = len(jax.devices())
-    fitting = [
-        n for n in range(processes, there + 1, processes) if walkers % (n // math.gcd(n, members)) == 0
-    ]
+    fitting = [n for n in range(processes, there + 1, processes) if walkers % (n // math.gcd(n, members)) == 0]
     would = f"give {', '.join(map(str, fitting))}" if fitting else "give other numbers of walkers or members"
     here = f"there {'is 1' if there == 1 else f'are {there}'}" + (f" in {processes} processes" if processes > 1 else "")
     if asked == "auto" and fitting:

@@ -195,11 +195,11 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         )
         start = Walk(walkers, state.near, nothing, jnp.zeros(number, bool), jnp.zeros(number, trusted.force.dtype))
         bounds = Bounds(limits.implausible, limits.closest)
-        walkers, near, *rest = walk(state.train.average, state.gate, bounds, start)
+        end = walk(state.train.average, state.gate, bounds, start)
         # what a look decides it decides on every device alike: a few numbers of each walker
-        candidate, full, energy = devices.laid(mesh, P(), rest)
+        candidate, full, energy = devices.laid(mesh, P(), (end.candidate, end.full, end.energy))
         problems = state.problems | jnp.where(jnp.any(full), NEIGHBORS_FULL, 0)
-        state = state._replace(walkers=walkers, near=near)
+        state = state._replace(walkers=end.walkers, near=end.near)
         gate, flagged = parts.gate.step(state.gate, candidate.score)
         estimate = jnp.where(jnp.isfinite(gate.factor), gate.factor, 1.0) * candidate.score
         probe = jax.random.uniform(key_probe, (number,)) < limits.probe

@@ -1,15 +1,11 @@
-"""Run by test_devices on eight devices: committee, training and a segment on several meshes against one device."""
+"""Run by test_devices on eight devices, in 64 bits: committee, training and a segment on several meshes against one device."""
 
 import sys
 
 import jax
-
-jax.config.update("jax_enable_x64", True)
-
 import jax.numpy as jnp
 import numpy as np
 from ase.build import molecule
-from jax.sharding import PartitionSpec as P
 
 from jaxal import committee, devices, loop, neighbors, setup
 from jaxal.acquire import gate as gates
@@ -51,7 +47,8 @@ def of(mesh):
 
 def start(mesh):
     """(state, static, parts, buffer) of a small run on a mesh."""
-    structures = jax.tree.map(jnp.asarray, from_atoms(setup.first_structures(molecule("H2O"), 8, 0), TABLE, dtype=float))
+    frames = setup.first_structures(molecule("H2O"), 8, 0)
+    structures = jax.tree.map(jnp.asarray, from_atoms(frames, TABLE, dtype=float))
     labels = oracle(structures, jnp.ones(8, bool))
     held = np.arange(8) % 4 == 2
     buffer = setup.training_set(structures, labels, held, MEMBERS, 64, jax.random.key(1), 1.0)
@@ -75,7 +72,9 @@ def start(mesh):
 def limits():
     given = {"implausible": 1e3, "closest": 0.1, "budget": 1000, "probe": 0.1, "holdout": 0.3, "steps": 3}
     given |= {"rate": 1e-3, "final_rate": 1e-4}
-    return loop.Limits(**{n: jnp.asarray(v, jnp.int32 if n in ("budget", "steps") else float) for n, v in given.items()})
+    return loop.Limits(
+        **{n: jnp.asarray(v, jnp.int32 if n in ("budget", "steps") else float) for n, v in given.items()}
+    )
 
 
 def alike(found, expected, what):
@@ -86,20 +85,25 @@ def alike(found, expected, what):
         np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=1e-7, atol=1e-9, err_msg=name)
 
 
-def everything(mesh):
-    """(prediction of 8 and of 3 structures, training, state after a segment, looks, labels asked for)."""
-    state, static, parts, buffer = start(mesh)
+def models(mesh, train, buffer):
+    """(prediction of 8 and of 3 structures, training) on a mesh."""
     first = jax.tree.map(lambda x: x[:8], buffer.structure)
     near = neighbors.find(SPEC, first)
-    params, predict = jax.device_get(state.train.average), jax.jit(lambda *given: committee.predict(of(mesh), *given))
-    eight, three = (predict(params, *jax.tree.map(lambda x: x[:n], (first, near))) for n in (8, 3))
+    predict = jax.jit(lambda *given: committee.predict(of(mesh), *given))
+    eight = predict(train.average, first, near)
+    three = predict(train.average, *jax.tree.map(lambda x: x[:3], (first, near)))
     rates = jnp.asarray(5, jnp.int32), jnp.asarray(1e-2), jnp.asarray(1e-3)
     fit = jax.jit(lambda *given: training.fit(of(mesh), RECIPE, SPEC, *given))
-    trained = fit(state.train, state.buffer, jax.random.key(4), *rates)
+    return eight, three, *fit(train, buffer, jax.random.key(4), *rates)
+
+
+def segment(mesh):
+    """(state after a segment, looks, labels asked for) on a mesh."""
+    state, static, parts, _ = start(mesh)
     ASKED.clear()
     after, looks = jax.block_until_ready(jax.jit(loop.make_segment(parts, static))(state, limits()))
     jax.effects_barrier()
-    return (eight, three), trained, after, looks, list(ASKED)
+    return after, looks, list(ASKED)
 
 
 def rows(array):
@@ -121,27 +125,32 @@ def main():
     assert dict(devices.mesh(8, 4).shape) == {devices.WALKERS: 2, devices.MEMBERS: 4}
     assert "explore.walkers (3) does not divide over 2 rows; give 1, 2, 3, 4, 6" in refused(8, 3, 4)
     assert "devices: 9 is too large, there are 8; give 1, 2, 4, 8" in refused(9, 8, 4)
-    expected = everything(None)
-    assert expected[4] == [3, 3, 3]
-    for walkers, members in ((8, 1), (4, 2), (2, 4)):
-        there = np.array(jax.devices()[: walkers * members]).reshape(walkers, members)
+    state, _, _, buffer = start(None)
+    given = jax.device_get((state.train, buffer))
+    expected = models(None, *given), segment(None)
+    assert expected[1][2] == [3, 3, 3]
+    for walkers, members, whole in ((8, 1, False), (4, 2, True), (2, 4, True)):
+        name = f"{walkers}x{members}"
+        there = np.array(jax.devices()).reshape(walkers, members)
         mesh = jax.sharding.Mesh(there, (devices.WALKERS, devices.MEMBERS))
-        found = everything(mesh)
-        for part, x, y in zip(("predict", "fit", "state", "looks"), found, expected, strict=False):
-            if part == "state":  # a device renews the lists of its own walkers only, so their order may be another
-                x, y = (each._replace(near=each.near.overflow) for each in (x, y))
-            alike(x, y, f"{walkers}x{members} {part}")
-        assert found[4] == expected[4], "each label is asked for once"
-        # what is divided is divided, after the training and after the segment
-        state, looks = found[2:4]
-        for leaf in jax.tree.leaves((found[1][0], state.train)):
-            assert rows(leaf) == ({MEMBERS // members}, there.size), (walkers, members)
-        for leaf in jax.tree.leaves((state.walkers, state.trusted, state.near)):
-            assert rows(leaf) == ({WALKERS // walkers}, there.size), (walkers, members)
-        assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves((looks, state.buffer, state.quiet)))
-        assert rows(found[0][0].force) == ({8 // walkers}, there.size)
-        assert rows(found[0][1].force) == ({3}, there.size)
-        print(f"{walkers}x{members} alike", flush=True)
+        found = models(mesh, *given)
+        alike(found, expected[0], name)
+        # what is divided is divided
+        assert rows(found[0].force) == ({8 // walkers}, 8)
+        assert rows(found[1].force) == ({3}, 8)
+        assert all(rows(leaf) == ({MEMBERS // members}, 8) for leaf in jax.tree.leaves(found[2]))
+        if whole:
+            (state, looks, asked), (other, other_looks, _) = segment(mesh), expected[1]
+            # a device renews the lists of its own walkers only, so their order may be another
+            alike(state._replace(near=()), other._replace(near=()), name)
+            alike(looks, other_looks, name)
+            assert asked == [3, 3, 3], "each label is asked for once"
+            own = jax.tree.leaves((state.walkers, state.trusted, state.near))
+            assert all(rows(leaf) == ({WALKERS // walkers}, 8) for leaf in own)
+            assert all(rows(leaf) == ({MEMBERS // members}, 8) for leaf in jax.tree.leaves(state.train))
+            common = jax.tree.leaves((looks, state.buffer, state.quiet))
+            assert all(leaf.sharding.is_fully_replicated for leaf in common)
+        print(f"{name} alike", flush=True)
 
 
 if __name__ == "__main__":

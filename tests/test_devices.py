@@ -21,6 +21,7 @@ from jaxal.types import InputError
 
 HERE = Path(__file__).parent
 QUICK = "--xla_backend_optimization_level=0"  # compiling is most of what these tests do
+KEPT = {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 WATER = """
 system: {file: water.xyz}
 potential: {cutoff: 3.0, channels: 2, l_max: 1, layers: 1, radial: 4, radial_hidden: 0}
@@ -35,14 +36,20 @@ precision: float64
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs(tmp_path_factory):
+    """Compiled programs are kept from run to run, as a user's are; not those that call the host."""
+    KEPT["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("programs"))
+
+
 def environment(count: int, **more: str) -> dict[str, str]:
     flags = f"--xla_force_host_platform_device_count={count} {QUICK}"
-    return os.environ | {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "XLA_FLAGS": flags} | more
+    return os.environ | KEPT | {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "XLA_FLAGS": flags} | more
 
 
-def python(*arguments, count: int = 8, check: bool = True, **options):
+def python(*arguments, count: int = 8, check: bool = True, **more: str):
     command = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(count), **options)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(count, **more))
     assert not check or done.returncode == 0, done.stderr
     return done
 
@@ -123,7 +130,7 @@ def eight(config) -> Path:
 
 
 def test_committee_training_and_segment_on_every_mesh_are_those_of_one_device():
-    done = python(HERE / "devices_program.py")
+    done = python(HERE / "devices_program.py", JAX_ENABLE_X64="1")
     assert done.stdout.split("\n")[:3] == ["8x1 alike", "4x2 alike", "2x4 alike"]
 
 

@@ -1,4 +1,4 @@
-"""`jaxal bench`: sweeps over cases, systems, members, walkers and precisions; a table and JSON lines."""
+"""`jaxal bench`: sweeps over cases, systems, members, walkers, precisions and devices; a table and JSON lines."""
 
 import itertools
 import json
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, get_args
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from jaxal import devices
 from jaxal.bench import roofline, systems
 from jaxal.bench.cases import CASES, Setting, forces
 from jaxal.bench.profile import PARTS, profile
@@ -26,6 +27,7 @@ COLUMNS = (
     ("members", "K", "{}"),
     ("walkers", "B", "{}"),
     ("type", "dtype", "{}"),
+    ("devices", "devices", "{}"),
     ("per", "unit", "{}"),
     ("wall ms", "wall_ms", "{:.3f}"),
     ("CPU ms", "cpu_ms", "{:.3f}"),
@@ -53,6 +55,7 @@ class Sweep(NamedTuple):
     seed: int = 0
     profile: bool = False
     compile: bool = False  # also a second time, from the persistent cache
+    devices: Sequence[int] = (1,)
 
 
 def bench(sweep: Sweep, out: Path | None = None, show: Callable[[str], None] = print) -> list[dict[str, Any]]:
@@ -76,10 +79,15 @@ def bench(sweep: Sweep, out: Path | None = None, show: Callable[[str], None] = p
         potential.bind()((1,))
     except ValueError as error:
         raise InputError(f"bench: {error}") from error
+    for members, walkers, number in itertools.product(sweep.members, sweep.walkers, sweep.devices):
+        try:
+            devices.number(number, walkers, members)
+        except InputError as error:
+            raise InputError(f"bench: --{error}") from None
     built = {name: systems.build(name, sweep.seed) for name in sweep.systems}
     records = []
     show("| " + " | ".join(title for title, *_ in COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
-    for case, system, members, walkers, precision in _points(sweep):
+    for case, system, members, walkers, precision, number in _points(sweep):
         setting = Setting(
             system,
             built[system],
@@ -91,6 +99,7 @@ def bench(sweep: Sweep, out: Path | None = None, show: Callable[[str], None] = p
             sweep.steps,
             sweep.batch,
             sweep.seed,
+            number,
         )
         record = one(case, setting, sweep.repeats, sweep.profile, sweep.compile)
         records.append(record)
@@ -107,6 +116,7 @@ def one(
     """The record of one combination; with `error` where it could not be measured."""
     record: dict[str, Any] = {"peer": "jaxal", "mode": case, "system": setting.system}
     record |= {"atoms": len(setting.atoms), "K": setting.members, "B": setting.walkers, "dtype": setting.precision}
+    record["devices"] = setting.devices
     double = SETTINGS.jax_enable_x64
     try:
         jax.config.update("jax_enable_x64", setting.precision == "float64")
@@ -143,7 +153,7 @@ def one(
 def row(record: dict[str, Any]) -> str:
     """A record as a row of the table."""
     if "error" in record:
-        names = [str(record[key]) for key in ("mode", "system", "K", "B", "dtype")]
+        names = [str(record[key]) for key in ("mode", "system", "K", "B", "dtype", "devices")]
         return "| " + " | ".join(names) + f" | {record['error'][:80]} |"
     cells = ("" if record.get(key) is None else form.format(record[key]) for _, key, form in COLUMNS)
     line = "| " + " | ".join(cells) + " |"
@@ -152,13 +162,13 @@ def row(record: dict[str, Any]) -> str:
     return line
 
 
-def _points(sweep: Sweep) -> Iterator[tuple[str, str, int, int, str]]:
-    return itertools.product(sweep.cases, sweep.systems, sweep.members, sweep.walkers, sweep.precisions)
+def _points(sweep: Sweep) -> Iterator[tuple[str, str, int, int, str, int]]:
+    return itertools.product(sweep.cases, sweep.systems, sweep.members, sweep.walkers, sweep.precisions, sweep.devices)
 
 
 def _cost(setting: Setting) -> roofline.Cost | None:
     """XLA's count for all members: a loop over members would be counted once, so it is that of one, times them."""
-    done = roofline.cost(forces(setting._replace(members=1, batching="vmap")).compiled)
+    done = roofline.cost(forces(setting._replace(members=1, batching="vmap", devices=1)).compiled)
     return None if done is None else roofline.Cost(setting.members * done.flops, setting.members * done.bytes)
 
 
