@@ -162,12 +162,15 @@ def _resume(given: argparse.Namespace) -> None:
 
 
 def _processes(given: argparse.Namespace) -> Callable:
-    """Joins the other processes where there are any. Returns how to do something in the first of them alone."""
-    if not given.distributed:
-        return lambda function: function()
+    """Joins the other processes where there are any. Returns how to do something in the first of them alone.
+
+    It goes before everything else: importing jax-md already computes something.
+    """
     from jaxal import devices
 
-    devices.join()
+    if given.distributed:
+        devices.join()
+    devices.patient()
     return devices.from_first
 
 

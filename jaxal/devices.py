@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 def patient() -> None:
-    """Lets devices wait for each other as long as a label takes, if JAX has not used any device yet.
+    """Lets devices wait for each other as long as a label takes; of use before JAX first uses a device.
 
     Limits that stand in XLA_FLAGS already are left as they are.
     """
@@ -64,7 +64,6 @@ def join() -> None:
     try:
         count, index = (None if text is None else int(text) for text in given)
         jax.distributed.initialize(num_processes=count, process_id=index)
-        patient()
     except ValueError as error:  # JAX's word for what it could not find out
         raise InputError(
             f"--distributed: {error} Start it by srun or mpirun, or set JAX_COORDINATOR_ADDRESS (host:port), "

@@ -37,7 +37,6 @@ EARLY_SLOWER = 3  # times the learning rate is halved after a diverged training
 def start(config: Config, directory: Path) -> None:
     """Runs a configuration in a new folder. Raises InputError for mistakes and for a folder in use."""
     directory = Path(directory)
-    devices.patient()
     setup.dtype_of(config.precision)
 
     def prepared() -> Config:
@@ -55,7 +54,6 @@ def start(config: Config, directory: Path) -> None:
 def resume(directory: Path) -> None:
     """Goes on with a run where its last checkpoint stands, bit for bit; a finished run is left as it is."""
     directory = Path(directory)
-    devices.patient()
 
     def found() -> Config:
         if not (directory / FILE_NAME).is_file():

@@ -1,4 +1,4 @@
-"""Run by test_devices on eight devices, in 64 bits: committee, training and a segment on several meshes against one device."""
+"""Run by test_devices on eight devices in 64 bits: committee, training and segments on meshes against one device."""
 
 import sys
 

@@ -22,6 +22,7 @@ from jaxal.types import InputError
 HERE = Path(__file__).parent
 QUICK = "--xla_backend_optimization_level=0"  # compiling is most of what these tests do
 KEPT = {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+KEPT["TF_CPP_MIN_LOG_LEVEL"] = "3"
 WATER = """
 system: {file: water.xyz}
 potential: {cutoff: 3.0, channels: 2, l_max: 1, layers: 1, radial: 4, radial_hidden: 0}
@@ -54,21 +55,24 @@ def python(*arguments, count: int = 8, check: bool = True, **more: str):
     return done
 
 
-def started(*arguments, count: int, **more: str) -> subprocess.Popen:
+def started(*arguments, count: int, errors: Path, **more: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "jaxal.cli", *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment(count, **more), **pipes)
+    with errors.open("w") as file:  # a pipe that nobody reads would fill up
+        return subprocess.Popen(command, env=environment(count, **more), stdout=subprocess.DEVNULL, stderr=file)
 
 
-def together(*arguments) -> list[tuple[int, str]]:
+def together(folder: Path, *arguments) -> list[tuple[int, str]]:
     """Exit status and standard error of two processes with four devices each that run a command together."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     given = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    both = [started(*arguments, "--distributed", count=4, JAX_PROCESS_ID=str(i), **given) for i in range(2)]
-    errors = [process.communicate(timeout=600)[1] for process in both]
-    return [(process.returncode, error) for process, error in zip(both, errors, strict=True)]
+    errors = [folder / f"errors{index}" for index in range(2)]
+    both = [
+        started(*arguments, "--distributed", count=4, errors=path, JAX_PROCESS_ID=str(index), **given)
+        for index, path in enumerate(errors)
+    ]
+    return [(process.wait(timeout=600), path.read_text()) for process, path in zip(both, errors, strict=True)]
 
 
 def model_arrays(directory: Path) -> dict[str, np.ndarray]:
@@ -152,7 +156,7 @@ def test_a_run_on_eight_devices_is_the_run_on_one(alone, eight):
 
 def test_a_killed_run_on_eight_devices_resumes_bit_for_bit(config, eight):
     killed = config.parent / "killed"
-    process = started("run", config, "--dir", killed, count=8)
+    process = started("run", config, "--dir", killed, count=8, errors=config.parent / "errors")
     end, path = time.monotonic() + 300, killed / "metrics.jsonl"
     while time.monotonic() < end and process.poll() is None:
         if path.exists() and path.read_text().count("\n") >= 20:
@@ -160,7 +164,7 @@ def test_a_killed_run_on_eight_devices_resumes_bit_for_bit(config, eight):
         time.sleep(0.02)
     assert process.poll() is None, "the run was over before it could be killed"
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.wait()
     few = python("-m", "jaxal.cli", "resume", killed, count=4, check=False)
     assert few.returncode == 2 and "devices: 8 is too large, there are 4; give 1, 2, 4" in few.stderr
     python("-m", "jaxal.cli", "resume", killed)
@@ -174,13 +178,13 @@ def test_a_killed_run_on_eight_devices_resumes_bit_for_bit(config, eight):
 
 def test_two_processes_run_as_one(config, alone):
     out = config.parent / "two"
-    for status, error in together("run", config, "--dir", out):
+    for status, error in together(config.parent, "run", config, "--dir", out):
         assert status == 0, error
     assert load(out / "config.yaml").devices == 8
     assert_alike(out, alone)
     assert {path.name for path in out.iterdir()} == {path.name for path in alone.iterdir()}
     # both are told, in one line, what the first one finds
-    for status, error in together("run", config, "--dir", out):
+    for status, error in together(config.parent, "run", config, "--dir", out):
         assert status == 2 and "already holds a run" in error and "Traceback" not in error, error
 
 
