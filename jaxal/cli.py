@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from jaxal.types import InputError
 
         if not isinstance(error, InputError):
+            if getattr(given, "distributed", False):
+                traceback.print_exc()
+                os._exit(1)  # at once: an ordinary exit waits for the other processes, which wait for this one
             raise
         print(f"jaxal: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -55,10 +59,12 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="learn a potential on the fly, from a structure and a method")
     _add_config(run)
     run.add_argument("--dir", type=Path, help="run folder, must be new or empty (default: runs/NAME)")
+    _add_distributed(run)
     run.set_defaults(command=_run)
 
     resume = commands.add_parser("resume", help="continue a run that was stopped, bit for bit")
     resume.add_argument("dir", metavar="DIR", type=Path, help="its run folder")
+    _add_distributed(resume)
     resume.set_defaults(command=_resume)
 
     train = commands.add_parser("train", help="fit a potential to labeled structures")
@@ -97,6 +103,7 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     )
     bench.add_argument("--members", type=numbers, default=[4], help="sizes of the committee, as in 1,4,8")
     bench.add_argument("--walkers", type=numbers, default=[1], help="walkers at a time, as in 1,8,64")
+    bench.add_argument("--devices", type=numbers, default=[1], help="devices that share the work, as in 1,2,4")
     bench.add_argument("--precision", type=_separated(str), default=["float32"], help="float32, float64 or both")
     bench.add_argument("--batching", choices=("auto", "map", "vmap"), default="auto", help="of the members")
     kind = "full, shared or both: members with weights of their own, or heads on one backbone"
@@ -126,16 +133,23 @@ def _separated(kind: type) -> Callable[[str], list]:
     return values
 
 
+def _add_distributed(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--distributed", action="store_true", help="one of several processes, all started with this same command"
+    )
+
+
 def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("config", metavar="CONFIG", type=Path, help="YAML file")
     command.add_argument("overrides", metavar="key.sub=value", nargs="*", help=OVERRIDES)
 
 
 def _run(given: argparse.Namespace) -> None:
+    from_first = _processes(given)
     from jaxal.config import load
 
-    config = load(given.config, given.overrides)
-    given.dir = _new_folder(given)
+    config = from_first(lambda: load(given.config, given.overrides))
+    given.dir = from_first(lambda: _new_folder(given))
     from jaxal import compilation, run
 
     compilation.keep()
@@ -143,15 +157,33 @@ def _run(given: argparse.Namespace) -> None:
 
 
 def _resume(given: argparse.Namespace) -> None:
-    from jaxal.config import FILE_NAME
-    from jaxal.types import InputError
-
-    if not (given.dir / FILE_NAME).is_file():
-        raise InputError(f"{given.dir}: not a run folder, it holds no {FILE_NAME}; `jaxal run CONFIG` starts a run")
+    _processes(given)(lambda: _old_folder(given.dir))
     from jaxal import compilation, run
 
     compilation.keep()
     run.resume(given.dir)
+
+
+def _processes(given: argparse.Namespace) -> Callable:
+    """Joins the other processes where there are any. Returns how to do something in the first of them alone.
+
+    It goes before everything else: importing jax-md already computes something.
+    """
+    from jaxal import devices
+
+    if given.distributed:
+        devices.join()
+    devices.patient()
+    return devices.from_first
+
+
+def _old_folder(folder: Path) -> None:
+    """Raises InputError where no run is."""
+    from jaxal.config import FILE_NAME
+    from jaxal.types import InputError
+
+    if not (folder / FILE_NAME).is_file():
+        raise InputError(f"{folder}: not a run folder, it holds no {FILE_NAME}; `jaxal run CONFIG` starts a run")
 
 
 def _train(given: argparse.Namespace) -> None:
@@ -250,6 +282,7 @@ def _bench(given: argparse.Namespace) -> None:
             compile=given.compile,
             kinds=given.kind,
             signs=given.signs,
+            devices=given.devices,
         ),
         given.out,
     )

@@ -9,13 +9,17 @@ Members may also share their weights but for a readout head each (see `heads`); 
 each set of weights, [r], and m = r * heads.
 """
 
+import functools
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from jaxal import heads
+from jaxal import devices, heads
+from jaxal.devices import MEMBERS, WALKERS
 from jaxal.precision import exact
 from jaxal.types import Key, Neighbors, Params, Potential, Prediction, Structure
 
@@ -38,6 +42,7 @@ class Committee(NamedTuple):
     heads: int = 1  # members on one set of weights; a divisor of `members`
     signs: int = 0  # random-sign combinations of the heads
     species: int = 1  # rows of the species table; heads have weights for each
+    mesh: Mesh | None = None  # over which structures and sets of weights divide; None is one device
 
     @property
     def replicas(self) -> int:
@@ -146,8 +151,17 @@ def over_members(function, batching: Batching):
 def predict(committee: Committee, params: Params, structures: Structure, neighbors: Neighbors) -> Prediction:
     """The committee on a batch of structures [b]: Prediction with axes [b m ...], or [b (2 r signs) ...] with signs.
 
-    `params` has sets of weights on its leading axis [r]. Features are those of the first.
+    `params` has sets of weights on its leading axis [r]. Features are those of the first. On a mesh each device
+    evaluates its own sets on its own structures; structures whose number does not divide are evaluated by every row of
+    it.
     """
+    rows = devices.along(committee.mesh, WALKERS, structures.charge.shape[0])
+    run = functools.partial(predict_local, committee)
+    return devices.split(committee.mesh, run, (P(MEMBERS), rows, rows), rows)(params, structures, neighbors)
+
+
+def predict_local(committee: Committee, params: Params, structures: Structure, neighbors: Neighbors) -> Prediction:
+    """`predict` inside of `devices.split`: this device's structures, by the members of all devices."""
 
     def member(one):
         if committee.heads > 1:
@@ -157,9 +171,11 @@ def predict(committee: Committee, params: Params, structures: Structure, neighbo
     energy, force, stress, feature = over_members(member, committee.batching)(params)
     if committee.heads > 1:  # [r p ...] to [m ...]
         energy, force, stress = (x.reshape(-1, *x.shape[2:]) for x in (energy, force, stress))
+    energy, force, stress = devices.gathered(committee.mesh, MEMBERS, (energy, force, stress))
+    feature = devices.gathered(committee.mesh, MEMBERS, feature[:1])[0]
     return Prediction(
         energy=jnp.moveaxis(energy, 0, 1),
         force=jnp.moveaxis(force, 0, 1),
         stress=jnp.moveaxis(stress, 0, 1),
-        feature=feature[0],
+        feature=feature,
     )

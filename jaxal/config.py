@@ -244,7 +244,10 @@ def _convert(value: Any, annotation: Any, field: str, folder: Path) -> Any:
                 return _convert(value, choice, field, folder)
             except InputError:
                 continue
-        return _convert(value, choices[-1], field, folder)  # its complaint stands for all
+        try:
+            return _convert(value, choices[-1], field, folder)
+        except InputError as error:  # its complaint stands for all, but what would be right is any of them
+            raise (wrong if "does not fit; give" in str(error) else error) from None
     if origin is Literal:
         if not any(value == choice and type(value) is type(choice) for choice in arguments):
             raise wrong

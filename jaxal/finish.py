@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxal import buffer as buffers
-from jaxal import loop, memory, model, neighbors, records, report, setup
+from jaxal import devices, loop, memory, model, neighbors, records, report, setup
 from jaxal.committee import Committee
 from jaxal.memory import Progress, Run
 from jaxal.train import fit as training
@@ -108,28 +108,33 @@ def finish(run: Run, progress: Progress, parts: loop.Parts, static: loop.Static,
         config.train.final_learning_rate,
         show,
     )
-    reference = np.asarray(progress.reference)
-    write_model(
-        directory,
-        parts.committee,
-        train,
-        gate,
-        potential=config.potential.name,
-        options=config.potential.options,
-        table=run.table,
-        reference=reference,
-        precision=config.precision,
-        charge=config.system.charge,
-        spin=config.system.spin,
-    )
-    records.write_training(directory, state.buffer, run.table, reference)
-    memory.show(run, progress, "validation")
-    records.append(directory, [memory.phase(run, "validation")])
-    validated(directory, config.validate.data)
+    train, gate, buffer = devices.whole((train, gate, state.buffer))
+
+    def write() -> None:
+        reference = np.asarray(progress.reference)
+        write_model(
+            directory,
+            parts.committee,
+            train,
+            gate,
+            potential=config.potential.name,
+            options=config.potential.options,
+            table=run.table,
+            reference=reference,
+            precision=config.precision,
+            charge=config.system.charge,
+            spin=config.system.spin,
+        )
+        records.write_training(directory, buffer, run.table, reference)
+        memory.show(run, progress, "validation")
+        records.append(directory, [memory.phase(run, "validation")])
+        validated(directory, config.validate.data)
+        records.append(directory, [memory.phase(run, "done")])
+
+    devices.from_first(write)
     progress.phase = "done"
-    records.append(directory, [memory.phase(run, "done")])
     memory.save(run, progress, state)
-    report.write(directory)
+    devices.from_first(lambda: report.write(directory))
 
 
 def fold_of(held: np.ndarray) -> int:

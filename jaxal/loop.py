@@ -11,16 +11,17 @@ compiles once. What cannot be handled inside comes out as a bit mask, with the s
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from ase.data import covalent_radii
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxal import buffer as buffers
 from jaxal import committee as committees
-from jaxal import neighbors
+from jaxal import devices, neighbors
+from jaxal.devices import MEMBERS, WALKERS
 from jaxal.train import fit as training
 from jaxal.train.calibrate import Fresh, Judge, calibrate
 from jaxal.train.loss import force_rmse, max_force_error
@@ -32,13 +33,13 @@ from jaxal.types import (
     Key,
     Label,
     Neighbors,
-    Prediction,
     Score,
     Select,
     Structure,
     WalkerState,
 )
 from jaxal.units import BOLTZMANN
+from jaxal.walk import Bounds, Candidate, Walk, feature_size, make_walk, where
 
 NEIGHBORS_FULL, BUFFER_FULL, NOT_FINITE, UNPHYSICAL, LABEL_FAILED = 1, 2, 4, 8, 16
 UNDONE = NEIGHBORS_FULL | BUFFER_FULL | NOT_FINITE  # the segment did not happen: grow or slow down, then replay
@@ -112,17 +113,6 @@ class State(NamedTuple):
     problems: Int[Array, ""]
 
 
-class Candidate(NamedTuple):
-    """The last physical frame of a walker since the last look."""
-
-    structure: Structure
-    force: Float[Array, "n 3"]  # committee mean
-    stress: Float[Array, "3 3"]
-    score: Float[Array, ""]
-    feature: Float[Array, "f"]  # mean over the atoms
-    bad: Bool[Array, ""]  # the walker has left the physical since
-
-
 class Look(NamedTuple):
     """What one look reports; stacked over the looks of a segment."""
 
@@ -146,6 +136,11 @@ class Look(NamedTuple):
 Segment = Callable[[State, Limits], tuple[State, Look]]
 
 
+# How a state divides over the devices of a mesh; what is not named, being small and read by all, is whole on each.
+_DIVIDED = {"walkers": P(WALKERS), "trusted": P(WALKERS), "near": P(WALKERS), "train": P(MEMBERS)}
+LAYOUT: Any = State._make(_DIVIDED.get(name, P()) for name in State._fields)
+
+
 def judge_of(parts: Parts, static: Static) -> Judge:
     """The judge of a run."""
     return Judge(parts.committee, parts.score, parts.gate, static.train_near, static.fold)
@@ -161,7 +156,7 @@ def start(
     key, *keys = jax.random.split(key, structures.charge.shape[0] + 1)
     walkers = jax.vmap(parts.explorer.init)(jnp.stack(keys), structures, force, stress)
     gate = calibrate(judge_of(parts, static), parts.gate.init(), train.average, buffer)[0]
-    return State(
+    state = State(
         walkers=walkers,
         trusted=Trusted(structures, force, stress),
         near=near,
@@ -174,71 +169,37 @@ def start(
         labels=buffer.count,
         problems=jnp.where(jnp.any(near.overflow), NEIGHBORS_FULL, 0).astype(jnp.int32),
     )
+    return devices.laid(parts.committee.mesh, LAYOUT, state)
 
 
 def make_segment(parts: Parts, static: Static) -> Segment:
     """The function to compile: (state, limits) -> (state, looks). Donate the state."""
-    radii = jnp.asarray(covalent_radii[list(static.table)], jnp.float32)
     fit = functools.partial(training.fit, parts.committee, static.recipe, static.train_near)
-
-    def closeness(structure: Structure, near: Neighbors) -> Float[Array, ""]:
-        """Smallest distance as a fraction of the sum of covalent radii."""
-        vector, used = neighbors.vectors(structure, near)
-        radius = radii[structure.species]
-        both = radius[:, None] + radius.at[near.index].get(mode="fill", fill_value=1.0)
-        return jnp.min(jnp.where(used, jnp.linalg.norm(vector, axis=-1) / both, jnp.inf))
-
-    def judge(limits: Limits, gate: GateState, structure: Structure, near: Neighbors, prediction: Prediction):
-        """Score and plausibility of one walker's frame."""
-        score = parts.score(prediction, structure)
-        force = prediction.force.mean(0)
-        finite = jnp.isfinite(score) & jnp.all(jnp.isfinite(force)) & jnp.all(jnp.isfinite(structure.position))
-        # before the first calibration the factor is infinite: then the score itself is compared
-        estimate = jnp.where(jnp.isfinite(gate.factor), gate.factor, 1.0) * score
-        physical = finite & (estimate <= limits.implausible) & (closeness(structure, near) >= limits.closest)
-        feature = jnp.sum(prediction.feature, axis=0) / jnp.maximum(jnp.sum(structure.species >= 0), 1)
-        return Candidate(structure, force, prediction.stress.mean(0), score, feature, ~physical)
-
-    def step(state: State, limits: Limits, candidate: Candidate, problems: Int[Array, ""]):
-        """One integration step of all walkers."""
-        proposed = jax.vmap(parts.explorer.propose)(state.walkers)
-        with jax.named_scope("neighbors"):
-            near = neighbors.renewed(static.near, state.near, proposed)
-            close = neighbors.within(static.near, near, proposed)
-        with jax.named_scope("forces"):
-            prediction = committees.predict(parts.committee, state.train.average, proposed, close)
-        with jax.named_scope("gate"):
-            now = jax.vmap(lambda s, n, p: judge(limits, state.gate, s, n, p))(proposed, close, prediction)
-        walkers = jax.vmap(parts.explorer.advance)(state.walkers, proposed, now.force, now.stress)
-        # from the first unphysical frame to the next look a walker keeps its last physical frame
-        bad = candidate.bad | now.bad
-        candidate = _where(bad, candidate, now)._replace(bad=bad)
-        problems = problems | jnp.where(jnp.any(close.overflow & ~bad), NEIGHBORS_FULL, 0)
-        return state._replace(walkers=walkers, near=near), candidate, problems, prediction.energy.mean(1)
+    mesh = parts.committee.mesh
+    walk = make_walk(parts.committee, parts.explorer, parts.score, static.table, static.near, static.every)
 
     def look(limits: Limits, state: State, _) -> tuple[State, Look]:
         trusted, walkers = state.trusted, state.walkers
         number = walkers.step.shape[0]
         key, key_probe, key_select, key_add, key_hold, key_fit, key_rewind = jax.random.split(state.key, 7)
         state = state._replace(key=key)
+        features = feature_size(parts.committee, state.train.average, trusted.structure, state.near)
         # a walker may be bad from the first step on; then there is nothing to label
         nothing = Candidate(
             trusted.structure,
             trusted.force,
             trusted.stress,
             jnp.full(number, -jnp.inf, trusted.force.dtype),  # below every threshold: no gate asks for it
-            jnp.zeros((number, _feature_size(parts, static, state)), trusted.force.dtype),
+            jnp.zeros((number, features), trusted.force.dtype),
             jnp.zeros(number, bool),
         )
-
-        def body(_, carry):
-            state, candidate, problems, _ = carry
-            return step(state, limits, candidate, problems)
-
-        zero = jnp.zeros(number, trusted.force.dtype)
-        state, candidate, problems, energy = jax.lax.fori_loop(
-            0, static.every, body, (state, nothing, state.problems, zero)
-        )
+        start = Walk(walkers, state.near, nothing, jnp.zeros(number, bool), jnp.zeros(number, trusted.force.dtype))
+        bounds = Bounds(limits.implausible, limits.closest)
+        end = walk(state.train.average, state.gate, bounds, start)
+        # what a look decides it decides on every device alike: a few numbers of each walker
+        candidate, full, energy = devices.laid(mesh, P(), (end.candidate, end.full, end.energy))
+        problems = state.problems | jnp.where(jnp.any(full), NEIGHBORS_FULL, 0)
+        state = state._replace(walkers=end.walkers, near=end.near)
         gate, flagged = parts.gate.step(state.gate, candidate.score)
         estimate = jnp.where(jnp.isfinite(gate.factor), gate.factor, 1.0) * candidate.score
         probe = jax.random.uniform(key_probe, (number,)) < limits.probe
@@ -257,11 +218,11 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         labeled = jnp.zeros(number, bool).at[report["labeled"]].set(True, mode="drop")
         trust = (~candidate.bad & ~flagged) | labeled
         place = Trusted(candidate.structure, candidate.force, candidate.stress)
-        trusted = _where(trust, place, trusted)
+        trusted = where(trust, place, trusted)
         rewind = candidate.bad | failed
         fresh = jax.vmap(parts.explorer.init)(jax.random.split(key_rewind, number), *trusted)
         fresh = fresh._replace(step=state.walkers.step)
-        walkers = _where(rewind, fresh, state.walkers)
+        walkers = where(rewind, fresh, state.walkers)
         quiet = jnp.where(flagged | candidate.bad, 0, state.quiet + static.every)
         bits = jnp.where(jnp.any(candidate.bad), UNPHYSICAL, 0) | jnp.where(jnp.any(failed), LABEL_FAILED, 0)
         momentum = state.walkers.engine.momentum
@@ -282,7 +243,7 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         state = state._replace(
             walkers=walkers, trusted=trusted, quiet=quiet, problems=(state.problems | bits).astype(jnp.int32)
         )
-        return state, out
+        return devices.laid(mesh, LAYOUT, state), devices.laid(mesh, P(), out)
 
     def learn(limits, state: State, candidate: Candidate, chosen, probe, estimate, keys):
         """Labels the chosen walkers' candidates, adds them to the training set and retrains."""
@@ -356,26 +317,10 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         # What came after an overflow or a diverged training is wrong: as if the segment had not been.
         undone = (after.problems & UNDONE) != 0
         state = jax.tree.map(lambda old, new: jax.lax.select(undone, old, new), *_data(before, after))
-        return _undata(state, before)._replace(problems=after.problems), looks
+        state = _undata(state, before)._replace(problems=after.problems)
+        return devices.laid(mesh, LAYOUT, state), devices.laid(mesh, P(), looks)
 
     return segment
-
-
-def _feature_size(parts: Parts, static: Static, state: State) -> int:
-    first, structure, near = jax.tree.map(lambda x: x[0], (state.train.average, state.trusted.structure, state.near))
-    potential, params = parts.committee.potential, committees.backbone(parts.committee, first)
-    return jax.eval_shape(potential.energy, params, structure, near)[1].shape[-1]
-
-
-def _where(mask: Bool[Array, "w"], yes, no):
-    """Row by row `yes` where the mask is true, else `no`, over a whole pytree [w ...]."""
-
-    def pick(a, b):
-        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(pick(jax.random.key_data(a), jax.random.key_data(b)))
-        return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b)
-
-    return jax.tree.map(pick, yes, no)
 
 
 def _one(row):

@@ -10,9 +10,10 @@ import ase
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxal import buffer as buffers
-from jaxal import checkpoint, loop, neighbors, records, setup
+from jaxal import checkpoint, devices, loop, neighbors, records, setup
 from jaxal import committee as committees
 from jaxal.progress import Status
 from jaxal.schema import Config
@@ -56,7 +57,12 @@ class Run(NamedTuple):
     table: Table
     show: Callable[[Status], None]
     began: float
-    interrupted: Callable[[], bool] = lambda: False  # whether Ctrl-C was pressed
+    interrupted: Callable[[], bool] = lambda: False  # whether Ctrl-C was pressed; all processes ask together
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The devices of the run."""
+        return setup.mesh_of(self.config)
 
 
 def walker_structures(run: Run) -> Structure:
@@ -74,8 +80,8 @@ def walker_structures(run: Run) -> Structure:
 def restore(run: Run) -> tuple[Progress, loop.State]:
     """State and memory of the newest whole checkpoint."""
     like = _example(run)
-    state, host, _ = checkpoint.restore(run.directory / CHECKPOINTS, like)
-    return Progress(**host), state
+    state, host, _ = devices.from_first(lambda: checkpoint.restore(run.directory / CHECKPOINTS, like))
+    return Progress(**host), devices.laid(run.mesh, loop.LAYOUT, state)
 
 
 def _example(run: Run) -> Any:
@@ -98,10 +104,15 @@ def _example(run: Run) -> Any:
 
 
 def save(run: Run, progress: Progress, state: loop.State) -> None:
-    """Writes a checkpoint; the growing files are taken back to their present sizes if it is restored."""
+    """Writes a checkpoint; the growing files are taken back to their present sizes if it is restored.
+
+    All processes call it, the first one writes.
+    """
     progress.elapsed = elapsed(run)
-    progress.sizes = records.sizes(run.directory)
-    checkpoint.save(run.directory / CHECKPOINTS, progress.look, state, asdict(progress))
+    state = devices.whole(state)
+    if devices.first():
+        progress.sizes = records.sizes(run.directory)
+        checkpoint.save(run.directory / CHECKPOINTS, progress.look, state, asdict(progress))
 
 
 def spec_in(listed: list[Any]) -> neighbors.Spec:

@@ -1,4 +1,7 @@
-"""The files of a run folder that grow as the run goes: metrics, trajectory, training set."""
+"""The files of a run folder that grow as the run goes: metrics, trajectory, training set.
+
+Of several processes the first one writes; what the others are given to write is left out.
+"""
 
 import json
 import os
@@ -15,7 +18,7 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
-from jaxal import loop
+from jaxal import devices, loop
 from jaxal.buffer import Buffer
 from jaxal.structure import Table, matrix_to_voigt, to_atoms
 
@@ -45,6 +48,8 @@ def plain(value: Any) -> Any:
 
 def append(directory: Path, records: Iterable[dict[str, Any]]) -> None:
     """Adds lines to metrics.jsonl."""
+    if not devices.first():
+        return
     with open(directory / METRICS, "a") as file:
         for record in records:
             file.write(json.dumps({name: plain(value) for name, value in record.items()}) + "\n")
@@ -57,6 +62,8 @@ def sizes(directory: Path) -> dict[str, int]:
 
 def cut(directory: Path, sizes: dict[str, int]) -> None:
     """Back to the sizes at a checkpoint: what came after it will be written again."""
+    if not devices.first():
+        return
     for name in (METRICS, TRAJECTORY):
         if (directory / name).exists():
             os.truncate(directory / name, sizes.get(name, 0))

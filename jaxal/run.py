@@ -1,15 +1,17 @@
 """A run from start to end: what the host does between two segments of the program.
 
 It keeps the checkpoint, the growing files and the display, grows capacities where the program says so, decides
-when enough is learned, and finishes with a long training, the model, its validation and the report.
+when enough is learned, and finishes with a long training, the model, its validation and the report. Of several
+processes each does the same; what concerns files, labels and the clock the first does, and the others follow it.
 """
 
+import dataclasses
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxal import buffer as buffers
-from jaxal import checkpoint, finish, loop, memory, neighbors, records, setup
+from jaxal import checkpoint, devices, finish, loop, memory, neighbors, records, setup, stop
 from jaxal.check import check
-from jaxal.config import FILE_NAME, load, resolved
+from jaxal.config import FILE_NAME, import_parts, load, resolved
+from jaxal.label.service import Service
 from jaxal.memory import CHECKPOINTS, STORE, Progress, Run
 from jaxal.progress import Status, display
 from jaxal.schema import Config
@@ -28,48 +31,61 @@ from jaxal.structure import species_table
 from jaxal.train import fit as training
 from jaxal.types import InputError
 
-STUCK = 200  # looks in a row at which no walker was physical
-TRICKLE = 0.001  # chance of a probe at each look at a walker, so that the held-out labels are not only flagged ones
 EARLY_SLOWER = 3  # times the learning rate is halved after a diverged training
 
 
 def start(config: Config, directory: Path) -> None:
     """Runs a configuration in a new folder. Raises InputError for mistakes and for a folder in use."""
     directory = Path(directory)
-    if directory.exists() and any(directory.iterdir()):
-        raise InputError(f"{directory}: the folder is in use; `jaxal resume {directory}` goes on, --dir names another")
     setup.dtype_of(config.precision)
-    check(config)
-    config = resolved(config, directory)
-    records.versions(directory)
-    _go(config, directory)
+
+    def prepared() -> Config:
+        if directory.exists() and any(directory.iterdir()):
+            again = f"`jaxal resume {directory}` goes on, --dir names another"
+            raise InputError(f"{directory}: the folder is in use; {again}")
+        check(config)
+        ready = resolved(dataclasses.replace(config, devices=setup.devices_of(config)), directory)
+        records.versions(directory)
+        return ready
+
+    _go(devices.from_first(prepared), directory)
 
 
 def resume(directory: Path) -> None:
     """Goes on with a run where its last checkpoint stands, bit for bit; a finished run is left as it is."""
     directory = Path(directory)
-    if not (directory / FILE_NAME).is_file():
-        raise InputError(f"{directory}: not a run folder, it holds no {FILE_NAME}; `jaxal run CONFIG` starts a run")
-    config = load(directory / FILE_NAME)
+
+    def found() -> Config:
+        if not (directory / FILE_NAME).is_file():
+            raise InputError(f"{directory}: not a run folder, it holds no {FILE_NAME}; `jaxal run CONFIG` starts a run")
+        return load(directory / FILE_NAME)
+
+    config = devices.from_first(found)
     setup.dtype_of(config.precision)
     _go(config, directory)
 
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Yields whether Ctrl-C was pressed. The exception alone can be lost: one raised while garbage is collected is."""
+    """Yields whether Ctrl-C was pressed. The exception alone can be lost: one raised while garbage is collected is.
+
+    Several processes end together, after the segment in which the first was told to; pressed again, it ends at once.
+    """
     pressed = threading.Event()
+    alone = jax.process_count() == 1
 
     def handler(*_: Any) -> None:
+        again = pressed.is_set()
         pressed.set()
-        raise KeyboardInterrupt
+        if alone or again:
+            raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield pressed.is_set
         return
     before = signal.signal(signal.SIGINT, handler)
     try:
-        yield pressed.is_set
+        yield lambda: devices.from_first(pressed.is_set)
     except Exception:
         if pressed.is_set():  # raised inside a callback it comes back as an error of XLA
             raise KeyboardInterrupt from None
@@ -79,12 +95,16 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
 
 def _go(config: Config, directory: Path) -> None:
-    atoms = check(config)
-    with _interruptible() as interrupted, display() as show:
+    import_parts()
+    setup.mesh_of(config)  # before anything else: what was there when the run began may be gone when it is resumed
+    atoms = devices.from_first(lambda: check(config))
+    with _interruptible() as interrupted, display() if devices.first() else nullcontext(_unseen) as show:
         run = Run(config, directory, atoms, species_table([atoms]), show, time.monotonic(), interrupted)
-        if checkpoint.latest(directory / CHECKPOINTS) is None:
+        if devices.from_first(lambda: checkpoint.latest(directory / CHECKPOINTS)) is None:
             records.cut(directory, {})
-            progress, train, buffer = _begin(run)
+            progress, train, buffer = devices.from_first(lambda: _begin(run))
+            train = devices.laid(run.mesh, loop.LAYOUT.train, train)
+            buffer = devices.laid(run.mesh, loop.LAYOUT.buffer, buffer)
             state = None
         else:
             progress, state = memory.restore(run)
@@ -99,6 +119,10 @@ def _go(config: Config, directory: Path) -> None:
                 memory.show(run, progress, "final training")
                 finish.finish(run, progress, *_assembled(run, progress, label), state)
         memory.show(run, progress, "done")
+
+
+def _unseen(status: Status) -> None:
+    """Shows nothing: the first process shows how the run stands."""
 
 
 def _begin(run: Run) -> tuple[Progress, training.TrainState, buffers.Buffer]:
@@ -147,19 +171,22 @@ def _labels(run: Run, progress: Progress) -> Iterator[tuple[setup.LabelFunction,
         spec = setup.oracle_spec(config, run.table, example)
         yield setup.oracle_label(config, run.table, dtype, reference, spec), list
         return
-    service = setup.open_service(config, run.table, run.directory / STORE, reference)
+    opened: list[Service] = []
+    devices.from_first(lambda: opened.append(setup.open_service(config, run.table, run.directory / STORE, reference)))
 
     def asked(structures: Any, wanted: np.ndarray) -> Any:
-        answer = service.label(structures, wanted)
+        answer = opened[0].label(structures, wanted)
         progress.asked += int(np.sum(wanted))
         progress.failed += int(np.sum(wanted) - np.sum(answer.ok))
         memory.show(run, progress, "explore")
         return answer
 
     try:
-        yield setup.host_label_of(asked), lambda: [r.reason for r in service.drain() if not r.ok]
+        label = setup.host_label_of(asked, run.mesh)
+        yield label, lambda: [r.reason for service in opened for r in service.drain() if not r.ok]
     finally:
-        service.close()
+        for service in opened:
+            service.close()
 
 
 def _explore(
@@ -187,11 +214,28 @@ def _explore(
     if progress.look == 0:
         records.append(run.directory, [memory.phase(run, "explore")])
     timestep = parts.explorer.timestep
-    why = _reason(run, progress, state, timestep)
+
+    def judged(looks: loop.Look | None, reasons: list[str]) -> tuple[stop.Verdict, bool, Progress]:
+        """What the host makes of a segment, whether a checkpoint is due, and what it remembers now."""
+        if looks is not None:
+            _note(run, progress, state, looks, timestep, reasons)
+        quiet = float(np.min(np.asarray(state.quiet)))
+        due = time.monotonic() - saved >= config.output.checkpoint
+        return stop.verdict(run, progress, quiet, timestep), due, progress
+
+    def judge(looks: loop.Look | None, reasons: list[str]) -> tuple[str, bool]:
+        (why, wrong), due, now = devices.from_first(lambda: judged(looks, reasons))
+        vars(progress).update(vars(now))
+        if wrong:
+            memory.save(run, progress, state)
+            raise InputError(wrong)
+        return why, due
+
+    why, _ = judge(None, [])
     while not why:
         memory.show(run, progress, "explore")
         counted = progress.asked, progress.failed
-        state, looks = segment(state, setup.limits_of(config, progress.rate, _probe_rate(run, progress)))
+        state, looks = segment(state, setup.limits_of(config, progress.rate, stop.probe_rate(run, progress)))
         looks = jax.device_get(looks)
         problems = int(state.problems)
         if run.interrupted():
@@ -204,9 +248,8 @@ def _explore(
                 parts, static = _assembled(run, progress, label)
                 segment = _lowered(run, progress, parts, static, state).compile()
             continue
-        _note(run, progress, state, looks, timestep, reasons)
-        why = _reason(run, progress, state, timestep)
-        if time.monotonic() - saved >= config.output.checkpoint:
+        why, due = judge(looks, reasons)
+        if due:
             memory.save(run, progress, state)
             saved = time.monotonic()
     progress.phase = "final training"
@@ -246,15 +289,17 @@ def _first_training(
         state = loop.start(parts, static, train, buffer, structures, key)
         return state._replace(labels=jnp.asarray(progress.asked, jnp.int32))
 
-    limits = setup.limits_of(config, progress.rate, TRICKLE)
+    limits = setup.limits_of(config, progress.rate, stop.TRICKLE)
     # Lowering is Python's work and compiling XLA's: the larger program compiles while the first training goes on.
-    lowered = _lowered(run, progress, parts, static, jax.eval_shape(begin, train, buffer, key))
+    shapes = devices.shapes(run.mesh, loop.LAYOUT, jax.eval_shape(begin, train, buffer, key))
+    lowered = _lowered(run, progress, parts, static, shapes)
     with ThreadPoolExecutor(1) as beside:
         compiling = beside.submit(lowered.compile)
         steps = jnp.asarray(config.train.initial_steps, jnp.int32)
         fit = finish.compiled_fit(parts.committee, static.recipe, static.train_near)
         train, _ = fit(train, buffer, key_train, steps, limits.rate, limits.final_rate)
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(train.average))):
+        average = jax.device_get(devices.whole(train.average))
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(average)):
             rate = config.train.learning_rate
             raise InputError(f"train.learning_rate: the first training diverges at {rate:g}; give a smaller one")
         state = jax.block_until_ready(jax.jit(begin)(train, buffer, key))
@@ -265,13 +310,16 @@ def _first_training(
 def _mended(run: Run, progress: Progress, state: loop.State, problems: int) -> loop.State:
     """The state with what the program found too small made larger, or the learning rate halved."""
     if problems & loop.NEIGHBORS_FULL:
+        structures = devices.whole(state.walkers.structure)
         for name in ("near", "train_near"):
             spec = memory.spec_in(getattr(progress, name))
-            setattr(progress, name, memory.spec_out(neighbors.larger(spec, state.walkers.structure)))
+            larger = devices.from_first(lambda spec=spec: neighbors.larger(spec, structures))
+            setattr(progress, name, memory.spec_out(larger))
         near = jax.jit(neighbors.find, static_argnums=0)(memory.spec_in(progress.near), state.walkers.structure)
-        state = state._replace(near=near)
+        state = state._replace(near=devices.laid(run.mesh, loop.LAYOUT.near, near))
     if problems & loop.BUFFER_FULL:
-        state = state._replace(buffer=buffers.grow(state.buffer, 2 * buffers.capacity(state.buffer)))
+        grown = buffers.grow(state.buffer, 2 * buffers.capacity(state.buffer))
+        state = state._replace(buffer=devices.laid(run.mesh, loop.LAYOUT.buffer, grown))
     if problems & loop.NOT_FINITE:
         progress.slower += 1
         progress.rate *= 0.5
@@ -341,46 +389,3 @@ def _note(
     reference = np.asarray(progress.reference)
     records.write_walkers(run.directory, looks, config.output.trajectory, progress.look, run.table, reference)
     progress.look += number
-
-
-def _reason(run: Run, progress: Progress, state: loop.State, timestep: float) -> str:
-    """Why the exploration is over; empty as long as it is not."""
-    stop = run.config.stop
-    ps = progress.look * run.config.gate.every * timestep * 1e-3
-    if progress.stuck >= STUCK:
-        memory.save(run, progress, state)
-        raise InputError(
-            f"explore: no walker stayed physical for {progress.stuck} looks; lower explore.temperature or "
-            "explore.timestep, raise gate.implausible, or give more label.initial"
-        )
-    if progress.asked >= 20 and progress.failed > 0.5 * progress.asked:
-        memory.save(run, progress, state)
-        raise InputError(
-            f"label: {progress.failed} of {progress.asked} labels failed; see `reason` in {run.directory / STORE} "
-            "and mend the method before going on"
-        )
-    if progress.asked >= stop.labels:
-        return f"label budget of {stop.labels}"
-    quiet = float(np.min(np.asarray(state.quiet))) * timestep * 1e-3
-    if quiet >= stop.quiet:
-        return f"quiet for {stop.quiet:g} ps"
-    if stop.time is not None and ps >= stop.time:
-        return f"{stop.time:g} ps of dynamics"
-    if stop.wall is not None and memory.elapsed(run) >= stop.wall:
-        return f"{stop.wall:g} s of wall time"
-    if stop.error is not None:
-        if len(progress.probes) >= stop.probes:
-            found = float(np.sqrt(np.mean(progress.probes)))
-            if found <= stop.error:
-                return f"force RMSE {1e3 * found:.0f} meV/Å on {len(progress.probes)} fresh probe labels"
-            progress.probing, progress.probes = False, []
-        elif not progress.probing and progress.fold is not None:
-            progress.probing = progress.fold <= stop.error
-    return ""
-
-
-def _probe_rate(run: Run, progress: Progress) -> float:
-    """Chance of each walker at each look to be a probe: a trickle, or enough for the fresh probes in two segments."""
-    if not progress.probing:
-        return TRICKLE
-    return min(1.0, run.config.stop.probes / (2 * setup.LOOKS * run.config.explore.walkers))

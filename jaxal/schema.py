@@ -193,6 +193,7 @@ class Config:
     output: Output
     seed: Annotated[int, Unit("", 0)] = 0
     precision: Precision = "float32"
+    devices: Literal["auto"] | Count = "auto"  # auto takes the most there are that divide walkers and members evenly
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ import ase
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool
 
 from jaxal import buffer as buffers
 from jaxal import committee as committees
-from jaxal import loop, neighbors
+from jaxal import devices, loop, neighbors
 from jaxal.committee import Committee
 from jaxal.label.bridge import host_label
 from jaxal.label.pool import Recipe as LabelRecipe
@@ -192,11 +193,26 @@ def spread_hold(number: int, fraction: float) -> np.ndarray:
 
 
 def committee_of(config: Config | Offline, table: Table) -> Committee:
-    """The committee of a configuration."""
-    given = config.committee
+    """The committee of a configuration, on the devices of a run. Raises InputError where those do not fit."""
+    given, mesh = config.committee, mesh_of(config) if isinstance(config, Config) else None
     heads = given.members if given.kind == "shared" else 1
     potential = config.potential.bind()(table)
-    return Committee(potential, given.members, given.batching, heads, given.signs, len(table))
+    return Committee(potential, given.members, given.batching, heads, given.signs, len(table), mesh)
+
+
+def _replicas(config: Config) -> int:
+    """Sets of weights, which divide over devices; the heads of one set do not."""
+    return config.committee.members if config.committee.kind == "full" else 1
+
+
+def devices_of(config: Config) -> int:
+    """How many devices a run takes. Raises InputError where `devices` does not fit."""
+    return devices.number(config.devices, config.explore.walkers, _replicas(config))
+
+
+def mesh_of(config: Config) -> Mesh | None:
+    """The devices of a run; None for a single one."""
+    return devices.mesh(devices_of(config), _replicas(config))
 
 
 def new_params(committee: Committee, key: Key, spec: neighbors.Spec, structures: Structure, labels: Label) -> Params:
@@ -254,6 +270,6 @@ def parts_of(config: Config, atoms: ase.Atoms, table: Table, label: LabelFunctio
     )
 
 
-def host_label_of(label: Callable[..., Any]) -> LabelFunction:
-    """The labels of a service as a function of the program: one ordered callback."""
-    return lambda structures, wanted: host_label(label, structures, wanted)
+def host_label_of(label: Callable[..., Any], mesh: Mesh | None) -> LabelFunction:
+    """The labels of a service as a function of the program: one callback."""
+    return lambda structures, wanted: host_label(label, structures, wanted, mesh)

@@ -14,13 +14,13 @@ LONGEST = 400  # lines
 # the model file knows how to predict, so `validate` and `calculator` need no training code.
 LAYERS = (
     ("units", "types", "registry", "precision", "compilation"),
-    ("structure", "neighbors", "buffer", "heads", "schema", "yaml12"),
+    ("structure", "neighbors", "buffer", "heads", "schema", "yaml12", "devices"),
     ("potential", "committee", "acquire", "label"),
-    ("explore", "train", "model"),
+    ("explore", "train", "model", "walk"),
     ("loop", "validate", "calculator", "config", "check", "checkpoint", "progress", "figures"),
     ("setup", "records", "report"),
     ("memory",),
-    ("finish",),
+    ("finish", "stop"),
     ("run", "offline", "bench"),
     ("cli",),
 )

@@ -15,13 +15,15 @@ import ase.io
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from jaxal import buffer as buffers
 from jaxal import committee as committees
-from jaxal import loop, neighbors, setup
+from jaxal import devices, loop, neighbors, setup
 from jaxal.acquire.score import max_force_spread
-from jaxal.committee import Committee, predict
+from jaxal.committee import Committee, predict, predict_local
 from jaxal.config import parse
+from jaxal.devices import MEMBERS, WALKERS
 from jaxal.explore.md import nvt_langevin
 from jaxal.schema import Part
 from jaxal.structure import from_atoms, masses, species_table
@@ -49,6 +51,7 @@ class Setting(NamedTuple):
     seed: int = 0
     kind: str = "full"  # of committee, full or shared
     signs: int = 0  # of a shared one
+    devices: int = 1
 
 
 class Program(NamedTuple):
@@ -99,18 +102,26 @@ def md(setting: Setting) -> Program:
         proposed = jax.vmap(explorer.propose)(walkers)
         near = neighbors.renewed(model.spec, near, proposed)
         close = neighbors.within(model.spec, near, proposed)
-        found = predict(model.committee, params, proposed, close)
+        found = predict_local(model.committee, params, proposed, close)
         spread = jax.vmap(max_force_spread)(found, proposed)
         walkers = jax.vmap(explorer.advance)(walkers, proposed, found.force.mean(1), found.stress.mean(1))
-        return (walkers, near, overflow | close.overflow), jnp.max(spread)
+        return (walkers, near, overflow | close.overflow), spread
+
+    def steps(params: Params, carry):
+        return jax.lax.scan(lambda c, x: step(params, c, x), carry, None, length=setting.steps)
+
+    mesh, own = model.committee.mesh, P(WALKERS)
+    split = devices.split(mesh, steps, (P(MEMBERS), own), (own, P(None, WALKERS)))
 
     def run(params: Params, carry):
-        return jax.lax.scan(lambda c, x: step(params, c, x), carry, None, length=setting.steps)
+        carry, spread = split(params, carry)
+        return carry, jnp.max(spread, axis=1)
 
     zero = jnp.zeros_like(model.structures.position), jnp.zeros_like(model.structures.cell)
     keys = jax.random.split(jax.random.key(setting.seed), setting.walkers)
     walkers = jax.jit(jax.vmap(explorer.init))(keys, model.structures, *zero)
-    held = [(walkers, model.near, jnp.zeros_like(model.near.overflow))]  # all donated: nothing twice
+    # all donated: nothing twice
+    held = [devices.laid(mesh, own, (walkers, model.near, jnp.zeros_like(model.near.overflow)))]
     compiled, trace, compile_ = _compile(run, model.params, held[0], donate=(1,))
 
     facts = _facts(setting, model) | {"steps": setting.steps}
@@ -148,6 +159,7 @@ def segment(setting: Setting) -> Program:
             "train": {"batch": setting.batch, "steps": setting.steps},
             "seed": setting.seed,
             "precision": setting.precision,
+            "devices": setting.devices,
         }
         config = parse(raw, folder)
         atoms, table = setting.atoms, species_table([setting.atoms])
@@ -231,8 +243,8 @@ def _model(setting: Setting) -> _Model:
     dtype = setup.dtype_of(setting.precision)
     table = species_table([setting.atoms])
     heads = setting.members if setting.kind == "shared" else 1
-    potential = setting.potential.bind()(table)
-    committee = Committee(potential, setting.members, setting.batching, heads, setting.signs, len(table))
+    potential, mesh = setting.potential.bind()(table), devices.mesh(setting.devices, setting.members // heads)
+    committee = Committee(potential, setting.members, setting.batching, heads, setting.signs, len(table), mesh)
     # weights and positions are those of float32 in every precision, so that results can be compared
     one = jax.tree.map(jnp.asarray, from_atoms([setting.atoms], table, dtype=np.dtype(np.float32)))
     spec = neighbors.plan(one, committee.potential.cutoff, setup.SKIN)
@@ -245,6 +257,8 @@ def _model(setting: Setting) -> _Model:
     cast = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
     params, one, near = jax.tree.map(cast, (params, one, near))
     structures, near = jax.tree.map(lambda x: jnp.repeat(x, setting.walkers, axis=0), (one, near))
+    params = devices.laid(mesh, P(MEMBERS), params)
+    structures, near = devices.laid(mesh, devices.along(mesh, WALKERS, setting.walkers), (structures, near))
     return _Model(table, committee, params, structures, spec, near)
 
 

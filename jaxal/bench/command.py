@@ -1,4 +1,4 @@
-"""`jaxal bench`: sweeps over cases, systems, members, walkers and precisions; a table and JSON lines."""
+"""`jaxal bench`: sweeps over cases, systems, members, walkers, precisions and devices; a table and JSON lines."""
 
 import itertools
 import json
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from jaxal import devices
 from jaxal.bench import roofline, systems
 from jaxal.bench.cases import CASES, Setting, forces
 from jaxal.bench.profile import PARTS, profile
@@ -29,6 +30,7 @@ COLUMNS = (
     ("kind", "kind", "{}"),
     ("signs", "signs", "{}"),
     ("type", "dtype", "{}"),
+    ("devices", "devices", "{}"),
     ("per", "unit", "{}"),
     ("wall ms", "wall_ms", "{:.3f}"),
     ("CPU ms", "cpu_ms", "{:.3f}"),
@@ -58,6 +60,7 @@ class Sweep(NamedTuple):
     compile: bool = False  # also a second time, from the persistent cache
     kinds: Sequence[str] = ("full",)  # of committees; a shared one of one member is left out
     signs: Sequence[int] = (0,)  # of shared committees; full ones have none
+    devices: Sequence[int] = (1,)
 
 
 def bench(sweep: Sweep, out: Path | None = None, show: Callable[[str], None] = print) -> list[dict[str, Any]]:
@@ -90,10 +93,15 @@ def bench(sweep: Sweep, out: Path | None = None, show: Callable[[str], None] = p
         potential.bind()((1,))
     except ValueError as error:
         raise InputError(f"bench: {error}") from error
+    for _, _, members, walkers, _, number, (kind, _) in _points(sweep):
+        try:
+            devices.number(number, walkers, 1 if kind == "shared" else members)  # heads do not divide
+        except InputError as error:
+            raise InputError(f"bench: --{error}") from None
     built = {name: systems.build(name, sweep.seed) for name in sweep.systems}
     records = []
     show("| " + " | ".join(title for title, *_ in COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
-    for case, system, members, walkers, precision, (kind, signs) in _points(sweep):
+    for case, system, members, walkers, precision, number, (kind, signs) in _points(sweep):
         setting = Setting(
             system,
             built[system],
@@ -107,6 +115,7 @@ def bench(sweep: Sweep, out: Path | None = None, show: Callable[[str], None] = p
             sweep.seed,
             kind,
             signs,
+            number,
         )
         record = one(case, setting, sweep.repeats, sweep.profile, sweep.compile)
         records.append(record)
@@ -123,7 +132,7 @@ def one(
     """The record of one combination; with `error` where it could not be measured."""
     record: dict[str, Any] = {"peer": "jaxal", "mode": case, "system": setting.system}
     record |= {"atoms": len(setting.atoms), "K": setting.members, "B": setting.walkers, "dtype": setting.precision}
-    record |= {"kind": setting.kind, "signs": setting.signs}
+    record |= {"kind": setting.kind, "signs": setting.signs, "devices": setting.devices}
     double = SETTINGS.jax_enable_x64
     try:
         jax.config.update("jax_enable_x64", setting.precision == "float64")
@@ -160,7 +169,7 @@ def one(
 def row(record: dict[str, Any]) -> str:
     """A record as a row of the table."""
     if "error" in record:
-        names = [str(record[key]) for key in ("mode", "system", "K", "B", "kind", "signs", "dtype")]
+        names = [str(record[key]) for key in ("mode", "system", "K", "B", "kind", "signs", "dtype", "devices")]
         return "| " + " | ".join(names) + f" | {record['error'][:80]} |"
     cells = ("" if record.get(key) is None else form.format(record[key]) for _, key, form in COLUMNS)
     line = "| " + " | ".join(cells) + " |"
@@ -169,17 +178,17 @@ def row(record: dict[str, Any]) -> str:
     return line
 
 
-def _points(sweep: Sweep) -> Iterator[tuple[str, str, int, int, str, tuple[str, int]]]:
+def _points(sweep: Sweep) -> Iterator[tuple[str, str, int, int, str, int, tuple[str, int]]]:
     forms = [(kind, signs) for kind in sweep.kinds for signs in (sweep.signs if kind == "shared" else (0,))]
-    points = itertools.product(sweep.cases, sweep.systems, sweep.members, sweep.walkers, sweep.precisions, forms)
-    return (point for point in points if point[2] > 1 or point[-1][0] == "full")
+    sizes = sweep.cases, sweep.systems, sweep.members, sweep.walkers, sweep.precisions, sweep.devices
+    return (point for point in itertools.product(*sizes, forms) if point[2] > 1 or point[-1][0] == "full")
 
 
 def _cost(setting: Setting) -> roofline.Cost | None:
     """XLA's count for all members: a loop over members would be counted once, so it is that of one, times them."""
     if setting.kind == "shared":
-        return roofline.cost(forces(setting._replace(batching="vmap")).compiled)
-    done = roofline.cost(forces(setting._replace(members=1, batching="vmap")).compiled)
+        return roofline.cost(forces(setting._replace(batching="vmap", devices=1)).compiled)
+    done = roofline.cost(forces(setting._replace(members=1, batching="vmap", devices=1)).compiled)
     return None if done is None else roofline.Cost(setting.members * done.flops, setting.members * done.bytes)
 
 

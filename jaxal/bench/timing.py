@@ -114,7 +114,6 @@ def machine() -> dict[str, Any]:
     return {
         "backend": jax.default_backend(),
         "device": devices[0].device_kind,
-        "devices": len(devices),
         "cpu": processor(),
         "threads": int(os.environ.get("NPROC", 0)) or os.cpu_count(),
         "load1": round(os.getloadavg()[0], 2),

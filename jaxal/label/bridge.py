@@ -1,4 +1,4 @@
-"""The one place where the compiled program asks the host: labels by an ordered `io_callback`."""
+"""The one place where the compiled program asks the host: labels by one `io_callback`."""
 
 import logging
 from collections.abc import Callable
@@ -7,18 +7,28 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import io_callback
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool
 
+from jaxal import devices
 from jaxal.label.service import Batch, Labels
 from jaxal.types import Label, Structure
 
 
-def host_label(label: Callable[[Batch, np.ndarray], Labels], structures: Structure, wanted: Bool[Array, "k"]) -> Label:
+def host_label(
+    label: Callable[[Batch, np.ndarray], Labels],
+    structures: Structure,
+    wanted: Bool[Array, "k"],
+    mesh: Mesh | None = None,
+) -> Label:
     """Labels of the wanted among k structures; the others, and those that fail, come back with `ok=False`.
 
     `label` is `Service.label`. Call it under jit (in a `lax.cond` that is rarely taken), never under vmap or
     grad. Energies, forces and stress have the dtype of the positions. It never raises: an exception of `label`
     is logged and fails the whole batch, for one that went through XLA would end the run.
+
+    On a mesh the first device asks, in the process that holds it, and the others wait. JAX orders callbacks on one
+    device only; there every label feeds the next look, which is order enough.
     """
     k, n = structures.species.shape
     dtype = np.dtype(structures.position.dtype)
@@ -47,4 +57,10 @@ def host_label(label: Callable[[Batch, np.ndarray], Labels], structures: Structu
             logging.getLogger(__name__).exception("labeling failed")
             return Label._make(np.zeros(shape.shape, shape.dtype) for shape in shapes)
 
-    return io_callback(on_host, shapes, structures, wanted, ordered=True)
+    if mesh is None:
+        return io_callback(on_host, shapes, structures, wanted, ordered=True)
+
+    def ask(structures: Structure, wanted: Bool[Array, "k"]) -> Label:
+        return io_callback(on_host, shapes, structures, wanted, ordered=False)
+
+    return devices.once(mesh, ask, shapes, structures, wanted)

@@ -155,7 +155,7 @@ def neighbor_contraction(
     work = channels * min(_work(index.shape[1], radial.shape[-1], harmonics.shape[-1], size))
     small = jax.default_backend() != "cpu" or number * work < 4 * CACHED
     rows = number if small else max(1, CACHED // work)
-    mixed = _in_blocks(lambda *block: _weighted_sum(*block[:2], weight, block[2]), rows, harmonics, radial, neighbor)
+    mixed = _in_blocks(lambda h, r, v: _weighted_sum(h, r, weight, v), rows, harmonics, radial, neighbor)
     stacked = jnp.moveaxis(mixed.reshape(number, -1, channels), 1, 0)  # [h c, n, f]
     matrix = jnp.asarray(coupling(feature_l, l_max), harmonics.dtype)
     coupled = (matrix @ stacked.reshape(stacked.shape[0], -1)).reshape(-1, number, channels)

@@ -6,17 +6,20 @@ backbone and one head. The number of steps and the learning rate are arguments, 
 compiles anything. The dynamics use the exponential moving average of the weights.
 """
 
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from jaxal import buffer as buffers
-from jaxal import heads, neighbors
+from jaxal import devices, heads, neighbors
 from jaxal.committee import Committee, evaluate_batch, over_members
+from jaxal.devices import MEMBERS
 from jaxal.train.loss import LossWeights, loss
 from jaxal.types import Key, Label, Params, Structure
 
@@ -64,8 +67,28 @@ def fit(
 ) -> tuple[TrainState, Float[Array, "r"]]:
     """`steps` optimizer steps of every set of weights, learning rate on a cosine from `rate` to `final_rate`.
 
-    Returns the state and the mean loss of each over the steps.
+    Returns the state and the mean loss of each over the steps. On a mesh each device trains its own sets of weights.
     """
+    local = functools.partial(_fit_local, committee, recipe, spec)
+    own: Any = P(MEMBERS)
+    data = jax.tree.map(lambda _: P(), buffer)._replace(weight=own)
+    run = devices.split(committee.mesh, local, (own, data, own, P(), P(), P()), own)
+    keys = jax.random.split(key, committee.replicas)
+    return run(state, buffer, keys, steps, rate, final_rate)
+
+
+def _fit_local(
+    committee: Committee,
+    recipe: Recipe,
+    spec: neighbors.Spec,
+    state: TrainState,
+    buffer: buffers.Buffer,
+    keys: Key,
+    steps: Int[Array, ""],
+    rate: Float[Array, ""],
+    final_rate: Float[Array, ""],
+) -> tuple[TrainState, Float[Array, "r"]]:
+    """`fit` of the sets of weights of one device; `keys` and the weights in `buffer` are theirs."""
     transformation = _transformation(recipe)
 
     def batch_loss(trained, constants, head, structures, labels):
@@ -97,9 +120,8 @@ def fit(
         new = TrainState({**constants, "params": trained}, {**constants, "params": mean}, optimizer)
         return new, total / jnp.maximum(steps, 1)
 
-    keys = jax.random.split(key, committee.replicas)
     run = over_members(member, committee.batching)
-    weight = buffer.weight.reshape(committee.replicas, committee.heads, -1)
+    weight = buffer.weight.reshape(-1, committee.heads, buffers.capacity(buffer))
     return run(state.params, state.average, state.optimizer, weight, keys)
 
 

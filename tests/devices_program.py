@@ -1,0 +1,157 @@
+"""Run by test_devices on eight devices in 64 bits: committee, training and segments on meshes against one device."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase.build import molecule
+
+from jaxal import committee, devices, loop, neighbors, setup
+from jaxal.acquire import gate as gates
+from jaxal.acquire import select as selects
+from jaxal.acquire.score import max_force_spread
+from jaxal.explore.md import nvt_langevin
+from jaxal.label.bridge import host_label
+from jaxal.potential.equivariant import equivariant
+from jaxal.potential.pair import morse
+from jaxal.structure import from_atoms
+from jaxal.train import fit as training
+from jaxal.types import InputError, Label
+
+TABLE, WALKERS, MEMBERS = (1, 8), 8, 4
+ORACLE = morse(TABLE, sigma=1.2, epsilon=2.0, alpha=1.5, cutoff=4.0)
+SPEC = neighbors.Spec(4.0, 0.0, 2, (0, 0, 0))
+POTENTIAL = equivariant(TABLE, cutoff=4.0, channels=2, l_max=1, layers=1, radial=4, radial_hidden=0)
+RECIPE = training.Recipe(batch=2)
+ASKED = []
+
+
+@jax.jit
+def oracle(structures, wanted):
+    near = neighbors.find(SPEC, structures)
+    return Label(*committee.evaluate_batch(ORACLE, {}, structures, near)[:3], wanted)
+
+
+def answer(structures, wanted):
+    """A host labeler, numpy only: harmonic about where the walkers start."""
+    ASKED.append(int(np.sum(wanted)))
+    away = structures.position - structures.position.mean(axis=1, keepdims=True)
+    stress = np.zeros((len(away), 3, 3), away.dtype)
+    return Label(np.sum(away**2, axis=(1, 2)), -2.0 * away, stress, np.asarray(wanted))
+
+
+def of(mesh):
+    return committee.Committee(POTENTIAL, MEMBERS, mesh=mesh)
+
+
+def start(mesh):
+    """(state, static, parts, buffer) of a small run on a mesh."""
+    frames = setup.first_structures(molecule("H2O"), 8, 0)
+    structures = jax.tree.map(jnp.asarray, from_atoms(frames, TABLE, dtype=float))
+    labels = oracle(structures, jnp.ones(8, bool))
+    held = np.arange(8) % 4 == 2
+    buffer = setup.training_set(structures, labels, held, MEMBERS, 64, jax.random.key(1), 1.0)
+    params = setup.new_params(of(None), jax.random.key(2), SPEC, structures, labels)
+    parts = loop.Parts(
+        committee=of(mesh),
+        explorer=nvt_langevin(jnp.asarray([15.999, 1.008, 1.008]), temperature=300.0),
+        score=max_force_spread,
+        gate=gates.threshold(limit=0.0),
+        select=selects.top_k,
+        label=lambda structures, wanted: host_label(answer, structures, wanted, mesh),
+    )
+    near = neighbors.Spec(4.0, 0.5, 2, (0, 0, 0))
+    static = loop.Static(TABLE, near, SPEC, RECIPE, every=4, looks=3, batch=3, fold=4)
+    walkers = jax.tree.map(lambda x: jnp.stack([x[0]] * WALKERS), structures)
+    train = training.init(RECIPE, params)
+    state = jax.jit(lambda t, b, w, k: loop.start(parts, static, t, b, w, k))(train, buffer, walkers, jax.random.key(3))
+    return state, static, parts, buffer
+
+
+def limits():
+    given = {"implausible": 1e3, "closest": 0.1, "budget": 1000, "probe": 0.1, "holdout": 0.3, "steps": 3}
+    given |= {"rate": 1e-3, "final_rate": 1e-4}
+    return loop.Limits(
+        **{n: jnp.asarray(v, jnp.int32 if n in ("budget", "steps") else float) for n, v in given.items()}
+    )
+
+
+def alike(found, expected, what):
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        name = f"{what}{jax.tree_util.keystr(path)}"
+        np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=1e-7, atol=1e-9, err_msg=name)
+
+
+def models(mesh, train, buffer):
+    """(prediction of 8 and of 3 structures, training) on a mesh."""
+    first = jax.tree.map(lambda x: x[:8], buffer.structure)
+    near = neighbors.find(SPEC, first)
+    predict = jax.jit(lambda *given: committee.predict(of(mesh), *given))
+    eight = predict(train.average, first, near)
+    three = predict(train.average, *jax.tree.map(lambda x: x[:3], (first, near)))
+    rates = jnp.asarray(5, jnp.int32), jnp.asarray(1e-2), jnp.asarray(1e-3)
+    fit = jax.jit(lambda *given: training.fit(of(mesh), RECIPE, SPEC, *given))
+    return eight, three, *fit(train, buffer, jax.random.key(4), *rates)
+
+
+def segment(mesh):
+    """(state after a segment, looks, labels asked for) on a mesh."""
+    state, static, parts, _ = start(mesh)
+    ASKED.clear()
+    after, looks = jax.block_until_ready(jax.jit(loop.make_segment(parts, static))(state, limits()))
+    jax.effects_barrier()
+    return after, looks, list(ASKED)
+
+
+def rows(array):
+    """Leading rows on each device, and on how many devices."""
+    return {shard.data.shape[0] for shard in array.addressable_shards}, len(array.addressable_shards)
+
+
+def refused(*asked):
+    try:
+        return devices.number(*asked)
+    except InputError as error:
+        return str(error)
+
+
+def main():
+    assert len(jax.devices()) == 8
+    # (devices, walkers, members): members divide first, walkers over what is left
+    assert [devices.number("auto", *given) for given in ((8, 4), (8, 3), (3, 4), (5, 5), (1, 2))] == [8, 8, 6, 5, 2]
+    assert dict(devices.mesh(8, 4).shape) == {devices.WALKERS: 2, devices.MEMBERS: 4}
+    assert "explore.walkers (3) does not divide over 2 rows; give 1, 2, 3, 4, 6" in refused(8, 3, 4)
+    assert "devices: 9 is too large, there are 8; give 1, 2, 4, 8" in refused(9, 8, 4)
+    state, _, _, buffer = start(None)
+    given = jax.device_get((state.train, buffer))
+    expected = models(None, *given), segment(None)
+    assert expected[1][2] == [3, 3, 3]
+    for walkers, members, whole in ((8, 1, False), (4, 2, True), (2, 4, True)):
+        name = f"{walkers}x{members}"
+        there = np.array(jax.devices()).reshape(walkers, members)
+        mesh = jax.sharding.Mesh(there, (devices.WALKERS, devices.MEMBERS))
+        found = models(mesh, *given)
+        alike(found, expected[0], name)
+        # what is divided is divided
+        assert rows(found[0].force) == ({8 // walkers}, 8)
+        assert rows(found[1].force) == ({3}, 8)
+        assert all(rows(leaf) == ({MEMBERS // members}, 8) for leaf in jax.tree.leaves(found[2]))
+        if whole:
+            (state, looks, asked), (other, other_looks, _) = segment(mesh), expected[1]
+            # a device renews the lists of its own walkers only, so their order may be another
+            alike(state._replace(near=()), other._replace(near=()), name)
+            alike(looks, other_looks, name)
+            assert asked == [3, 3, 3], "each label is asked for once"
+            own = jax.tree.leaves((state.walkers, state.trusted, state.near))
+            assert all(rows(leaf) == ({WALKERS // walkers}, 8) for leaf in own)
+            assert all(rows(leaf) == ({MEMBERS // members}, 8) for leaf in jax.tree.leaves(state.train))
+            common = jax.tree.leaves((looks, state.buffer, state.quiet))
+            assert all(leaf.sharding.is_fully_replicated for leaf in common)
+        print(f"{name} alike", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""Many devices, many processes: the same results as on one device, each label asked for once, files written once."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.build import molecule
+from ase.io import read, write
+
+from jaxal import devices
+from jaxal.config import load
+from jaxal.label.store import open_store
+from jaxal.types import InputError
+
+HERE = Path(__file__).parent
+QUICK = "--xla_backend_optimization_level=0"  # compiling is most of what these tests do
+KEPT = {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+KEPT["TF_CPP_MIN_LOG_LEVEL"] = "3"
+WATER = """
+system: {file: water.xyz}
+potential: {cutoff: 3.0, channels: 2, l_max: 1, layers: 1, radial: 4, radial_hidden: 0}
+committee: {members: 2}
+explore: {temperature: 600, walkers: 8}
+gate: {name: threshold, limit: 0.0, every: 4, implausible: 50}
+label: {initial: 4, batch: 3}
+train: {steps: 4, initial_steps: 20, final_steps: 10, batch: 2, learning_rate: 0.01, holdout: 0.2}
+stop: {labels: 64}
+output: {checkpoint: 0, trajectory: 5}
+precision: float64
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs(tmp_path_factory):
+    """Compiled programs are kept from run to run, as a user's are; not those that call the host."""
+    KEPT["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("programs"))
+
+
+def environment(count: int, **more: str) -> dict[str, str]:
+    flags = f"--xla_force_host_platform_device_count={count} {QUICK}"
+    return os.environ | KEPT | {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "XLA_FLAGS": flags} | more
+
+
+def python(*arguments, count: int = 8, check: bool = True, **more: str):
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(count, **more))
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def started(*arguments, count: int, errors: Path, **more: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "jaxal.cli", *map(str, arguments)]
+    with errors.open("w") as file:  # a pipe that nobody reads would fill up
+        return subprocess.Popen(command, env=environment(count, **more), stdout=subprocess.DEVNULL, stderr=file)
+
+
+def together(folder: Path, *arguments) -> list[tuple[int, str]]:
+    """Exit status and standard error of two processes with four devices each that run a command together."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    given = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    errors = [folder / f"errors{index}" for index in range(2)]
+    both = [
+        started(*arguments, "--distributed", count=4, errors=path, JAX_PROCESS_ID=str(index), **given)
+        for index, path in enumerate(errors)
+    ]
+    return [(process.wait(timeout=600), path.read_text()) for process, path in zip(both, errors, strict=True)]
+
+
+def model_arrays(directory: Path) -> dict[str, np.ndarray]:
+    with np.load(directory / "model.npz") as file:
+        return {name: file[name] for name in file.files}
+
+
+def metrics(directory: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "wall"} for line in lines]
+
+
+def stored(directory: Path) -> int:
+    store = open_store(directory / "labels.sqlite")
+    count = len(list(store.all()))
+    store.close()
+    return count
+
+
+def assert_alike(found: Path, expected: Path) -> None:
+    """Two runs of the same labels in the same order, to float tolerance; each label paid for once."""
+    for name, value in model_arrays(expected).items():
+        got = model_arrays(found)[name]
+        if value.dtype.kind == "f":
+            np.testing.assert_allclose(got, value, rtol=1e-7, atol=1e-9, err_msg=name)
+        else:
+            np.testing.assert_array_equal(got, value, err_msg=name)
+    assert len(metrics(found)) == len(metrics(expected))
+    for one, other in zip(metrics(found), metrics(expected), strict=True):
+        assert one == {k: pytest.approx(v, rel=1e-5) if isinstance(v, float) else v for k, v in other.items()}
+    frames = [read(directory / "training.xyz", ":") for directory in (found, expected)]
+    for one, other in zip(*frames, strict=True):
+        np.testing.assert_allclose(one.positions, other.positions, atol=1e-7)
+    assert stored(found) == stored(expected) == 64
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("devices")
+    write(folder / "water.xyz", molecule("H2O"), format="extxyz")
+    (folder / "config.yaml").write_text(WATER)
+    return folder / "config.yaml"
+
+
+@pytest.fixture(scope="module")
+def alone(config) -> Path:
+    """The run on one device."""
+    out = config.parent / "alone"
+    python("-m", "jaxal.cli", "run", config, "--dir", out, count=1)
+    return out
+
+
+@pytest.fixture(scope="module")
+def eight(config) -> Path:
+    """The run on eight devices of one process."""
+    out = config.parent / "eight"
+    python("-m", "jaxal.cli", "run", config, "--dir", out)
+    return out
+
+
+def test_committee_training_and_segment_on_every_mesh_are_those_of_one_device():
+    done = python(HERE / "devices_program.py", JAX_ENABLE_X64="1")
+    assert done.stdout.split("\n")[:3] == ["8x1 alike", "4x2 alike", "2x4 alike"]
+
+
+def test_devices_wait_for_a_label_as_long_as_they_are_told_to():
+    impatient = python(HERE / "devices_wait.py", 1, 6, count=2, check=False)
+    assert impatient.returncode == -signal.SIGABRT  # that is what the limits are for
+    assert python(HERE / "devices_wait.py", 0, 6, count=2).stdout.split() == ["20.0", "1"]
+
+
+@pytest.mark.slow
+def test_devices_wait_longer_than_xla_does_by_itself():
+    assert python(HERE / "devices_wait.py", 0, 60, count=2).stdout.split() == ["20.0", "1"]
+
+
+def test_a_run_on_eight_devices_is_the_run_on_one(alone, eight):
+    assert load(alone / "config.yaml").devices == 1 and load(eight / "config.yaml").devices == 8
+    assert_alike(eight, alone)
+
+
+def test_a_killed_run_on_eight_devices_resumes_bit_for_bit(config, eight):
+    killed = config.parent / "killed"
+    process = started("run", config, "--dir", killed, count=8, errors=config.parent / "errors")
+    end, path = time.monotonic() + 300, killed / "metrics.jsonl"
+    while time.monotonic() < end and process.poll() is None:
+        if path.exists() and path.read_text().count("\n") >= 20:
+            break
+        time.sleep(0.02)
+    assert process.poll() is None, "the run was over before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    few = python("-m", "jaxal.cli", "resume", killed, count=4, check=False)
+    assert few.returncode == 2 and "devices: 8 is too large, there are 4; give 1, 2, 4" in few.stderr
+    python("-m", "jaxal.cli", "resume", killed)
+    expected, found = model_arrays(eight), model_arrays(killed)
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+    for name in ("training.xyz", "trajectory.xyz"):
+        assert (killed / name).read_bytes() == (eight / name).read_bytes(), name
+    assert metrics(killed) == metrics(eight) and stored(killed) == 64
+
+
+def test_two_processes_run_as_one(config, alone):
+    out = config.parent / "two"
+    for status, error in together(config.parent, "run", config, "--dir", out):
+        assert status == 0, error
+    assert load(out / "config.yaml").devices == 8
+    assert_alike(out, alone)
+    assert {path.name for path in out.iterdir()} == {path.name for path in alone.iterdir()}
+    # both are told, in one line, what the first one finds
+    for status, error in together(config.parent, "run", config, "--dir", out):
+        assert status == 2 and "already holds a run" in error and "Traceback" not in error, error
+
+
+@pytest.mark.parametrize(
+    "field, message",
+    [
+        ("devices=2", "devices: 2 is too large, there is 1; give 1"),
+        ("devices=0", "devices: 0 is too small; give at least 1"),
+        ("devices=all", "devices: all does not fit; give auto or a whole number"),
+    ],
+)
+def test_a_number_of_devices_that_cannot_be_is_told_in_one_line(config, tmp_path, field, message):
+    done = python("-m", "jaxal.cli", "run", config, field, "--dir", tmp_path / "out", count=1, check=False)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_processes_that_nobody_told_who_they_are_are_told_how(config, tmp_path):
+    done = python("-m", "jaxal.cli", "run", config, "--distributed", "--dir", tmp_path, count=1, check=False)
+    assert done.returncode == 2 and "JAX_COORDINATOR_ADDRESS" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_one_device_needs_no_mesh():
+    assert devices.number("auto", 3, 2) == 1 and devices.mesh(1, 2) is None
+    with pytest.raises(InputError, match="devices: 4 is too large"):
+        devices.number(4, 4, 1)
+    tree = {"a": np.ones(2)}
+    assert devices.laid(None, None, tree) is tree and devices.whole(tree) is tree
