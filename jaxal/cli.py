@@ -8,6 +8,7 @@ import argparse
 import inspect
 import json
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -157,14 +158,23 @@ def _run(given: argparse.Namespace) -> None:
 
 
 def _resume(given: argparse.Namespace) -> None:
-    _processes(given)(lambda: _old_folder(given.dir))
+    had = re.search(r"^devices: (\d+)", _text(given.dir / "config.yaml"), re.MULTILINE)
+    _processes(given, int(had[1]) if had else 1)(lambda: _old_folder(given.dir))
     from jaxal import compilation, run
 
     compilation.keep()
     run.resume(given.dir)
 
 
-def _processes(given: argparse.Namespace) -> Callable:
+def _text(file: Path) -> str:
+    """What stands in a file; nothing where it cannot be read, which is told of later."""
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _processes(given: argparse.Namespace, least: int = 1) -> Callable:
     """Joins the other processes where there are any. Returns how to do something in the first of them alone.
 
     It goes before everything else: importing jax-md already computes something.
@@ -173,7 +183,7 @@ def _processes(given: argparse.Namespace) -> Callable:
 
     if given.distributed:
         devices.join()
-    devices.patient()
+    devices.prepare(least)
     return devices.from_first
 
 

@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 from jaxal.types import InputError
 
 WALKERS, MEMBERS = "walkers", "members"
+CORES = 4  # devices of a CPU, unless XLA_FLAGS says how many
 BLOCK = 4096  # bytes; messages are padded to whole ones, so that few sizes are compiled
 # While one device waits for a label, all others wait for it in a collective. XLA ends a process whose collectives
 # take longer than 40 s (CPU threads, first calls on GPUs) or half an hour (gloo, between processes).
@@ -37,14 +38,17 @@ LIMITS = (
 T = TypeVar("T")
 
 
-def patient() -> None:
-    """Lets devices wait for each other as long as a label takes; of use before JAX first uses a device.
+def prepare(least: int = 1) -> None:
+    """Makes devices of a CPU's cores, and lets devices wait for each other as long as a label takes.
 
-    Limits that stand in XLA_FLAGS already are left as they are.
+    A CPU has `CORES` devices at most, no more than cores, but at least so many as a run that goes on has had. Of use
+    before JAX first uses a device; what stands in XLA_FLAGS already is left as it is.
     """
     before = os.environ.get("XLA_FLAGS")
     given = (before or "").split()
-    more = [f"--{name}={PATIENCE}" for name in LIMITS if not any(name in flag for flag in given)]
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = dict.fromkeys(LIMITS, PATIENCE) | {"xla_force_host_platform_device_count": max(least, min(there, CORES))}
+    more = [f"--{name}={value}" for name, value in wanted.items() if not any(name in flag for flag in given)]
     os.environ["XLA_FLAGS"] = " ".join([*given, *more])
     jax.devices()  # now XLA has read them; processes that are started for labels may have another XLA
     if before is None:

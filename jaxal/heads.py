@@ -36,8 +36,8 @@ def init(
 ) -> Params:
     """Initial weights of a backbone and its heads, which differ by about one scale in the energy of an atom.
 
-    That is more than the backbone's own readouts begin with: what heads of one backbone differ by after training is
-    mostly what is left of where they began, and with a third of it their spread ranks errors less well.
+    That is more than the backbone's own readouts begin with: in the one comparison there is (docs/benchmarks.md) the
+    spread of heads that began a third as far apart told less of the errors.
     """
     key_backbone, key_first, key_last = jax.random.split(key, 3)
     inner = potential.init(key_backbone, structure, neighbors)

@@ -14,7 +14,7 @@ from jaxal.types import Label, Structure
 patience, seconds = (float(word) for word in sys.argv[1:])
 if patience:
     devices.PATIENCE = int(patience)
-devices.patient()
+devices.prepare()
 mesh = devices.mesh(2, 1)
 asked = []
 

@@ -141,6 +141,7 @@ def test_a_combination_that_fails_is_a_record_and_the_sweep_goes_on(monkeypatch)
         ({"kinds": ["shared"], "signs": [0, 1]}, "--signs must be 0"),
         ({"signs": [2]}, "add --kind shared"),
         ({"kinds": ["shared"], "members": [1, 2]}, "2 or more --members"),
+        ({"devices": [1, 2]}, "--devices: 2 is too large, there is 1"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_measured(change, message):

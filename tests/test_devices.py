@@ -213,3 +213,14 @@ def test_one_device_needs_no_mesh():
         devices.number(4, 4, 1)
     tree = {"a": np.ones(2)}
     assert devices.laid(None, None, tree) is tree and devices.whole(tree) is tree
+
+
+def test_a_cpu_has_devices_for_its_cores_and_for_a_run_that_goes_on():
+    program = "from jaxal import devices; devices.prepare({}); import jax; print(jax.device_count())"
+    cores = min(len(os.sched_getaffinity(0)), devices.CORES)
+    for least, expected in ((1, cores), (6, 6)):
+        more = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+        words = [sys.executable, "-c", program.format(least)]
+        done = subprocess.run(words, capture_output=True, text=True, env=more, check=True)
+        assert int(done.stdout) == expected
+    assert python("-c", program.format(6), count=3).stdout.split() == ["3"], "what is asked for by hand stands"
