@@ -8,7 +8,8 @@ that runs this script. Every round measures every program once, one after the ot
 machine; figures are medians over the rounds. Prints the tables of docs/benchmarks.md; the records go to `--out`.
 
 float32, cutoff 5 Å, 32x0e+32x1o features, l_max 2, two layers, correlation 2, eight Bessel functions. What is not
-equal: the radial network (mace-torch 3 x 64, nequix 3 x 64, jaxal 1 x 64), nequix has no symmetric products.
+equal: the radial network (mace-torch 3 x 64, nequix 3 x 64, jaxal 1 x 64 and combinations of eight functions that it
+learns), nequix has no symmetric products.
 """
 
 import argparse

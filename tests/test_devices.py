@@ -63,6 +63,12 @@ def started(*arguments, count: int, errors: Path, **more: str) -> subprocess.Pop
 
 def together(folder: Path, *arguments) -> list[tuple[int, str]]:
     """Exit status and standard error of two processes with four devices each that run a command together."""
+    both, errors = pair(folder, *arguments)
+    return [(process.wait(timeout=600), path.read_text()) for process, path in zip(both, errors, strict=True)]
+
+
+def pair(folder: Path, *arguments) -> tuple[list[subprocess.Popen], list[Path]]:
+    """Two processes with four devices each that run a command together, and where their standard errors go."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -72,7 +78,7 @@ def together(folder: Path, *arguments) -> list[tuple[int, str]]:
         started(*arguments, "--distributed", count=4, errors=path, JAX_PROCESS_ID=str(index), **given)
         for index, path in enumerate(errors)
     ]
-    return [(process.wait(timeout=600), path.read_text()) for process, path in zip(both, errors, strict=True)]
+    return both, errors
 
 
 def model_arrays(directory: Path) -> dict[str, np.ndarray]:
@@ -186,6 +192,22 @@ def test_two_processes_run_as_one(config, alone):
     # both are told, in one line, what the first one finds
     for status, error in together(config.parent, "run", config, "--dir", out):
         assert status == 2 and "already holds a run" in error and "Traceback" not in error, error
+
+
+@pytest.mark.slow
+def test_two_killed_processes_resume_as_one(config, alone):
+    out = config.parent / "two killed"
+    both, _ = pair(config.parent, "run", config, "--dir", out)
+    end, path = time.monotonic() + 300, out / "metrics.jsonl"
+    while time.monotonic() < end and not (path.exists() and path.read_text().count("\n") >= 20):
+        time.sleep(0.02)
+    for process in both:
+        assert process.poll() is None, "the run was over before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    for status, error in together(config.parent, "resume", out):
+        assert status == 0, error
+    assert_alike(out, alone)
 
 
 @pytest.mark.parametrize(
