@@ -34,8 +34,8 @@ def start_structure(system: System) -> ase.Atoms:
     return found
 
 
-def check(config: Config) -> ase.Atoms:
-    """Makes sure that structure, method, dynamics and potential fit together; gives the start structure.
+def check(config: Config) -> None:
+    """Makes sure that structure, method, dynamics and potential fit together.
 
     Raises InputError, one line that names the section or field and what would be right.
     """
@@ -62,7 +62,6 @@ def check(config: Config) -> ase.Atoms:
         cell = atoms.cell.array if atoms.pbc.all() else np.zeros((3, 3))
         task = Task(atoms.numbers, atoms.positions, cell, config.system.charge, config.system.spin)
         _built("label", lambda: config.label.part.bind()().check(task))
-    return atoms
 
 
 def _built(section: str, build: Callable[[], Any]) -> Any:

@@ -14,7 +14,7 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,14 @@ KEPT = 2
 _DIGEST = "sha256"  # the name of the hash among the stored arrays
 _TEMPORARY = ".orbax-checkpoint-tmp"  # how orbax marks a checkpoint that is being written
 T = TypeVar("T")
+
+
+class Stored(NamedTuple):
+    """A checkpoint as it is on disk: the leaves of its state, and of what kind they are."""
+
+    record: dict[str, Any]  # JSON
+    arrays: dict[str, np.ndarray]
+    source: str
 
 
 def save(directory: str | Path, step: int, state: Any, host: Mapping[str, Any]) -> None:
@@ -79,6 +87,12 @@ def restore(directory: str | Path, like: T) -> tuple[T, dict[str, Any], int]:
 
     Raises InputError where there is no whole checkpoint, or where it holds another structure or dtype than `like`.
     """
+    stored = newest(directory)
+    return fitted(stored, like), stored.record["host"], int(Path(stored.source).name)
+
+
+def newest(directory: str | Path) -> Stored:
+    """The newest checkpoint that is whole; a damaged one is passed over with a warning. Raises InputError for none."""
     directory = Path(directory).resolve()
     reasons = []
     for step in _steps(directory):
@@ -89,7 +103,7 @@ def restore(directory: str | Path, like: T) -> tuple[T, dict[str, Any], int]:
             reasons.append(f"{step}: {type(error).__name__} {reason}")
             warnings.warn(f"checkpoint {directory / str(step)} is damaged, trying the one before", stacklevel=2)
             continue
-        return _fit(record["leaves"], arrays, like, directory / str(step)), record["host"], step
+        return Stored(record, arrays, str(directory / str(step)))
     raise InputError(f"{directory}: no whole checkpoint ({'; '.join(reasons) or 'there is none'}); start a new run")
 
 
@@ -135,12 +149,13 @@ def _digest(record: dict[str, Any], arrays: dict[str, np.ndarray]) -> np.ndarray
     return np.frombuffer(total.digest(), np.uint8)
 
 
-def _fit(leaves: list, arrays: dict[str, np.ndarray], like: T, source: Path) -> T:
-    """The stored leaves in the structure of `like`."""
+def fitted(stored: Stored, like: T) -> T:
+    """The stored leaves in the structure of `like`. Raises InputError for another structure or dtype."""
+    leaves, (_, arrays, source) = stored.record["leaves"], stored
     flat, structure = jax.tree_util.tree_flatten_with_path(like)
-    stored, wanted = [leaf[0] for leaf in leaves], [jax.tree_util.keystr(path) for path, _ in flat]
-    if stored != wanted:
-        odd = next(iter(sorted(set(stored) ^ set(wanted))), "their order")
+    names, wanted = [leaf[0] for leaf in leaves], [jax.tree_util.keystr(path) for path, _ in flat]
+    if names != wanted:
+        odd = next(iter(sorted(set(names) ^ set(wanted))), "their order")
         raise InputError(f"{source}: holds another state than this configuration and version have (differs in {odd})")
     values = []
     for row, ((name, dtype, shape, implementation), (_, example)) in enumerate(zip(leaves, flat, strict=True)):

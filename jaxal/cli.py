@@ -8,7 +8,6 @@ import argparse
 import inspect
 import json
 import os
-import re
 import sys
 import traceback
 import warnings
@@ -147,10 +146,11 @@ def _add_config(command: argparse.ArgumentParser) -> None:
 
 def _run(given: argparse.Namespace) -> None:
     from_first = _processes(given)
-    from jaxal.config import load
+    from jaxal import yaml12
+    from jaxal.config import dump, load, parse
 
-    config = from_first(lambda: load(given.config, given.overrides))
-    given.dir = from_first(lambda: _new_folder(given))
+    config = parse(yaml12.parse(from_first(lambda: dump(load(given.config, given.overrides))), str(given.config)))
+    given.dir = Path(from_first(lambda: str(_new_folder(given))))
     from jaxal import compilation, run
 
     compilation.keep()
@@ -158,20 +158,24 @@ def _run(given: argparse.Namespace) -> None:
 
 
 def _resume(given: argparse.Namespace) -> None:
-    had = re.search(r"^devices: (\d+)", _text(given.dir / "config.yaml"), re.MULTILINE)
-    _processes(given, int(had[1]) if had else 1)(lambda: _old_folder(given.dir))
+    _processes(given, _devices_of(given.dir))(lambda: _old_folder(given.dir))
     from jaxal import compilation, run
 
     compilation.keep()
     run.resume(given.dir)
 
 
-def _text(file: Path) -> str:
-    """What stands in a file; nothing where it cannot be read, which is told of later."""
+def _devices_of(folder: Path) -> int:
+    """How many devices a run had; 1 where its configuration cannot be read, which is told of later."""
+    from jaxal import yaml12
+    from jaxal.config import FILE_NAME
+    from jaxal.types import InputError
+
     try:
-        return file.read_text()
-    except (OSError, UnicodeDecodeError):
-        return ""
+        had = yaml12.parse((folder / FILE_NAME).read_text(), FILE_NAME)["devices"]
+    except (OSError, UnicodeDecodeError, InputError, KeyError, TypeError):
+        return 1
+    return had if isinstance(had, int) else 1
 
 
 def _processes(given: argparse.Namespace, least: int = 1) -> Callable:

@@ -5,17 +5,22 @@ A mesh has two axes. Members divide over the one, walkers over the other; where 
 device). Without a mesh everything here is the identity, and the program is that of one device.
 
 With several processes (`join`) every process runs the same driver on the same mesh. What only one of them may do or
-decide, such as reading files, labels and the clock, the first does, and tells the others (`from_first`).
+decide, such as reading files, labels and the clock, the first does, and tells the others (`from_first`). They start in
+the same folder of a disk that all of them see.
 """
 
 import math
 import os
-import pickle
+import subprocess
+import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jaxlib
 import numpy as np
+from flax.serialization import msgpack_restore, msgpack_serialize
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -35,6 +40,7 @@ LIMITS = (
     "xla_gpu_first_collective_call_warn_stuck_timeout_seconds",
     "xla_gpu_first_collective_call_terminate_timeout_seconds",
 )
+KNOWN = ("0.10", "0.12")  # of jaxlib: seen to have these limits
 T = TypeVar("T")
 
 
@@ -47,7 +53,7 @@ def prepare(least: int = 1) -> None:
     before = os.environ.get("XLA_FLAGS")
     given = (before or "").split()
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = dict.fromkeys(LIMITS, PATIENCE) | {"xla_force_host_platform_device_count": max(least, min(there, CORES))}
+    wanted = {"xla_force_host_platform_device_count": max(least, min(there, CORES))} | _limits()
     more = [f"--{name}={value}" for name, value in wanted.items() if not any(name in flag for flag in given)]
     os.environ["XLA_FLAGS"] = " ".join([*given, *more])
     jax.devices()  # now XLA has read them; processes that are started for labels may have another XLA
@@ -55,6 +61,20 @@ def prepare(least: int = 1) -> None:
         del os.environ["XLA_FLAGS"]
     else:
         os.environ["XLA_FLAGS"] = before
+
+
+def _limits() -> dict[str, int]:
+    """The flags of patience; none, with a warning, where a newer XLA does not know one: it would end the process."""
+    limits: dict[str, int] = dict.fromkeys(LIMITS, PATIENCE)
+    if ".".join(jaxlib.__version__.split(".")[:2]) not in KNOWN:
+        flags = " ".join(f"--{name}={value}" for name, value in limits.items())
+        more = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        trial = [sys.executable, "-c", "import jax; jax.devices()"]
+        if subprocess.run(trial, env=more, capture_output=True).returncode:
+            what = f"jaxlib {jaxlib.__version__} cannot be told to wait longer than it does by itself"
+            warnings.warn(f"{what}: with many devices, labels that take longer may end the run", stacklevel=3)
+            return {}
+    return limits
 
 
 def join() -> None:
@@ -82,26 +102,27 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
-def from_first(function: Callable[[], T]) -> T:
+def from_first(function: Callable[[], Any]) -> Any:
     """What `function` returns in the first process, in all of them; its InputError is raised in all.
 
-    The others do not call it. They wait, however long it takes.
+    The others do not call it. They wait, however long it takes. It returns numbers, text, numpy arrays, None, or lists
+    and dictionaries of these.
     """
     if jax.process_count() == 1:
         return function()
     message = b""
     if first():
         try:
-            message = pickle.dumps((function(), None))
+            message = msgpack_serialize([function(), None])
         except InputError as error:
-            message = pickle.dumps((None, error))
+            message = msgpack_serialize([None, str(error)])
     size = int(multihost_utils.broadcast_one_to_all(np.asarray(len(message), np.int32)))
     padded = np.zeros(BLOCK * math.ceil(size / BLOCK), np.uint8)
     padded[: len(message)] = np.frombuffer(message, np.uint8)
     told = np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8)
-    value, error = pickle.loads(told[:size].tobytes())  # written by the first process of this very run
+    value, error = msgpack_restore(told[:size].tobytes())
     if error is not None:
-        raise error
+        raise InputError(error)
     return value
 
 

@@ -134,7 +134,7 @@ def finish(run: Run, progress: Progress, parts: loop.Parts, static: loop.Static,
     devices.from_first(write)
     progress.phase = "done"
     memory.save(run, progress, state)
-    devices.from_first(lambda: report.write(directory))
+    devices.from_first(lambda: str(report.write(directory)))
 
 
 def fold_of(held: np.ndarray) -> int:

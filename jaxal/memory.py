@@ -80,8 +80,10 @@ def walker_structures(run: Run) -> Structure:
 def restore(run: Run) -> tuple[Progress, loop.State]:
     """State and memory of the newest whole checkpoint."""
     like = _example(run)
-    state, host, _ = devices.from_first(lambda: checkpoint.restore(run.directory / CHECKPOINTS, like))
-    return Progress(**host), devices.laid(run.mesh, loop.LAYOUT, state)
+    found: Any = devices.from_first(lambda: list(checkpoint.newest(run.directory / CHECKPOINTS)))
+    stored = checkpoint.Stored(*found)
+    state = checkpoint.fitted(stored, like)
+    return Progress(**stored.record["host"]), devices.laid(run.mesh, loop.LAYOUT, state)
 
 
 def _example(run: Run) -> Any:

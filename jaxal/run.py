@@ -6,8 +6,6 @@ processes each does the same; what concerns files, labels and the clock the firs
 """
 
 import dataclasses
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxal import buffer as buffers
-from jaxal import checkpoint, devices, finish, loop, memory, neighbors, records, setup, stop
-from jaxal.check import check
-from jaxal.config import FILE_NAME, import_parts, load, resolved
+from jaxal import checkpoint, devices, finish, loop, memory, neighbors, records, setup, stop, yaml12
+from jaxal.check import check, start_structure
+from jaxal.config import FILE_NAME, dump, import_parts, load, parse, resolved
 from jaxal.label.service import Service
 from jaxal.memory import CHECKPOINTS, STORE, Progress, Run
 from jaxal.progress import Status, display
@@ -39,70 +37,47 @@ def start(config: Config, directory: Path) -> None:
     directory = Path(directory)
     setup.dtype_of(config.precision)
 
-    def prepared() -> Config:
+    def prepared() -> str:
         if directory.exists() and any(directory.iterdir()):
             again = f"`jaxal resume {directory}` goes on, --dir names another"
             raise InputError(f"{directory}: the folder is in use; {again}")
         check(config)
         ready = resolved(dataclasses.replace(config, devices=setup.devices_of(config)), directory)
         records.versions(directory)
-        return ready
+        return dump(ready)
 
-    _go(devices.from_first(prepared), directory)
+    _go(_told(prepared), directory)
 
 
 def resume(directory: Path) -> None:
     """Goes on with a run where its last checkpoint stands, bit for bit; a finished run is left as it is."""
     directory = Path(directory)
 
-    def found() -> Config:
+    def found() -> str:
         if not (directory / FILE_NAME).is_file():
             raise InputError(f"{directory}: not a run folder, it holds no {FILE_NAME}; `jaxal run CONFIG` starts a run")
-        return load(directory / FILE_NAME)
+        return dump(load(directory / FILE_NAME))
 
-    config = devices.from_first(found)
+    config = _told(found)
     setup.dtype_of(config.precision)
     _go(config, directory)
 
 
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Yields whether Ctrl-C was pressed. The exception alone can be lost: one raised while garbage is collected is.
-
-    Several processes end together, after the segment in which the first was told to; pressed again, it ends at once.
-    """
-    pressed = threading.Event()
-    alone = jax.process_count() == 1
-
-    def handler(*_: Any) -> None:
-        again = pressed.is_set()
-        pressed.set()
-        if alone or again:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed.is_set
-        return
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield lambda: devices.from_first(pressed.is_set)
-    except Exception:
-        if pressed.is_set():  # raised inside a callback it comes back as an error of XLA
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _told(text: Callable[[], str]) -> Config:
+    """The configuration that the first process has, from its text."""
+    return parse(yaml12.parse(devices.from_first(text), FILE_NAME))
 
 
 def _go(config: Config, directory: Path) -> None:
     import_parts()
     setup.mesh_of(config)  # before anything else: what was there when the run began may be gone when it is resumed
-    atoms = devices.from_first(lambda: check(config))
-    with _interruptible() as interrupted, display() if devices.first() else nullcontext(_unseen) as show:
+    devices.from_first(lambda: check(config))
+    atoms = start_structure(config.system)
+    with stop.interruptible() as interrupted, display() if devices.first() else nullcontext(_unseen) as show:
         run = Run(config, directory, atoms, species_table([atoms]), show, time.monotonic(), interrupted)
         if devices.from_first(lambda: checkpoint.latest(directory / CHECKPOINTS)) is None:
             records.cut(directory, {})
-            progress, train, buffer = devices.from_first(lambda: _begin(run))
+            progress, train, buffer = _begin(run)
             train = devices.laid(run.mesh, loop.LAYOUT.train, train)
             buffer = devices.laid(run.mesh, loop.LAYOUT.buffer, buffer)
             state = None
@@ -129,7 +104,8 @@ def _begin(run: Run) -> tuple[Progress, training.TrainState, buffers.Buffer]:
     """First labels and an untrained committee."""
     config = run.config
     run.show(Status("first labels", 0.0, budget=config.stop.labels))
-    first = setup.first_labels(config, run.atoms, run.directory / STORE)
+    told = devices.from_first(lambda: setup.first_labels(config, run.atoms, run.directory / STORE).told())
+    first = setup.First.heard(told)
     reference = training.reference_energies(first.structures, first.labels.energy, len(run.table))
     structures, labels = setup.cast(first.structures, first.labels, reference, config.precision)
     committee = setup.committee_of(config, run.table)
@@ -172,7 +148,11 @@ def _labels(run: Run, progress: Progress) -> Iterator[tuple[setup.LabelFunction,
         yield setup.oracle_label(config, run.table, dtype, reference, spec), list
         return
     opened: list[Service] = []
-    devices.from_first(lambda: opened.append(setup.open_service(config, run.table, run.directory / STORE, reference)))
+
+    def opening() -> None:
+        opened.append(setup.open_service(config, run.table, run.directory / STORE, reference))
+
+    devices.from_first(opening)
 
     def asked(structures: Any, wanted: np.ndarray) -> Any:
         answer = opened[0].label(structures, wanted)
@@ -215,17 +195,17 @@ def _explore(
         records.append(run.directory, [memory.phase(run, "explore")])
     timestep = parts.explorer.timestep
 
-    def judged(looks: loop.Look | None, reasons: list[str]) -> tuple[stop.Verdict, bool, Progress]:
+    def judged(looks: loop.Look | None, reasons: list[str]) -> list[Any]:
         """What the host makes of a segment, whether a checkpoint is due, and what it remembers now."""
         if looks is not None:
             _note(run, progress, state, looks, timestep, reasons)
         quiet = float(np.min(np.asarray(state.quiet)))
         due = time.monotonic() - saved >= config.output.checkpoint
-        return stop.verdict(run, progress, quiet, timestep), due, progress
+        return [*stop.verdict(run, progress, quiet, timestep), due, dataclasses.asdict(progress)]
 
     def judge(looks: loop.Look | None, reasons: list[str]) -> tuple[str, bool]:
-        (why, wrong), due, now = devices.from_first(lambda: judged(looks, reasons))
-        vars(progress).update(vars(now))
+        why, wrong, due, now = devices.from_first(lambda: judged(looks, reasons))
+        vars(progress).update(now)
         if wrong:
             memory.save(run, progress, state)
             raise InputError(wrong)
@@ -313,8 +293,8 @@ def _mended(run: Run, progress: Progress, state: loop.State, problems: int) -> l
         structures = devices.whole(state.walkers.structure)
         for name in ("near", "train_near"):
             spec = memory.spec_in(getattr(progress, name))
-            larger = devices.from_first(lambda spec=spec: neighbors.larger(spec, structures))
-            setattr(progress, name, memory.spec_out(larger))
+            larger = devices.from_first(lambda spec=spec: memory.spec_out(neighbors.larger(spec, structures)))
+            setattr(progress, name, larger)
         near = jax.jit(neighbors.find, static_argnums=0)(memory.spec_in(progress.near), state.walkers.structure)
         state = state._replace(near=devices.laid(run.mesh, loop.LAYOUT.near, near))
     if problems & loop.BUFFER_FULL:

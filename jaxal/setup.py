@@ -39,6 +39,15 @@ class First(NamedTuple):
     labels: Label  # [k] numpy
     failed: int
 
+    def told(self) -> list[Any]:
+        """As one process tells another."""
+        return [list(self.structures), list(self.labels), self.failed]
+
+    @classmethod
+    def heard(cls, told: list[Any]) -> "First":
+        """What `told` told."""
+        return cls(Structure(*told[0]), Label(*told[1]), told[2])
+
 
 def dtype_of(precision: str) -> Any:
     """The float type of a precision; float64 also switches JAX to 64 bits."""

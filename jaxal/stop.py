@@ -1,10 +1,15 @@
-"""When the exploration of a run is over, and whether it makes sense to go on."""
+"""When the exploration of a run is over, whether it makes sense to go on, and whether it is told to end."""
 
-from typing import NamedTuple
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from jaxal import memory, setup
+from jaxal import devices, memory, setup
 from jaxal.memory import STORE, Progress, Run
 
 STUCK = 200  # looks in a row at which no walker was physical
@@ -65,3 +70,32 @@ def probe_rate(run: Run, progress: Progress) -> float:
     if not progress.probing:
         return TRICKLE
     return min(1.0, run.config.stop.probes / (2 * setup.LOOKS * run.config.explore.walkers))
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Yields whether Ctrl-C was pressed. The exception alone can be lost: one raised while garbage is collected is.
+
+    Several processes end together, after the segment in which the first was told to; pressed again, it ends at once.
+    """
+    pressed = threading.Event()
+    alone = jax.process_count() == 1
+
+    def handler(*_: Any) -> None:
+        again = pressed.is_set()
+        pressed.set()
+        if alone or again:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed.is_set
+        return
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield lambda: devices.from_first(pressed.is_set)
+    except Exception:
+        if pressed.is_set():  # raised inside a callback it comes back as an error of XLA
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 PROGRAM = """
@@ -14,23 +15,49 @@ jax.monitoring.register_event_listener(lambda event, **_: hits.append(event.ends
 print(compilation.keep())
 jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((8, 8))).block_until_ready()
 print(sum(hits))
+told = []
+def host(x):
+    told.append(x.copy())
+    return 2 * x
+def ask(x, _):
+    y = jax.experimental.io_callback(host, x, x, ordered=True)
+    return jnp.cos(y), jnp.sum(y)
+print(*(f"{x:.6f}" for x in jax.jit(lambda x: jax.lax.scan(ask, x, length=3))(jnp.arange(2.0))[1]), len(told))
+print(sum(hits))
 """
 
 
 def run(**given):
-    """(folder, programs taken from it) of a fresh process."""
+    """(folder, programs taken from it, what the host was asked, programs taken now) of a fresh process."""
     settings = {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     environment = os.environ | settings | {name: str(value) for name, value in given.items()}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    folder, hits = done.stdout.split()
-    return folder, int(hits)
+    folder, hits, asked, more = done.stdout.splitlines()
+    return folder, int(hits), asked, int(more)
 
 
 def test_the_second_process_compiles_nothing_again(tmp_path):
     first, second = run(XDG_CACHE_HOME=tmp_path), run(XDG_CACHE_HOME=tmp_path)
     assert first[0] == second[0] and first[0].startswith(str(tmp_path / "jaxal"))
     assert first[1] == 0 and second[1] > 0
+
+
+def test_a_program_that_calls_the_host_is_kept_and_calls_the_host_of_its_process(tmp_path):
+    first, second = run(XDG_CACHE_HOME=tmp_path), run(XDG_CACHE_HOME=tmp_path)
+    expected, x = [], np.arange(2.0)
+    for _ in range(3):
+        expected.append(f"{np.sum(2 * x):.6f}")
+        x = np.cos(2 * x)
+    assert first[2] == second[2] == " ".join([*expected, "3"])
+    assert first[3] == 0 and second[3] > second[1]
+
+
+def test_a_damaged_program_is_compiled_again(tmp_path):
+    first = run(XDG_CACHE_HOME=tmp_path)
+    for path in (tmp_path / "jaxal").rglob("*-cache"):
+        path.write_bytes(path.read_bytes()[:100])
+    assert run(XDG_CACHE_HOME=tmp_path)[2] == first[2]
 
 
 @pytest.mark.parametrize(

@@ -246,3 +246,14 @@ def test_a_cpu_has_devices_for_its_cores_and_for_a_run_that_goes_on():
         done = subprocess.run(words, capture_output=True, text=True, env=more, check=True)
         assert int(done.stdout) == expected
     assert python("-c", program.format(6), count=3).stdout.split() == ["3"], "what is asked for by hand stands"
+
+
+def test_an_xla_that_cannot_be_told_to_wait_is_used_all_the_same():
+    program = (
+        "from jaxal import devices; devices.LIMITS += ('xla_no_such_flag',); devices.KNOWN = ();"
+        "devices.prepare(2); import jax; print(jax.device_count())"
+    )
+    environ = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environ)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 2 and "cannot be told to wait longer" in done.stderr
