@@ -29,7 +29,8 @@ def test_neighbor_contraction_is_the_sum_of_tensor_products(feature_l, l_max, sl
     weight = np.einsum("nkq,qyxf->xynkf", radial, combine)  # [l1, l2, n, k, f]
     features = jnp.asarray(rng.normal(size=((feature_l + 1) ** 2, number, channels)))
     lists = inward(jnp.asarray(index), jnp.asarray(reverse))
-    found = contraction.neighbor_contraction(*map(jnp.asarray, (harmonics, radial, combine, features)), *lists)
+    harmonics, radial, combine = map(jnp.asarray, (harmonics, radial, combine))
+    found = contraction.neighbor_contraction(harmonics, (radial,), lambda x: x, combine, features, *lists)
     for l3 in range(l_max + 1):
         expected = []
         for l1, l2 in contraction.paths(feature_l, l_max, l3):
@@ -126,27 +127,40 @@ def test_blocks_of_atoms_change_nothing(monkeypatch):
     lists = inward(*(jnp.asarray(x) for x in _ring(number, slots)))
     given = [rng.normal(size=shape) for shape in ((number, slots, 4), (number, slots, rank), (rank, 2, 2, channels))]
     harmonics, radial, weight = map(jnp.asarray, given)
-    radial = radial * (jnp.arange(slots) < 2)[:, None]
+    cut = jnp.where(jnp.arange(slots) < 2, jnp.asarray(rng.uniform(size=(number, slots))), 0.0)
+    mix = jnp.asarray(rng.normal(size=(rank, rank)))
     features = jnp.asarray(rng.normal(size=(4, number, channels)))
 
-    def total(features, weight):
-        found = contraction.neighbor_contraction(harmonics, radial, weight, features, *lists)
+    def total(features, weight, radial, mix):
+        found = contraction.neighbor_contraction(
+            harmonics,
+            (radial, cut),
+            lambda radial, cut: jnp.tanh(radial @ mix) * cut[:, :, None],
+            weight,
+            features,
+            *lists,
+        )
         return sum(jnp.sum(jnp.sin(x)) for x in found)
 
     def all_of():
-        slope = jax.grad(total)
-        second = jax.grad(lambda f, w: jnp.sum(slope(f, w) ** 2), argnums=(0, 1))
-        return total(features, weight), slope(features, weight), second(features, weight)
+        given = features, weight, radial, mix
+        slope = jax.grad(total, argnums=(0, 2))
+        squared = lambda *given: sum(jnp.sum(x**2) for x in slope(*given))  # noqa: E731
+        return total(*given), slope(*given), jax.grad(squared, argnums=(0, 1, 2, 3))(*given)
 
-    def scans():
-        return "scan" in str(jax.make_jaxpr(lambda *given: total(*given))(features, weight))
+    def program():
+        return str(jax.make_jaxpr(lambda *given: total(*given))(features, weight, radial, mix))
 
     whole = all_of()
-    assert not scans()
+    assert "scan" not in program()
     monkeypatch.setattr(contraction, "CACHED", 4 * 64)
-    assert scans()
-    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(all_of()), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-12)
+    assert "scan" in program() and "remat" not in program()
+    blocks = all_of()
+    monkeypatch.setattr(contraction, "LARGE", 0)
+    assert "scan" in program() and "remat" in program()
+    for one, other, third in zip(*map(jax.tree.leaves, (whole, blocks, all_of())), strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-12, atol=1e-13)
+        np.testing.assert_allclose(third, one, rtol=1e-12, atol=1e-13)
 
 
 def _ring(number, slots):

@@ -9,6 +9,7 @@ neighbors is one matrix product of what belongs to the pair, the same for all ch
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import e3nn_jax as e3nn
@@ -28,6 +29,16 @@ from jaxal.units import Unit
 
 def _normal(scale: float) -> Callable:
     return nn.initializers.normal(scale)
+
+
+def _radial_functions(
+    network: tuple[Float[Array, "..."], ...], radial: Float[Array, "n k b"], cut: Float[Array, "n k"]
+) -> Float[Array, "n k q"]:
+    """The learned functions of the distance in a layer, which end at the cutoff."""
+    if network:
+        first, second = network
+        radial = nn.silu(radial @ first) * 1.6765 @ second  # the factor keeps unit variance
+    return radial * cut[:, :, None]
 
 
 class _Layer(nn.Module):
@@ -63,15 +74,17 @@ class _Layer(nn.Module):
     ) -> contraction.Features:
         dtype, f = harmonics.dtype, self.channels
         feature_l = round(features.shape[0] ** 0.5) - 1
-        if self.hidden:
-            first = self.param("radial_in", _normal(radial.shape[-1] ** -0.5), (radial.shape[-1], self.hidden), dtype)
-            second = self.param("radial_out", _normal(self.hidden**-0.5), (self.hidden, self.functions), dtype)
-            radial = nn.silu(radial @ first) * 1.6765 @ second  # the factor keeps unit variance
         rank = radial.shape[-1]
-        radial = radial * (cut / jnp.sqrt(average))[:, :, None]
+        network = ()
+        if self.hidden:
+            first = self.param("radial_in", _normal(rank**-0.5), (rank, self.hidden), dtype)
+            second = self.param("radial_out", _normal(self.hidden**-0.5), (self.hidden, self.functions), dtype)
+            network, rank = (first, second), self.functions
+        cut = cut / jnp.sqrt(average)
         weight = self.param("radial_weight", _normal(rank**-0.5), (rank, self.l_max + 1, feature_l + 1, f), dtype)
         sender = self._by_degree("sender", features)
-        message = contraction.neighbor_contraction(harmonics, radial, weight, sender, index, reverse)
+        functions = partial(_radial_functions, network)
+        message = contraction.neighbor_contraction(harmonics, (radial, cut), functions, weight, sender, index, reverse)
         mixed = jnp.concatenate([self._linear(f"message_{l}", values) for l, values in enumerate(message)])
 
         product_weight = {}
