@@ -151,17 +151,15 @@ def _run(given: argparse.Namespace) -> None:
 
     config = parse(yaml12.parse(from_first(lambda: dump(load(given.config, given.overrides))), str(given.config)))
     given.dir = Path(from_first(lambda: str(_new_folder(given))))
-    from jaxal import compilation, run
+    from jaxal import run
 
-    compilation.keep()
     run.start(config, given.dir)
 
 
 def _resume(given: argparse.Namespace) -> None:
     _processes(given, _devices_of(given.dir))(lambda: _old_folder(given.dir))
-    from jaxal import compilation, run
+    from jaxal import run
 
-    compilation.keep()
     run.resume(given.dir)
 
 
@@ -183,11 +181,12 @@ def _processes(given: argparse.Namespace, least: int = 1) -> Callable:
 
     It goes before everything else: importing jax-md already computes something.
     """
-    from jaxal import devices
+    from jaxal import compilation, devices
 
     if given.distributed:
         devices.join()
     devices.prepare(least)
+    compilation.keep()
     return devices.from_first
 
 

@@ -35,6 +35,10 @@ def keep() -> Path | None:
     except OSError:  # a home that cannot be written to
         return None
     jax.config.update("jax_compilation_cache_max_size", LARGEST)
+    if (
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ
+    ):  # many small programs take as long as a large one
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     return folder
 

@@ -259,7 +259,7 @@ def _first_training(
     train: training.TrainState,
     buffer: buffers.Buffer,
 ) -> tuple[loop.State, Any]:
-    """Trains on the first labels while the segment is compiled beside; the state to begin with, and the program."""
+    """Trains on the first labels while the segment is compiled; the state to begin with, and the program."""
     config = run.config
     memory.show(run, progress, "first training")
     structures = jax.tree.map(jnp.asarray, memory.walker_structures(run))
@@ -270,21 +270,20 @@ def _first_training(
         return state._replace(labels=jnp.asarray(progress.asked, jnp.int32))
 
     limits = setup.limits_of(config, progress.rate, stop.TRICKLE)
-    # Lowering is Python's work and compiling XLA's: the larger program compiles while the first training goes on.
-    shapes = devices.shapes(run.mesh, loop.LAYOUT, jax.eval_shape(begin, train, buffer, key))
-    lowered = _lowered(run, progress, parts, static, shapes)
+    steps = jnp.asarray(config.train.initial_steps, jnp.int32)
+    given = train, buffer, key_train, steps, limits.rate, limits.final_rate
+    fit = finish.compiled_fit(parts.committee, static.recipe, static.train_near).lower(*given)
+    # Lowering is Python's work, compiling and training XLA's: beside the first training the segment is made ready.
     with ThreadPoolExecutor(1) as beside:
-        compiling = beside.submit(lowered.compile)
-        steps = jnp.asarray(config.train.initial_steps, jnp.int32)
-        fit = finish.compiled_fit(parts.committee, static.recipe, static.train_near)
-        train, _ = fit(train, buffer, key_train, steps, limits.rate, limits.final_rate)
-        average = jax.device_get(devices.whole(train.average))
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(average)):
-            rate = config.train.learning_rate
-            raise InputError(f"train.learning_rate: the first training diverges at {rate:g}; give a smaller one")
-        state = jax.block_until_ready(jax.jit(begin)(train, buffer, key))
-        memory.show(run, progress, "compiling")
-        return state, compiling.result()
+        fitting = beside.submit(lambda: jax.block_until_ready(fit.compile()(*given)))
+        shapes = devices.shapes(run.mesh, loop.LAYOUT, jax.eval_shape(begin, train, buffer, key))
+        segment = _lowered(run, progress, parts, static, shapes).compile()
+        train, _ = fitting.result()
+    average = jax.device_get(devices.whole(train.average))
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(average)):
+        rate = config.train.learning_rate
+        raise InputError(f"train.learning_rate: the first training diverges at {rate:g}; give a smaller one")
+    return jax.block_until_ready(jax.jit(begin)(train, buffer, key)), segment
 
 
 def _mended(run: Run, progress: Progress, state: loop.State, problems: int) -> loop.State:
