@@ -169,7 +169,12 @@ def neighbor_contraction(
     mixed = _in_blocks(block, rows, harmonics, neighbor, *pair)
     stacked = jnp.moveaxis(mixed.reshape(number, -1, channels), 1, 0)  # [h c, n, f]
     matrix = jnp.asarray(coupling(feature_l, l_max), harmonics.dtype)
-    coupled = (matrix @ stacked.reshape(stacked.shape[0], -1)).reshape(-1, number, channels)
+    return sides((matrix @ stacked.reshape(stacked.shape[0], -1)).reshape(-1, number, channels), feature_l, l_max)
+
+
+def sides(coupled: Float[Array, "rows n f"], feature_l: int, l_max: int) -> tuple[Float[Array, "_ n _"], ...]:
+    """The rows of `coupling` by degree, [2 l + 1, n, paths * channels]: the paths side by side."""
+    number, channels = coupled.shape[1:]
     counts = [len(paths(feature_l, l_max, degree)) for degree in range(l_max + 1)]
     ends = np.cumsum([(2 * degree + 1) * count for degree, count in enumerate(counts)])
     result = []

@@ -10,7 +10,7 @@ neighbors is one matrix product of what belongs to the pair, the same for all ch
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import e3nn_jax as e3nn
 import flax.linen as nn
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxal.neighbors import inward, vectors
-from jaxal.potential import contraction
+from jaxal.potential import contraction, cuequivariance
 from jaxal.potential.radial import bessel, envelope
 from jaxal.potential.repulsion import zbl
 from jaxal.registry import register
@@ -51,6 +51,7 @@ class _Layer(nn.Module):
     correlation: int
     hidden: int
     functions: int
+    kernels: str
 
     def _linear(self, name: str, values: Float[Array, "z n q"]) -> Float[Array, "z n f"]:
         rows = values.shape[-1]
@@ -84,7 +85,8 @@ class _Layer(nn.Module):
         weight = self.param("radial_weight", _normal(rank**-0.5), (rank, self.l_max + 1, feature_l + 1, f), dtype)
         sender = self._by_degree("sender", features)
         functions = partial(_radial_functions, network)
-        message = contraction.neighbor_contraction(harmonics, (radial, cut), functions, weight, sender, index, reverse)
+        algebra = cuequivariance if self.kernels == "cuequivariance" else contraction
+        message = algebra.neighbor_contraction(harmonics, (radial, cut), functions, weight, sender, index, reverse)
         mixed = jnp.concatenate([self._linear(f"message_{l}", values) for l, values in enumerate(message)])
 
         product_weight = {}
@@ -96,7 +98,7 @@ class _Layer(nn.Module):
                         f"product_{order}_{degree}", _normal(count**-0.5), (self.species, count, f), dtype
                     )
                     product_weight[order, degree] = table[species]
-        product = contraction.symmetric_product(mixed, product_weight, self.l_max, self.l_out, self.correlation)
+        product = algebra.symmetric_product(mixed, product_weight, self.l_max, self.l_out, self.correlation)
         result = self._by_degree("update", product) * self.correlation**-0.5
         kept = min(feature_l, self.l_out)
         keep = self._by_degree("keep", features[: (kept + 1) ** 2])
@@ -124,6 +126,7 @@ class _Model(nn.Module):
     radial_hidden: int
     radial_functions: int
     repulsion: bool
+    kernels: str
 
     @nn.compact
     def __call__(self, structure: Structure, neighbors: Neighbors) -> tuple[Float[Array, "b"], Float[Array, "b n f"]]:
@@ -161,7 +164,7 @@ class _Model(nn.Module):
         for t in range(self.layers):
             l_out = self.hidden_l if t + 1 < self.layers else 0
             shape = kinds, self.channels, self.l_max, l_out, self.correlation, self.radial_hidden, self.radial_functions
-            layer = _Layer(*shape, name=f"layer_{t}")
+            layer = _Layer(*shape, self.kernels, name=f"layer_{t}")
             features = layer(features, species, harmonics, radial, cut, index, reverse, constant["neighbors"])
             invariant = features[0]
             readout = self.param(f"readout_{t}", _normal(0.3 * self.channels**-0.5), (kinds, self.channels), dtype)
@@ -190,6 +193,7 @@ def equivariant(
     radial_hidden: Annotated[int, Unit("", 0)] = 32,
     radial_functions: Annotated[int, Unit("", 1)] = 8,
     repulsion: bool = True,
+    kernels: Literal["xla", "cuequivariance"] = "xla",
 ) -> Potential:
     """Equivariant message passing of the MACE family, with ZBL repulsion at short range.
 
@@ -206,6 +210,7 @@ def equivariant(
     radial_hidden : width of the radial network's hidden layer; 0 = none, the Bessel functions are taken as they are
     radial_functions : learned functions of the distance in each layer, of which every radial weight is a combination
     repulsion : add the screened nuclear repulsion
+    kernels : what computes the contractions: XLA, or NVIDIA's cuequivariance-jax (an extra), with the same result
 
     The parameters hold "params" (trained) and "constants" (scale in eV, mean number of neighbors; set from
     data). Energies are eV. Reference: Batatia et al., arXiv:2206.07697.
@@ -214,8 +219,10 @@ def equivariant(
         raise ValueError(f"potential.hidden_l is {hidden_l}; it must not exceed potential.l_max = {l_max}")
     if not 1 <= correlation <= 3:
         raise ValueError(f"potential.correlation is {correlation}; it must be 1, 2 or 3")
+    if kernels == "cuequivariance" and cuequivariance.missing():
+        raise ValueError(f"potential.kernels: cuequivariance {cuequivariance.missing()}")
     network = radial, radial_hidden, radial_functions
-    model = _Model(table, cutoff, channels, l_max, hidden_l, layers, correlation, *network, repulsion)
+    model = _Model(table, cutoff, channels, l_max, hidden_l, layers, correlation, *network, repulsion, kernels)
 
     def one(structure: Structure, neighbors: Neighbors) -> Any:
         return jax.tree.map(lambda x: x[None], (structure, neighbors))

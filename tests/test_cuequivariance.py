@@ -1,0 +1,110 @@
+"""The contractions by cuequivariance against ours: values, gradients and second derivatives, and in a committee."""
+
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase.build import bulk, molecule
+
+from jaxal import committee, neighbors, setup
+from jaxal.neighbors import inward
+from jaxal.potential import contraction, cuequivariance
+from jaxal.potential.equivariant import equivariant
+from jaxal.structure import from_atoms
+
+pytestmark = pytest.mark.usefixtures("double")
+
+
+def alike(one, other):
+    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-10)
+
+
+def derivatives(function, given):
+    """Value, gradient, and gradient of the squared gradient, in all arguments."""
+    every = tuple(range(len(given)))
+    total = lambda *given: sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(function(*given)))  # noqa: E731
+    slope = jax.grad(total, every)
+    squared = lambda *given: sum(jnp.sum(x**2) for x in jax.tree.leaves(slope(*given)))  # noqa: E731
+    return jax.jit(lambda *given: (function(*given), slope(*given), jax.grad(squared, every)(*given)))(*given)
+
+
+@pytest.mark.parametrize("feature_l, l_max", [(0, 2), (1, 2), (2, 1)])
+def test_neighbor_contraction_is_ours(feature_l, l_max):
+    rng = np.random.default_rng(feature_l)
+    number, slots, channels, rank = 5, 3, 4, 2
+    index = np.full((number, slots), number)
+    index[:, :2] = [[(i + 1) % number, (i - 1) % number] for i in range(number)]
+    reverse = np.array([[1, 0, slots]] * number)
+    lists = inward(jnp.asarray(index), jnp.asarray(reverse))
+    used = jnp.asarray(index < number)[:, :, None]
+    shapes = (number, slots, (l_max + 1) ** 2), (number, slots, rank), (rank, l_max + 1, feature_l + 1, channels)
+    given = [jnp.asarray(rng.normal(size=shape)) for shape in (*shapes, ((feature_l + 1) ** 2, number, channels))]
+
+    def by(algebra):
+        def function(harmonics, radial, weight, features):
+            functions = lambda radial: radial * used  # noqa: E731
+            return algebra.neighbor_contraction(harmonics, (radial,), functions, weight, features, *lists)
+
+        return function
+
+    alike(derivatives(by(cuequivariance), given), derivatives(by(contraction), given))
+
+
+@pytest.mark.parametrize("l_max, l_out, correlation", [(2, 1, 2), (1, 1, 3), (2, 0, 1)])
+def test_symmetric_product_is_ours(l_max, l_out, correlation):
+    rng = np.random.default_rng(1)
+    number, channels = 3, 2
+    values = jnp.asarray(rng.normal(size=((l_max + 1) ** 2, number, channels)))
+    weight = {}
+    for order in range(1, correlation + 1):
+        for degree in range(l_out + 1):
+            if count := contraction.number_of_symmetric_paths(l_max, order, degree):
+                weight[order, degree] = jnp.asarray(rng.normal(size=(number, count, channels)))
+
+    def by(algebra):
+        return lambda values, weight: algebra.symmetric_product(values, weight, l_max, l_out, correlation)
+
+    alike(derivatives(by(cuequivariance), (values, weight)), derivatives(by(contraction), (values, weight)))
+
+
+@pytest.mark.parametrize(
+    "atoms, layers, batching",
+    [(molecule("CH3CH2OH"), 1, "vmap"), (bulk("Si", "diamond", 5.43, cubic=True), 2, "map")],
+    ids=["molecule", "crystal"],
+)
+def test_a_committee_predicts_and_trains_as_with_ours(atoms, layers, batching):
+    table = tuple(sorted(set(atoms.numbers.tolist())))
+    frames = setup.first_structures(atoms, 3, 0)
+    structures = jax.tree.map(jnp.asarray, from_atoms(frames, table, dtype=float))
+    spec = neighbors.plan(structures, 4.0, 0.0)
+    near = neighbors.find(spec, structures)
+    found = []
+    for kernels in ("xla", "cuequivariance"):
+        potential = equivariant(
+            table,
+            cutoff=4.0,
+            channels=4,
+            l_max=1,
+            layers=layers,
+            radial_hidden=8,
+            radial_functions=4,
+            kernels=kernels,
+        )
+        both = committee.Committee(potential, 2, batching)
+        params = committee.init(both, jax.random.key(0), *jax.tree.map(lambda x: x[0], (structures, near)))
+
+        def loss(params, both=both):
+            prediction = committee.predict(both, params, structures, near)
+            return jnp.sum(prediction.force**2) + jnp.sum(prediction.energy), prediction
+
+        found.append(jax.jit(jax.grad(loss, has_aux=True))(params))
+    alike(*found)
+
+
+def test_where_it_is_not_installed_a_word_says_how(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"potential.kernels: cuequivariance needs cuequivariance-jax; give xla"):
+        equivariant((1, 8), kernels="cuequivariance")
