@@ -29,7 +29,12 @@ def start_structure(system: System) -> ase.Atoms:
                 f"system.supercell: {list(system.supercell)} needs a periodic cell; {system.file} has none"
             )
         atoms = atoms.repeat(system.supercell)
-    found = ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    return of_system(system, atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+
+
+def of_system(system: System, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: Any) -> ase.Atoms:
+    """Atoms with the charge and spin of the configuration."""
+    found = ase.Atoms(numbers, positions, cell=cell, pbc=pbc)
     found.info = {"charge": system.charge, "spin": system.spin}
     return found
 

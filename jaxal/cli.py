@@ -147,9 +147,9 @@ def _add_config(command: argparse.ArgumentParser) -> None:
 def _run(given: argparse.Namespace) -> None:
     from_first = _processes(given)
     from jaxal import yaml12
-    from jaxal.config import dump, load, parse
+    from jaxal.config import FILE_NAME, dump, load, parse
 
-    config = parse(yaml12.parse(from_first(lambda: dump(load(given.config, given.overrides))), str(given.config)))
+    config = parse(yaml12.parse(from_first(lambda: dump(load(given.config, given.overrides))), FILE_NAME), None)
     given.dir = Path(from_first(lambda: str(_new_folder(given))))
     from jaxal import run
 

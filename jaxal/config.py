@@ -80,15 +80,19 @@ def load(path: str | Path, overrides: Sequence[str] = (), cls: type[T] = Config)
         raise InputError(str(error) if str(error).startswith("override ") else f"{path}: {error}") from None
 
 
-def parse(raw: Mapping[str, Any], folder: str | Path = ".", cls: type[T] = Config, overrides: Sequence[str] = ()) -> T:
+def parse(
+    raw: Mapping[str, Any], folder: str | Path | None = ".", cls: type[T] = Config, overrides: Sequence[str] = ()
+) -> T:
     """A configuration from nested mappings, as YAML gives them; files are relative to `folder`.
+
+    Where `folder` is None they are on another host and not looked for.
 
     Raises InputError, as `load` does.
     """
     for override in overrides:
         raw = _override(dict(raw), override)
     try:
-        return _section(raw, cls, "", Path(folder))
+        return _section(raw, cls, "", None if folder is None else Path(folder))
     except InputError as error:
         for override in reversed(overrides):
             key = override.partition("=")[0].strip()
@@ -174,7 +178,7 @@ def _override(raw: dict[str, Any], override: str) -> dict[str, Any]:
     return replaced(raw, names, "")
 
 
-def _section(raw: Any, cls: type[T], field: str, folder: Path) -> T:
+def _section(raw: Any, cls: type[T], field: str, folder: Path | None) -> T:
     """`raw` as the dataclass `cls`; `field` is its dotted name, empty for the whole configuration."""
     raw = _mapping(raw, field)
     hints = get_type_hints(cls, include_extras=True)
@@ -198,7 +202,7 @@ def _section(raw: Any, cls: type[T], field: str, folder: Path) -> T:
     return cls(**values)
 
 
-def _part(raw: Mapping[str, Any], kinds: Kinds, field: str, folder: Path, beside: Sequence[str] = ()) -> Part:
+def _part(raw: Mapping[str, Any], kinds: Kinds, field: str, folder: Path | None, beside: Sequence[str] = ()) -> Part:
     """The part that `raw["name"]` chooses with the options in `raw`; `beside` are the section's own fields."""
     import_parts()  # takes seconds the first time: a mistake in the sections before is told at once
     name = raw.get("name", kinds.default)
@@ -224,7 +228,7 @@ def _part(raw: Mapping[str, Any], kinds: Kinds, field: str, folder: Path, beside
     return Part(kind_of[name], name, tuple(values))
 
 
-def _convert(value: Any, annotation: Any, field: str, folder: Path) -> Any:
+def _convert(value: Any, annotation: Any, field: str, folder: Path | None) -> Any:
     """`value` as the annotation wants it. Raises InputError that names the field and what would be right."""
     notes: tuple = ()
     whole_annotation = annotation
@@ -305,9 +309,11 @@ def _number(value: Any, kind: type, notes: Sequence[Any], field: str, wrong: Inp
     return kind(value)
 
 
-def _file(value: Any, field: str, folder: Path, wrong: InputError) -> Path:
+def _file(value: Any, field: str, folder: Path | None, wrong: InputError) -> Path:
     if not isinstance(value, str):
         raise wrong
+    if folder is None:
+        return Path(value)
     path = (folder / Path(value).expanduser()).resolve()
     if not path.is_file():
         raise InputError(f"{field}: there is no file {path}; paths are relative to the configuration's folder")

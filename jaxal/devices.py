@@ -5,8 +5,8 @@ A mesh has two axes. Members divide over the one, walkers over the other; where 
 device). Without a mesh everything here is the identity, and the program is that of one device.
 
 With several processes (`join`) every process runs the same driver on the same mesh. What only one of them may do or
-decide, such as reading files, labels and the clock, the first does, and tells the others (`from_first`). They start in
-the same folder of a disk that all of them see.
+decide, such as reading files, labels and the clock, the first does, and tells the others (`from_first`), which
+need not see its files.
 """
 
 import math

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxal import buffer as buffers
 from jaxal import checkpoint, devices, finish, loop, memory, neighbors, records, setup, stop, yaml12
-from jaxal.check import check, start_structure
+from jaxal.check import check, of_system, start_structure
 from jaxal.config import FILE_NAME, dump, import_parts, load, parse, resolved
 from jaxal.label.service import Service
 from jaxal.memory import CHECKPOINTS, STORE, Progress, Run
@@ -65,14 +65,19 @@ def resume(directory: Path) -> None:
 
 def _told(text: Callable[[], str]) -> Config:
     """The configuration that the first process has, from its text."""
-    return parse(yaml12.parse(devices.from_first(text), FILE_NAME))
+    return parse(yaml12.parse(devices.from_first(text), FILE_NAME), None)
 
 
 def _go(config: Config, directory: Path) -> None:
     import_parts()
     setup.mesh_of(config)  # before anything else: what was there when the run began may be gone when it is resumed
-    devices.from_first(lambda: check(config))
-    atoms = start_structure(config.system)
+
+    def start() -> list[Any]:
+        check(config)
+        atoms = start_structure(config.system)
+        return [atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc]
+
+    atoms = of_system(config.system, *devices.from_first(start))
     with stop.interruptible() as interrupted, display() if devices.first() else nullcontext(_unseen) as show:
         run = Run(config, directory, atoms, species_table([atoms]), show, time.monotonic(), interrupted)
         if devices.from_first(lambda: checkpoint.latest(directory / CHECKPOINTS)) is None:

@@ -55,10 +55,12 @@ def python(*arguments, count: int = 8, check: bool = True, **more: str):
     return done
 
 
-def started(*arguments, count: int, errors: Path, **more: str) -> subprocess.Popen:
+def started(*arguments, count: int, errors: Path, cwd: Path | None = None, **more: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "jaxal.cli", *map(str, arguments)]
     with errors.open("w") as file:  # a pipe that nobody reads would fill up
-        return subprocess.Popen(command, env=environment(count, **more), stdout=subprocess.DEVNULL, stderr=file)
+        return subprocess.Popen(
+            command, env=environment(count, **more), stdout=subprocess.DEVNULL, stderr=file, cwd=cwd
+        )
 
 
 def together(folder: Path, *arguments) -> list[tuple[int, str]]:
@@ -68,15 +70,20 @@ def together(folder: Path, *arguments) -> list[tuple[int, str]]:
 
 
 def pair(folder: Path, *arguments) -> tuple[list[subprocess.Popen], list[Path]]:
-    """Two processes with four devices each that run a command together, and where their standard errors go."""
+    """Two processes with four devices each that run a command together, and where their standard errors go.
+
+    Only the first stands in `folder`, the other sees none of its files.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     given = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
     errors = [folder / f"errors{index}" for index in range(2)]
+    empty = folder / "elsewhere"
+    empty.mkdir(exist_ok=True)
     both = [
-        started(*arguments, "--distributed", count=4, errors=path, JAX_PROCESS_ID=str(index), **given)
-        for index, path in enumerate(errors)
+        started(*arguments, "--distributed", count=4, errors=path, cwd=where, JAX_PROCESS_ID=str(index), **given)
+        for index, (path, where) in enumerate(zip(errors, (folder, empty), strict=True))
     ]
     return both, errors
 
@@ -184,20 +191,21 @@ def test_a_killed_run_on_eight_devices_resumes_bit_for_bit(config, eight):
 
 def test_two_processes_run_as_one(config, alone):
     out = config.parent / "two"
-    for status, error in together(config.parent, "run", config, "--dir", out):
+    for status, error in together(config.parent, "run", config.name, "--dir", out.name):
         assert status == 0, error
+    assert not any((config.parent / "elsewhere").iterdir())
     assert load(out / "config.yaml").devices == 8
     assert_alike(out, alone)
     assert {path.name for path in out.iterdir()} == {path.name for path in alone.iterdir()}
     # both are told, in one line, what the first one finds
-    for status, error in together(config.parent, "run", config, "--dir", out):
+    for status, error in together(config.parent, "run", config.name, "--dir", out.name):
         assert status == 2 and "already holds a run" in error and "Traceback" not in error, error
 
 
 @pytest.mark.slow
 def test_two_killed_processes_resume_as_one(config, alone):
     out = config.parent / "two killed"
-    both, _ = pair(config.parent, "run", config, "--dir", out)
+    both, _ = pair(config.parent, "run", config.name, "--dir", out.name)
     end, path = time.monotonic() + 300, out / "metrics.jsonl"
     while time.monotonic() < end and not (path.exists() and path.read_text().count("\n") >= 20):
         time.sleep(0.02)
@@ -205,7 +213,7 @@ def test_two_killed_processes_resume_as_one(config, alone):
         assert process.poll() is None, "the run was over before it could be killed"
         process.send_signal(signal.SIGKILL)
         process.wait()
-    for status, error in together(config.parent, "resume", out):
+    for status, error in together(config.parent, "resume", out.name):
         assert status == 0, error
     assert_alike(out, alone)
 
