@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-TOLERANCE = 2e-4  # of the largest force; float32 sums over some tens of neighbors
+TOLERANCE = 8.0  # times the error of the CPU's float32; sums in another order differ by less, TF32 by a hundred times
 CHECKED = ("aspirin", "si64", "si512")
 
 
@@ -38,7 +38,10 @@ def main() -> int:
     parser.add_argument("--forces", type=Path, help=argparse.SUPPRESS)  # in a process of its own, on the CPU
     given = parser.parse_args()
     if given.forces:
-        given.forces.write_text(json.dumps({name: forces(name, "float64").tolist() for name in CHECKED}))
+        single = {name: forces(name, "float32").tolist() for name in CHECKED}
+        given.forces.write_text(
+            json.dumps({name: [forces(name, "float64").tolist(), single[name]] for name in CHECKED})
+        )
         return 0
     deadline = time.monotonic() + 60 * given.minutes
     if not correct():
@@ -96,18 +99,24 @@ def forces(system: str, precision: str) -> np.ndarray:
 
 
 def correct() -> bool:
-    """Whether the forces of the backend in use are those of the CPU in float64."""
+    """Whether the forces of the backend in use are those of the CPU in float64, but for what float32 rounds.
+
+    What that is depends on how much the forces of the neighbors cancel: in a crystal they are a thousand times what is
+    left of them.
+    """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "forces.json"
         subprocess.run(
             [sys.executable, __file__, "--forces", file], env=os.environ | {"JAX_PLATFORMS": "cpu"}, check=True
         )
-        expected = {name: np.array(rows) for name, rows in json.loads(file.read_text()).items()}
+        expected = {name: np.array(both) for name, both in json.loads(file.read_text()).items()}
     good = True
-    for name, right in expected.items():
-        error = float(np.abs(forces(name, "float32") - right).max() / np.abs(right).max())
-        good &= error <= TOLERANCE
-        print(f"forces of {name}: largest error {error:.1e} of the largest force, at most {TOLERANCE:.0e} allowed")
+    for name, (right, single) in expected.items():
+        error, rounding = (float(np.abs(found - right).max()) for found in (forces(name, "float32"), single))
+        good &= error <= TOLERANCE * rounding
+        largest = np.abs(right).max()
+        what = f"{error:.1e} eV/Å of {largest:.1e} at most, {rounding:.1e} on the CPU"
+        print(f"forces of {name}: largest error {what}, {TOLERANCE:g} times that allowed", flush=True)
     return good
 
 
