@@ -17,6 +17,12 @@ from jaxal.structure import from_atoms
 pytestmark = pytest.mark.usefixtures("double")
 
 
+@pytest.fixture
+def works():
+    if why := cuequivariance.trouble():
+        pytest.skip(f"cuequivariance-jax {why}")
+
+
 def alike(one, other):
     for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-10)
@@ -32,7 +38,7 @@ def derivatives(function, given):
 
 
 @pytest.mark.parametrize("feature_l, l_max", [(0, 2), (1, 2), (2, 1)])
-def test_neighbor_contraction_is_ours(feature_l, l_max):
+def test_neighbor_contraction_is_ours(works, feature_l, l_max):
     rng = np.random.default_rng(feature_l)
     number, slots, channels, rank = 5, 3, 4, 2
     index = np.full((number, slots), number)
@@ -54,7 +60,7 @@ def test_neighbor_contraction_is_ours(feature_l, l_max):
 
 
 @pytest.mark.parametrize("l_max, l_out, correlation", [(2, 1, 2), (1, 1, 3), (2, 0, 1)])
-def test_symmetric_product_is_ours(l_max, l_out, correlation):
+def test_symmetric_product_is_ours(works, l_max, l_out, correlation):
     rng = np.random.default_rng(1)
     number, channels = 3, 2
     values = jnp.asarray(rng.normal(size=((l_max + 1) ** 2, number, channels)))
@@ -75,7 +81,7 @@ def test_symmetric_product_is_ours(l_max, l_out, correlation):
     [(molecule("CH3CH2OH"), 1, "vmap"), (bulk("Si", "diamond", 5.43, cubic=True), 2, "map")],
     ids=["molecule", "crystal"],
 )
-def test_a_committee_predicts_and_trains_as_with_ours(atoms, layers, batching):
+def test_a_committee_predicts_and_trains_as_with_ours(works, atoms, layers, batching):
     table = tuple(sorted(set(atoms.numbers.tolist())))
     frames = setup.first_structures(atoms, 3, 0)
     structures = jax.tree.map(jnp.asarray, from_atoms(frames, table, dtype=float))
@@ -107,4 +113,13 @@ def test_a_committee_predicts_and_trains_as_with_ours(atoms, layers, batching):
 def test_where_it_is_not_installed_a_word_says_how(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"potential.kernels: cuequivariance needs cuequivariance-jax; give xla"):
+        equivariant((1, 8), kernels="cuequivariance")
+
+
+def test_a_library_that_does_not_fit_jax_is_told_of(monkeypatch):
+    def broken(*_, **__):
+        raise TypeError("takes 2 positional arguments but 3 were given")
+
+    monkeypatch.setattr(cuequivariance, "_evaluated", broken)
+    with pytest.raises(ValueError, match=r"cuequivariance 0.* does not work with jax 0.*3 were given.*; give xla"):
         equivariant((1, 8), kernels="cuequivariance")

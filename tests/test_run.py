@@ -14,6 +14,7 @@ from ase.build import bulk, molecule
 from ase.io import read, write
 
 from jaxal import memory, setup
+from jaxal.check import start_structure
 from jaxal.config import load
 from jaxal.label.store import open_store
 from jaxal.types import InputError
@@ -209,10 +210,8 @@ def test_restoring_under_another_configuration_is_refused(tmp_path):
     text = (out / "config.yaml").read_text().replace("members: 2", "members: 3")
     changed = text.replace("channels: 2", "channels: 2")
     (out / "config.yaml").write_text(changed)
-    from jaxal.check import check
-
     loaded = load(out / "config.yaml")
-    run = memory.Run(loaded, out, check(loaded), (1, 8), lambda status: None, 0.0)
+    run = memory.Run(loaded, out, start_structure(loaded.system), (1, 8), lambda status: None, 0.0)
     progress, state = memory.restore(run)
     assert state.buffer.weight.shape[0] == 2 and progress.asked == 16  # what is on disk counts
     (out / "config.yaml").write_text(text.replace("layers: 1", "layers: 2"))

@@ -8,6 +8,7 @@ Reference: https://docs.nvidia.com/cuda/cuequivariance
 """
 
 import importlib
+import importlib.metadata
 import importlib.util
 import itertools
 from collections.abc import Callable
@@ -22,10 +23,17 @@ from jaxtyping import Array, Float, Int
 from jaxal.potential.contraction import Features, coupling, of_degree, pairs, paths, sides, symmetric_basis
 
 
-def missing() -> str:
-    """What there is to say where the library is not installed; nothing where it is."""
-    found = importlib.util.find_spec("cuequivariance_jax")
-    return "" if found else "needs cuequivariance-jax; give xla, or install it: pip install 'jaxal[cuda]'"
+def trouble() -> str:
+    """Why the library cannot be used here; nothing where it can."""
+    if importlib.util.find_spec("cuequivariance_jax") is None:
+        return "needs cuequivariance-jax; give xla, or install it: pip install 'jaxal[cuda]'"
+    polynomial, one = product_polynomial(0, 0, 1, 1), jnp.ones((1, 1))
+    try:
+        jax.eval_shape(jax.grad(lambda x: jnp.sum(_evaluated(polynomial, [x, x], 1))), one)
+    except Exception as error:  # it holds on to internals of JAX that change: 0.13 breaks with jax 0.12
+        version = importlib.metadata.version("cuequivariance-jax")
+        return f"{version} does not work with jax {jax.__version__} ({error}); give xla, or an older jax"
+    return ""
 
 
 def _library(name: str) -> Any:

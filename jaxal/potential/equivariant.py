@@ -219,8 +219,8 @@ def equivariant(
         raise ValueError(f"potential.hidden_l is {hidden_l}; it must not exceed potential.l_max = {l_max}")
     if not 1 <= correlation <= 3:
         raise ValueError(f"potential.correlation is {correlation}; it must be 1, 2 or 3")
-    if kernels == "cuequivariance" and cuequivariance.missing():
-        raise ValueError(f"potential.kernels: cuequivariance {cuequivariance.missing()}")
+    if kernels == "cuequivariance" and (why := cuequivariance.trouble()):
+        raise ValueError(f"potential.kernels: cuequivariance {why}")
     network = radial, radial_hidden, radial_functions
     model = _Model(table, cutoff, channels, l_max, hidden_l, layers, correlation, *network, repulsion, kernels)
 
