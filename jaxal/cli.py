@@ -1,7 +1,8 @@
 """The command line: `jaxal run`, `resume`, `train`, `validate`, `report`, `list`, `check` and `bench`.
 
 Only what a command needs is imported, inside it: `jaxal --help` answers at once. A mistake of the user ends
-with one line on standard error and status 2, Ctrl-C with how to go on and status 130.
+with one line on standard error and status 2. A run that Ctrl-C or SIGTERM ends keeps what it has, says how to go
+on, and ends with status 0; other commands end at once with status 130.
 """
 
 import argparse
@@ -18,7 +19,7 @@ OVERRIDES = "fields that replace those of the file, such as explore.temperature=
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 0, 2 for a mistake of the user, 130 after Ctrl-C."""
+    """Runs one command and returns its exit status: 0, 2 for a mistake of the user, 130 where Ctrl-C cut it off."""
     # jax-md sums in 64 bits where there are any and says so where there are none
     warnings.filterwarnings("ignore", message="Explicitly requested dtype float64")
     # XLA complains of processor features it has itself made up whenever it loads a kept program
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given.command(given)
         sys.stdout.flush()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # not in a run at work, which comes to an end in order
         print(f"\njaxal: interrupted{_how_to_go_on(given)}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
@@ -153,14 +154,19 @@ def _run(given: argparse.Namespace) -> None:
     given.dir = Path(from_first(lambda: str(_new_folder(given))))
     from jaxal import run
 
-    run.start(config, given.dir)
+    _say_if_cut(run.start(config, given.dir), given)
 
 
 def _resume(given: argparse.Namespace) -> None:
     _processes(given, _devices_of(given.dir))(lambda: _old_folder(given.dir))
     from jaxal import run
 
-    run.resume(given.dir)
+    _say_if_cut(run.resume(given.dir), given)
+
+
+def _say_if_cut(ended: bool, given: argparse.Namespace) -> None:
+    if not ended:
+        print(f"jaxal: ended as told{_how_to_go_on(given)}", file=sys.stderr)
 
 
 def _devices_of(folder: Path) -> int:
@@ -317,7 +323,7 @@ def _new_folder(given: argparse.Namespace) -> Path:
 
 
 def _how_to_go_on(given: argparse.Namespace) -> str:
-    """What to do after Ctrl-C, where there is something to continue."""
+    """What to do where a run was ended, if there is something to continue."""
     folder = getattr(given, "dir", None)
     if given.command not in (_run, _resume) or folder is None or not (folder / "config.yaml").exists():
         return ""

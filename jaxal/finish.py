@@ -12,6 +12,7 @@ import numpy as np
 from jaxal import buffer as buffers
 from jaxal import devices, loop, memory, model, neighbors, records, report, setup
 from jaxal.committee import Committee
+from jaxal.label.task import Enough
 from jaxal.memory import Progress, Run
 from jaxal.train import fit as training
 from jaxal.train.calibrate import Judge, calibrate
@@ -91,8 +92,8 @@ def finish(run: Run, progress: Progress, parts: loop.Parts, static: loop.Static,
     config, directory = run.config, run.directory
 
     def show(error: float | None, left: float) -> None:
-        if run.interrupted():
-            raise KeyboardInterrupt
+        if devices.from_first(run.interrupted):  # the training begins anew, from the last checkpoint
+            raise Enough
         progress.fold = error
         memory.show(run, progress, "final training", eta=left)
 

@@ -209,7 +209,8 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         )
         chosen = parts.select(key_select, candidates, static.batch)
         left = jnp.maximum(limits.budget - state.labels, 0)
-        chosen = jnp.where((chosen >= 0) & (jnp.cumsum(chosen >= 0) <= left), chosen, -1)
+        lost = (problems & UNDONE) != 0  # this segment will be undone: a label asked for now would not be used
+        chosen = jnp.where((chosen >= 0) & (jnp.cumsum(chosen >= 0) <= left) & ~lost, chosen, -1)
         state = state._replace(gate=gate, problems=problems)
         state, report = learn(limits, state, candidate, chosen, probe, estimate, (key_add, key_hold, key_fit))
 

@@ -57,7 +57,7 @@ class Run(NamedTuple):
     table: Table
     show: Callable[[Status], None]
     began: float
-    interrupted: Callable[[], bool] = lambda: False  # whether Ctrl-C was pressed; all processes ask together
+    interrupted: Callable[[], bool] = lambda: False  # whether this process was told to end
 
     @property
     def mesh(self) -> Mesh | None:

@@ -9,7 +9,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from jaxal import checkpoint, devices, finish, loop, memory, neighbors, records,
 from jaxal.check import check, of_system, start_structure
 from jaxal.config import FILE_NAME, dump, import_parts, load, parse, resolved
 from jaxal.label.service import Service
+from jaxal.label.task import Enough
 from jaxal.memory import CHECKPOINTS, STORE, Progress, Run
 from jaxal.progress import Status, display
 from jaxal.schema import Config
@@ -32,8 +33,11 @@ from jaxal.types import InputError
 EARLY_SLOWER = 3  # times the learning rate is halved after a diverged training
 
 
-def start(config: Config, directory: Path) -> None:
-    """Runs a configuration in a new folder. Raises InputError for mistakes and for a folder in use."""
+def start(config: Config, directory: Path) -> bool:
+    """Runs a configuration in a new folder. Returns whether it came to its end: False where it was told to stop.
+
+    Ctrl-C and SIGTERM tell it, and `resume` goes on. Raises InputError for mistakes and for a folder in use.
+    """
     directory = Path(directory)
     setup.dtype_of(config.precision)
 
@@ -46,11 +50,15 @@ def start(config: Config, directory: Path) -> None:
         records.versions(directory)
         return dump(ready)
 
-    _go(_told(prepared), directory)
+    with stop.interruptible(directory) as interrupted:
+        return _go(_told(prepared), directory, interrupted)
 
 
-def resume(directory: Path) -> None:
-    """Goes on with a run where its last checkpoint stands, bit for bit; a finished run is left as it is."""
+def resume(directory: Path) -> bool:
+    """Goes on with a run where its last checkpoint stands, bit for bit; a finished run is left as it is.
+
+    Returns whether it came to its end, as `start` does.
+    """
     directory = Path(directory)
 
     def found() -> str:
@@ -58,9 +66,10 @@ def resume(directory: Path) -> None:
             raise InputError(f"{directory}: not a run folder, it holds no {FILE_NAME}; `jaxal run CONFIG` starts a run")
         return dump(load(directory / FILE_NAME))
 
-    config = _told(found)
-    setup.dtype_of(config.precision)
-    _go(config, directory)
+    with stop.interruptible(directory) as interrupted:
+        config = _told(found)
+        setup.dtype_of(config.precision)
+        return _go(config, directory, interrupted)
 
 
 def _told(text: Callable[[], str]) -> Config:
@@ -68,7 +77,7 @@ def _told(text: Callable[[], str]) -> Config:
     return parse(yaml12.parse(devices.from_first(text), FILE_NAME), None)
 
 
-def _go(config: Config, directory: Path) -> None:
+def _go(config: Config, directory: Path, interrupted: Callable[[], bool]) -> bool:
     import_parts()
     setup.mesh_of(config)  # before anything else: what was there when the run began may be gone when it is resumed
 
@@ -78,11 +87,12 @@ def _go(config: Config, directory: Path) -> None:
         return [atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc]
 
     atoms = of_system(config.system, *devices.from_first(start))
-    with stop.interruptible() as interrupted, display() if devices.first() else nullcontext(_unseen) as show:
+    with suppress(Enough), display() if devices.first() else nullcontext(_unseen) as show:
         run = Run(config, directory, atoms, species_table([atoms]), show, time.monotonic(), interrupted)
         if devices.from_first(lambda: checkpoint.latest(directory / CHECKPOINTS)) is None:
             records.cut(directory, {})
             progress, train, buffer = _begin(run)
+            _end_if_told(run)
             train = devices.laid(run.mesh, loop.LAYOUT.train, train)
             buffer = devices.laid(run.mesh, loop.LAYOUT.buffer, buffer)
             state = None
@@ -99,6 +109,14 @@ def _go(config: Config, directory: Path) -> None:
                 memory.show(run, progress, "final training")
                 finish.finish(run, progress, *_assembled(run, progress, label), state)
         memory.show(run, progress, "done")
+        return True
+    return False
+
+
+def _end_if_told(run: Run) -> None:
+    """Raises Enough in all processes where the first was told to end."""
+    if devices.from_first(run.interrupted):
+        raise Enough
 
 
 def _unseen(status: Status) -> None:
@@ -109,7 +127,14 @@ def _begin(run: Run) -> tuple[Progress, training.TrainState, buffers.Buffer]:
     """First labels and an untrained committee."""
     config = run.config
     run.show(Status("first labels", 0.0, budget=config.stop.labels))
-    told = devices.from_first(lambda: setup.first_labels(config, run.atoms, run.directory / STORE).told())
+
+    def labeled() -> list[Any] | None:
+        with suppress(Enough):  # it must be raised in all processes
+            return setup.first_labels(config, run.atoms, run.directory / STORE, run.interrupted).told()
+
+    told = devices.from_first(labeled)
+    if told is None:
+        raise Enough
     first = setup.First.heard(told)
     reference = training.reference_energies(first.structures, first.labels.energy, len(run.table))
     structures, labels = setup.cast(first.structures, first.labels, reference, config.precision)
@@ -195,7 +220,7 @@ def _explore(
         state = restored
         memory.show(run, progress, "compiling")
         segment = _lowered(run, progress, parts, static, state).compile()
-    saved = time.monotonic()
+    saved, unsaved = time.monotonic(), False
     if progress.look == 0:
         records.append(run.directory, [memory.phase(run, "explore")])
     timestep = parts.explorer.timestep
@@ -216,15 +241,18 @@ def _explore(
             raise InputError(wrong)
         return why, due
 
-    why, _ = judge(None, [])
+    why, due = judge(None, [])
     while not why:
+        if unsaved and (due or devices.from_first(run.interrupted)):
+            memory.save(run, progress, state)
+            saved, unsaved = time.monotonic(), False
+        _end_if_told(run)
         memory.show(run, progress, "explore")
         counted = progress.asked, progress.failed
         state, looks = segment(state, setup.limits_of(config, progress.rate, stop.probe_rate(run, progress)))
         looks = jax.device_get(looks)
         problems = int(state.problems)
-        if run.interrupted():
-            raise KeyboardInterrupt
+        unsaved = True
         reasons = drain()
         if problems & loop.UNDONE:
             progress.asked, progress.failed = counted
@@ -234,9 +262,6 @@ def _explore(
                 segment = _lowered(run, progress, parts, static, state).compile()
             continue
         why, due = judge(looks, reasons)
-        if due:
-            memory.save(run, progress, state)
-            saved = time.monotonic()
     progress.phase = "final training"
     records.append(run.directory, [memory.phase(run, "final training", why)])
     memory.save(run, progress, state)

@@ -89,8 +89,10 @@ def first_structures(atoms: ase.Atoms, number: int, seed: int) -> list[ase.Atoms
     return frames
 
 
-def open_service(config: Config, table: Table, store: Path, reference: np.ndarray) -> Service:
-    """The labels of a host method, relative to `reference` (eV per species), kept in `store`."""
+def open_service(
+    config: Config, table: Table, store: Path, reference: np.ndarray, enough: Callable[[], bool] = lambda: False
+) -> Service:
+    """The labels of a host method, relative to `reference` (eV per species), kept in `store`, until `enough()`."""
     part = config.label.part
     return label_service(
         LabelRecipe(part.name, dict(part.options)),
@@ -101,6 +103,7 @@ def open_service(config: Config, table: Table, store: Path, reference: np.ndarra
         timeout=config.label.timeout,
         max_force=config.label.max_force,
         net_force=config.label.net_force,
+        enough=enough,
     )
 
 
@@ -133,8 +136,11 @@ def oracle_spec(config: Config, table: Table, structures: Structure) -> neighbor
     return neighbors.plan(structures, cutoff, 1.0, 2.0)._replace(skin=0.0, close=0)
 
 
-def first_labels(config: Config, atoms: ase.Atoms, store: Path) -> First:
-    """Labels the first structures. Raises InputError if the method fails on the start structure or on most."""
+def first_labels(config: Config, atoms: ase.Atoms, store: Path, enough: Callable[[], bool] = lambda: False) -> First:
+    """Labels the first structures. Raises InputError if the method fails on the start structure or on most.
+
+    Once `enough()` holds it raises Enough, with what was calculated in the store.
+    """
     table = species_table([atoms])
     frames = first_structures(atoms, config.label.initial, config.seed)
     structures = from_atoms(frames, table, config.system.charge, config.system.spin, dtype=np.float64)
@@ -150,7 +156,7 @@ def first_labels(config: Config, atoms: ase.Atoms, store: Path) -> First:
         labels = Label(energy, force, stress, told.ok)
         reason = "the force cap label.max_force"
     else:
-        service = open_service(config, table, store, zero)
+        service = open_service(config, table, store, zero, enough)
         try:
             # the program will ask in its own precision: the first structures are rounded to it, too
             rounded: Any = structures._replace(position=np.float64(np.asarray(structures.position, config.precision)))

@@ -1,18 +1,21 @@
 """When the exploration of a run is over, whether it makes sense to go on, and whether it is told to end."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from jaxal import devices, memory, setup
+from jaxal import memory, setup
+from jaxal.config import FILE_NAME
 from jaxal.memory import STORE, Progress, Run
 
 STUCK = 200  # looks in a row at which no walker was physical
+SHOW_CURSOR = "\x1b[?25h"  # the display in a terminal hides it
 TRICKLE = 0.001  # chance of a probe at each look at a walker, so that the held-out labels are not only flagged ones
 
 
@@ -73,29 +76,37 @@ def probe_rate(run: Run, progress: Progress) -> float:
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Yields whether Ctrl-C was pressed. The exception alone can be lost: one raised while garbage is collected is.
+def interruptible(directory: Path) -> Iterator[Callable[[], bool]]:
+    """Yields whether this process was told to end, by Ctrl-C or SIGTERM.
 
-    Several processes end together, after the segment in which the first was told to; pressed again, it ends at once.
+    Whoever asks comes to an end in order: nothing is raised, for an exception raised while garbage is collected is
+    lost, and one inside a callback ends as an error of XLA. Told again, the process ends at once, with status 130:
+    what is on disk is whole at any moment. Not in the main thread, where Python hears no signals, it is never told.
     """
-    pressed = threading.Event()
-    alone = jax.process_count() == 1
+    told = threading.Event()
 
-    def handler(*_: Any) -> None:
-        again = pressed.is_set()
-        pressed.set()
-        if alone or again:
-            raise KeyboardInterrupt
+    def handler(number: int, _: Any) -> None:
+        again = told.is_set()
+        told.set()
+        name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        if again:
+            more = f"; `jaxal resume {directory}` continues" if (directory / FILE_NAME).exists() else ""
+            _say(f"{SHOW_CURSOR if os.isatty(2) else ''}\njaxal: interrupted{more}\n")
+            os._exit(130)
+        _say(f"\njaxal: {name}: ends after the present segment (once more: at once)\n")
 
     if threading.current_thread() is not threading.main_thread():
-        yield pressed.is_set
+        yield told.is_set
         return
-    before = signal.signal(signal.SIGINT, handler)
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: devices.from_first(pressed.is_set)
-    except Exception:
-        if pressed.is_set():  # raised inside a callback it comes back as an error of XLA
-            raise KeyboardInterrupt from None
-        raise
+        yield told.is_set
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, what in before.items():
+            signal.signal(number, what)
+
+
+def _say(text: str) -> None:
+    """Writes to standard error in a signal handler, where the display may be in the middle of a line."""
+    with suppress(OSError):
+        os.write(2, text.encode())

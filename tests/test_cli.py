@@ -18,7 +18,7 @@ from ase.build import molecule
 from ase.calculators.emt import EMT
 from ase.io import write
 
-from jaxal import registry
+from jaxal import checkpoint, registry
 from jaxal.cli import main
 from jaxal.config import import_parts, load
 from jaxal.schema import Offline
@@ -229,24 +229,44 @@ def test_train_from_a_file(folder):
     assert text.returncode == 0 and "12 structures" in text.stdout
 
 
-def test_an_interrupted_run_says_how_to_resume(folder):
-    arguments = [
-        sys.executable,
-        "-m",
-        "jaxal.cli",
-        "run",
-        "config.yaml",
-        "stop.time=1 ns",
-        "stop.quiet=1 ns",
-        "--dir",
-        "out",
-    ]
+def endless(folder: Path) -> subprocess.Popen:
+    """A run into `out` that would go on for a day, once it has its configuration there."""
+    options = ["stop.labels=1000", "stop.time=1 ns", "stop.quiet=1 ns", "output.checkpoint=1 h", "--dir", "out"]
+    arguments = [sys.executable, "-m", "jaxal.cli", "run", "config.yaml", *options]
     child = subprocess.Popen(arguments, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    awaited(child, (folder / "out" / "config.yaml").exists)
+    return child
+
+
+def awaited(child: subprocess.Popen, there: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
-    while not (folder / "out" / "config.yaml").exists() and child.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert (folder / "out" / "config.yaml").exists()
-    os.kill(child.pid, signal.SIGINT)
+    while not there() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert there()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_told_to_end_keeps_its_last_segment_and_says_how_to_resume(folder, number):
+    child, metrics = endless(folder), folder / "out" / "metrics.jsonl"
+    if number == signal.SIGTERM:  # in the middle of the exploration; the other at its very beginning
+        awaited(child, lambda: metrics.exists() and '"segment"' in metrics.read_text())
+    os.kill(child.pid, number)
     _, err = child.communicate(timeout=120)
-    assert child.returncode == 130 and err.rstrip().endswith("jaxal: interrupted; `jaxal resume out` continues")
+    assert child.returncode == 0, err
+    assert err.rstrip().endswith("jaxal: ended as told; `jaxal resume out` continues")
     assert "Traceback" not in err
+    if number == signal.SIGTERM:  # nothing is due for an hour: it was written because of the signal
+        looks = [json.loads(line)["looks"] for line in metrics.read_text().splitlines() if "looks" in line]
+        assert checkpoint.latest(folder / "out" / "checkpoints") == looks[-1] > 0
+
+
+def test_a_run_told_twice_ends_at_once(folder):
+    child = endless(folder)
+    os.kill(child.pid, signal.SIGINT)
+    assert child.stderr is not None
+    while "Ctrl-C" not in child.stderr.readline():
+        assert child.poll() is None
+    os.kill(child.pid, signal.SIGINT)
+    _, err = child.communicate(timeout=10)
+    assert child.returncode == 130
+    assert err.rstrip().endswith("jaxal: interrupted; `jaxal resume out` continues")

@@ -265,3 +265,13 @@ def test_an_xla_that_cannot_be_told_to_wait_is_used_all_the_same():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environ)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 2 and "cannot be told to wait longer" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_training_set_that_outgrows_its_room_grows_on_eight_devices_too(config):
+    small = "from jaxal import setup; setup.LARGEST_BUFFER = 16; from jaxal.cli import main; raise SystemExit(main())"
+    one, many = config.parent / "grown on one", config.parent / "grown on eight"
+    for out, count in ((one, 1), (many, 8)):
+        done = python("-c", small, "run", config, "--dir", out, count=count)
+        assert done.stderr.count("replaying the segment") == 2, done.stderr  # 16 to 64
+    assert_alike(many, one)

@@ -14,7 +14,7 @@ from jaxal import registry
 from jaxal.label.bridge import host_label
 from jaxal.label.pool import Recipe
 from jaxal.label.service import label_service
-from jaxal.label.task import LabelError, Task
+from jaxal.label.task import Enough, LabelError, Task
 from jaxal.types import Structure
 
 TABLE = (1, 6, 8)
@@ -170,6 +170,24 @@ def test_mistakes_of_the_user_are_one_line(open_service, tmp_path):
     ):
         with pytest.raises(LabelError, match=what):
             open_service(**options)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_told_to_end_it_begins_nothing_more_and_keeps_what_was_begun(open_service, faults, tmp_path, workers):
+    asked = []
+
+    def enough() -> bool:  # holds from the third time on
+        asked.append(None)
+        return len(asked) > 2
+
+    recipe = Recipe("faulty", {"folder": str(tmp_path)})
+    service = open_service(recipe, workers=workers, enough=enough)
+    with pytest.raises(Enough):
+        service.label(batch_of(10), np.ones(10, bool))
+    begun = count_calls(tmp_path)
+    assert 2 <= begun <= 4 and service.store.counts()["done"] == begun
+    again = open_service(recipe).label(batch_of(10), np.ones(10, bool))
+    assert again.ok.all() and count_calls(tmp_path) == 10  # none is paid twice
 
 
 # ---------------------------------------------------------------- bridge

@@ -227,8 +227,10 @@ def test_probes_are_labeled_whatever_the_gate_says_and_held_out():
 def test_a_full_buffer_undoes_the_segment_and_a_larger_one_gives_what_ample_room_gives():
     state, run, limits = program(threshold=-1.0, capacity=8)
     ample, run_ample, _ = program(threshold=-1.0)
-    after, _ = run(state, limits)
+    after, looks = run(state, limits)
     assert int(after.problems) & loop.BUFFER_FULL
+    # the second look overflows; no label is paid for after it, for it could not be used
+    assert (looks.walker[:2] >= 0).all() and (looks.walker[2] < 0).all()
     assert same(after._replace(problems=state.problems), state)
     grown = after._replace(buffer=buffers.grow(after.buffer, 64))
     again, _ = run_ample(grown, limits)

@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection, wait
 from typing import IO, Any, NamedTuple
 
 from jaxal import registry
-from jaxal.label.task import Backend, LabelError, Result, Task, failed, one_line
+from jaxal.label.task import Backend, Enough, LabelError, Result, Task, failed, one_line
 
 TRIES = 2  # of a calculation whose worker dies
 STARTUP = 120.0  # s for a worker to import its method
@@ -62,11 +62,14 @@ class _Worker:
     since: float = 0.0  # when it started, or got its task
 
 
-def open_pool(recipe: Recipe, workers: int, timeout: float | None = None) -> Pool:
+def open_pool(
+    recipe: Recipe, workers: int, timeout: float | None = None, enough: Callable[[], bool] = lambda: False
+) -> Pool:
     """Starts `workers` processes; each builds the backend while this process goes on.
 
-    `timeout` is in seconds of wall time for each calculation; None waits forever. Raises LabelError for a labeler
-    that another process cannot import.
+    `timeout` is in seconds of wall time for each calculation; None waits forever. Once `enough()` holds, no other
+    calculation is begun, and `run` raises Enough when the last has landed. Raises LabelError for a labeler that
+    another process cannot import.
     """
     module = registry.get("labeler", recipe.name).__module__
     if module == "__main__":
@@ -141,6 +144,8 @@ def open_pool(recipe: Recipe, workers: int, timeout: float | None = None) -> Poo
 
             try:
                 while waiting or any(worker and worker.job is not None for worker in slots):
+                    if waiting and enough():
+                        waiting.clear()
                     assign()
                     expire()
                     listen()
@@ -150,6 +155,8 @@ def open_pool(recipe: Recipe, workers: int, timeout: float | None = None) -> Poo
                     if worker and worker.job is not None:
                         slots[slot] = None
                         _end(worker)
+            if any(result is None for result in results):
+                raise Enough
             return [result for result in results if result is not None]
 
     def close() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxal.label.accept import MAX_FORCE, NET_FORCE, accept
 from jaxal.label.pool import Recipe, open_pool
 from jaxal.label.store import Store, label_key, open_store
-from jaxal.label.task import Backend, LabelError, Result, Task, failed, one_line
+from jaxal.label.task import Backend, Enough, LabelError, Result, Task, failed, one_line
 
 
 @runtime_checkable
@@ -78,6 +78,7 @@ def label_service(
     max_force: float = MAX_FORCE,
     net_force: float = NET_FORCE,
     retry_failed: bool = False,
+    enough: Callable[[], bool] = lambda: False,
 ) -> Service:
     """Opens the store and the workers.
 
@@ -100,6 +101,9 @@ def label_service(
         numbers anew and pay for nothing.
     retry_failed
         Calculate again what the store remembers as failed.
+    enough
+        Asked before each calculation. Once it holds, no other is begun, and `label` raises Enough when those that
+        were begun are in the store.
 
     With several workers the rows of the store are in the order in which the labels landed. Raises LabelError for
     options that cannot be, and for a file that is not a label store.
@@ -113,7 +117,7 @@ def label_service(
         raise LabelError(f"reference: {offset.shape} energies for {len(numbers)} species; give one for each")
     opened = open_store(store)
     try:
-        pool = open_pool(labeler, workers, timeout) if workers and isinstance(labeler, Recipe) else None
+        pool = open_pool(labeler, workers, timeout, enough) if workers and isinstance(labeler, Recipe) else None
     except BaseException:
         opened.close()
         raise
@@ -165,6 +169,8 @@ def label_service(
 
         if pool is None:
             for index, key in enumerate(todo):
+                if enough():
+                    raise Enough
                 landed(index, _calculated(backend, tasks[key]))
         elif todo:
             pool.run([tasks[key] for key in todo], landed)

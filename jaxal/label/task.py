@@ -23,6 +23,10 @@ class LabelError(ValueError):
     """
 
 
+class Enough(BaseException):
+    """Told to end, with what was begun on disk. Not an Exception, so that nothing takes it for a failure."""
+
+
 class Task(NamedTuple):
     """A structure without padding, in float64."""
 
