@@ -51,6 +51,21 @@ predict = jax.jit(committee.predict, static_argnums=0)
 
 
 @pytest.mark.usefixtures("double")
+@pytest.mark.parametrize(("members", "count", "signs"), [(3, 1, 0), (4, 2, 0), (4, 4, 2)])
+def test_structures_in_groups_are_as_those_all_together(members, count, signs, monkeypatch):
+    whole = Committee(POTENTIAL, members, "map", count, signs, len(TABLE))
+    params = random_params(whole)
+    four = jax.tree.map(lambda x: jnp.concatenate([x, x[:1]]), system(False)[:2])
+    together = jax.jit(lambda *given: committee.predict(whole, *given))(params, *four)
+    _, atoms, slots = four[1].index.shape
+    monkeypatch.setattr(committee, "CACHED", 3 * atoms * slots)  # room for three: two divide four
+    grouped = jax.jit(lambda *given: committee.predict(whole, *given))
+    assert str(jax.make_jaxpr(grouped)(params, *four)).count("length=2") > 0
+    for one, other in zip(grouped(params, *four), together, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(("members", "count", "periodic"), [(3, 3, False), (4, 2, True)])
 def test_members_are_single_models(members, count, periodic):
     """Against the slope of one head's energy at a time, and that energy against the network written out."""

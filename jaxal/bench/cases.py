@@ -81,7 +81,8 @@ def forces(setting: Setting) -> Program:
     model = _model(setting)
 
     def evaluate(params: Params, structures: Structure, near: Neighbors):
-        found = predict(model.committee, params, structures, near)
+        with jax.named_scope("forces"):
+            found = predict(model.committee, params, structures, near)
         return found.energy, found.force
 
     close = jax.jit(neighbors.within, static_argnums=0)(model.spec, model.near, model.structures)
@@ -100,10 +101,13 @@ def md(setting: Setting) -> Program:
     def step(params: Params, carry, _):
         walkers, near, overflow = carry
         proposed = jax.vmap(explorer.propose)(walkers)
-        near = neighbors.renewed(model.spec, near, proposed)
-        close = neighbors.within(model.spec, near, proposed)
-        found = predict_local(model.committee, params, proposed, close)
-        spread = jax.vmap(max_force_spread)(found, proposed)
+        with jax.named_scope("neighbors"):
+            near = neighbors.renewed(model.spec, near, proposed)
+            close = neighbors.within(model.spec, near, proposed)
+        with jax.named_scope("forces"):
+            found = predict_local(model.committee, params, proposed, close)
+        with jax.named_scope("gate"):
+            spread = jax.vmap(max_force_spread)(found, proposed)
         walkers = jax.vmap(explorer.advance)(walkers, proposed, found.force.mean(1), found.stress.mean(1))
         return (walkers, near, overflow | close.overflow), spread
 
