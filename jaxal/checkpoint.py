@@ -50,10 +50,13 @@ def save(directory: str | Path, step: int, state: Any, host: Mapping[str, Any]) 
         Pytree of arrays (JAX, numpy, typed keys, Python numbers).
     host
         What the host remembers; values that JSON can hold, floats come back exactly.
+
+    Raises InputError where it cannot be written, such as on a full disk.
     """
     directory = Path(directory).resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    leaves, arrays = [], {}
+    leaves: list[Any] = []
+    arrays: dict[str, np.ndarray] = {}
     flat = jax.tree_util.tree_flatten_with_path(state)[0]
     implementations = [str(jax.random.key_impl(leaf)) if _is_key(leaf) else None for _, leaf in flat]
     values = jax.device_get([jax.random.key_data(leaf) if _is_key(leaf) else leaf for _, leaf in flat])
@@ -64,12 +67,18 @@ def save(directory: str | Path, step: int, state: Any, host: Mapping[str, Any]) 
             arrays[str(row)] = value
     record = {"leaves": leaves, "host": dict(host)}
     arrays[_DIGEST] = _digest(record, arrays)
-    with _checkpointer() as checkpointer:
-        checkpointer.save(
-            directory / str(step),
-            ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), record=ocp.args.JsonSave(record)),
-            force=True,
-        )
+    try:
+        with _checkpointer() as checkpointer:
+            checkpointer.save(
+                directory / str(step),
+                ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), record=ocp.args.JsonSave(record)),
+                force=True,
+            )
+    except Exception as error:  # orbax and tensorstore raise many kinds for a full disk
+        reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        raise InputError(
+            f"{directory}: checkpoint {step} cannot be written ({reason}); those before it stand"
+        ) from error
     steps = _steps(directory)
     kept = [number for number in steps if number <= step][:KEPT]
     for other in set(steps) - set(kept):

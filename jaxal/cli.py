@@ -6,6 +6,7 @@ on, and ends with status 0; other commands end at once with status 130.
 """
 
 import argparse
+import errno
 import inspect
 import json
 import os
@@ -15,6 +16,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # nothing a program can do about
 OVERRIDES = "fields that replace those of the file, such as explore.temperature=300 or 'stop.quiet=2 ps'"
 
 
@@ -42,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         from jaxal.types import InputError
 
+        if isinstance(error, OSError) and (error.filename or error.errno in DISK):
+            print(f"jaxal: error: {error}{_how_to_go_on(given)}", file=sys.stderr)
+            return 2
         if not isinstance(error, InputError):
             if getattr(given, "distributed", False):
                 traceback.print_exc()
@@ -65,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
 
     resume = commands.add_parser("resume", help="continue a run that was stopped, bit for bit")
     resume.add_argument("dir", metavar="DIR", type=Path, help="its run folder")
+    resume.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="fields to change, such as stop.labels=500")
     _add_distributed(resume)
     resume.set_defaults(command=_resume)
 
@@ -161,7 +167,7 @@ def _resume(given: argparse.Namespace) -> None:
     _processes(given, _devices_of(given.dir))(lambda: _old_folder(given.dir))
     from jaxal import run
 
-    _say_if_cut(run.resume(given.dir), given)
+    _say_if_cut(run.resume(given.dir, given.overrides), given)
 
 
 def _say_if_cut(ended: bool, given: argparse.Namespace) -> None:
@@ -310,6 +316,7 @@ def _bench(given: argparse.Namespace) -> None:
 def _new_folder(given: argparse.Namespace) -> Path:
     """The folder for the results. Raises InputError where it holds something."""
     from jaxal.config import FILE_NAME
+    from jaxal.lock import FILE_NAME as LOCK
     from jaxal.types import InputError
 
     config = given.config.resolve()
@@ -317,7 +324,7 @@ def _new_folder(given: argparse.Namespace) -> Path:
     if (folder / FILE_NAME).exists():
         again = f"`jaxal resume {folder}` continues it, " if given.command is _run else ""
         raise InputError(f"{folder}: already holds a run; {again}--dir takes a new folder")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - {LOCK}):
         raise InputError(f"{folder}: is not an empty folder; give a new one with --dir")
     return folder
 

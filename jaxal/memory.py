@@ -1,7 +1,7 @@
 """What the host remembers of a run between segments, and how it is shown, saved and restored."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,15 +13,26 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxal import buffer as buffers
-from jaxal import checkpoint, devices, loop, neighbors, records, setup
+from jaxal import checkpoint, devices, loop, neighbors, records, setup, yaml12
 from jaxal import committee as committees
+from jaxal.config import FILE_NAME, dump
 from jaxal.progress import Status
 from jaxal.schema import Config
 from jaxal.structure import Table
 from jaxal.train import fit as training
-from jaxal.types import Structure
+from jaxal.types import InputError, Structure
 
 CHECKPOINTS, STORE = "checkpoints", "labels.sqlite"
+# of the configuration, on resume: how long and how, not what is learned from what
+MAY_CHANGE = (
+    "label.timeout",
+    "label.workers",
+    "output.",
+    "stop.",
+    "train.final_learning_rate",
+    "train.final_steps",
+    "validate.",
+)
 
 
 @dataclass
@@ -29,6 +40,7 @@ class Progress:
     """What the host remembers between segments; all of it goes into the checkpoint as JSON."""
 
     reference: list[float]
+    config: str  # as YAML, its paths relative to the run folder
     near: list[Any]  # the specs of the neighbor lists
     train_near: list[Any]
     phase: str = "explore"
@@ -78,12 +90,45 @@ def walker_structures(run: Run) -> Structure:
 
 
 def restore(run: Run) -> tuple[Progress, loop.State]:
-    """State and memory of the newest whole checkpoint."""
-    like = _example(run)
-    found: Any = devices.from_first(lambda: list(checkpoint.newest(run.directory / CHECKPOINTS)))
+    """State and memory of the newest whole checkpoint.
+
+    Raises InputError where there is none, and for a configuration that differs in what must not change.
+    """
+    now = dump(run.config, run.directory)
+
+    def read() -> list[Any]:
+        stored = checkpoint.newest(run.directory / CHECKPOINTS)
+        check_changes(stored.record["host"]["config"], now, run.directory / FILE_NAME)
+        return list(stored)
+
+    found: Any = devices.from_first(read)
     stored = checkpoint.Stored(*found)
-    state = checkpoint.fitted(stored, like)
-    return Progress(**stored.record["host"]), devices.laid(run.mesh, loop.LAYOUT, state)
+    state = checkpoint.fitted(stored, _example(run))
+    progress = Progress(**stored.record["host"])
+    progress.config = now
+    return progress, devices.laid(run.mesh, loop.LAYOUT, state)
+
+
+def check_changes(begun: str, now: str, source: Path) -> None:
+    """Raises InputError, with the fields, where two configurations, as YAML, differ in more than `MAY_CHANGE`."""
+    was, present = (dict(_fields(yaml12.parse(text, str(source)))) for text in (begun, now))
+    differ = [name for name in {**was, **present} if was.get(name) != present.get(name)]
+    wrong = [name for name in differ if not name.startswith(MAY_CHANGE)]
+    if wrong:
+        told = "; ".join(f"{name} was {was.get(name)}, is {present.get(name)}" for name in wrong)
+        may = ", ".join(name + "*" * name.endswith(".") for name in MAY_CHANGE)
+        raise InputError(
+            f"{source}: the run was begun otherwise: {told}. Set it back, or start a new run; {may} may change"
+        )
+
+
+def _fields(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested mappings with their dotted names."""
+    if not isinstance(tree, dict):
+        yield name, tree
+        return
+    for key, value in tree.items():
+        yield from _fields(value, f"{name}.{key}" if name else key)
 
 
 def _example(run: Run) -> Any:
@@ -136,6 +181,63 @@ def elapsed(run: Run) -> float:
 def phase(run: Run, name: str, why: str = "") -> dict[str, Any]:
     """A metrics line that says a phase begins."""
     return {"kind": "phase", "wall": elapsed(run), "phase": name, "why": why}
+
+
+def note(
+    run: Run,
+    progress: Progress,
+    state: loop.State,
+    looks: loop.Look,
+    timestep: float,
+    reasons: list[str],
+) -> None:
+    """Takes down what a segment did, in memory and in the files."""
+    config, number = run.config, looks.factor.shape[0]
+    per_look = config.gate.every * timestep * 1e-3  # ps
+    ps = per_look * (progress.look + 1 + np.arange(number))
+    wall = elapsed(run)
+    asked = int(np.sum(looks.walker >= 0))
+    lines = records.label_records(looks, wall, ps, int(state.labels) - asked + 1, reasons)
+    good = [line["rmse"] for line in lines if line["ok"]]
+    progress.asked = int(state.labels)
+    progress.failed += 0 if run.config.label.part.kind == "labeler" else asked - len(good)
+    progress.true = float(np.mean(good)) if good else progress.true
+    progress.flagged = float(np.mean(looks.flagged))
+    estimate = looks.estimate[~looks.unphysical]
+    calibrated = np.isfinite(looks.factor[-1])
+    progress.estimated = float(np.mean(estimate)) if calibrated and estimate.size else None
+    fold = looks.fold_rmse[np.isfinite(looks.fold_rmse)]
+    progress.fold = float(fold[-1]) if fold.size else progress.fold
+    if progress.probing:
+        progress.probes += [float(line["rmse"]) ** 2 for line in lines if line["probe"] and line["ok"]]
+    idle = looks.unphysical.all(axis=1) & ~looks.ok.any(axis=1)
+    progress.stuck = progress.stuck + number if idle.all() else 0
+    loss = looks.loss[np.isfinite(looks.loss)]
+    records.append(
+        run.directory,
+        [
+            *lines,
+            {
+                "kind": "segment",
+                "wall": wall,
+                "ps": ps[-1],
+                "labels": progress.asked,
+                "failed": progress.failed,
+                "looks": progress.look + number,
+                "flagged": progress.flagged,
+                "unphysical": float(np.mean(looks.unphysical)),
+                "factor": looks.factor[-1],
+                "estimated": progress.estimated,
+                "worst": float(np.max(estimate)) if calibrated and estimate.size else None,
+                "loss": loss[-1] if loss.size else None,
+                "holdout_force_rmse": progress.fold,
+                "temperature": float(np.mean(looks.temperature)),
+            },
+        ],
+    )
+    reference = np.asarray(progress.reference)
+    records.write_walkers(run.directory, looks, config.output.trajectory, progress.look, run.table, reference)
+    progress.look += number
 
 
 def show(run: Run, progress: Progress, phase: str, message: str = "", eta: float | None = None) -> None:

@@ -7,9 +7,9 @@ processes each does the same; what concerns files, labels and the clock the firs
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxal import buffer as buffers
-from jaxal import checkpoint, devices, finish, loop, memory, neighbors, records, setup, stop, yaml12
+from jaxal import checkpoint, devices, finish, lock, loop, memory, neighbors, records, setup, stop, yaml12
 from jaxal.check import check, of_system, start_structure
 from jaxal.config import FILE_NAME, dump, import_parts, load, parse, resolved
 from jaxal.label.service import Service
@@ -41,35 +41,44 @@ def start(config: Config, directory: Path) -> bool:
     directory = Path(directory)
     setup.dtype_of(config.precision)
 
-    def prepared() -> str:
-        if directory.exists() and any(directory.iterdir()):
+    def free() -> None:
+        if directory.exists() and {path.name for path in directory.iterdir()} - {lock.FILE_NAME}:
             again = f"`jaxal resume {directory}` goes on, --dir names another"
             raise InputError(f"{directory}: the folder is in use; {again}")
+
+    def prepared() -> str:
+        free()
         check(config)
+        directory.mkdir(parents=True, exist_ok=True)
+        folder.enter_context(lock.held(directory))
+        free()
         ready = resolved(dataclasses.replace(config, devices=setup.devices_of(config)), directory)
         records.versions(directory)
         return dump(ready)
 
-    with stop.interruptible(directory) as interrupted:
+    with stop.interruptible(directory) as interrupted, ExitStack() as folder:
         return _go(_told(prepared), directory, interrupted)
 
 
-def resume(directory: Path) -> bool:
+def resume(directory: Path, overrides: Sequence[str] = ()) -> bool:
     """Goes on with a run where its last checkpoint stands, bit for bit; a finished run is left as it is.
 
-    Returns whether it came to its end, as `start` does.
+    `overrides`, such as "stop.labels=500", change fields of its configuration for good; `memory.MAY_CHANGE` says
+    which may. Returns whether it came to its end, as `start` does. Raises InputError for another change, and where
+    another process is at work on the folder.
     """
     directory = Path(directory)
 
     def found() -> str:
         if not (directory / FILE_NAME).is_file():
             raise InputError(f"{directory}: not a run folder, it holds no {FILE_NAME}; `jaxal run CONFIG` starts a run")
-        return dump(load(directory / FILE_NAME))
+        folder.enter_context(lock.held(directory))
+        return dump(load(directory / FILE_NAME, overrides))
 
-    with stop.interruptible(directory) as interrupted:
+    with stop.interruptible(directory) as interrupted, ExitStack() as folder:
         config = _told(found)
         setup.dtype_of(config.precision)
-        return _go(config, directory, interrupted)
+        return _go(config, directory, interrupted, bool(overrides))
 
 
 def _told(text: Callable[[], str]) -> Config:
@@ -77,7 +86,7 @@ def _told(text: Callable[[], str]) -> Config:
     return parse(yaml12.parse(devices.from_first(text), FILE_NAME), None)
 
 
-def _go(config: Config, directory: Path, interrupted: Callable[[], bool]) -> bool:
+def _go(config: Config, directory: Path, interrupted: Callable[[], bool], changed: bool = False) -> bool:
     import_parts()
     setup.mesh_of(config)  # before anything else: what was there when the run began may be gone when it is resumed
 
@@ -98,6 +107,8 @@ def _go(config: Config, directory: Path, interrupted: Callable[[], bool]) -> boo
             state = None
         else:
             progress, state = memory.restore(run)
+            if changed and devices.first():
+                resolved(config, directory)
             records.cut(directory, progress.sizes)
             train = buffer = None
         run = run._replace(began=run.began - progress.elapsed)
@@ -156,6 +167,7 @@ def _begin(run: Run) -> tuple[Progress, training.TrainState, buffers.Buffer]:
     train = training.init(setup.recipe(config.train), params)
     progress = Progress(
         reference=[float(x) for x in reference],
+        config=dump(config, run.directory),
         near=memory.spec_out(near),
         train_near=memory.spec_out(train_near),
         rate=config.train.learning_rate,
@@ -191,9 +203,14 @@ def _labels(run: Run, progress: Progress) -> Iterator[tuple[setup.LabelFunction,
         memory.show(run, progress, "explore")
         return answer
 
+    def drained() -> list[str]:
+        for trouble in filter(None, (service.trouble() for service in opened)):
+            raise InputError(f"{trouble}; the last checkpoint stands, `jaxal resume {run.directory}` goes on from it")
+        return [r.reason for service in opened for r in service.drain() if not r.ok]
+
     try:
         label = setup.host_label_of(asked, run.mesh)
-        yield label, lambda: [r.reason for service in opened for r in service.drain() if not r.ok]
+        yield label, drained
     finally:
         for service in opened:
             service.close()
@@ -228,7 +245,7 @@ def _explore(
     def judged(looks: loop.Look | None, reasons: list[str]) -> list[Any]:
         """What the host makes of a segment, whether a checkpoint is due, and what it remembers now."""
         if looks is not None:
-            _note(run, progress, state, looks, timestep, reasons)
+            memory.note(run, progress, state, looks, timestep, reasons)
         quiet = float(np.min(np.asarray(state.quiet)))
         due = time.monotonic() - saved >= config.output.checkpoint
         return [*stop.verdict(run, progress, quiet, timestep), due, dataclasses.asdict(progress)]
@@ -253,7 +270,7 @@ def _explore(
         looks = jax.device_get(looks)
         problems = int(state.problems)
         unsaved = True
-        reasons = drain()
+        reasons = devices.from_first(drain)
         if problems & loop.UNDONE:
             progress.asked, progress.failed = counted
             state = _mended(run, progress, state, problems)
@@ -341,60 +358,3 @@ def _mended(run: Run, progress: Progress, state: loop.State, problems: int) -> l
     what = ", ".join(text for bit, text in loop.PROBLEMS.items() if problems & bit & loop.UNDONE)
     memory.show(run, progress, "explore", f"{what}: mended, replaying the segment")
     return state
-
-
-def _note(
-    run: Run,
-    progress: Progress,
-    state: loop.State,
-    looks: loop.Look,
-    timestep: float,
-    reasons: list[str],
-) -> None:
-    """Takes down what a segment did, in memory and in the files."""
-    config, number = run.config, looks.factor.shape[0]
-    per_look = config.gate.every * timestep * 1e-3  # ps
-    ps = per_look * (progress.look + 1 + np.arange(number))
-    wall = memory.elapsed(run)
-    asked = int(np.sum(looks.walker >= 0))
-    lines = records.label_records(looks, wall, ps, int(state.labels) - asked + 1, reasons)
-    good = [line["rmse"] for line in lines if line["ok"]]
-    progress.asked = int(state.labels)
-    progress.failed += 0 if run.config.label.part.kind == "labeler" else asked - len(good)
-    progress.true = float(np.mean(good)) if good else progress.true
-    progress.flagged = float(np.mean(looks.flagged))
-    estimate = looks.estimate[~looks.unphysical]
-    calibrated = np.isfinite(looks.factor[-1])
-    progress.estimated = float(np.mean(estimate)) if calibrated and estimate.size else None
-    fold = looks.fold_rmse[np.isfinite(looks.fold_rmse)]
-    progress.fold = float(fold[-1]) if fold.size else progress.fold
-    if progress.probing:
-        progress.probes += [float(line["rmse"]) ** 2 for line in lines if line["probe"] and line["ok"]]
-    idle = looks.unphysical.all(axis=1) & ~looks.ok.any(axis=1)
-    progress.stuck = progress.stuck + number if idle.all() else 0
-    loss = looks.loss[np.isfinite(looks.loss)]
-    records.append(
-        run.directory,
-        [
-            *lines,
-            {
-                "kind": "segment",
-                "wall": wall,
-                "ps": ps[-1],
-                "labels": progress.asked,
-                "failed": progress.failed,
-                "looks": progress.look + number,
-                "flagged": progress.flagged,
-                "unphysical": float(np.mean(looks.unphysical)),
-                "factor": looks.factor[-1],
-                "estimated": progress.estimated,
-                "worst": float(np.max(estimate)) if calibrated and estimate.size else None,
-                "loss": loss[-1] if loss.size else None,
-                "holdout_force_rmse": progress.fold,
-                "temperature": float(np.mean(looks.temperature)),
-            },
-        ],
-    )
-    reference = np.asarray(progress.reference)
-    records.write_walkers(run.directory, looks, config.output.trajectory, progress.look, run.table, reference)
-    progress.look += number

@@ -161,6 +161,8 @@ def first_labels(config: Config, atoms: ase.Atoms, store: Path, enough: Callable
             # the program will ask in its own precision: the first structures are rounded to it, too
             rounded: Any = structures._replace(position=np.float64(np.asarray(structures.position, config.precision)))
             told: Any = service.label(rounded, wanted)
+            if trouble := service.trouble():
+                raise InputError(trouble)
             labels = Label(*told)
             reason = next((record.reason for record in service.drain() if not record.ok), "")
         finally:

@@ -1,6 +1,7 @@
 """Labels as the program sees them: from the store first, accepted, relative, and never an exception."""
 
 import importlib
+import sqlite3
 import sys
 
 import jax
@@ -170,6 +171,19 @@ def test_mistakes_of_the_user_are_one_line(open_service, tmp_path):
     ):
         with pytest.raises(LabelError, match=what):
             open_service(**options)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_once_the_store_fails_nothing_more_is_paid_for(open_service, faults, tmp_path, workers):
+    service = open_service(Recipe("faulty", {"folder": str(tmp_path)}), workers=workers)
+    assert not service.trouble()
+    with sqlite3.connect(tmp_path / "labels.sqlite") as connection:
+        full = "SELECT RAISE(ABORT, 'database or disk is full')"
+        connection.execute(f"CREATE TRIGGER full BEFORE INSERT ON label BEGIN {full}; END")
+    answers = [service.label(batch_of(10), np.ones(10, bool)) for _ in range(2)]
+    assert not any(answer.ok.any() for answer in answers)
+    assert count_calls(tmp_path) <= max(1, workers)
+    assert "label store" in service.trouble() and "disk is full" in service.trouble()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -14,7 +14,7 @@ LONGEST = 400  # lines
 # the model file knows how to predict, so `validate` and `calculator` need no training code.
 LAYERS = (
     ("units", "types", "registry", "precision", "compilation"),
-    ("structure", "neighbors", "buffer", "heads", "schema", "yaml12", "devices"),
+    ("structure", "neighbors", "buffer", "heads", "schema", "yaml12", "devices", "lock"),
     ("potential", "committee", "acquire", "label"),
     ("explore", "train", "model", "walk"),
     ("loop", "validate", "calculator", "config", "check", "checkpoint", "progress", "figures"),

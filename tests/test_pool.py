@@ -2,18 +2,20 @@
 
 import importlib
 import os
+import pickle
 import signal
 import sys
 import threading
 import time
 from multiprocessing import Pipe
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jaxal import registry
 from jaxal.label.pool import Recipe, open_pool
-from jaxal.label.task import LabelError, Task
+from jaxal.label.task import LabelError, Result, Task, packed, unpacked
 from jaxal.label.worker import serve
 
 
@@ -201,14 +203,27 @@ def test_the_worker_protocol(faults, tmp_path):
         ours, theirs = Pipe()
         thread = threading.Thread(target=serve, args=(theirs,))
         thread.start()
-        ours.send(greeting)
-        assert ours.recv().startswith(answer)
+        ours.send_bytes(packed(greeting))
+        assert unpacked(ours.recv_bytes()).startswith(answer)
         if not answer:
-            ours.send(tasks_of(faults.GOOD)[0])
-            assert ours.recv().ok
+            ours.send_bytes(packed(tasks_of(faults.GOOD)[0]))
+            assert Result(*unpacked(ours.recv_bytes())).ok
         ours.close()
         thread.join(10)
         assert not thread.is_alive()
+
+
+def test_messages_keep_every_bit_and_make_nothing_but_data():
+    task = Task(np.array([8, 1]), np.random.default_rng(0).normal(size=(2, 3)), np.zeros((3, 3)), -1, 2)
+    for sent, got in zip(task, Task(*unpacked(packed(task))), strict=True):
+        np.testing.assert_array_equal(got, sent)
+        assert np.asarray(got).dtype == np.asarray(sent).dtype
+    options = {"path": Path("a/b"), "nested": {"x": [1, 2.5, None, True]}, 3: "three"}
+    assert unpacked(packed(options)) == options | {"path": "a/b"}
+    with pytest.raises(TypeError, match="cannot be sent"):
+        packed(object())
+    with pytest.raises(ValueError):
+        unpacked(pickle.dumps(task))
 
 
 def test_a_labeler_of_a_script_is_refused(monkeypatch):

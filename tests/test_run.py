@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,11 +15,9 @@ import pytest
 from ase.build import bulk, molecule
 from ase.io import read, write
 
-from jaxal import memory, setup
-from jaxal.check import start_structure
+from jaxal import lock, setup
 from jaxal.config import load
 from jaxal.label.store import open_store
-from jaxal.types import InputError
 
 WATER = """
 system: {file: water.xyz}
@@ -203,18 +203,60 @@ def test_a_diverging_first_training_is_told_in_one_line(tmp_path):
     assert "train.learning_rate: the first training diverges" in done.stderr.strip().splitlines()[-1]
 
 
-def test_restoring_under_another_configuration_is_refused(tmp_path):
-    config = folder(tmp_path, WATER)
-    out = tmp_path / "out"
-    jaxal("run", config, "stop.labels=16", "--dir", out)
-    text = (out / "config.yaml").read_text().replace("members: 2", "members: 3")
-    changed = text.replace("channels: 2", "channels: 2")
-    (out / "config.yaml").write_text(changed)
-    loaded = load(out / "config.yaml")
-    run = memory.Run(loaded, out, start_structure(loaded.system), (1, 8), lambda status: None, 0.0)
-    progress, state = memory.restore(run)
-    assert state.buffer.weight.shape[0] == 2 and progress.asked == 16  # what is on disk counts
-    (out / "config.yaml").write_text(text.replace("layers: 1", "layers: 2"))
-    other = load(out / "config.yaml")
-    with pytest.raises(InputError, match="another state"):
-        memory.restore(run._replace(config=other))
+def test_only_what_may_change_is_changed_on_resume(tmp_path):
+    config, out = folder(tmp_path, WATER), tmp_path / "out"
+    jaxal("run", config, "stop.labels=1000", "stop.time=0.05", "--dir", out)
+    shutil.rmtree(max((out / "checkpoints").iterdir(), key=lambda path: int(path.name)))  # back into the exploration
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for changes, told in (
+        (["explore.temperature=301", "seed=5"], ["explore.temperature was 600", "is 301", "seed was 0, is 5"]),
+        (["committee.members=3"], ["committee.members was 2, is 3"]),
+        (["explore.temprature=3"], ["explore.temprature"]),
+    ):
+        done = jaxal("resume", out, *changes, check=False)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert all(text in done.stderr.strip().splitlines()[-1] for text in told)
+        assert all(path.read_bytes() == text for path, text in before.items() if path.name != "lock")
+    jaxal("resume", out, "stop.labels=2000", "output.checkpoint=5 s")
+    assert load(out / "config.yaml").stop.labels == 2000
+    assert metrics(out)[-1]["phase"] == "done"
+
+
+def test_one_process_at_a_time_works_on_a_folder(tmp_path):
+    config, out = folder(tmp_path, WATER), tmp_path / "out"
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "jaxal.cli",
+            "run",
+            str(config),
+            "stop.time=1 ns",
+            "stop.labels=1000",
+            "--dir",
+            str(out),
+        ],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        end = time.monotonic() + 120
+        while not (out / "config.yaml").exists() and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.1)
+        for command in (("resume", out), ("run", config, "--dir", out)):
+            done = jaxal(*command, check=False)
+            assert done.returncode == 2 and "Traceback" not in done.stderr
+            assert "at work on it" in done.stderr or "already holds a run" in done.stderr
+        told = jaxal("resume", out, check=False).stderr
+        assert f"process {process.pid} on {socket.gethostname()}" in told
+    finally:
+        process.kill()
+        process.wait()
+    with lock.held(out):  # nobody has to remove anything after a kill
+        pass
+
+
+@pytest.mark.parametrize("where", ["/sys/jaxal", "/dev/null/jaxal"])
+def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path, where):
+    done = jaxal("run", folder(tmp_path, WATER), "--dir", where, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert where in done.stderr.strip().splitlines()[-1]

@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection, wait
 from typing import IO, Any, NamedTuple
 
 from jaxal import registry
-from jaxal.label.task import Backend, Enough, LabelError, Result, Task, failed, one_line
+from jaxal.label.task import Backend, Enough, LabelError, Result, Task, failed, one_line, packed, unpacked
 
 TRIES = 2  # of a calculation whose worker dies
 STARTUP = 120.0  # s for a worker to import its method
@@ -126,8 +126,8 @@ def open_pool(
                     worker = slots[slot]
                     assert worker is not None
                     try:
-                        message = worker.connection.recv()
-                    except (EOFError, OSError):
+                        message = unpacked(worker.connection.recv_bytes())
+                    except (EOFError, OSError, ValueError, TypeError):
                         if closing.is_set():
                             raise LabelError("the pool is closed") from None
                         lost(slot, f"the worker died ({_how(worker.process)})", again=True)
@@ -135,7 +135,7 @@ def open_pool(
                     assert worker.job is not None
                     if worker.ready:
                         index, worker.job = worker.job, None
-                        finish(index, message)
+                        finish(index, Result(*message))
                     elif message:
                         lost(slot, f"the worker cannot build {recipe.name}: {message}", again=False)
                     else:
@@ -190,7 +190,7 @@ def _start(greeting: tuple) -> _Worker:
     )
     theirs.close()
     with contextlib.suppress(OSError):  # a worker that is dead already is noticed when it should speak
-        ours.send(greeting)
+        ours.send_bytes(packed(greeting))
     return _Worker(process, ours, errors, since=time.monotonic())
 
 
@@ -199,7 +199,7 @@ def _give(worker: _Worker, task: Task) -> None:
     worker.since = time.monotonic()
     if worker.ready:
         with contextlib.suppress(OSError):  # a dead worker is noticed when it should answer
-            worker.connection.send(task)
+            worker.connection.send_bytes(packed(task))
 
 
 def _end_of(worker: _Worker, timeout: float | None) -> float:

@@ -62,6 +62,7 @@ class Service(NamedTuple):
     label: Callable[[Batch, np.ndarray], Labels]  # (structures [k], wanted [k] bool)
     check: Callable[[Batch], None]  # raises LabelError for a structure the method cannot treat
     drain: Callable[[], list[Record]]  # records since the last call, oldest first
+    trouble: Callable[[], str]  # why no label can be committed any more, empty while all is well
     store: Store
     method: str
     close: Callable[[], None]
@@ -115,13 +116,18 @@ def label_service(
     offset = np.zeros(len(numbers)) if reference is None else np.asarray(reference, np.float64)
     if offset.shape != numbers.shape:
         raise LabelError(f"reference: {offset.shape} energies for {len(numbers)} species; give one for each")
+    records: list[Record] = []
+    troubles: list[str] = []
     opened = open_store(store)
+
+    def no_more() -> bool:
+        return bool(troubles) or enough()
+
     try:
-        pool = open_pool(labeler, workers, timeout, enough) if workers and isinstance(labeler, Recipe) else None
+        pool = open_pool(labeler, workers, timeout, no_more) if workers and isinstance(labeler, Recipe) else None
     except BaseException:
         opened.close()
         raise
-    records: list[Record] = []
     busy, noting = threading.Lock(), threading.Lock()
 
     def check(batch: Batch) -> None:
@@ -164,16 +170,23 @@ def label_service(
             try:
                 found[key] = (*committed(key, tasks[key], result), False)
             except Exception as error:  # a full disk: a label that is not committed is not a label
-                reason = f"the label store failed: {one_line(error)}"
-                found[key] = (0, failed(tasks[key], reason, result.seconds), False)
+                troubles.append(f"the label store {store} failed: {one_line(error)}")
+                found[key] = (0, failed(tasks[key], troubles[-1], result.seconds), False)
 
         if pool is None:
             for index, key in enumerate(todo):
                 if enough():
                     raise Enough
+                if troubles:
+                    raise LabelError(troubles[0])
                 landed(index, _calculated(backend, tasks[key]))
         elif todo:
-            pool.run([tasks[key] for key in todo], landed)
+            try:
+                pool.run([tasks[key] for key in todo], landed)
+            except Enough:
+                if not troubles:
+                    raise
+                raise LabelError(troubles[0]) from None
         return found
 
     def label(batch: Batch, wanted: np.ndarray) -> Labels:
@@ -187,9 +200,12 @@ def label_service(
             # Walkers may stand on the same frame: it is paid for once.
             wanted_tasks = {keys[index]: tasks[index] for index in chosen}
             try:
+                if troubles:  # nothing more is paid for that could not be kept
+                    raise LabelError(troubles[0])
                 found = answers(wanted_tasks)
             except Exception as error:  # the store or the pool itself: nothing of this call counts as a label
                 reason = f"labeling failed: {one_line(error)}"
+                troubles.append(reason)
                 found = {key: (0, failed(task, reason), False) for key, task in wanted_tasks.items()}
         for index in chosen:
             row, result, from_store = found[keys[index]]
@@ -213,7 +229,10 @@ def label_service(
             pool.close()
         opened.close()
 
-    return Service(label, check, drain, opened, f"{backend.method} ({backend.version})", close)
+    def trouble() -> str:
+        return troubles[0] if troubles else ""
+
+    return Service(label, check, drain, trouble, opened, f"{backend.method} ({backend.version})", close)
 
 
 def _task(batch: Batch, index: int, numbers: np.ndarray) -> Task:

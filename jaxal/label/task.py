@@ -6,13 +6,16 @@ of the user (a missing package, an impossible spin) is told by `Backend.check` b
 
 import importlib.metadata
 import importlib.util
+import os
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
+import msgpack
 import numpy as np
 from ase.data import chemical_symbols
 
+ARRAY = "__array__"  # the key of an array in a message
 REASON_LENGTH = 300  # characters of a reason: it is shown on one line
 
 
@@ -59,6 +62,36 @@ class Backend(NamedTuple):
     check: Callable[[Task], None]
     method: str
     version: str
+
+
+def packed(value: Any) -> bytes:
+    """Numbers, texts, lists, mappings and numpy arrays, or a Task or Result, as one process sends them to another."""
+
+    def plain(other: Any) -> Any:
+        if isinstance(other, np.ndarray):
+            kind = "<i8" if other.dtype.kind in "iu" else "<f8"
+            return {ARRAY: [kind, list(other.shape), np.ascontiguousarray(other, kind).tobytes()]}
+        if isinstance(other, np.generic):
+            return other.item()
+        if isinstance(other, os.PathLike):
+            return os.fspath(other)
+        if isinstance(other, Mapping):
+            return dict(other)
+        raise TypeError(f"{type(other).__name__} cannot be sent to a worker")
+
+    return msgpack.Packer(default=plain).pack(value)
+
+
+def unpacked(message: bytes) -> Any:
+    """What `packed` packed; a Task or a Result as the list of its fields. It makes no other objects."""
+
+    def made(mapping: dict) -> Any:
+        if mapping.keys() == {ARRAY}:
+            kind, shape, data = mapping[ARRAY]
+            return np.frombuffer(data, kind).reshape(shape).copy()
+        return mapping
+
+    return msgpack.unpackb(message, object_hook=made, strict_map_key=False)
 
 
 def failed(task: Task, reason: str, seconds: float = 0.0) -> Result:

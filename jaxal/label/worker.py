@@ -15,22 +15,27 @@ import time
 from multiprocessing.connection import Connection
 
 from jaxal import registry
-from jaxal.label.task import one_line
+from jaxal.label.task import Task, failed, one_line, packed, unpacked
 
 
 def serve(connection: Connection) -> None:
     """Answers until the other end of the pipe is closed."""
     try:
-        module, name, options = connection.recv()
+        module, name, options = unpacked(connection.recv_bytes())
         try:
             importlib.import_module(module)
             backend = registry.get("labeler", name)(**options)
         except Exception as error:
-            connection.send(one_line(error))
+            connection.send_bytes(packed(one_line(error)))
             return
-        connection.send("")
+        connection.send_bytes(packed(""))
         while True:
-            connection.send(backend.calculate(connection.recv()))
+            task = Task(*unpacked(connection.recv_bytes()))
+            try:
+                answer = packed(backend.calculate(task))
+            except Exception as error:  # a backend that breaks its promise
+                answer = packed(failed(task, one_line(error)))
+            connection.send_bytes(answer)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 
