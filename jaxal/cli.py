@@ -1,4 +1,4 @@
-"""The command line: `jaxal run`, `resume`, `train`, `validate`, `report`, `list`, `check` and `bench`.
+"""The command line: `jaxal run`, `resume`, `train`, `validate`, `report`, `status`, `store`, `list`, `check`, `bench`.
 
 Only what a command needs is imported, inside it: `jaxal --help` answers at once. A mistake of the user ends
 with one line on standard error and status 2. A run that Ctrl-C or SIGTERM ends keeps what it has, says how to go
@@ -14,6 +14,8 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from jaxal import store_command
 
 OVERRIDES = "fields that replace those of the file, such as explore.temperature=300 or 'stop.quiet=2 ps'"
 
@@ -40,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if _is_of_store(error):  # told without loading JAX
+            print(f"jaxal: error: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
         from jaxal.types import InputError
 
         if not isinstance(error, InputError):
@@ -50,6 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"jaxal: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def _is_of_store(error: Exception) -> bool:
+    """Whether an error is a mistake of the user's that a label store, or a run folder, told."""
+    from jaxal.label.task import LabelError
+
+    return isinstance(error, LabelError)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -84,6 +96,12 @@ def parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write the report of a run again")
     report.add_argument("dir", metavar="DIR", type=Path, help="run folder")
     report.set_defaults(command=_report)
+
+    status = commands.add_parser("status", help="show how a run stands, at work or not")
+    status.add_argument("dir", metavar="DIR", type=Path, help="run folder")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    status.set_defaults(command=_status)
+    store_command.add(commands.add_parser("store", help="look into label stores; import, export and merge labels"))
 
     parts = commands.add_parser("list", help="show the registered parts and their options")
     parts.add_argument("kind", nargs="?", help="only this kind of part, such as explorer")
@@ -235,6 +253,13 @@ def _report(given: argparse.Namespace) -> None:
     from jaxal import report
 
     print(report.write(given.dir))
+
+
+def _status(given: argparse.Namespace) -> None:
+    from jaxal import status
+
+    found = status.gather(given.dir)
+    print(json.dumps(found, indent=1) if given.json else status.text(found))
 
 
 def _list(given: argparse.Namespace) -> None:
