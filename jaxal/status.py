@@ -38,30 +38,30 @@ def gather(directory: str | Path) -> Record:
     segments = [record for record in records if record.get("kind") == "segment"]
     phases = [record for record in records if record.get("kind") == "phase"]
     last: Record = segments[-1] if segments else {}
-    phase = phases[-1].get("phase") if phases else "beginning"
+    phase = str(phases[-1].get("phase")) if phases else "beginning"
     walls = [record["wall"] for record in records if _number(record.get("wall")) is not None]
     store = _store(directory / STORE)
     budgets = {name: _number(_inside(config, "stop", name)) for name in ("labels", "time", "wall")}
-    asked = last.get("labels", store["number"] if store else None)
+    asked = _number(last.get("labels")) if segments else store["number"] if store else None
     eta, by = _eta(segments, phases, budgets) if phase == "explore" else (None, None)
     return {
         "directory": str(directory),
         "process": _process(directory / LOCK),
         "phase": phase,
-        "why": phases[-1].get("why") or None if phases else None,
+        "why": str(phases[-1].get("why") or "") if phases else "",
         "elapsed": max(walls, default=None),
         "silent": _age(directory / METRICS),
-        "ps": last.get("ps"),
+        "ps": _number(last.get("ps")),
         "ps_budget": budgets["time"],
         "labels": asked,
         "labels_budget": budgets["labels"],
         "store": store,
-        "flagged": last.get("flagged"),
-        "unphysical": last.get("unphysical"),
-        "estimated": last.get("estimated"),
+        "flagged": _number(last.get("flagged")),
+        "unphysical": _number(last.get("unphysical")),
+        "estimated": _number(last.get("estimated")),
         "true": _last_error(records),
-        "holdout_force_rmse": last.get("holdout_force_rmse"),
-        "factor": last.get("factor"),
+        "holdout_force_rmse": _number(last.get("holdout_force_rmse")),
+        "factor": _number(last.get("factor")),
         "checkpoint": _checkpoint(directory / CHECKPOINTS),
         "eta": eta,
         "by": by,

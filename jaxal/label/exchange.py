@@ -9,7 +9,7 @@ import gzip
 import json
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,8 +64,8 @@ def merge(target: str | Path, sources: Sequence[str | Path], patience: float = P
         with _adding(target, patience) as connection:
             found = Added()
             for source, reading in opened:
-                rows = _selected(reading, source, COLUMNS.removeprefix("row, "))
-                found = Added(*map(sum, zip(found, _add(connection, rows, _better), strict=True)))
+                with contextlib.closing(_selected(reading, source, COLUMNS.removeprefix("row, "))) as rows:
+                    found = Added(*map(sum, zip(found, _add(connection, rows, _better), strict=True)))
     return found
 
 
@@ -123,8 +123,10 @@ def export(
     if file.exists() and not force:
         raise LabelError(f"{file}: is there already; --force replaces it")
     part = file.with_name(file.name + ".part")
-    with contextlib.closing(connect_to_read(path, patience)) as connection:
-        rows = _selected(connection, path, COLUMNS, "WHERE status = ?", (status,))
+    with contextlib.ExitStack() as stack:
+        connection = stack.enter_context(contextlib.closing(connect_to_read(path, patience)))
+        selected = _selected(connection, path, COLUMNS, "WHERE status = ?", (status,))
+        rows = stack.enter_context(contextlib.closing(selected))
         try:
             part.unlink(missing_ok=True)
             count = (_write_database if name.endswith(DATABASE) else _write_xyz)(part, map(entry_of, rows), name)
@@ -182,8 +184,8 @@ def _add(connection: sqlite3.Connection, rows: Iterable[tuple], wins: Callable[[
 
 def _selected(
     connection: sqlite3.Connection, path: Path, columns: str, where: str = "", values: tuple = ()
-) -> Iterator[tuple]:
-    """Rows as they are at this moment, in the order of insertion, a few at a time."""
+) -> Generator[tuple, None, None]:
+    """Rows as they are at this moment, in the order of insertion, one at a time; to be closed before `connection`."""
     try:
         yield from connection.execute(f"SELECT {columns} FROM label {where} ORDER BY row", values)
     except sqlite3.Error as error:
