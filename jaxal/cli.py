@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="learn a potential on the fly, from a structure and a method")
     _add_config(run)
-    run.add_argument("--dir", type=Path, help="run folder, must be new or empty (default: runs/NAME)")
+    run.add_argument("--dir", type=Path, help="run folder, new or empty but for a label store (default: runs/NAME)")
     _add_distributed(run)
     run.set_defaults(command=_run)
 
@@ -342,7 +342,7 @@ def _new_folder(given: argparse.Namespace) -> Path:
     if (folder / FILE_NAME).exists():
         again = f"`jaxal resume {folder}` continues it, " if given.command is _run else ""
         raise InputError(f"{folder}: already holds a run; {again}--dir takes a new folder")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - {store_command.STORE}):
         raise InputError(f"{folder}: is not an empty folder; give a new one with --dir")
     return folder
 

@@ -42,7 +42,7 @@ def start(config: Config, directory: Path) -> bool:
     setup.dtype_of(config.precision)
 
     def prepared() -> str:
-        if directory.exists() and any(directory.iterdir()):
+        if directory.exists() and {path.name for path in directory.iterdir()} - {STORE}:
             again = f"`jaxal resume {directory}` goes on, --dir names another"
             raise InputError(f"{directory}: the folder is in use; {again}")
         check(config)

@@ -16,8 +16,9 @@ from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
-from jaxal import status, store_command
+from jaxal import setup, status, store_command
 from jaxal.cli import main
+from jaxal.config import load
 from jaxal.label import exchange
 from jaxal.label.service import label_service
 from jaxal.label.store import Entry, label_key, open_store
@@ -196,6 +197,30 @@ def test_a_run_finds_what_was_imported(tmp_path, capsys, path):
     answer = service.label(structure, np.array([True]))
     service.close()
     assert answer.ok.all() and answer.energy[0] == np.float32(-1.5) and not called
+
+
+def test_a_run_begins_in_a_folder_with_a_store_and_pays_only_for_what_it_lacks(tmp_path, capsys):
+    write(tmp_path / "water.xyz", molecule("H2O"))
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "system: {file: water.xyz}\nexplore: {walkers: 2}\n"
+        "label: {name: ase, calculator: ase.calculators.emt.EMT, initial: 4}\n"
+    )
+    loaded, stores = load(config), [tmp_path / f"{name}.sqlite" for name in "ab"]
+    first = setup.first_labels(loaded, molecule("H2O"), stores[0])
+    done(capsys, "store", "export", stores[0], tmp_path / "first.xyz")
+    done(capsys, "store", "import", stores[1], tmp_path / "first.xyz")
+    before = entries(stores[1])
+    again = setup.first_labels(loaded, molecule("H2O"), stores[1])
+    np.testing.assert_array_equal(again.labels.energy, first.labels.energy)
+    np.testing.assert_array_equal(again.labels.force, first.labels.force)
+    assert [(e.row, e.created) for e in entries(stores[1])] == [(e.row, e.created) for e in before]
+    (tmp_path / "run").mkdir()
+    done(capsys, "store", "merge", tmp_path / "run", *stores)
+    wrong = ("run", config, "label={name: stillinger_weber}", "--dir", tmp_path / "run")
+    assert refused(capsys, *wrong).startswith("label: stillinger_weber: knows silicon only")  # the folder will do
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    assert "is not an empty folder" in refused(capsys, *wrong)
 
 
 def test_import_takes_charge_and_spin_of_the_frame_and_leaves_known_labels_alone(tmp_path, capsys, path):
