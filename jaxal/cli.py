@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if _is_of_store(error):  # told without loading JAX
+        if _is_of_store(error) and not getattr(given, "distributed", False):  # told without loading JAX
             print(f"jaxal: error: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
         from jaxal.types import InputError
