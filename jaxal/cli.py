@@ -1,4 +1,4 @@
-"""The command line: `jaxal run`, `resume`, `train`, `validate`, `report`, `list`, `check` and `bench`.
+"""The command line: `jaxal run`, `resume`, `train`, `validate`, `report`, `status`, `store`, `list`, `check`, `bench`.
 
 Only what a command needs is imported, inside it: `jaxal --help` answers at once. A mistake of the user ends
 with one line on standard error and status 2. A run that Ctrl-C or SIGTERM ends keeps what it has, says how to go
@@ -15,6 +15,8 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from jaxal import store_command
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # nothing a program can do about
 OVERRIDES = "fields that replace those of the file, such as explore.temperature=300 or 'stop.quiet=2 ps'"
@@ -42,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if _is_of_store(error) and not getattr(given, "distributed", False):  # told without loading JAX
+            print(f"jaxal: error: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
         from jaxal.types import InputError
 
         if isinstance(error, OSError) and (error.filename or error.errno in DISK):
@@ -57,6 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _is_of_store(error: Exception) -> bool:
+    """Whether an error is a mistake of the user's that a label store, or a run folder, told."""
+    from jaxal.label.task import LabelError
+
+    return isinstance(error, LabelError)
+
+
 def parser() -> argparse.ArgumentParser:
     """The commands and their arguments."""
     top = argparse.ArgumentParser(prog="jaxal", description="On-the-fly learning of reactive interatomic potentials.")
@@ -64,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="learn a potential on the fly, from a structure and a method")
     _add_config(run)
-    run.add_argument("--dir", type=Path, help="run folder, must be new or empty (default: runs/NAME)")
+    run.add_argument("--dir", type=Path, help="run folder, new or empty but for a label store (default: runs/NAME)")
     _add_distributed(run)
     run.set_defaults(command=_run)
 
@@ -90,6 +102,12 @@ def parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write the report of a run again")
     report.add_argument("dir", metavar="DIR", type=Path, help="run folder")
     report.set_defaults(command=_report)
+
+    status = commands.add_parser("status", help="show how a run stands, at work or not")
+    status.add_argument("dir", metavar="DIR", type=Path, help="run folder")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    status.set_defaults(command=_status)
+    store_command.add(commands.add_parser("store", help="look into label stores; import, export and merge labels"))
 
     parts = commands.add_parser("list", help="show the registered parts and their options")
     parts.add_argument("kind", nargs="?", help="only this kind of part, such as explorer")
@@ -243,6 +261,13 @@ def _report(given: argparse.Namespace) -> None:
     print(report.write(given.dir))
 
 
+def _status(given: argparse.Namespace) -> None:
+    from jaxal import status
+
+    found = status.gather(given.dir)
+    print(json.dumps(found, indent=1) if given.json else status.text(found))
+
+
 def _list(given: argparse.Namespace) -> None:
     from jaxal import registry
     from jaxal.config import describe, import_parts, unit_of
@@ -324,7 +349,8 @@ def _new_folder(given: argparse.Namespace) -> Path:
     if (folder / FILE_NAME).exists():
         again = f"`jaxal resume {folder}` continues it, " if given.command is _run else ""
         raise InputError(f"{folder}: already holds a run; {again}--dir takes a new folder")
-    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - {LOCK}):
+    mine = {LOCK, store_command.STORE}
+    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - mine):
         raise InputError(f"{folder}: is not an empty folder; give a new one with --dir")
     return folder
 

@@ -20,9 +20,10 @@ from ase.io import write
 
 from jaxal import devices, loop
 from jaxal.buffer import Buffer
+from jaxal.metrics import METRICS
 from jaxal.structure import Table, matrix_to_voigt, to_atoms
 
-METRICS, TRAJECTORY, TRAINING, VERSIONS = "metrics.jsonl", "trajectory.xyz", "training.xyz", "versions.json"
+TRAJECTORY, TRAINING, VERSIONS = "trajectory.xyz", "training.xyz", "versions.json"
 PACKAGES = (
     "jaxal",
     "jax",

@@ -12,10 +12,9 @@ from typing import Any
 import yaml
 
 from jaxal import figures
+from jaxal.metrics import METRICS, Record, read_metrics
 from jaxal.types import InputError
 from jaxal.units import GPA, KCAL_PER_MOL
-
-Record = dict[str, Any]
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 60rem; margin: 2rem auto;
@@ -44,20 +43,6 @@ CAPTIONS = {
 }
 
 
-def read_metrics(path: Path) -> list[Record]:
-    """The records of metrics.jsonl; lines that are not whole JSON objects, as the last of a killed run, are skipped."""
-    records = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(record, dict):
-                records.append(record)
-    return records
-
-
 def _read(path: Path, parse: Any) -> Record:
     try:
         found = parse(path.read_text(encoding="utf-8"))
@@ -79,7 +64,7 @@ def _inside(record: Record, *names: str) -> Any:
 
 def gather(directory: Path) -> Record:
     """The numbers of the summary and of each figure that the run folder has data for."""
-    records = read_metrics(directory / "metrics.jsonl")
+    records = read_metrics(directory / METRICS)
     config = _read(directory / "config.yaml", yaml.safe_load)
     validation = _read(directory / "validate.json", json.loads)
     segments = [r for r in records if r.get("kind") == "segment"]

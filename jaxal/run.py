@@ -42,7 +42,7 @@ def start(config: Config, directory: Path) -> bool:
     setup.dtype_of(config.precision)
 
     def free() -> None:
-        if directory.exists() and {path.name for path in directory.iterdir()} - {lock.FILE_NAME}:
+        if directory.exists() and {path.name for path in directory.iterdir()} - {lock.FILE_NAME, STORE}:
             again = f"`jaxal resume {directory}` goes on, --dir names another"
             raise InputError(f"{directory}: the folder is in use; {again}")
 

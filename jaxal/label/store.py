@@ -8,6 +8,7 @@ local disk, not on a network file system.
 import contextlib
 import datetime
 import hashlib
+import os
 import socket
 import sqlite3
 import threading
@@ -54,9 +55,10 @@ COLUMNS = (
     "row, key, numbers, position, cell, charge, spin, energy, force, stress, status, reason, method, version, "
     "seconds, host, attempt, created"
 )
+INSERT = f"INSERT INTO label ({COLUMNS.removeprefix('row, ')}) VALUES ({', '.join('?' * 17)})"
 # Numbers that the device may have seen are never replaced, only a failure is.
 PUT = f"""
-INSERT INTO label ({COLUMNS.removeprefix("row, ")}) VALUES ({", ".join("?" * 15)}, 1, ?)
+{INSERT}
 ON CONFLICT (key) DO UPDATE SET
     energy = excluded.energy, force = excluded.force, stress = excluded.stress, status = excluded.status,
     reason = excluded.reason, seconds = excluded.seconds, host = excluded.host,
@@ -101,41 +103,94 @@ def label_key(task: Task, method: str, version: str) -> str:
     return digest.hexdigest()
 
 
+def new_row(key: str, task: Task, result: Result, status: Status, method: str, version: str) -> tuple:
+    """A row for INSERT, of a first attempt made here and now; `key` is its `label_key`."""
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    return (
+        *(key, np.ascontiguousarray(task.numbers, "<i8").tobytes(), _blob(task.position), _blob(task.cell)),
+        *(int(task.charge), int(task.spin), float(result.energy), _blob(result.force), _blob(result.stress)),
+        *(status, result.reason, method, version, float(result.seconds), socket.gethostname(), 1, created),
+    )
+
+
+def connect(path: str | Path, patience: float = PATIENCE) -> sqlite3.Connection:
+    """A connection that may write, in autocommit; the store is created where there is none. Its folder must exist.
+
+    It waits `patience` seconds for others that write. Raises LabelError where the file cannot be opened, is something
+    else, or has another schema.
+    """
+    path = Path(path)
+    connection = None
+    try:
+        connection = sqlite3.connect(path, timeout=patience, isolation_level=None, check_same_thread=False)
+        _prepare(connection, path)
+    except (sqlite3.Error, LabelError) as error:
+        if connection is not None:
+            connection.close()
+        raise error if isinstance(error, LabelError) else told(error, path, patience) from error
+    return connection
+
+
+def connect_to_read(path: str | Path, patience: float = PATIENCE) -> sqlite3.Connection:
+    """A connection to a store that changes nothing; runs may go on writing to it.
+
+    Raises LabelError where there is no such file, or where it is something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise LabelError(f"{path}: there is no such file; give a label store, or the folder of a run that has one")
+    # Reading a log needs the files -wal and -shm. Where there is none (nobody is at work), mode=ro would make both
+    # and leave them behind; a connection that could write takes them away again.
+    if path.with_name(path.name + "-wal").exists():
+        mode = "mode=ro"
+    elif os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
+        mode = "mode=rw"
+    else:
+        mode = "immutable=1"  # a folder that nobody here may write to
+    connection = None
+    try:
+        connection = sqlite3.connect(
+            f"{path.resolve().as_uri()}?{mode}", timeout=patience, isolation_level=None, uri=True
+        )
+        connection.execute("PRAGMA query_only = ON")
+        _check(connection, path)
+    except (sqlite3.Error, LabelError) as error:
+        if connection is not None:
+            connection.close()
+        raise error if isinstance(error, LabelError) else told(error, path, patience) from error
+    return connection
+
+
+def told(error: sqlite3.Error, path: Path, patience: float = PATIENCE) -> LabelError:
+    """What is wrong with a store, from what SQLite says."""
+    name = getattr(error, "sqlite_errorname", "")
+    if name.startswith("SQLITE_BUSY"):
+        return LabelError(f"{path}: another process has kept it locked for {patience:g} s; try again when it is done")
+    if name.startswith("SQLITE_READONLY"):
+        return LabelError(f"{path}: cannot be written ({error}); its file and folder must be writable")
+    if name.startswith("SQLITE_CANTOPEN"):
+        return LabelError(f"{path}: cannot open the label store ({error}); its folder must exist and be writable")
+    if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
+        return LabelError(f"{path}: {one_line(str(error))}; the label store is as it was before")
+    return LabelError(f"{path}: not a label store ({one_line(error)}); give another path")
+
+
 def open_store(path: str | Path) -> Store:
     """Opens a store, or creates it. The folder must exist.
 
     Raises LabelError where the file cannot be opened, is something else, or has another schema.
     """
-    path = Path(path)
     lock = threading.RLock()
-    try:
-        connection = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
-    except sqlite3.Error as error:
-        raise LabelError(f"{path}: cannot open the label store ({error}); its folder must exist") from error
-    try:
-        _prepare(connection, path)
-    except sqlite3.Error as error:
-        connection.close()
-        raise LabelError(f"{path}: not a label store ({one_line(error)}); give another path") from error
-    except LabelError:
-        connection.close()
-        raise
-    host = socket.gethostname()
+    connection = connect(path)
 
     def get(key: str) -> Entry | None:
         with lock:
             row = connection.execute(f"SELECT {COLUMNS} FROM label WHERE key = ?", (key,)).fetchone()
-        return _entry(row) if row else None
+        return entry_of(row) if row else None
 
     def put(task: Task, result: Result, method: str, version: str) -> Entry:
         key = label_key(task, method, version)
-        status = "done" if result.ok else "failed"
-        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        values = (
-            *(key, np.ascontiguousarray(task.numbers, "<i8").tobytes(), _blob(task.position), _blob(task.cell)),
-            *(int(task.charge), int(task.spin), float(result.energy), _blob(result.force), _blob(result.stress)),
-            *(status, result.reason, method, version, float(result.seconds), host, created),
-        )
+        values = new_row(key, task, result, "done" if result.ok else "failed", method, version)
         with lock:
             connection.execute(PUT, values)  # autocommit: on the disk when this returns
             entry = get(key)
@@ -157,7 +212,7 @@ def open_store(path: str | Path) -> Store:
                 ).fetchall()
             if not rows:
                 return
-            yield from map(_entry, rows)
+            yield from map(entry_of, rows)
             last = rows[-1][0]
 
     def counts() -> dict[str, int]:
@@ -177,17 +232,13 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("BEGIN IMMEDIATE")
     try:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if tables == 0:
             connection.execute(TABLE)
             connection.execute(f"PRAGMA user_version = {SCHEMA}")
             connection.execute(f"PRAGMA application_id = {APPLICATION}")
-        elif application != APPLICATION:
-            raise LabelError(f"{path}: an SQLite file, but not a label store; give another path")
-        elif version != SCHEMA:
-            raise LabelError(f"{path}: label store of schema {version}, this program reads {SCHEMA}; use a new file")
+        else:
+            _check(connection, path)
         connection.execute("COMMIT")
     except BaseException:
         with contextlib.suppress(sqlite3.Error):
@@ -206,6 +257,16 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA journal_mode = WAL").fetchone()
 
 
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    """Raises LabelError where the file is no label store of this schema."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    if application != APPLICATION:
+        raise LabelError(f"{path}: an SQLite file, but not a label store; give another path")
+    if version != SCHEMA:
+        raise LabelError(f"{path}: label store of schema {version}, this program reads {SCHEMA}; use a new file")
+
+
 def _blob(array: np.ndarray) -> bytes:
     return np.ascontiguousarray(array, "<f8").tobytes()
 
@@ -214,7 +275,8 @@ def _array(blob: bytes, *shape: int) -> np.ndarray:
     return np.frombuffer(blob, "<f8").reshape(shape).astype(np.float64)
 
 
-def _entry(row: tuple) -> Entry:
+def entry_of(row: tuple) -> Entry:
+    """A row of COLUMNS as an entry."""
     number, key, numbers, position, cell, charge, spin, energy, force, stress, status, reason = row[:12]
     method, version, seconds, host, attempt, created = row[12:]
     task = Task(

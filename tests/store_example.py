@@ -1,0 +1,70 @@
+"""Label stores to test with, and the command line in this process."""
+
+from pathlib import Path
+
+import ase
+import numpy as np
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from jaxal.cli import main
+from jaxal.label.store import Entry, label_key, open_store
+from jaxal.label.task import Result, Task, failed
+
+ME = "method", "code 1.0"
+
+
+def water(x: float = 0.0, **changes) -> Task:
+    return Task(np.array([8, 1, 1]), np.arange(9.0).reshape(3, 3) + x, np.zeros((3, 3)), 0, 0)._replace(**changes)
+
+
+def good(energy: float, seconds: float = 0.5) -> Result:
+    return Result(energy, np.full((3, 3), energy), np.zeros((3, 3)), True, "", seconds)
+
+
+def filled(path: Path, *rows: tuple[Task, Result], method: tuple[str, str] = ME) -> Path:
+    """A store with these rows."""
+    store = open_store(path)
+    for task, result in rows:
+        store.put(task, result, *method)
+    store.close()
+    return path
+
+
+def entries(path: Path) -> list[Entry]:
+    store = open_store(path)
+    found = list(store.all())
+    store.close()
+    return found
+
+
+def done(capsys, *arguments: object) -> str:
+    """What a command prints that succeeds."""
+    assert main([str(argument) for argument in arguments]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+def refused(capsys, *arguments: object) -> str:
+    """The one line of a command that is refused."""
+    assert main([str(argument) for argument in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("jaxal: error: ") and err.count("\n") == 1
+    return err.removeprefix("jaxal: error: ").rstrip()
+
+
+def mixed_store(path: Path) -> Path:
+    """A store of done, failed and rejected rows of two sizes."""
+    filled(path, (water(0), good(-1.0, 1.0)), (water(1), failed(water(1), "no luck", 4.0)), (water(2), good(-2.0, 3.0)))
+    one = Task(np.array([1]), np.zeros((1, 3)), np.zeros((3, 3)), -1, 0)
+    filled(path, (one, Result(-0.5, np.zeros((1, 3)), np.zeros((3, 3)), True, "", 0.25)), method=("other", "2"))
+    store = open_store(path)
+    store.judge(label_key(water(2), *ME), "rejected", "a force is too large")
+    store.close()
+    return path
+
+
+def labeled(atoms: ase.Atoms, **changes) -> ase.Atoms:
+    results = {"energy": -1.5, "forces": np.full((len(atoms), 3), 0.25)} | changes
+    atoms.calc = SinglePointCalculator(atoms, **{name: value for name, value in results.items() if value is not None})
+    return atoms
