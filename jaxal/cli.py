@@ -341,16 +341,16 @@ def _bench(given: argparse.Namespace) -> None:
 def _new_folder(given: argparse.Namespace) -> Path:
     """The folder for the results. Raises InputError where it holds something."""
     from jaxal.config import FILE_NAME
-    from jaxal.lock import FILE_NAME as LOCK
-    from jaxal.types import InputError
 
     config = given.config.resolve()
     folder = given.dir or Path("runs") / (config.parent.name if config.name == FILE_NAME else config.stem)
-    if (folder / FILE_NAME).exists():
-        again = f"`jaxal resume {folder}` continues it, " if given.command is _run else ""
-        raise InputError(f"{folder}: already holds a run; {again}--dir takes a new folder")
-    mine = {LOCK, store_command.STORE}
-    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - mine):
+    if given.command is _run:
+        from jaxal.records import refuse_used
+
+        refuse_used(folder)
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        from jaxal.types import InputError
+
         raise InputError(f"{folder}: is not an empty folder; give a new one with --dir")
     return folder
 

@@ -35,6 +35,7 @@ PART_MODULES = (
     "jaxal.label.pyscf",
     "jaxal.label.ase",
 )
+PARTIAL = "config.yaml.partial"
 FILE_NAME = "config.yaml"  # of the resolved configuration in a run folder
 INPUTS = "inputs"  # folder of a run folder that holds the files its configuration names
 T = TypeVar("T")
@@ -125,7 +126,9 @@ def resolved(config: T, directory: str | Path) -> T:
     directory = Path(directory).resolve()
     directory.mkdir(parents=True, exist_ok=True)
     config = _copied(config, "", directory)
-    (directory / FILE_NAME).write_text(dump(config, directory), encoding="utf-8")
+    partial = directory / PARTIAL  # a run folder is one from the moment its configuration is there, whole
+    partial.write_text(dump(config, directory), encoding="utf-8")
+    partial.replace(directory / FILE_NAME)
     return config
 
 

@@ -18,10 +18,12 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
-from jaxal import devices, loop
+from jaxal import devices, lock, loop
 from jaxal.buffer import Buffer
+from jaxal.config import FILE_NAME, INPUTS, PARTIAL
 from jaxal.metrics import METRICS
 from jaxal.structure import Table, matrix_to_voigt, to_atoms
+from jaxal.types import InputError
 
 TRAJECTORY, TRAINING, VERSIONS = "trajectory.xyz", "training.xyz", "versions.json"
 PACKAGES = (
@@ -37,6 +39,20 @@ PACKAGES = (
     "ase",
     "tblite",
 )
+
+
+# what there may be in the folder of a new run: a label store, and what is there before the configuration is
+BEFORE = {"labels.sqlite", "labels.sqlite-shm", "labels.sqlite-wal", lock.FILE_NAME, VERSIONS, INPUTS, PARTIAL}
+
+
+def refuse_used(directory: Path) -> None:
+    """Raises InputError for a folder that a new run cannot have: with a run in it, or with other things."""
+    if (directory / FILE_NAME).exists():
+        raise InputError(
+            f"{directory}: already holds a run; `jaxal resume {directory}` continues it, --dir takes a new folder"
+        )
+    if directory.exists() and (not directory.is_dir() or {path.name for path in directory.iterdir()} - BEFORE):
+        raise InputError(f"{directory}: is not an empty folder; give a new one with --dir")
 
 
 def plain(value: Any) -> Any:

@@ -41,20 +41,14 @@ def start(config: Config, directory: Path) -> bool:
     directory = Path(directory)
     setup.dtype_of(config.precision)
 
-    def free() -> None:
-        if directory.exists() and {path.name for path in directory.iterdir()} - {lock.FILE_NAME, STORE}:
-            again = f"`jaxal resume {directory}` goes on, --dir names another"
-            raise InputError(f"{directory}: the folder is in use; {again}")
-
     def prepared() -> str:
-        free()
+        records.refuse_used(directory)
         check(config)
         directory.mkdir(parents=True, exist_ok=True)
         folder.enter_context(lock.held(directory))
-        free()
-        ready = resolved(dataclasses.replace(config, devices=setup.devices_of(config)), directory)
+        records.refuse_used(directory)
         records.versions(directory)
-        return dump(ready)
+        return dump(resolved(dataclasses.replace(config, devices=setup.devices_of(config)), directory))
 
     with stop.interruptible(directory) as interrupted, ExitStack() as folder:
         return _go(_told(prepared), directory, interrupted)

@@ -1,0 +1,268 @@
+"""Breaks short runs with GFN2 labels on purpose and says what is lost: nothing should be.
+
+    python scripts/chaos.py --kills 100      SIGKILL at random moments, each time resumed
+    python scripts/chaos.py --labels         30 % of the labels fail, in five ways
+
+With --kills a run is killed and resumed until it ends, half of the times at moments drawn evenly from the time the
+unbroken run takes, from its imports to its report, half from the time after it has begun to explore; then a new one is begun, until all kills are spent. Each that ended must equal the
+unbroken run: model, training set, trajectory, metrics and the last checkpoint (walkers, weights, training set) bit for
+bit, the same labels in the store. Labels are counted twice: by the store, and by the labeler itself in a file of its
+own. A calculation that had just ended when the kill came, before its label was committed, is the only one that may be
+found twice, at most one for each kill.
+
+With --labels a run whose labels fail is set beside one whose labels do not: it must end, its force RMSE on frames of
+GFN2 dynamics must be that of the other within half of it, and every failure must be in the store with a reason.
+
+The last line is the verdict; the exit status is 0 if all held.
+"""
+
+import argparse
+import collections
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from ase import units
+from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
+from ase.md.langevin import Langevin
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from tblite.ase import TBLite
+
+from jaxal import checkpoint
+from jaxal.label.store import open_store
+
+CHILD = "import chaos_labels; from jaxal.cli import main; raise SystemExit(main())"
+CONFIG = """
+system: {file: water.xyz}
+potential: {cutoff: 3.0, channels: 4, l_max: 1, layers: 1, radial: 4, radial_hidden: 0}
+committee: {members: 2}
+explore: {temperature: 600, walkers: 2}
+gate: {name: threshold, limit: 0.0, every: 4, implausible: 50}
+label: LABEL
+train: {steps: 20, initial_steps: 100, final_steps: 200, batch: 4, learning_rate: 0.01, holdout: 0.2}
+stop: {labels: BUDGET}
+output: {checkpoint: 0, trajectory: 5}
+"""
+ENVIRONMENT = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
+}
+
+
+def command(*arguments: object) -> list[str]:
+    """One of jaxal's commands, with the labelers of `chaos_labels`."""
+    return [sys.executable, "-c", CHILD, *map(str, arguments)]
+
+
+def written(folder: Path, label: str, budget: int) -> Path:
+    """A configuration of water in `folder`."""
+    folder.mkdir()
+    write(folder / "water.xyz", molecule("H2O"), format="extxyz")
+    (folder / "config.yaml").write_text(CONFIG.replace("LABEL", label).replace("BUDGET", str(budget)))
+    return folder / "config.yaml"
+
+
+def go(*arguments: object) -> None:
+    """Runs a command to its end."""
+    done = subprocess.run(command(*arguments), env=ENVIRONMENT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"chaos: jaxal {' '.join(map(str, arguments))} ended with {done.returncode}:\n{done.stderr}")
+
+
+def arrays(run: Path) -> dict[str, np.ndarray]:
+    """Model and last checkpoint of a run, array by array."""
+    with np.load(run / "model.npz") as file:
+        found = {name: file[name] for name in file.files}
+    return found | {f"checkpoint {k}": v for k, v in checkpoint.newest(run / "checkpoints").arrays.items()}
+
+
+def texts(run: Path) -> dict[str, object]:
+    """Files of a run that must be the same to the byte, and its metrics without wall times."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found: dict[str, object] = {name: (run / name).read_bytes() for name in ("training.xyz", "trajectory.xyz")}
+    return found | {"metrics": [{k: v for k, v in line.items() if k != "wall"} for line in lines]}
+
+
+def same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two arrays are the same to the bit."""
+    return (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
+
+
+def differences(run: Path, whole: Path) -> list[str]:
+    """What of a run is not as in the unbroken one."""
+    mine, other = arrays(run), arrays(whole)
+    wrong = sorted(mine.keys() ^ other.keys())
+    # the digest of a checkpoint, which is of its wall times, too, is checked when it is read
+    wrong += [name for name in mine.keys() & other.keys() if not same(mine[name], other[name])]
+    first, second = texts(run), texts(whole)
+    return wrong + [name for name in first if first[name] != second[name]]
+
+
+def keys(run: Path) -> list[str]:
+    """Keys of the labels in a store."""
+    store = open_store(run / "labels.sqlite")
+    try:
+        return [entry.key for entry in store.all()]
+    finally:
+        store.close()
+
+
+def phase(run: Path, errors: Path) -> str:
+    """What a run that was killed had been doing."""
+    if (run / "checkpoints").is_dir() and any("tmp" in path.name for path in (run / "checkpoints").iterdir()):
+        return "checkpoint"
+    words = [line.split("  ")[0].split(" ", 1) for line in errors.read_text().splitlines() if line[:1].isdigit()]
+    return words[-1][1] if words and len(words[-1]) == 2 else "start"
+
+
+def kills(number: int, budget: int, seed: int, folder: Path) -> tuple[bool, str]:
+    """Whether all broken runs equal the unbroken one, and a line that says so."""
+    rng = random.Random(seed)
+    label = "{name: counted, initial: 4, log: %s}"
+    config = written(folder / "whole", label % (folder / "whole" / "log"), budget)
+    go("run", config, "--dir", folder / "warm")  # so that all others find their programs compiled
+    (folder / "whole" / "log").unlink()
+    began = time.monotonic()
+    go("run", config, "--dir", folder / "whole" / "run")
+    whole, duration = folder / "whole" / "run", time.monotonic() - began
+    expected = sorted(keys(whole))
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    walls = {line["phase"]: line["wall"] for line in lines if line["kind"] == "phase"}
+    exploring = walls["done"] - walls["explore"]
+    print(f"unbroken: {duration:.1f} s, {len(expected)} labels", flush=True)
+
+    moments: collections.Counter[str] = collections.Counter()
+    spent, ended, problems, again = 0, 0, [], 0
+    while spent < number:
+        home = folder / f"broken {ended}"
+        config, run, here = written(home, label % f'"{home / "log"}"', budget), home / "run", 0
+        while True:
+            words = ("resume", run) if (run / "config.yaml").exists() else ("run", config, "--dir", run)
+            with (home / "errors").open("w") as errors:
+                process = subprocess.Popen(
+                    command(*words), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=errors, text=True
+                )
+                early = rng.random() < 0.5
+                while not early and process.poll() is None and "explore" not in (home / "errors").read_text():
+                    time.sleep(0.02)
+                patience = rng.uniform(0.0, duration if early else exploring) if spent < number else None
+                try:
+                    status = process.wait(patience)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+                    what = phase(run, home / "errors")
+                    moments[what] += 1
+                    spent, here = spent + 1, here + 1
+                    print(f"kill {spent}: {what}", flush=True)
+                    continue
+            break
+        ended += 1
+        if status:
+            problems.append(f"{home.name}: status {status}: {(home / 'errors').read_text().strip()[-300:]}")
+            continue
+        problems += [f"{home.name}: {name} differs" for name in differences(run, whole)]
+        calculated = collections.Counter((home / "log").read_text().split())
+        stored = sorted(keys(run))
+        twice = sum(calculated.values()) - len(calculated)
+        again += twice
+        if stored != expected:
+            problems.append(f"{home.name}: {len(stored)} labels in the store, {len(expected)} in the unbroken run's")
+        if set(stored) - set(calculated) or set(calculated) - set(stored):
+            problems.append(f"{home.name}: store and labeler do not tell of the same labels")
+        if twice > here:
+            problems.append(f"{home.name}: {twice} labels calculated twice in {here} kills")
+        print(f"{home.name}: ended after {here} kills, {twice} calculations cut off from their commit", flush=True)
+    for problem in problems:
+        print(problem)
+    where = ", ".join(f"{count} in {name}" for name, count in moments.most_common())
+    line = (
+        f"{spent} kills ({where}), {ended} runs of {len(expected)} labels, {len(problems)} problems, "
+        f"{again} labels calculated again because the kill came before their commit"
+    )
+    return not problems, line
+
+
+def frames(number: int, seed: int) -> list:
+    """Frames of water from GFN2 dynamics at 600 K, labeled."""
+    atoms = molecule("H2O")
+    atoms.calc = TBLite(method="GFN2-xTB", verbosity=0)
+    rng = np.random.default_rng(seed)
+    MaxwellBoltzmannDistribution(atoms, temperature_K=600, rng=rng)
+    dynamics = Langevin(atoms, 0.5 * units.fs, temperature_K=600, friction=0.02 / units.fs, rng=rng)
+    found = []
+    for _ in range(number):
+        dynamics.run(40)
+        frame = atoms.copy()
+        energy, force = atoms.get_potential_energy(), atoms.get_forces()
+        frame.calc = SinglePointCalculator(frame, energy=energy, forces=force)
+        found.append(frame)
+    return found
+
+
+def labels(share: float, budget: int, seed: int, folder: Path) -> tuple[bool, str]:
+    """Whether a run of failing labels ends as well as one of good ones, and a line that says so."""
+    error, problems = {}, []
+    log = folder / "log"
+    write(folder / "test.xyz", frames(100, seed), format="extxyz")
+    for name, part in (("good", 0.0), ("failing", share)):
+        label = f'{{name: failing, initial: 8, workers: 2, timeout: 5, share: {max(part, 1e-9)}, log: "{log}"}}'
+        # as many good labels for both: failed ones count toward the budget
+        config = written(folder / name, label, round(budget / (1 - part)))
+        go("run", config, f"validate.data={folder / 'test.xyz'}", f"seed={seed}", "--dir", folder / name / "run")
+        found = json.loads((folder / name / "run" / "validate.json").read_text())
+        error[name] = 1e3 * found["errors"]["force"]["rmse"]
+    chosen = dict(line.split() for line in log.read_text().splitlines())
+    store = open_store(folder / "failing" / "run" / "labels.sqlite")
+    entries = {entry.key: entry for entry in store.all()}
+    store.close()
+    for key, kind in chosen.items():
+        if key not in entries or entries[key].status == "done" or not entries[key].result.reason:
+            problems.append(f"a label that was to fail ({kind}) is {entries[key].status if key in entries else 'lost'}")
+    extra = [e.result.reason for e in entries.values() if e.status != "done" and e.key not in chosen]
+    reasons = {kind: entries[key].result.reason for key, kind in chosen.items() if key in entries}
+    for kind, reason in reasons.items():
+        print(f"{kind}: {reason}")
+    if error["failing"] > 1.5 * error["good"]:
+        problems.append("the run of failing labels learned worse")
+    for problem in problems:
+        print(problem)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in collections.Counter(chosen.values()).items())
+    line = (
+        f"{len(chosen)} of {len(entries)} labels made to fail ({kinds}) and {len(extra)} others, each with a reason; "
+        f"force RMSE {error['failing']:.0f} meV/Å, without failures {error['good']:.0f}; {len(problems)} problems"
+    )
+    return not problems, line
+
+
+def main() -> int:
+    """Runs what is asked for; returns the exit status."""
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--kills", type=int, default=0, help="how many")
+    words.add_argument("--labels", action="store_true", help="let labels fail")
+    words.add_argument("--share", type=float, default=0.3, help="of labels that fail")
+    words.add_argument("--budget", type=int, default=64, help="labels of a run")
+    words.add_argument("--seed", type=int, default=0)
+    given = words.parse_args()
+    if not given.kills and not given.labels:
+        words.error("give --kills N or --labels")
+    good = True
+    for wanted, function, amount in ((given.kills, kills, given.kills), (given.labels, labels, given.share)):
+        if wanted:
+            with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+                passed, line = function(amount, given.budget, given.seed, Path(folder))
+            print(f"{'PASSED' if passed else 'FAILED'}: {line}", flush=True)
+            good &= passed
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
