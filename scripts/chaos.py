@@ -4,11 +4,11 @@
     python scripts/chaos.py --labels         30 % of the labels fail, in five ways
 
 With --kills a run is killed and resumed until it ends, half of the times at moments drawn evenly from the time the
-unbroken run takes, from its imports to its report, half from the time after it has begun to explore; then a new one is begun, until all kills are spent. Each that ended must equal the
-unbroken run: model, training set, trajectory, metrics and the last checkpoint (walkers, weights, training set) bit for
-bit, the same labels in the store. Labels are counted twice: by the store, and by the labeler itself in a file of its
-own. A calculation that had just ended when the kill came, before its label was committed, is the only one that may be
-found twice, at most one for each kill.
+unbroken run takes, from its imports to its report, half from the time after it has begun to explore; then a new one is
+begun, until all kills are spent. Each that ended must equal the unbroken run: model, training set, trajectory, metrics
+and the last checkpoint (walkers, weights, training set) bit for bit, the same labels in the store. Labels are counted
+twice: by the store, and by the labeler itself in a file of its own. A calculation that had just ended when the kill
+came, before its label was committed, is the only one that may be found twice, at most one for each kill.
 
 With --labels a run whose labels fail is set beside one whose labels do not: it must end, its force RMSE on frames of
 GFN2 dynamics must be that of the other within half of it, and every failure must be in the store with a reason.
