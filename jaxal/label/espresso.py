@@ -105,7 +105,7 @@ def espresso(
             "system": {"ibrav": 0, "nat": len(task.numbers), "ntyp": len(set(task.numbers.tolist()))}
             | {"ecutwfc": ecutwfc, "tot_charge": float(task.charge)}
             | ({} if ecutrho is None else {"ecutrho": ecutrho})
-            | ({"nspin": 2, "tot_magnetization": float(task.spin)} if task.spin else {})
+            | (_polarized(task, files) if task.spin else {})
             | _occupations(smearing, smearing_width),
             "electrons": {"conv_thr": conv_thr, "electron_maxstep": max_iterations},
         }
@@ -152,6 +152,23 @@ def _occupations(smearing: str, width: float) -> dict[str, Any]:
     if smearing == "none":
         return {"occupations": "fixed"}
     return {"occupations": "smearing", "smearing": smearing, "degauss": width / RYDBERG}
+
+
+def _polarized(task: Task, files: Mapping[str, Path]) -> dict[str, Any]:
+    """Two kinds of electrons. From equally many of both, the SCF of a fully polarized system does not converge."""
+    valence = {element: _valence(file) for element, file in files.items()}
+    count = sum(valence[symbol(int(number))] for number in task.numbers) - task.charge
+    start = min(1.0, task.spin / max(count, 1.0))
+    kinds = range(1, 1 + len(set(task.numbers.tolist())))
+    polarized = {f"starting_magnetization({kind})": start for kind in kinds}
+    return {"nspin": 2, "tot_magnetization": float(task.spin)} | polarized
+
+
+def _valence(file: Path) -> float:
+    """Valence electrons of an atom, from its UPF file (version 2, or version 1); 4 where it does not say."""
+    text = file.read_text(encoding="utf-8", errors="replace")
+    found = re.search(r'z_valence *= *" *([^"\s]+)', text) or re.search(r"(\S+) +Z valence", text)
+    return float(found[1]) if found else 4.0
 
 
 def _mesh(cell: np.ndarray, spacing: float) -> tuple[int, int, int]:
