@@ -25,7 +25,7 @@ from jaxal.registry import register
 from jaxal.units import BOHR, HARTREE, Unit
 
 KRYPTON = 36  # the last element whose def2 basis sets hold all electrons
-DISPERSION = {"d3zero": "disp vdw 3", "d3bj": "disp vdw 4"}
+DISPERSION = {"none": [], "d3zero": ["  disp vdw 3"], "d3bj": ["  disp vdw 4"]}
 # What NWChem says of an input that it cannot run, before it calculates anything.
 REFUSALS = ("There is an error in the input file", "There is an error in the specified basis set")
 
@@ -36,7 +36,7 @@ def nwchem(
     xc: str = "pbe0",
     basis: str = "def2-svp",
     ecp: Mapping[str, str] | None = None,
-    dispersion: Literal["", "d3zero", "d3bj"] = "",
+    dispersion: Literal["none", "d3zero", "d3bj"] = "none",
     grid: Literal["medium", "fine", "xfine", "huge"] = "xfine",
     conv_tol: Annotated[float, Unit("Ha", 0, True)] = 1e-8,
     max_iterations: Annotated[int, Unit("", 1)] = 100,
@@ -123,7 +123,7 @@ def nwchem(
                 f"  grid {grid}",
                 f"  iterations {iterations}",
                 f"  convergence energy {conv_tol:.3e}",
-                *([f"  {DISPERSION[dispersion]}"] if dispersion else []),
+                *DISPERSION[dispersion],
                 *(f"  {line}" for line in lines),
                 "end",
                 "",
@@ -147,7 +147,7 @@ def nwchem(
     return Backend(
         guarded(calculate),
         check,
-        f"{one_line(xc)}/{basis} ecp={cores!r} dispersion={dispersion or 'none'} grid={grid} conv_tol={conv_tol!r} Ha "
+        f"{one_line(xc)}/{basis} ecp={cores!r} dispersion={dispersion} grid={grid} conv_tol={conv_tol!r} Ha "
         f"max_iterations={max_iterations!r} lines={list(lines)!r} unrestricted if open-shell",
         f"NWChem {version}",
     )
