@@ -1,6 +1,7 @@
 """Codes that read and write files: what every one of them promises, an installed program or a script of one's own."""
 
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -367,8 +368,6 @@ def test_an_output_that_does_not_fit_fails_with_a_reason(spoiled, reason, tmp_pa
     backend = command(**script(ANSWER + spoiled + "\nwrite(sys.argv[2], atoms)"), keep=str(tmp_path))
     result = backend.calculate(COPPER)
     assert not result.ok and "\n" not in result.reason and len(result.reason) <= REASON_LENGTH
-    import re
-
     assert re.search(reason, result.reason), result.reason
     assert result.reason.endswith(f"; see {next(tmp_path.iterdir())}")
 
@@ -453,6 +452,22 @@ def test_a_worker_takes_its_program_along(tmp_path):
     while time.monotonic() < end and any(running(pid) for pid in pids):
         time.sleep(0.05)
     assert len(pids) == 2 and not any(running(pid) for pid in pids)
+
+
+@pytest.mark.parametrize("path", ["", "/of/the/user"])
+def test_a_program_of_a_worker_sees_the_python_path_of_the_user(path, tmp_path, monkeypatch):
+    """A worker finds jaxal by PYTHONPATH; a script that runs in another Python must not find our packages by it."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    if path:
+        monkeypatch.setenv("PYTHONPATH", path)
+    seen = tmp_path / "seen"
+    text = f"import os\nopen({str(seen)!r}, 'w').write(os.environ.get('PYTHONPATH', ''))"
+    pool = open_pool(Recipe("command", script(text) | {"keep": str(tmp_path / "kept")}), 1)
+    try:
+        (result,) = pool.run([WATER], lambda index, result: None)
+    finally:
+        pool.close()
+    assert "wrote no output" in result.reason and seen.read_text() == path
 
 
 def running(pid: int) -> bool:

@@ -24,14 +24,14 @@ from jaxal.label.tblite import HEAVIEST, LANTHANIDES
 from jaxal.registry import register
 from jaxal.units import BOHR, HARTREE, Unit
 
-GFN = {"GFN2-xTB": "2", "GFN1-xTB": "1", "GFN0-xTB": "0"}
+GFN = {"GFN2-xTB": "2", "GFN1-xTB": "1"}
 COORDINATES = "coord"  # Turbomole's format, in Bohr: xtb reads it without a conversion of its own
 
 
 @register("labeler")
 def xtb(
     *,
-    method: Literal["GFN2-xTB", "GFN1-xTB", "GFN0-xTB"] = "GFN2-xTB",
+    method: Literal["GFN2-xTB", "GFN1-xTB"] = "GFN2-xTB",
     accuracy: Annotated[float, Unit("", 0, True)] = 0.1,
     electronic_temperature: Annotated[float, Unit("K", 0)] = 300.0,
     max_iterations: Annotated[int, Unit("", 1)] = 250,
