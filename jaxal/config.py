@@ -34,6 +34,10 @@ PART_MODULES = (
     "jaxal.label.tblite",
     "jaxal.label.pyscf",
     "jaxal.label.ase",
+    "jaxal.label.command",
+    "jaxal.label.xtb",
+    "jaxal.label.espresso",
+    "jaxal.label.nwchem",
 )
 PARTIAL = "config.yaml.partial"
 FILE_NAME = "config.yaml"  # of the resolved configuration in a run folder
@@ -381,6 +385,10 @@ def _copied(value: Any, field: str, directory: Path) -> Any:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(value, target)
         return target
+    if isinstance(value, tuple):
+        return tuple(_copied(each, f"{field}.{i}", directory) for i, each in enumerate(value))
+    if isinstance(value, Mapping):
+        return {key: _copied(each, f"{field}.{key}", directory) for key, each in value.items()}
     if isinstance(value, Part):
         options = ((name, _copied(each, _dotted(field, name), directory)) for name, each in value.options)
         return dataclasses.replace(value, options=tuple(options))

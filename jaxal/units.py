@@ -37,6 +37,7 @@ SYMBOLS: dict[str, tuple[str, float]] = {
     "kcal/mol": ("energy", KCAL_PER_MOL),
     "kJ/mol": ("energy", KCAL_PER_MOL / 4.184),
     "Ha": ("energy", HARTREE),
+    "Ry": ("energy", HARTREE / 2),
     "Å": ("length", 1.0),
     "A": ("length", 1.0),
     "Ang": ("length", 1.0),

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import jax
@@ -25,9 +26,21 @@ QUICK: dict[str, dict[str, Any]] = {
     "lennard_jones": {"cutoff": 5.0},
 }
 # What a part cannot be built without.
-REQUIRED: dict[str, dict[str, Any]] = {"ase": {"calculator": "ase.calculators.emt.EMT"}}
+REQUIRED: dict[str, dict[str, Any]] = {
+    "ase": {"calculator": "ase.calculators.emt.EMT"},
+    "command": {"command": ["python3", "{input}", "{output}"], "method": "nothing"},
+    "espresso": {"pseudopotentials": {"H": Path(__file__)}, "ecutwfc": 20.0},
+}
+# Values of options that take no text or number of just any kind.
+OTHERS: dict[tuple[str, str], Any] = {
+    ("command", "files"): [Path(__file__)],
+    ("espresso", "pseudopotentials"): {"O": Path(__file__)},
+    ("espresso", "input_data"): {"system": {"vdw_corr": "dft-d3"}},
+}
 # Options of a labeler that do not change its numbers, beyond the last bits.
-RESOURCES = {("pyscf", "memory"), ("pyscf", "threads")}
+RESOURCES = {("pyscf", "memory"), ("pyscf", "threads"), ("nwchem", "memory")}
+RESOURCES |= {(name, "keep") for name in ("command", "xtb", "espresso", "nwchem")}
+RESOURCES |= {(name, "command") for name in ("xtb", "espresso", "nwchem")}
 
 
 def every(kind: str):
@@ -314,20 +327,21 @@ def another(annotation: Any, value: Any) -> Any:
 
 @every("labeler")
 def test_method_names_every_option_that_changes_numbers(name):
-    """Labels are kept under `method`: two settings that share it would be taken for one another."""
+    """Labels are kept under method and version: two settings that share them would be taken for one another."""
     factory = registry.get("labeler", name)
     given = REQUIRED.get(name, {})
     default = factory(**given)
     assert default.method and default.version and "\n" not in default.method + default.version
     assert factory(**given).method == default.method
-    seen = {default.method}
+    seen = {(default.method, default.version)}
     for option in registry.options("labeler", name):
-        changed = factory(**given | {option.name: another(option.annotation, given.get(option.name, option.default))})
+        value = OTHERS.get((name, option.name)) or another(option.annotation, given.get(option.name, option.default))
+        changed = factory(**given | {option.name: value})
         if (name, option.name) in RESOURCES:
             assert changed.method == default.method, f"{option.name} changes no numbers"
         else:
-            assert changed.method not in seen, f"{option.name} is not in the method's name"
-            seen.add(changed.method)
+            assert (changed.method, changed.version) not in seen, f"{option.name} is not in the method's name"
+            seen.add((changed.method, changed.version))
 
 
 @every("labeler")

@@ -24,6 +24,7 @@ from typing import IO, Any, NamedTuple
 
 from jaxal import registry
 from jaxal.label.task import Backend, Enough, LabelError, Result, Task, failed, one_line, packed, unpacked
+from jaxal.label.worker import OUTER_PATH
 
 TRIES = 2  # of a calculation whose worker dies
 STARTUP = 120.0  # s for a worker to import its method
@@ -178,6 +179,7 @@ def _start(greeting: tuple) -> _Worker:
     errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the worker
     # One thread each: the workers share the cores, and more threads do not give the same bits twice.
     environment = os.environ | dict.fromkeys(THREADS, "1")
+    environment[OUTER_PATH] = os.environ.get("PYTHONPATH", "")
     environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "jaxal.label.worker", str(theirs.fileno()), str(os.getpid())],
