@@ -33,21 +33,23 @@ def counted(*, log: str) -> Backend:
     return Backend(calculate, inner.check, inner.method, version)
 
 
+def fate(position: np.ndarray, share: float, salt: int) -> str:
+    """How the label of a structure fails, one of `FAILURES`; empty for the others, all but a `share` of them."""
+    digest = hashlib.sha256(f"{salt}".encode() + np.round(position, 6).tobytes()).digest()
+    fraction = int.from_bytes(digest[:8]) / 2**64
+    return FAILURES[int(fraction / share * len(FAILURES))] if fraction < share else ""
+
+
 @register("labeler")
-def failing(*, share: float, log: str) -> Backend:
-    """GFN2-xTB of which a fixed `share` of structures fails, each in one of `FAILURES`, by a hash of its positions.
+def failing(*, share: float, salt: int, log: str) -> Backend:
+    """GFN2-xTB of which a fixed `share` of structures fails, each in its own way (`fate`).
 
     The crash and the hang need `workers: 1` or more and a `timeout`. What was chosen is appended to the file `log`.
     """
     inner = tblite()
 
-    def chosen(task: Task) -> str:
-        number = int.from_bytes(hashlib.sha256(np.round(task.position, 6).tobytes()).digest()[:8])
-        fraction = number / 2**64
-        return FAILURES[int(fraction / share * len(FAILURES))] if fraction < share else ""
-
     def calculate(task: Task) -> Result:
-        kind = chosen(task)
+        kind = fate(task.position, share, salt) if share else ""
         if kind:
             with Path(log).open("a") as file:
                 file.write(f"{label_key(task, inner.method, inner.version)} {kind}\n")

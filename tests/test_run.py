@@ -72,7 +72,10 @@ def killed_after(config: Path, directory: Path, lines: int) -> None:
     process.wait()
 
 
-@pytest.mark.parametrize("committee", ["{members: 2}", "{kind: shared, members: 4, signs: 2}"])
+SHARED = pytest.param("{kind: shared, members: 4, signs: 2}", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("committee", ["{members: 2}", SHARED])
 def test_a_killed_run_resumes_bit_for_bit(tmp_path, committee):
     config = folder(tmp_path, WATER.replace("{members: 2}", committee))
     jaxal("run", config, "--dir", tmp_path / "whole")
