@@ -10,9 +10,12 @@ kept: where the newest cannot be read or its hash differs, the one before is tak
 
 import hashlib
 import json
+import logging
 import shutil
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,6 +27,13 @@ import orbax.checkpoint as ocp
 from jaxal.types import InputError
 
 KEPT = 2
+DISK = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "File too large",
+    "Read-only file system",
+    "Permission denied",
+)
 _DIGEST = "sha256"  # the name of the hash among the stored arrays
 _TEMPORARY = ".orbax-checkpoint-tmp"  # how orbax marks a checkpoint that is being written
 T = TypeVar("T")
@@ -68,16 +78,17 @@ def save(directory: str | Path, step: int, state: Any, host: Mapping[str, Any]) 
     record = {"leaves": leaves, "host": dict(host)}
     arrays[_DIGEST] = _digest(record, arrays)
     try:
-        with _checkpointer() as checkpointer:
+        with _silence(), _checkpointer() as checkpointer:
             checkpointer.save(
                 directory / str(step),
                 ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), record=ocp.args.JsonSave(record)),
                 force=True,
             )
     except Exception as error:  # orbax and tensorstore raise many kinds for a full disk
-        reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        text = " ".join(f"{type(error).__name__} {error}".split())
+        reason = next((words for words in DISK if words in text), text[:200])
         raise InputError(
-            f"{directory}: checkpoint {step} cannot be written ({reason}); those before it stand"
+            f"{directory}: checkpoint {step} cannot be written: {reason}; the one before stands"
         ) from error
     steps = _steps(directory)
     kept = [number for number in steps if number <= step][:KEPT]
@@ -125,6 +136,20 @@ def _steps(directory: Path) -> list[int]:
     """Numbers of the checkpoints, the newest first."""
     names = [entry.name for entry in directory.iterdir() if entry.is_dir()] if directory.is_dir() else []
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """What orbax and tensorstore log, and print from threads of their own, is said in the error that is raised."""
+    logger, hook = logging.getLogger("absl"), sys.excepthook
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    sys.excepthook = lambda *_: None
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        sys.excepthook = hook
 
 
 def _checkpointer() -> ocp.Checkpointer:

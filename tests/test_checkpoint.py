@@ -170,3 +170,23 @@ def test_saving_does_not_hold_up_a_run(tmp_path):
     start = time.perf_counter()
     checkpoint.save(tmp_path, 1, state, {})
     assert time.perf_counter() - start < 2.0
+
+
+def test_a_disk_that_refuses_is_told_in_one_line_and_the_checkpoint_before_stands(tmp_path):
+    program = f"""
+import resource
+import numpy as np
+from jaxal import checkpoint
+from jaxal.types import InputError
+
+checkpoint.save({str(tmp_path)!r}, 1, {{"x": np.arange(10.0)}}, {{}})
+resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))  # bytes in a file
+try:
+    checkpoint.save({str(tmp_path)!r}, 2, {{"x": np.random.default_rng(0).normal(size=100_000)}}, {{}})
+except InputError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert done.stdout.strip() == f"{tmp_path}: checkpoint 2 cannot be written: File too large; the one before stands"
+    assert checkpoint.restore(tmp_path, {"x": np.zeros(10)})[2] == 1
