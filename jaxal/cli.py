@@ -19,6 +19,7 @@ from pathlib import Path
 from jaxal import store_command
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # nothing a program can do about
+LONGEST = 2000  # characters of an error, which may repeat what it was given
 OVERRIDES = "fields that replace those of the file, such as explore.temperature=300 or 'stop.quiet=2 ps'"
 
 
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 traceback.print_exc()
                 os._exit(1)  # at once: an ordinary exit waits for the other processes, which wait for this one
             raise
-        print(f"jaxal: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"jaxal: error: {' '.join(str(error).split())[:LONGEST]}", file=sys.stderr)
         return 2
     return 0
 

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,10 +86,17 @@ def load(path: str | Path) -> Model:
         with np.load(path, allow_pickle=False) as file:
             header = json.loads(str(file["header"]))
             arrays = {name: file[name] for name in file.files if name != "header"}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        if header.get("format") != FORMAT:
+            raise InputError(f"{path}: model format {header.get('format')}, this version reads format {FORMAT}")
+        return _made(header, arrays)
+    except InputError:
+        raise
+    except Exception as error:  # a damaged archive raises many kinds
         raise InputError(f"{path}: not a model file of jaxal ({type(error).__name__})") from error
-    if header.get("format") != FORMAT:
-        raise InputError(f"{path}: model format {header.get('format')}, this version reads format {FORMAT}")
+
+
+def _made(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Model:
+    """The model of a file's contents."""
     reference = arrays.pop("reference")
     params: dict[str, Any] = {}
     for name, array in arrays.items():

@@ -44,11 +44,12 @@ def start(config: Config, directory: Path) -> bool:
     def prepared() -> str:
         records.refuse_used(directory)
         check(config)
+        ready = dataclasses.replace(config, devices=setup.devices_of(config))
         directory.mkdir(parents=True, exist_ok=True)
         folder.enter_context(lock.held(directory))
         records.refuse_used(directory)
         records.versions(directory)
-        return dump(resolved(dataclasses.replace(config, devices=setup.devices_of(config)), directory))
+        return dump(resolved(ready, directory))
 
     with stop.interruptible(directory) as interrupted, ExitStack() as folder:
         return _go(_told(prepared), directory, interrupted)

@@ -13,6 +13,7 @@ import ase.io
 import numpy as np
 from ase.data import atomic_masses, chemical_symbols
 
+from jaxal import extxyz
 from jaxal.types import InputError, Label, Structure
 
 Table = tuple[int, ...]
@@ -37,10 +38,13 @@ def read_frames(path: str | Path, index: str = ":") -> list[ase.Atoms]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: there is no such file")
+    if reason := extxyz.damage(path):
+        raise InputError(f"{path}: {reason}")
     try:
         frames = ase.io.read(path, index=index)
     except Exception as error:  # ASE's readers raise anything at all
-        raise InputError(f"{path}: ASE cannot read it ({type(error).__name__}: {error})") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"{path}: ASE cannot read it ({reason})") from error
     frames = frames if isinstance(frames, list) else [frames]
     if not frames:
         raise InputError(f"{path}: holds no structure")

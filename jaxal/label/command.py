@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxal import extxyz
 from jaxal.label.scratch import arguments, check_program, contents, in_scratch, run
 from jaxal.label.task import Backend, LabelError, Result, Task, check_spin, check_task, failed, guarded, periodic
 from jaxal.registry import register
@@ -106,6 +107,8 @@ def _result(task: Task, path: Path, stress: bool) -> Result:
     """The label in an extended XYZ file, or why there is none in it."""
     from ase.io import read
 
+    if reason := extxyz.damage(path):
+        return failed(task, f"the output is damaged: {reason}")
     try:
         atoms: Any = read(path, index=-1, format="extxyz")
     except Exception as error:  # ASE raises what its parser happens to meet

@@ -18,6 +18,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 
+from jaxal import extxyz
 from jaxal.label.store import (
     COLUMNS,
     INSERT,
@@ -199,6 +200,8 @@ def _read(file: Path) -> list[ase.Atoms]:
 
     if not file.is_file():
         raise LabelError(f"{file}: there is no such file; give labeled structures in a format that ASE reads")
+    if reason := extxyz.damage(file):
+        raise LabelError(f"{file}: {reason}")
     try:
         if file.suffix == ".db":
             with contextlib.closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as plain:

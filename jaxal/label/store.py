@@ -124,7 +124,7 @@ def connect(path: str | Path, patience: float = PATIENCE) -> sqlite3.Connection:
     try:
         connection = sqlite3.connect(path, timeout=patience, isolation_level=None, check_same_thread=False)
         _prepare(connection, path)
-    except (sqlite3.Error, LabelError) as error:
+    except (sqlite3.Error, ValueError) as error:  # ValueError: what SQLite says of a damaged file may be no text
         if connection is not None:
             connection.close()
         raise error if isinstance(error, LabelError) else told(error, path, patience) from error
@@ -154,14 +154,14 @@ def connect_to_read(path: str | Path, patience: float = PATIENCE) -> sqlite3.Con
         )
         connection.execute("PRAGMA query_only = ON")
         _check(connection, path)
-    except (sqlite3.Error, LabelError) as error:
+    except (sqlite3.Error, ValueError) as error:  # ValueError: what SQLite says of a damaged file may be no text
         if connection is not None:
             connection.close()
         raise error if isinstance(error, LabelError) else told(error, path, patience) from error
     return connection
 
 
-def told(error: sqlite3.Error, path: Path, patience: float = PATIENCE) -> LabelError:
+def told(error: Exception, path: Path, patience: float = PATIENCE) -> LabelError:
     """What is wrong with a store, from what SQLite says."""
     name = getattr(error, "sqlite_errorname", "")
     if name.startswith("SQLITE_BUSY"):
@@ -183,10 +183,22 @@ def open_store(path: str | Path) -> Store:
     lock = threading.RLock()
     connection = connect(path)
 
+    @contextlib.contextmanager
+    def reading() -> Iterator[None]:
+        """Holds the lock; a damaged file is told of."""
+        try:
+            with lock:
+                yield
+        except sqlite3.DatabaseError as error:
+            raise told(error, Path(path)) from error
+        except (ValueError, TypeError) as error:
+            what = f"the label store is damaged ({one_line(error)}); restore it from a copy"
+            raise LabelError(f"{path}: {what}") from error
+
     def get(key: str) -> Entry | None:
-        with lock:
+        with reading():
             row = connection.execute(f"SELECT {COLUMNS} FROM label WHERE key = ?", (key,)).fetchone()
-        return entry_of(row) if row else None
+            return entry_of(row) if row else None
 
     def put(task: Task, result: Result, method: str, version: str) -> Entry:
         key = label_key(task, method, version)
@@ -206,17 +218,18 @@ def open_store(path: str | Path) -> Store:
     def all_entries() -> Iterator[Entry]:
         last = 0
         while True:
-            with lock:
+            with reading():
                 rows = connection.execute(
                     f"SELECT {COLUMNS} FROM label WHERE row > ? ORDER BY row LIMIT {PAGE}", (last,)
                 ).fetchall()
-            if not rows:
+                entries = [entry_of(row) for row in rows]
+            if not entries:
                 return
-            yield from map(entry_of, rows)
-            last = rows[-1][0]
+            yield from entries
+            last = entries[-1].row
 
     def counts() -> dict[str, int]:
-        with lock:
+        with reading():
             found = dict(connection.execute("SELECT status, count(*) FROM label GROUP BY status").fetchall())
         return {status: found.get(status, 0) for status in ("done", "rejected", "failed")}
 

@@ -1,0 +1,221 @@
+"""Feeds the readers with damaged and made-up files: each must give a value or one clear error, within bounds.
+
+    python scripts/fuzz.py --inputs 20000
+
+Inputs are good files (structures in six formats, configurations, models, label stores) with bytes flipped, cut out,
+doubled, replaced by what parsers stumble over, or spliced with another one; and random bytes. A fault is anything but a
+value, InputError or LabelError, and an input that takes longer than LIMIT or more memory than MEMORY. Faults are kept
+in the folder --keep. The last line is the verdict, the exit status is 0 if there was no fault.
+"""
+
+import argparse
+import collections
+import io
+import random
+import resource
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ase.io
+import numpy as np
+from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from jaxal import config, model
+from jaxal.label.exchange import import_labels
+from jaxal.label.store import open_store
+from jaxal.label.task import LabelError, Result, Task
+from jaxal.structure import read_frames
+from jaxal.types import InputError
+
+LIMIT = 20.0  # s
+MEMORY = 4 * 2**30  # bytes of address space, beyond what there is at the start
+TOKENS = (
+    *(
+        b"nan",
+        b"inf",
+        b"-1",
+        b"0",
+        b"1e999",
+        b"99999999999999999999",
+        b"1_0",
+        b"0x10",
+        b"\x00",
+        b"\xff\xfe",
+        b"\r",
+        b"\n",
+    ),
+    *(b"Lattice=", b"Properties=", b"species:S:1:pos:R:3", b'"', b"'", b"{", b"[", b"[" * 2000, b"{a: " * 500, b": "),
+    *(b"&a [*a]", b"!!python/object/apply:os.system [true]", b"- ", b"\t", b"9" * 5000, b"Xx", b"1000000000", b"pbc="),
+)
+CONFIGS = (
+    b"system: {file: water.xyz, charge: 0, spin: 0}\npotential: {cutoff: 4.5, channels: 8, l_max: 1}\n"
+    b"explore: {name: nvt_langevin, temperature: 500 K, timestep: 0.5 fs, walkers: 2}\n"
+    b"gate: {name: conformal, target_error: 0.15 eV/A, every: 10}\nlabel: {name: tblite, method: GFN2-xTB}\n",
+    b"system:\n  file: water.xyz\n  supercell: [1, 1, 1]\nlabel:\n  name: command\n"
+    b"  command: [cat, '{input}', '{output}']\n  method: none\nstop: {labels: 100, quiet: 2 ps, time: null}\nseed: 3\n",
+)
+
+
+class Reader(NamedTuple):
+    """What reads a file of the suffix, and good files of it."""
+
+    suffix: str
+    read: Callable[[Path], Any]
+    seeds: list[bytes]
+
+
+class TooLong(BaseException):
+    """The limit of time; not an Exception, so that no reader takes it for one of its own."""
+
+
+def readers(folder: Path) -> list[Reader]:
+    """All readers; `folder` is for files on the way."""
+    water, silicon = molecule("H2O"), bulk("Si", cubic=True)
+    for atoms in (water, silicon):
+        atoms.calc = SinglePointCalculator(atoms, energy=-1.0, forces=np.ones((len(atoms), 3)))
+    ase.io.write(folder / "water.xyz", water, format="extxyz")
+
+    def written(atoms: ase.Atoms, form: str) -> bytes:
+        buffer = io.BytesIO() if form in ("traj", "cif") else io.StringIO()
+        ase.io.write(buffer, atoms, format=form)
+        found = buffer.getvalue()
+        return found if isinstance(found, bytes) else found.encode()
+
+    store = open_store(folder / "store.sqlite")
+    task = Task(water.numbers, water.positions, np.zeros((3, 3)), 0, 0)
+    store.put(task, Result(-1.0, np.ones((3, 3)), np.zeros((3, 3)), True, "", 1.0), "method", "1")
+    store.close()
+    made = model.Model(
+        options=(("cutoff", 4.0),),
+        table=(1, 8),
+        params={"a": {"b": np.arange(6.0)}},
+        reference=np.zeros(2),
+        factor=1.0,
+        potential="equivariant",
+        precision="float32",
+        charge=0,
+        spin=0,
+    )
+    model.save(folder / "model.npz", made)
+
+    def stored(path: Path) -> None:
+        opened = open_store(path)
+        try:
+            list(opened.all())
+            opened.counts()
+        finally:
+            opened.close()
+
+    def imported(path: Path) -> None:
+        import_labels(folder / "into.sqlite", path, "method", "1", 0, 0)
+
+    def loaded(path: Path) -> None:
+        config.load(path)
+
+    extended = [written(atoms, "extxyz") for atoms in (water, silicon)]
+    return [
+        Reader(".xyz", read_frames, extended),
+        Reader(".vasp", read_frames, [written(silicon, "vasp")]),
+        Reader(".cif", read_frames, [written(silicon, "cif")]),
+        Reader(".json", read_frames, [written(water, "json")]),
+        Reader(".pdb", read_frames, [written(water, "proteindatabank")]),
+        Reader(".traj", read_frames, [written(water, "traj")]),
+        Reader(".yaml", loaded, list(CONFIGS)),
+        Reader(".npz", model.load, [(folder / "model.npz").read_bytes()]),
+        Reader(".sqlite", stored, [(folder / "store.sqlite").read_bytes()]),
+        Reader(".extxyz", imported, extended),
+    ]
+
+
+def damaged(rng: random.Random, seeds: list[bytes]) -> bytes:
+    """A good file made bad, or random bytes."""
+    data = bytearray(rng.choice(seeds))
+    if rng.random() < 0.05:
+        return rng.randbytes(rng.randrange(400))
+    for _ in range(rng.choice((1, 1, 2, 4, 16))):
+        start = rng.randrange(len(data) + 1)
+        end = min(len(data), start + rng.choice((0, 1, 1, 2, 8, 64)))
+        match rng.randrange(6):
+            case 0:
+                data[start:end] = rng.choice(TOKENS)
+            case 1:
+                data[start:end] = rng.randbytes(end - start)
+            case 2:
+                data[start:end] = b""
+            case 3:
+                data[start:start] = data[start:end] * rng.choice((1, 2, 50))
+            case 4:
+                del data[start:]
+            case _:
+                other = rng.choice(seeds)
+                data[start:end] = other[rng.randrange(len(other)) :][:64]
+    return bytes(data)
+
+
+def outcome(reader: Reader, path: Path) -> str:
+    """How a file was read: a value, an error as it should be, or a fault and which."""
+
+    def late(*_: Any) -> None:
+        raise TooLong
+
+    signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, LIMIT)
+    try:
+        reader.read(path)
+        return "value"
+    except (InputError, LabelError) as error:
+        text = str(error)
+        return "error" if text and "\n" not in text else f"FAULT: the error is {text[:100]!r}"
+    except TooLong:
+        return f"FAULT: took more than {LIMIT:g} s"
+    except Exception as error:
+        return f"FAULT: {type(error).__name__}: {str(error)[:150]}"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def main() -> int:
+    """Runs as many inputs as asked for."""
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--inputs", type=int, default=20000, help="how many, over all readers")
+    words.add_argument("--seed", type=int, default=0)
+    words.add_argument("--keep", type=Path, help="folder for the inputs that are faults")
+    given = words.parse_args()
+    warnings.simplefilter("ignore")
+    rng, began = random.Random(given.seed), time.monotonic()
+    found: collections.Counter[str] = collections.Counter()
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
+        folder = Path(name)
+        all_readers = readers(folder)
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
+        for number in range(given.inputs):
+            reader = all_readers[number % len(all_readers)]
+            path = folder / f"input{reader.suffix}"
+            path.write_bytes(damaged(rng, reader.seeds))
+            result = outcome(reader, path)
+            found[result.partition(":")[0]] += 1
+            if result.startswith("FAULT"):
+                print(f"{number} {reader.suffix} {result}", flush=True)
+                if given.keep is not None:
+                    given.keep.mkdir(parents=True, exist_ok=True)
+                    (given.keep / f"{given.seed}-{number}{reader.suffix}").write_bytes(path.read_bytes())
+            for rest in folder.glob("input*"):
+                rest.unlink()
+    counts = f"{found['value']} values, {found['error']} errors, {found['FAULT']} faults"
+    passed = "FAILED" if found["FAULT"] else "PASSED"
+    print(
+        f"{passed}: {given.inputs} inputs over {len(all_readers)} readers in {time.monotonic() - began:.0f} s: {counts}"
+    )
+    return 1 if found["FAULT"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
