@@ -140,16 +140,24 @@ def _steps(directory: Path) -> list[int]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """What orbax and tensorstore log, and print from threads of their own, is said in the error that is raised."""
+    """What orbax logs of a failure, and tensorstore prints from threads of its own, is said in the error that is raised.
+
+    After a failure those threads may still find their event loop closed: that is not shown any more.
+    """
     logger, hook = logging.getLogger("absl"), sys.excepthook
     level = logger.level
+
+    def shown(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if "Event loop is closed" not in str(error):
+            hook(kind, error, trace)
+
     logger.setLevel(logging.CRITICAL)
-    sys.excepthook = lambda *_: None
+    sys.excepthook = shown
     try:
         yield
+        sys.excepthook = hook
     finally:
         logger.setLevel(level)
-        sys.excepthook = hook
 
 
 def _checkpointer() -> ocp.Checkpointer:

@@ -172,7 +172,8 @@ def kills(number: int, budget: int, seed: int, folder: Path) -> tuple[bool, str]
         if status:
             problems.append(f"{home.name}: status {status}: {(home / 'errors').read_text().strip()[-300:]}")
             continue
-        problems += [f"{home.name}: {name} differs" for name in differences(run, whole)]
+        unlike = differences(run, whole)
+        problems += [f"{home.name}: {name} differs" for name in unlike]
         calculated = collections.Counter((home / "log").read_text().split())
         stored = sorted(keys(run))
         twice = sum(calculated.values()) - len(calculated)
@@ -183,7 +184,8 @@ def kills(number: int, budget: int, seed: int, folder: Path) -> tuple[bool, str]
             problems.append(f"{home.name}: store and labeler do not tell of the same labels")
         if twice > here:
             problems.append(f"{home.name}: {twice} labels calculated twice in {here} kills")
-        print(f"{home.name}: ended after {here} kills, {twice} calculations cut off from their commit", flush=True)
+        as_it = "differs" if unlike else "bit for bit as it should be"
+        print(f"{home.name}: ended after {here} kills, {as_it}, {twice} labels calculated again", flush=True)
     for problem in problems:
         print(problem)
     where = ", ".join(f"{count} in {name}" for name, count in moments.most_common())

@@ -15,6 +15,7 @@ def chaos(*arguments: object) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_killed_runs_end_as_if_they_had_not_been_killed():
     lines = chaos("--kills", 3, "--seed", 2)
     assert lines[-1].startswith("PASSED: 3 kills") and ", 0 problems" in lines[-1]
