@@ -13,23 +13,35 @@ from jaxal.structure import masses, read_frames, species_table
 from jaxal.types import InputError
 
 
-def start_structure(system: System) -> ase.Atoms:
-    """The structure that the walkers start from, with its supercell; `info` holds charge and spin.
+def start_structures(system: System) -> list[ase.Atoms]:
+    """The structures that the walkers start from, with their supercells; `info` holds charge and spin.
 
-    Raises InputError for a file that cannot be read, a frame that is not there, and a supercell of a molecule.
+    Raises InputError for a file that cannot be read, a frame that is not there, frames of different atoms, and a
+    supercell of a molecule.
     """
     frames = read_frames(system.file)
-    if not -len(frames) <= system.index < len(frames):
-        held = f"{len(frames)} frames, 0 to {len(frames) - 1}"
-        raise InputError(f"system.index: {system.index} does not fit; {system.file} holds {held}")
-    atoms = frames[system.index]
-    if system.supercell != (1, 1, 1):
-        if not atoms.pbc.all():
-            raise InputError(
-                f"system.supercell: {list(system.supercell)} needs a periodic cell; {system.file} has none"
-            )
-        atoms = atoms.repeat(system.supercell)
-    return of_system(system, atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+    listed = range(len(frames)) if system.index == "all" else system.index
+    if listed == ():
+        raise InputError("system.index: an empty list does not fit; give frames such as [0, 1], or all")
+    chosen = [listed] if isinstance(listed, int) else list(listed)
+    for index in chosen:
+        if not -len(frames) <= index < len(frames):
+            held = f"{len(frames)} frames, 0 to {len(frames) - 1}"
+            raise InputError(f"system.index: {index} does not fit; {system.file} holds {held}")
+    starts, first = [], frames[chosen[0]]
+    for index in chosen:
+        atoms = frames[index]
+        if not np.array_equal(atoms.numbers, first.numbers) or atoms.pbc.any() != first.pbc.any():
+            what = "the same atoms in the same order, all with a cell or none"
+            raise InputError(f"system.index: frames {chosen[0]} and {index} of {system.file} differ; they need {what}")
+        if system.supercell != (1, 1, 1):
+            if not atoms.pbc.all():
+                raise InputError(
+                    f"system.supercell: {list(system.supercell)} needs a periodic cell; {system.file} has none"
+                )
+            atoms = atoms.repeat(system.supercell)
+        starts.append(of_system(system, atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc))
+    return starts
 
 
 def of_system(system: System, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: Any) -> ase.Atoms:
@@ -44,7 +56,8 @@ def check(config: Config) -> None:
 
     Raises InputError, one line that names the section or field and what would be right.
     """
-    atoms = start_structure(config.system)
+    starts = start_structures(config.system)
+    atoms = starts[0]
     table = species_table([atoms])
     explorer = config.explore.part
     if explorer.name in NEEDS_CELL and not atoms.pbc.all():
@@ -55,6 +68,11 @@ def check(config: Config) -> None:
         raise InputError(
             f"label.initial: {config.label.initial} is too large; give at most stop.labels ({config.stop.labels})"
         )
+    if config.label.initial < len(starts):
+        raise InputError(
+            f"label.initial: {config.label.initial} is too small; each of the {len(starts)} frames of system.index is "
+            f"labeled first, give at least {len(starts)}"
+        )
     if config.train.holdout == 0:
         raise InputError("train.holdout: 0 is too small; the gate learns from held-out labels, give such as 0.1")
     if config.label.part.kind == "oracle":
@@ -64,9 +82,11 @@ def check(config: Config) -> None:
                 raise InputError(f"system.{name}: {value} does not fit; {what}")
         _built("label", lambda: config.label.part.bind()(table))
     else:
-        cell = atoms.cell.array if atoms.pbc.all() else np.zeros((3, 3))
-        task = Task(atoms.numbers, atoms.positions, cell, config.system.charge, config.system.spin)
-        _built("label", lambda: config.label.part.bind()().check(task))
+        backend = _built("label", lambda: config.label.part.bind()())
+        for start in starts:
+            cell = start.cell.array if start.pbc.all() else np.zeros((3, 3))
+            task = Task(start.numbers, start.positions, cell, config.system.charge, config.system.spin)
+            _built("label", lambda task=task: backend.check(task))
 
 
 def _built(section: str, build: Callable[[], Any]) -> Any:
