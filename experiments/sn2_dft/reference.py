@@ -12,47 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase.calculators.calculator import Calculator, all_changes
 from ase.io import write
 from points import lengths, other_side, points, wavenumbers
 
 from jaxal import registry
 from jaxal.config import import_parts
-from jaxal.label.task import Task
+from jaxal.label.calculator import LabelCalculator
 from jaxal.units import KCAL_PER_MOL
 
 HERE = Path(__file__).parent
-OPTIONS: dict[str, dict[str, Any]] = {
-    "pyscf": {"dispersion": "d3bj"},
-    "tblite": {},
-}  # else defaults
+OPTIONS: dict[str, dict[str, Any]] = {"pyscf": {"dispersion": "d3bj"}, "tblite": {}}  # else defaults
 
 
-class Labeler(Calculator):
-    """A labeler of jaxal as a calculator of ASE; counts its labels and their time."""
-
-    implemented_properties = ["energy", "forces"]  # noqa: RUF012
-
-    def __init__(self, name: str) -> None:
-        """`name` of the labeler."""
-        super().__init__()
-        import_parts()
-        self.backend = registry.get("labeler", name)(**OPTIONS[name])
-        self.seconds: list[float] = []
-
-    def calculate(self, atoms: Any = None, properties: Any = None, system_changes: Any = all_changes) -> None:
-        """One label. Raises RuntimeError where it fails."""
-        super().calculate(atoms, properties, system_changes)
-        result = self.backend.calculate(Task(atoms.numbers, atoms.positions, np.zeros((3, 3)), -1, 0))
-        if not result.ok:
-            raise RuntimeError(result.reason)
-        self.seconds.append(result.seconds)
-        self.results = {"energy": result.energy, "forces": result.force}
+def labeler(name: str) -> LabelCalculator:
+    """A labeler with the options of this experiment."""
+    import_parts()
+    return LabelCalculator(registry.get("labeler", name)(**OPTIONS[name]), charge=-1)
 
 
 def main(name: str) -> None:
     """Measures, prints and writes."""
-    began, calculator = time.perf_counter(), Labeler(name)
+    began, calculator = time.perf_counter(), labeler(name)
     found = points(lambda: calculator)
     told: dict[str, Any] = {
         "method": calculator.backend.method,
@@ -61,7 +41,6 @@ def main(name: str) -> None:
     }
     energies = {"complex": found.complex_energy, "saddle": found.saddle_energy}
     for point, atoms in (("complex", found.complex), ("saddle", found.saddle)):
-        atoms.calc = calculator
         told[point] = {
             "energy": energies[point],
             "fmax": float(np.linalg.norm(atoms.get_forces(), axis=1).max()),
