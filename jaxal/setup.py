@@ -16,7 +16,7 @@ from jaxal import committee as committees
 from jaxal import devices, loop, neighbors
 from jaxal.committee import Committee
 from jaxal.label.bridge import host_label
-from jaxal.label.pool import Recipe as LabelRecipe
+from jaxal.label.executor import Recipe as LabelRecipe
 from jaxal.label.service import Service, label_service
 from jaxal.schema import Config, Offline, Train
 from jaxal.structure import Table, from_atoms, masses, species_table

@@ -12,7 +12,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from jaxal.label.accept import MAX_FORCE, NET_FORCE, accept
-from jaxal.label.pool import Recipe, open_pool
+from jaxal.label.executor import Executor, Recipe, in_process, run_all
+from jaxal.label.pool import open_pool
 from jaxal.label.store import Store, label_key, open_store
 from jaxal.label.task import Backend, Enough, LabelError, Result, Task, failed, one_line
 
@@ -75,6 +76,7 @@ def label_service(
     store: str | Path,
     reference: Sequence[float] | np.ndarray | None = None,
     workers: int = 0,
+    executor: Callable[[Recipe, float | None], Executor] | None = None,
     timeout: float | None = None,
     max_force: float = MAX_FORCE,
     net_force: float = NET_FORCE,
@@ -94,9 +96,11 @@ def label_service(
     reference
         Energy of each species, eV; labels are relative to their sum, subtracted in float64.
     workers
-        Processes; 0 calculates in this one.
+        Processes on this host; 0 calculates in this one.
+    executor
+        Opens the place where labels are calculated from the labeler and `timeout`, instead of those processes.
     timeout
-        Seconds for one calculation. Only a worker can be stopped: without workers it has no effect.
+        Seconds for one calculation. Only another process can be stopped: in this one it has no effect.
     max_force, net_force
         Caps of the acceptance check, eV/Å. They are not part of a label's key: other caps judge the stored
         numbers anew and pay for nothing.
@@ -110,7 +114,7 @@ def label_service(
     options that cannot be, and for a file that is not a label store.
     """
     backend = labeler.build() if isinstance(labeler, Recipe) else labeler
-    if workers and not isinstance(labeler, Recipe):
+    if not isinstance(labeler, Recipe) and (workers or executor):
         raise LabelError("label.workers: a backend built in this process cannot run in another; give 0")
     numbers = np.asarray(table, np.int64)
     offset = np.zeros(len(numbers)) if reference is None else np.asarray(reference, np.float64)
@@ -124,7 +128,10 @@ def label_service(
         return bool(troubles) or enough()
 
     try:
-        pool = open_pool(labeler, workers, timeout, no_more) if workers and isinstance(labeler, Recipe) else None
+        if not isinstance(labeler, Recipe) or not (workers or executor):
+            place = in_process(backend)
+        else:
+            place = executor(labeler, timeout) if executor else open_pool(labeler, workers, timeout)
     except BaseException:
         opened.close()
         raise
@@ -173,20 +180,12 @@ def label_service(
                 troubles.append(f"the label store {store} failed: {one_line(error)}")
                 found[key] = (0, failed(tasks[key], troubles[-1], result.seconds), False)
 
-        if pool is None:
-            for index, key in enumerate(todo):
-                if enough():
-                    raise Enough
-                if troubles:
-                    raise LabelError(troubles[0])
-                landed(index, _calculated(backend, tasks[key]))
-        elif todo:
-            try:
-                pool.run([tasks[key] for key in todo], landed)
-            except Enough:
-                if not troubles:
-                    raise
-                raise LabelError(troubles[0]) from None
+        try:
+            run_all(place, [tasks[key] for key in todo], landed, no_more)
+        except Enough:
+            if not troubles:
+                raise
+            raise LabelError(troubles[0]) from None
         return found
 
     def label(batch: Batch, wanted: np.ndarray) -> Labels:
@@ -203,7 +202,7 @@ def label_service(
                 if troubles:  # nothing more is paid for that could not be kept
                     raise LabelError(troubles[0])
                 found = answers(wanted_tasks)
-            except Exception as error:  # the store or the pool itself: nothing of this call counts as a label
+            except Exception as error:  # the store or the executor itself: nothing of this call counts as a label
                 reason = f"labeling failed: {one_line(error)}"
                 troubles.append(reason)
                 found = {key: (0, failed(task, reason), False) for key, task in wanted_tasks.items()}
@@ -225,8 +224,7 @@ def label_service(
         return drained
 
     def close() -> None:
-        if pool is not None:
-            pool.close()
+        place.close()
         opened.close()
 
     def trouble() -> str:
@@ -246,13 +244,6 @@ def _task(batch: Batch, index: int, numbers: np.ndarray) -> Task:
         int(batch.charge[index]),
         int(batch.spin[index]),
     )
-
-
-def _calculated(backend: Backend, task: Task) -> Result:
-    try:
-        return backend.calculate(task)
-    except Exception as error:  # a backend that breaks its promise must not end the program
-        return failed(task, one_line(error))
 
 
 def _fits(task: Task, result: Result) -> bool:
