@@ -11,10 +11,11 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from jaxal.label.accept import MAX_FORCE, NET_FORCE, accept
+from jaxal.label.accept import MAX_FORCE, NET_FORCE
 from jaxal.label.executor import Executor, Recipe, in_process, run_all
+from jaxal.label.keep import keeper
 from jaxal.label.pool import open_pool
-from jaxal.label.store import Store, label_key, open_store
+from jaxal.label.store import Store, open_store
 from jaxal.label.task import Backend, Enough, LabelError, Result, Task, failed, one_line
 
 
@@ -114,8 +115,6 @@ def label_service(
     options that cannot be, and for a file that is not a label store.
     """
     backend = labeler.build() if isinstance(labeler, Recipe) else labeler
-    if not isinstance(labeler, Recipe) and (workers or executor):
-        raise LabelError("label.workers: a backend built in this process cannot run in another; give 0")
     numbers = np.asarray(table, np.int64)
     offset = np.zeros(len(numbers)) if reference is None else np.asarray(reference, np.float64)
     if offset.shape != numbers.shape:
@@ -123,15 +122,13 @@ def label_service(
     records: list[Record] = []
     troubles: list[str] = []
     opened = open_store(store)
+    kept = keeper(opened, backend, max_force=max_force, net_force=net_force, retry_failed=retry_failed)
 
     def no_more() -> bool:
         return bool(troubles) or enough()
 
     try:
-        if not isinstance(labeler, Recipe) or not (workers or executor):
-            place = in_process(backend)
-        else:
-            place = executor(labeler, timeout) if executor else open_pool(labeler, workers, timeout)
+        place = open_executor(labeler, backend, workers, executor, timeout)
     except BaseException:
         opened.close()
         raise
@@ -141,41 +138,18 @@ def label_service(
         for index in range(len(batch.species)):
             backend.check(_task(batch, index, numbers))
 
-    def known(key: str, task: Task) -> tuple[int, Result] | None:
-        entry = opened.get(key)
-        if entry is None or (entry.status == "failed" and retry_failed):
-            return None
-        if entry.status == "failed":
-            return entry.row, entry.result
-        verdict = accept(task, entry.result._replace(ok=True, reason=""), max_force=max_force, net_force=net_force)
-        if verdict.ok != entry.result.ok or verdict.reason != entry.result.reason:
-            opened.judge(key, "done" if verdict.ok else "rejected", verdict.reason)
-        return entry.row, verdict
-
-    def committed(key: str, task: Task, result: Result) -> tuple[int, Result]:
-        """What the store holds once the result is in it: the device never sees anything else."""
-        wrong = result.ok and not _fits(task, result)
-        entry = opened.put(
-            task,
-            failed(task, "the labeler's arrays have the wrong shape", result.seconds) if wrong else result,
-            backend.method,
-            backend.version,
-        )
-        found = known(key, task) if entry.status != "failed" else None
-        return found or (entry.row, entry.result)
-
     def answers(tasks: dict[str, Task]) -> dict[str, tuple[int, Result, bool]]:
         """(row, result, from the store) of each key. Every landed result is committed at once."""
         found: dict[str, tuple[int, Result, bool]] = {}
         for key, task in tasks.items():
-            if (hit := known(key, task)) is not None:
+            if (hit := kept.known(key, task)) is not None:
                 found[key] = (*hit, True)
         todo = [key for key in tasks if key not in found]
 
         def landed(index: int, result: Result) -> None:
             key = todo[index]
             try:
-                found[key] = (*committed(key, tasks[key], result), False)
+                found[key] = (*kept.committed(tasks[key], result), False)
             except Exception as error:  # a full disk: a label that is not committed is not a label
                 troubles.append(f"the label store {store} failed: {one_line(error)}")
                 found[key] = (0, failed(tasks[key], troubles[-1], result.seconds), False)
@@ -195,7 +169,7 @@ def label_service(
         chosen = [int(index) for index in np.flatnonzero(wanted)]
         with busy:
             tasks = {index: _task(batch, index, numbers) for index in chosen}
-            keys = {index: label_key(task, backend.method, backend.version) for index, task in tasks.items()}
+            keys = {index: kept.key(task) for index, task in tasks.items()}
             # Walkers may stand on the same frame: it is paid for once.
             wanted_tasks = {keys[index]: tasks[index] for index in chosen}
             try:
@@ -233,6 +207,26 @@ def label_service(
     return Service(label, check, drain, trouble, opened, f"{backend.method} ({backend.version})", close)
 
 
+def open_executor(
+    labeler: Recipe | Backend,
+    backend: Backend,
+    workers: int,
+    executor: Callable[[Recipe, float | None], Executor] | None,
+    timeout: float | None,
+) -> Executor:
+    """Where labels are calculated: by `executor`, by processes on this host, or, with no workers, in this one.
+
+    Raises LabelError for a backend without a recipe that another process is to run.
+    """
+    if not isinstance(labeler, Recipe):
+        if workers or executor:
+            raise LabelError("label.workers: a backend built in this process cannot run in another; give 0")
+        return in_process(backend)
+    if executor:
+        return executor(labeler, timeout)
+    return open_pool(labeler, workers, timeout) if workers else in_process(backend)
+
+
 def _task(batch: Batch, index: int, numbers: np.ndarray) -> Task:
     """One structure of a batch without its padding, in float64."""
     species = np.asarray(batch.species[index])
@@ -243,14 +237,6 @@ def _task(batch: Batch, index: int, numbers: np.ndarray) -> Task:
         np.asarray(batch.cell[index], np.float64),
         int(batch.charge[index]),
         int(batch.spin[index]),
-    )
-
-
-def _fits(task: Task, result: Result) -> bool:
-    return (
-        np.shape(result.energy) == ()
-        and np.shape(result.force) == (len(task.numbers), 3)
-        and np.shape(result.stress) == (3, 3)
     )
 
 
