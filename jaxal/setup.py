@@ -255,6 +255,7 @@ def static_of(
         looks=looks,
         batch=config.label.batch or config.explore.walkers,
         fold=FOLD,
+        queue=config.label.queue if config.label.mode == "pooled" else 0,
     )
 
 
@@ -273,8 +274,8 @@ def limits_of(config: Config, rate: float, probe: float) -> loop.Limits:
     )
 
 
-def parts_of(config: Config, atoms: ase.Atoms, table: Table, label: LabelFunction) -> loop.Parts:
-    """The functions of the run."""
+def parts_of(config: Config, atoms: ase.Atoms, table: Table, label: LabelFunction | None) -> loop.Parts:
+    """The functions of the run; without a `label` what is to be labeled waits in the queue."""
     dtype = dtype_of(config.precision)
     mass = jnp.asarray(masses(table)[np.searchsorted(table, atoms.numbers)], dtype)
     return loop.Parts(
