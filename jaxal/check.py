@@ -73,6 +73,12 @@ def check(config: Config) -> None:
             f"label.initial: {config.label.initial} is too small; each of the {len(starts)} frames of system.index is "
             f"labeled first, give at least {len(starts)}"
         )
+    if config.label.mode == "pooled" and config.label.part.kind == "oracle":
+        raise InputError("label.mode: pooled does not fit an oracle, whose labels are in the program; give inline")
+    if config.label.mode == "pooled" and config.label.workers == 0:
+        raise InputError("label.workers: 0 does not fit label.mode = pooled; give 1 or more")
+    if config.label.lag is not None and config.label.mode != "pooled":
+        raise InputError("label.lag: an inline run learns from each label at once; leave it out, or set label.mode")
     if config.train.holdout == 0:
         raise InputError("train.holdout: 0 is too small; the gate learns from held-out labels, give such as 0.1")
     if config.label.part.kind == "oracle":

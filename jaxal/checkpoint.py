@@ -140,7 +140,7 @@ def _steps(directory: Path) -> list[int]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """What orbax logs of a failure, and tensorstore prints from threads of its own, is said in the error that is raised.
+    """What orbax logs of a failure, and tensorstore prints from its own threads, is said in the error that is raised.
 
     After a failure those threads may still find their event loop closed: that is not shown any more.
     """

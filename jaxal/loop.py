@@ -4,6 +4,8 @@ A segment is a scan over looks. Between two looks all walkers take a fixed numbe
 mean force, and every step is scored. At a look, walkers that left the physical are rewound, those the gate
 flags are labeled, and if labels came the committee is retrained and the gate recalibrated; then the dynamics go
 on. The labeler is a function of the program: one ordered callback, or none where the oracle is written in JAX.
+Without a labeler flagged frames wait in a queue and their walkers go back to a trusted frame: the program never
+waits, and between two segments `jaxal.absorb` takes in the labels that have come.
 
 What varies from segment to segment (parameters, labels, thresholds, learning rate) is an argument, so a run
 compiles once. What cannot be handled inside comes out as a bit mask, with the state as it was before.
@@ -21,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxal import buffer as buffers
 from jaxal import committee as committees
 from jaxal import devices, neighbors
+from jaxal import queue as queues
 from jaxal.devices import MEMBERS, WALKERS
 from jaxal.train import fit as training
 from jaxal.train.calibrate import Fresh, Judge, calibrate
@@ -60,7 +63,8 @@ class Parts(NamedTuple):
     score: Score
     gate: Gate
     select: Select
-    label: Callable[[Structure, Bool[Array, "k"]], Label]  # in the program; energies relative to the references
+    # in the program, energies relative to the references; None: what is to be labeled waits in the queue
+    label: Callable[[Structure, Bool[Array, "k"]], Label] | None
 
 
 class Static(NamedTuple):
@@ -74,6 +78,7 @@ class Static(NamedTuple):
     looks: int  # looks in a segment
     batch: int  # labels at one look, at most
     fold: int  # held-out labels, the latest so many, that calibrate the gate
+    queue: int = 0  # structures that can wait for a label
 
 
 class Limits(NamedTuple):
@@ -107,6 +112,7 @@ class State(NamedTuple):
     gate: GateState
     train: training.TrainState  # [m]
     buffer: buffers.Buffer
+    queue: queues.Queue
     fresh: Fresh
     key: Key
     labels: Int[Array, ""]  # asked for, failed ones included
@@ -164,6 +170,7 @@ def start(
         gate=gate,
         train=train,
         buffer=buffer,
+        queue=queues.init(jax.tree.map(lambda x: x[0], structures), static.queue),
         fresh=Fresh.empty(static.fold // 2, buffer.label.energy.dtype),
         key=key,
         labels=buffer.count,
@@ -174,7 +181,6 @@ def start(
 
 def make_segment(parts: Parts, static: Static) -> Segment:
     """The function to compile: (state, limits) -> (state, looks). Donate the state."""
-    fit = functools.partial(training.fit, parts.committee, static.recipe, static.train_near)
     mesh = parts.committee.mesh
     walk = make_walk(parts.committee, parts.explorer, parts.score, static.table, static.near, static.every)
 
@@ -212,15 +218,20 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         lost = (problems & UNDONE) != 0  # this segment will be undone: a label asked for now would not be used
         chosen = jnp.where((chosen >= 0) & (jnp.cumsum(chosen >= 0) <= left) & ~lost, chosen, -1)
         state = state._replace(gate=gate, problems=problems)
-        state, report = learn(limits, state, candidate, chosen, probe, estimate, (key_add, key_hold, key_fit))
+        keys = key_add, key_hold, key_fit
+        if parts.label is None:
+            state, report = put_off(state, candidate, chosen, probe, estimate)
+        else:
+            state, report = learn(limits, state, candidate, chosen, probe, estimate, keys)
 
-        # Back to the trusted frame: walkers that are unphysical, and those whose frame the method cannot label.
+        # Back to the trusted frame: walkers that are unphysical, those whose frame the method cannot label, and those
+        # whose label nobody waits for.
         failed = jnp.zeros(number, bool).at[report["failed"]].set(True, mode="drop")
         labeled = jnp.zeros(number, bool).at[report["labeled"]].set(True, mode="drop")
         trust = (~candidate.bad & ~flagged) | labeled
         place = Trusted(candidate.structure, candidate.force, candidate.stress)
         trusted = where(trust, place, trusted)
-        rewind = candidate.bad | failed
+        rewind = candidate.bad | failed | (flagged if parts.label is None else False)
         fresh = jax.vmap(parts.explorer.init)(jax.random.split(key_rewind, number), *trusted)
         fresh = fresh._replace(step=state.walkers.step)
         walkers = where(rewind, fresh, state.walkers)
@@ -237,7 +248,6 @@ def make_segment(parts: Parts, static: Static) -> Segment:
             estimate=estimate,
             flagged=flagged & ~candidate.bad,
             unphysical=candidate.bad,
-            walker=chosen,
             **report["look"],
             factor=state.gate.factor,
         )
@@ -257,40 +267,14 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         nan = jnp.asarray(jnp.nan, candidate.force.dtype)
 
         def ask(state: State):
+            assert parts.label is not None
             label = parts.label(picked.structure, wanted)
             ok = label.ok & wanted
             hold = is_probe | (jax.random.uniform(key_hold, wanted.shape) < limits.holdout)
-            buffer, full = buffers.add(
-                state.buffer, key_add, picked.structure, label, ok, hold, static.recipe.bootstrap
-            )
-            steps = jnp.where(jnp.any(ok & ~hold), limits.steps, 0)
-            with jax.named_scope("training"):
-                rates = limits.rate, limits.final_rate
-                train, loss = fit(state.train, buffer, key_fit, steps, *rates)
-            error = max_force_error(picked.force, picked.structure, label)
-            fresh = state.fresh.push(picked.score, error, ok)
-            with jax.named_scope("gate"):
-                gate, rmse, crowded = calibrate(judge_of(parts, static), state.gate, train.average, buffer, fresh)
-            near = neighbors.find(static.train_near, picked.structure)
-            finite = jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), train.average))
-            problems = (
-                state.problems
-                | jnp.where(full, BUFFER_FULL, 0)
-                | jnp.where(jnp.any(near.overflow & ok) | crowded, NEIGHBORS_FULL, 0)
-                | jnp.where(finite, 0, NOT_FINITE)
-            )
-            state = state._replace(
-                buffer=buffer,
-                fresh=fresh,
-                train=train,
-                gate=gate,
-                problems=problems.astype(jnp.int32),
-                labels=state.labels + jnp.sum(wanted, dtype=jnp.int32),
-            )
-            each = jax.vmap(lambda f, s, lab: force_rmse(f[None], _one(s), _one(lab), jnp.ones(1, bool)))
-            rmses = each(picked.force, picked.structure, label)
-            values = (ok, jnp.where(ok, error, nan), jnp.where(ok, rmses, nan), jnp.mean(loss), rmse)
-            return state, values
+            lesson = Lesson(picked.structure, picked.score, picked.force, label, ok, hold)
+            state, taught = teach(parts, static, limits, state, lesson, (key_add, key_fit))
+            state = state._replace(labels=state.labels + jnp.sum(wanted, dtype=jnp.int32))
+            return state, (ok, taught.error, taught.rmse, taught.loss, taught.fold_rmse)
 
         def skip(state: State):
             none = jnp.full(wanted.shape, jnp.nan, candidate.force.dtype)
@@ -301,6 +285,7 @@ def make_segment(parts: Parts, static: Static) -> Segment:
             "labeled": jnp.where(ok, chosen, number),
             "failed": jnp.where(wanted & ~ok, chosen, number),
             "look": {
+                "walker": chosen,
                 "probe": is_probe,
                 "ok": ok,
                 "label_estimate": jnp.where(wanted, estimate[row], jnp.nan),
@@ -312,16 +297,86 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         }
         return state, report
 
+    def put_off(state: State, candidate: Candidate, chosen, probe, estimate):
+        """The chosen walkers' candidates wait in the queue; no label comes at this look."""
+        wanted, row = chosen >= 0, jnp.maximum(chosen, 0)
+        queue = queues.push(
+            state.queue,
+            jax.tree.map(lambda x: x[row], candidate.structure),
+            candidate.score[row],
+            probe[row],
+            chosen,
+            wanted,
+        )
+        none = jnp.full(wanted.shape, jnp.nan, candidate.force.dtype)
+        nobody, never = jnp.full(wanted.shape, candidate.score.shape[0]), jnp.zeros(wanted.shape, bool)
+        look = {"walker": jnp.full_like(chosen, -1), "probe": never, "ok": never, "label_estimate": none}
+        look |= {"label_error": none, "label_rmse": none, "loss": none[0], "fold_rmse": none[0]}
+        return state._replace(queue=queue), {"labeled": nobody, "failed": nobody, "look": look}
+
     def segment(state: State, limits: Limits) -> tuple[State, Look]:
         before = state._replace(problems=jnp.zeros_like(state.problems))
         after, looks = jax.lax.scan(lambda s, x: look(limits, s, x), before, None, length=static.looks)
-        # What came after an overflow or a diverged training is wrong: as if the segment had not been.
-        undone = (after.problems & UNDONE) != 0
-        state = jax.tree.map(lambda old, new: jax.lax.select(undone, old, new), *_data(before, after))
-        state = _undata(state, before)._replace(problems=after.problems)
-        return devices.laid(mesh, LAYOUT, state), devices.laid(mesh, P(), looks)
+        return devices.laid(mesh, LAYOUT, unless_undone(before, after)), devices.laid(mesh, P(), looks)
 
     return segment
+
+
+class Lesson(NamedTuple):
+    """Labels that have come, and what the committee said of them before."""
+
+    structure: Structure  # [k]
+    score: Float[Array, "k"]
+    force: Float[Array, "k n 3"]  # eV/Å, committee mean
+    label: Label  # [k]
+    ok: Bool[Array, "k"]  # the others are not learned from
+    hold: Bool[Array, "k"]  # held out
+
+
+class Taught(NamedTuple):
+    """How wrong the committee was before a lesson, and how it stands after it."""
+
+    error: Float[Array, "k"]  # eV/Å, largest force error of an atom; NaN where not ok
+    rmse: Float[Array, "k"]  # eV/Å, force RMSE; NaN where not ok
+    loss: Float[Array, ""]  # mean of the members' training losses
+    fold_rmse: Float[Array, ""]  # eV/Å, force RMSE of the committee mean on the held-out labels
+
+
+def teach(
+    parts: Parts, static: Static, limits: Limits, state: State, lesson: Lesson, keys: tuple[Key, Key]
+) -> tuple[State, Taught]:
+    """Adds labels to the training set, retrains all members and calibrates the gate."""
+    structure, score, force, label, ok, hold = lesson
+    key_add, key_fit = keys
+    buffer, full = buffers.add(state.buffer, key_add, structure, label, ok, hold, static.recipe.bootstrap)
+    steps = jnp.where(jnp.any(ok & ~hold), limits.steps, 0)
+    with jax.named_scope("training"):
+        fit = functools.partial(training.fit, parts.committee, static.recipe, static.train_near)
+        train, loss = fit(state.train, buffer, key_fit, steps, limits.rate, limits.final_rate)
+    error = max_force_error(force, structure, label)
+    fresh = state.fresh.push(score, error, ok)
+    with jax.named_scope("gate"):
+        gate, fold, crowded = calibrate(judge_of(parts, static), state.gate, train.average, buffer, fresh)
+    near = neighbors.find(static.train_near, structure)
+    finite = jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), train.average))
+    problems = (
+        state.problems
+        | jnp.where(full, BUFFER_FULL, 0)
+        | jnp.where(jnp.any(near.overflow & ok) | crowded, NEIGHBORS_FULL, 0)
+        | jnp.where(finite, 0, NOT_FINITE)
+    )
+    state = state._replace(buffer=buffer, fresh=fresh, train=train, gate=gate, problems=problems.astype(jnp.int32))
+    each = jax.vmap(lambda f, s, lab: force_rmse(f[None], _one(s), _one(lab), jnp.ones(1, bool)))
+    nan = jnp.asarray(jnp.nan, force.dtype)
+    rmse = each(force, structure, label)
+    return state, Taught(jnp.where(ok, error, nan), jnp.where(ok, rmse, nan), jnp.mean(loss), fold)
+
+
+def unless_undone(before: State, after: State) -> State:
+    """`after`, or `before` with the problems of `after` where these undo it: what comes after them is wrong."""
+    undone = (after.problems & UNDONE) != 0
+    state = jax.tree.map(lambda old, new: jax.lax.select(undone, old, new), *_data(before, after))
+    return _undata(state, before)._replace(problems=after.problems)
 
 
 def _one(row):

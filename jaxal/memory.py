@@ -58,6 +58,14 @@ class Progress:
     probing: bool = False
     probes: list[float] = field(default_factory=list)  # squared force RMSE of the fresh probes
     sizes: dict[str, int] = field(default_factory=dict)
+    busy: float = 0.0  # s of exploration in which the device had work
+    idle: float = 0.0  # s of exploration in which it had none: it waited for labels, or for the host
+    # of a pooled run
+    begun: list[list[int]] = field(default_factory=list)  # ticket of each label at work, and the look it was begun at
+    waiting: int | None = None  # structures in the queue
+    dropped: int = 0  # structures of which the committee became sure while they waited
+    worked: float = 0.0  # s of calculation that were paid for, over all workers
+    slots: int = 0  # labels that are calculated at a time
 
 
 class Run(NamedTuple):
@@ -183,6 +191,11 @@ def elapsed(run: Run) -> float:
     return time.monotonic() - run.began
 
 
+def picoseconds(run: Run, progress: Progress) -> float:
+    """Dynamics of each walker so far."""
+    return progress.look * run.config.gate.every * 1e-3 * run.config.explore.part["timestep"]
+
+
 def phase(run: Run, name: str, why: str = "") -> dict[str, Any]:
     """A metrics line that says a phase begins."""
     return {"kind": "phase", "wall": elapsed(run), "phase": name, "why": why}
@@ -205,7 +218,7 @@ def note(
     lines = records.label_records(looks, wall, ps, int(state.labels) - asked + 1, reasons)
     good = [line["rmse"] for line in lines if line["ok"]]
     progress.asked = int(state.labels)
-    progress.failed += 0 if run.config.label.part.kind == "labeler" else asked - len(good)
+    progress.failed += asked - len(good) if run.config.label.part.kind == "oracle" else 0
     progress.true = float(np.mean(good)) if good else progress.true
     progress.flagged = float(np.mean(looks.flagged))
     estimate = looks.estimate[~looks.unphysical]
@@ -237,7 +250,10 @@ def note(
                 "loss": loss[-1] if loss.size else None,
                 "holdout_force_rmse": progress.fold,
                 "temperature": float(np.mean(looks.temperature)),
-            },
+                "busy": progress.busy,
+                "idle": progress.idle,
+            }
+            | _of_pool(progress),
         ],
     )
     reference = np.asarray(progress.reference)
@@ -245,10 +261,18 @@ def note(
     progress.look += number
 
 
+def _of_pool(progress: Progress) -> dict[str, Any]:
+    """What only a pooled run knows."""
+    if progress.waiting is None:
+        return {}
+    numbers = {"waiting": progress.waiting, "running": len(progress.begun), "dropped": progress.dropped}
+    return numbers | {"worked": progress.worked, "slots": progress.slots}
+
+
 def show(run: Run, progress: Progress, phase: str, message: str = "", eta: float | None = None) -> None:
     """Shows how the run stands, with the time left by the budget that fills fastest."""
     stop, wall = run.config.stop, elapsed(run)
-    ps = progress.look * run.config.gate.every * 1e-3 * run.config.explore.part["timestep"]
+    ps = picoseconds(run, progress)
     if phase == "explore":
         limits = [(progress.asked, stop.labels), (ps, stop.time), (wall, stop.wall)]
         done = max(now / end for now, end in limits if end)
@@ -264,6 +288,8 @@ def show(run: Run, progress: Progress, phase: str, message: str = "", eta: float
             gate_rate=progress.flagged if progress.look else None,
             estimated_error=progress.estimated,
             true_error=progress.true,
+            waiting=progress.waiting,
+            running=None if progress.waiting is None else len(progress.begun),
             eta=eta,
             message=message,
         )

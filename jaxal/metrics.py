@@ -20,3 +20,21 @@ def read_metrics(path: Path) -> list[Record]:
             if isinstance(record, dict):
                 records.append(record)
     return records
+
+
+def shares(segment: Record) -> Record:
+    """Of the time of exploration up to this segment, the fractions in which device and workers had nothing to do.
+
+    The device has nothing to do while the program waits for labels, and while the host writes and decides. None where
+    the record does not say.
+    """
+    busy, idle, worked, slots = (segment.get(name) for name in ("busy", "idle", "worked", "slots"))
+    numbers = [value if isinstance(value, int | float) else None for value in (busy, idle, worked, slots)]
+    if numbers[0] is None or numbers[1] is None or numbers[0] + numbers[1] <= 0:
+        return {"device_idle": None, "workers_idle": None}
+    time = numbers[0] + numbers[1]
+    at_work = None if numbers[2] is None or not numbers[3] else numbers[2] / (numbers[3] * time)
+    return {
+        "device_idle": numbers[1] / time,
+        "workers_idle": None if at_work is None else max(0.0, 1 - at_work),
+    }

@@ -24,6 +24,8 @@ class Status(NamedTuple):
     gate_rate: float | None = None  # fraction of the looks at a walker that asked for a label
     estimated_error: float | None = None  # eV/Å, what the gate believes
     true_error: float | None = None  # eV/Å, what new labels showed
+    waiting: int | None = None  # structures that wait for a label, in a run that does not wait for them
+    running: int | None = None  # labels at work
     eta: float | None = None  # s
     message: str = ""
 
@@ -45,6 +47,9 @@ def _items(status: Status) -> Iterator[tuple[str, str]]:
     yield "ps", f"{status.picoseconds:.2f}"
     failed = f" ({status.failed} failed)" if status.failed else ""
     yield "labels", f"{status.labels}{f'/{status.budget}' if status.budget else ''}{failed}"
+    if status.running is not None:
+        yield "at work", f"{status.running}"
+        yield "waiting", f"{status.waiting}"
     if status.gate_rate is not None:
         yield "gate", f"{100 * status.gate_rate:.1f}%"
     if status.estimated_error is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from jaxal import figures
+from jaxal import figures, metrics
 from jaxal.metrics import METRICS, Record, read_metrics
 from jaxal.types import InputError
 from jaxal.units import GPA, KCAL_PER_MOL
@@ -148,6 +148,7 @@ def _summary(
         "failed": dict(Counter(str(r.get("reason") or "failed") for r in failed)),
         "training_structures": _count_frames(directory / "training.xyz"),
         "ps": segments[-1].get("ps") if segments else None,
+        **metrics.shares(segments[-1] if segments else {}),
         "holdout_force_rmse": holdout[-1] if holdout else None,  # eV/Å
         "force_rmse": _inside(validation, "errors", "force", "rmse"),  # eV/Å
         "energy_rmse": _inside(validation, "errors", "energy", "rmse"),  # eV/atom
@@ -186,6 +187,8 @@ def _tiles(summary: Record) -> list[tuple[str, str]]:
         ("wall time, min", show(summary["wall"], ".1f", 1 / 60)),
         ("labels" + (f" ({failed} failed)" if failed else ""), show(summary["labels"] or None, ".0f")),
         ("dynamics of each walker, ps", show(summary["ps"], ".1f")),
+        ("device idle while exploring, %", show(summary["device_idle"], ".1f", 100)),
+        ("workers idle while exploring, %", show(summary["workers_idle"], ".1f", 100)),
         ("force RMSE, test data, meV/Å", show(summary["force_rmse"], ".1f", 1e3)),
         ("energy RMSE, test data, meV/atom", show(summary["energy_rmse"], ".2f", 1e3)),
         (

@@ -109,7 +109,10 @@ class Label:
 
     part: Annotated[Part, Kinds(("labeler", "oracle"), "tblite")]
     initial: Annotated[int, Unit("", 2)] = 10  # labels before the dynamics
+    mode: Literal["inline", "pooled"] = "inline"  # the dynamics wait for a label, or go on elsewhere until it is there
     batch: Count | None = None  # at most so many labels at one look; default: as many as walkers
+    queue: Count = 64  # pooled: structures that can wait for a label
+    lag: Count | None = None  # pooled: a label is used so many segments after it was begun; default: when it is there
     workers: Annotated[int, Unit("", 0)] = 0  # processes; 0 calculates in this one
     timeout: Annotated[float, Unit("s", 0, True)] = 600.0  # one calculation may take as long; then it has failed
     max_force: Annotated[float, Unit("eV/Å", 0, True)] = 30.0  # a larger force on any atom fails the label

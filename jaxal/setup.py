@@ -16,7 +16,7 @@ from jaxal import committee as committees
 from jaxal import devices, loop, neighbors
 from jaxal.committee import Committee
 from jaxal.label.bridge import host_label
-from jaxal.label.pool import Recipe as LabelRecipe
+from jaxal.label.executor import Recipe as LabelRecipe
 from jaxal.label.service import Service, label_service
 from jaxal.schema import Config, Offline, Train
 from jaxal.structure import Table, from_atoms, masses, species_table
@@ -262,6 +262,7 @@ def static_of(
         looks=looks,
         batch=config.label.batch or config.explore.walkers,
         fold=FOLD,
+        queue=config.label.queue if config.label.mode == "pooled" else 0,
     )
 
 
@@ -280,8 +281,8 @@ def limits_of(config: Config, rate: float, probe: float) -> loop.Limits:
     )
 
 
-def parts_of(config: Config, atoms: ase.Atoms, table: Table, label: LabelFunction) -> loop.Parts:
-    """The functions of the run."""
+def parts_of(config: Config, atoms: ase.Atoms, table: Table, label: LabelFunction | None) -> loop.Parts:
+    """The functions of the run; without a `label` what is to be labeled waits in the queue."""
     dtype = dtype_of(config.precision)
     mass = jnp.asarray(masses(table)[np.searchsorted(table, atoms.numbers)], dtype)
     return loop.Parts(

@@ -15,7 +15,7 @@ import yaml
 
 from jaxal.label.summary import STATUSES, cost
 from jaxal.label.task import LabelError
-from jaxal.metrics import METRICS, Record, read_metrics
+from jaxal.metrics import METRICS, Record, read_metrics, shares
 from jaxal.progress import clock
 
 # The names belong to config, memory, records and lock, which load JAX.
@@ -62,6 +62,10 @@ def gather(directory: str | Path) -> Record:
         "true": _last_error(records),
         "holdout_force_rmse": _number(last.get("holdout_force_rmse")),
         "factor": _number(last.get("factor")),
+        "waiting": _number(last.get("waiting")),
+        "running": _number(last.get("running")),
+        "dropped": _number(last.get("dropped")),
+        **shares(last),
         "checkpoint": _checkpoint(directory / CHECKPOINTS),
         "eta": eta,
         "by": by,
@@ -85,7 +89,12 @@ def text(found: Record) -> str:
         rows.append(("store", ", ".join(f"{store[status]} {status}" for status in STATUSES)))
         if store["mean"] is not None:
             rows.append(("cost", f"{store['mean']:.3g} s a label, {store['hours']:.3g} h in all"))
+    if found["running"] is not None:
+        sure = f", {found['dropped']:.0f} dropped that the committee has become sure of" if found["dropped"] else ""
+        rows.append(("queue", f"{found['waiting']:.0f} waiting, {found['running']:.0f} at work{sure}"))
     rows += [
+        ("device idle", _scaled(found["device_idle"], 100, ".1f", "% of the exploration")),
+        ("workers idle", _scaled(found["workers_idle"], 100, ".1f", "% of the exploration")),
         ("gate", _scaled(found["flagged"], 100, ".1f", "% of the looks asked for a label")),
         ("not physical", _scaled(found["unphysical"] or None, 100, ".1f", "% of the looks")),
         ("estimated error", _scaled(found["estimated"], 1e3, ".0f", " meV/Å")),

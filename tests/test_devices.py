@@ -1,6 +1,5 @@
 """Many devices, many processes: the same results as on one device, each label asked for once, files written once."""
 
-import json
 import os
 import signal
 import socket
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from ase.build import molecule
 from ase.io import read, write
+from test_run import metrics, model_arrays
 
 from jaxal import devices
 from jaxal.config import load
@@ -86,16 +86,6 @@ def pair(folder: Path, *arguments) -> tuple[list[subprocess.Popen], list[Path]]:
         for index, (path, where) in enumerate(zip(errors, (folder, empty), strict=True))
     ]
     return both, errors
-
-
-def model_arrays(directory: Path) -> dict[str, np.ndarray]:
-    with np.load(directory / "model.npz") as file:
-        return {name: file[name] for name in file.files}
-
-
-def metrics(directory: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "wall"} for line in lines]
 
 
 def stored(directory: Path) -> int:

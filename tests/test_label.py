@@ -65,7 +65,7 @@ def largest_stress_error(backend, task: Task, h=1e-4) -> float:
 
 
 def test_the_host_side_imports_no_jax():
-    modules = ["task", "accept", "tblite", "pyscf", "ase", "store", "pool", "worker", "service"]
+    modules = ["task", "accept", "tblite", "pyscf", "ase", "store", "executor", "pool", "worker", "service"]
     modules += ["scratch", "command", "xtb", "espresso", "nwchem"]
     code = ";".join(f"import jaxal.label.{name}" for name in modules)
     code += ";import sys; sys.exit('jax' in sys.modules or 'pyscf' in sys.modules or 'tblite' in sys.modules)"

@@ -15,7 +15,8 @@ from label_programs import COPPER, EMT, WATER, rattled, script, task_of
 from jaxal.config import load, resolved
 from jaxal.label import scratch
 from jaxal.label.command import command, extended_xyz
-from jaxal.label.pool import Recipe, open_pool
+from jaxal.label.executor import Recipe, run_all
+from jaxal.label.pool import open_pool
 from jaxal.label.scratch import in_scratch
 from jaxal.label.task import REASON_LENGTH, Result
 from jaxal.label.tblite import tblite
@@ -145,7 +146,7 @@ def test_a_worker_takes_its_program_along(tmp_path):
     """
     pool = open_pool(Recipe("command", script(text) | {"keep": str(tmp_path / "kept")}), 1, timeout=2.0)
     try:
-        (result,) = pool.run([WATER], lambda index, result: None)
+        (result,) = run_all(pool, [WATER])
     finally:
         pool.close()
     assert not result.ok and "timeout" in result.reason
@@ -166,7 +167,7 @@ def test_a_program_of_a_worker_sees_the_python_path_of_the_user(path, tmp_path, 
     text = f"import os\nopen({str(seen)!r}, 'w').write(os.environ.get('PYTHONPATH', ''))"
     pool = open_pool(Recipe("command", script(text) | {"keep": str(tmp_path / "kept")}), 1)
     try:
-        (result,) = pool.run([WATER], lambda index, result: None)
+        (result,) = run_all(pool, [WATER])
     finally:
         pool.close()
     assert "wrote no output" in result.reason and seen.read_text() == path

@@ -13,7 +13,7 @@ from ase.build import molecule
 import jaxal.label.tblite  # registers
 from jaxal import registry
 from jaxal.label.bridge import host_label
-from jaxal.label.pool import Recipe
+from jaxal.label.executor import Recipe
 from jaxal.label.service import label_service
 from jaxal.label.task import Enough, LabelError, Task
 from jaxal.types import Structure

@@ -14,13 +14,14 @@ LONGEST = 400  # lines
 # the model file knows how to predict, so `validate` and `calculator` need no training code.
 LAYERS = (
     ("units", "types", "registry", "precision", "compilation", "metrics", "extxyz"),
-    ("structure", "neighbors", "buffer", "heads", "schema", "yaml12", "devices", "lock"),
+    ("structure", "neighbors", "buffer", "heads", "queue", "schema", "yaml12", "devices", "lock"),
     ("potential", "committee", "acquire", "label"),
     ("explore", "train", "model", "walk"),
     ("loop", "validate", "calculator", "config", "check", "checkpoint", "progress", "figures"),
-    ("setup", "records", "report", "store_command", "status"),
+    ("absorb", "setup", "records", "report", "store_command", "status"),
     ("memory",),
-    ("finish", "stop"),
+    ("finish", "pooled", "stop"),
+    ("segments",),
     ("run", "offline", "bench"),
     ("cli",),
 )

@@ -61,8 +61,8 @@ class Host:
 
 
 @functools.cache
-def compiled(label=oracle, capacity=64, slots=2):
-    """(start state, segment, jitted segment) of a small run with a threshold gate."""
+def made(label=oracle, capacity=64, slots=2, queue=0):
+    """(start state, parts, static) of a small run with a threshold gate."""
     atoms = molecule("H2O")
     parts = loop.Parts(
         committee=committee.Committee(
@@ -89,23 +89,39 @@ def compiled(label=oracle, capacity=64, slots=2):
         looks=3,
         batch=WALKERS,
         fold=4,
+        queue=queue,
     )
     walkers = jax.tree.map(lambda x: jnp.stack([x[0]] * WALKERS), structures)
     train = training.init(static.recipe, params)
     state = jax.jit(lambda t, b, w, k: loop.start(parts, static, t, b, w, k))(train, buffer, walkers, jax.random.key(3))
+    return state, parts, static
+
+
+@functools.cache
+def compiled(label=oracle, **shape):
+    """(start state, segment, jitted segment) of that run."""
+    state, parts, static = made(label, **shape)
     segment = loop.make_segment(parts, static)
     return state, segment, jax.jit(segment)
+
+
+def limits_of(**limits):
+    """Arguments of the programs, in their types."""
+    given = {"implausible": 1e3, "closest": 0.1, "budget": 1000, "probe": 0.0, "holdout": 0.3, "steps": 3}
+    given |= {"rate": 1e-3, "final_rate": 1e-4} | limits
+    whole = ("budget", "steps")
+    return loop.Limits(**{n: jnp.asarray(v, jnp.int32 if n in whole else jnp.float32) for n, v in given.items()})
+
+
+def with_gate(state, threshold):
+    """A state whose gate fires above `threshold`, eV/Å."""
+    return state._replace(gate=state.gate._replace(threshold=jnp.asarray(threshold, jnp.float32)))
 
 
 def program(label=oracle, threshold=0.05, limits=None, **shape):
     """(state, run, limits): a state with its gate at `threshold` (eV/Å), the compiled segment, its arguments."""
     state, _, run = compiled(label, **shape)
-    given = {"implausible": 1e3, "closest": 0.1, "budget": 1000, "probe": 0.0, "holdout": 0.3, "steps": 3}
-    given |= {"rate": 1e-3, "final_rate": 1e-4} | (limits or {})
-    whole = ("budget", "steps")
-    arrays = {n: jnp.asarray(v, jnp.int32 if n in whole else jnp.float32) for n, v in given.items()}
-    gate = state.gate._replace(threshold=jnp.asarray(threshold, jnp.float32))
-    return state._replace(gate=gate), run, loop.Limits(**arrays)
+    return with_gate(state, threshold), run, limits_of(**limits or {})
 
 
 def host(asked, **options):

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from jaxal import registry
-from jaxal.label.pool import Recipe, open_pool
+from jaxal.label.executor import Recipe, run_all
+from jaxal.label.pool import open_pool
 from jaxal.label.task import LabelError, Result, Task, packed, unpacked
 from jaxal.label.worker import serve
 
@@ -46,7 +47,7 @@ def tasks_of(*behaviors: int) -> list[Task]:
 
 def run(pool, tasks):
     landed = {}
-    results = pool.run(tasks, landed.__setitem__)
+    results = run_all(pool, tasks, landed.__setitem__)
     assert landed == dict(enumerate(results))
     return results
 
@@ -159,20 +160,22 @@ def test_close_ends_a_running_calculation(pool_of, faults, tmp_path):
     worker = int(wait_for(tmp_path / "calls").split()[1])
     pool.close()
     thread.join(10)
-    assert errors == ["the pool is closed"] and gone(worker)
+    assert errors == ["the executor is closed"] and gone(worker)
     with pytest.raises(LabelError, match="closed"):
         run(pool, tasks_of(faults.GOOD))
 
 
-def test_an_error_of_the_caller_leaves_a_pool_that_works(pool_of, faults):
+def test_after_an_error_of_the_caller_nothing_is_at_work(pool_of, faults, tmp_path):
     pool = pool_of(workers=2)
 
     def landed(index, result):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        pool.run(tasks_of(faults.GOOD, faults.HANGS), landed)
-    assert run(pool, tasks_of(faults.GOOD))[0].ok
+        run_all(pool, tasks_of(faults.HANGS, faults.GOOD), landed)
+    assert all(gone(int(line.split()[1])) for line in (tmp_path / "calls").read_text().splitlines())
+    with pytest.raises(LabelError, match="closed"):
+        run(pool, tasks_of(faults.GOOD))
 
 
 def test_workers_end_when_the_program_is_killed(faults, tmp_path):
@@ -180,8 +183,9 @@ def test_workers_end_when_the_program_is_killed(faults, tmp_path):
 
     code = (
         "import sys, numpy as np, label_faults; from jaxal.label.pool import Recipe, open_pool;"
+        "from jaxal.label.executor import run_all;"
         "from jaxal.label.task import Task; pool = open_pool(Recipe('faulty', {'folder': sys.argv[1]}), 1);"
-        f"pool.run([Task(np.array([1]), np.zeros((1, 3)), np.zeros((3, 3)), {faults.SPAWNS}, 0)], print)"
+        f"run_all(pool, [Task(np.array([1]), np.zeros((1, 3)), np.zeros((3, 3)), {faults.SPAWNS}, 0)], print)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     program = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment)

@@ -46,9 +46,13 @@ def jaxal(*arguments, check=True, **options):
     return done
 
 
-def metrics(directory: Path) -> list[dict]:
+TIMES = {"wall", "busy", "idle", "worked"}
+
+
+def metrics(directory: Path, without=frozenset(TIMES)) -> list[dict]:
+    """Lines of metrics.jsonl without what is never the same twice."""
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "wall"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in without} for line in lines]
 
 
 def model_arrays(directory: Path) -> dict[str, np.ndarray]:

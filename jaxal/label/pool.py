@@ -16,14 +16,13 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
-from jaxal import registry
-from jaxal.label.task import Backend, Enough, LabelError, Result, Task, failed, one_line, packed, unpacked
+from jaxal.label.executor import Executor, Recipe, refuse_closed
+from jaxal.label.task import Result, Task, failed, one_line, packed, unpacked
 from jaxal.label.worker import OUTER_PATH
 
 TRIES = 2  # of a calculation whose worker dies
@@ -31,26 +30,11 @@ STARTUP = 120.0  # s for a worker to import its method
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-class Recipe(NamedTuple):
-    """How to build a backend, in this process or in another: a registered labeler and its options."""
-
-    name: str
-    options: dict[str, Any]
-
-    def build(self) -> Backend:
-        """The backend. Raises LabelError (or the ValueError of the factory) for options that cannot be."""
-        return registry.get("labeler", self.name)(**self.options)
-
-
-class Pool(NamedTuple):
-    """An open pool.
-
-    `run(tasks, landed)` gives the results in the order of the tasks; `landed(index, result)` is called in this
-    thread as soon as each is there. One caller at a time; a second one waits.
-    """
-
-    run: Callable[[Sequence[Task], Callable[[int, Result], None]], list[Result]]
-    close: Callable[[], None]
+@dataclass
+class _Job:
+    ticket: int
+    task: Task
+    tries: int = 0
 
 
 @dataclass
@@ -59,122 +43,113 @@ class _Worker:
     connection: Connection
     errors: IO[bytes]  # what it writes to standard error
     ready: bool = False  # its backend is built
-    job: int | None = None  # index of its task
+    job: _Job | None = None
     since: float = 0.0  # when it started, or got its task
 
 
-def open_pool(
-    recipe: Recipe, workers: int, timeout: float | None = None, enough: Callable[[], bool] = lambda: False
-) -> Pool:
+def open_pool(recipe: Recipe, workers: int, timeout: float | None = None) -> Executor:
     """Starts `workers` processes; each builds the backend while this process goes on.
 
-    `timeout` is in seconds of wall time for each calculation; None waits forever. Once `enough()` holds, no other
-    calculation is begun, and `run` raises Enough when the last has landed. Raises LabelError for a labeler that
-    another process cannot import.
+    `timeout` is in seconds of wall time for each calculation; None waits forever. It is looked at in `submit` and
+    `landed`, and an answer that is there counts, however late. Raises LabelError for a labeler that another process
+    cannot import.
     """
-    module = registry.get("labeler", recipe.name).__module__
-    if module == "__main__":
-        raise LabelError(
-            f"label.workers: the labeler {recipe.name} is part of a script; move it to a module, or give 0"
-        )
-    greeting = (module, recipe.name, dict(recipe.options))
+    greeting = recipe.greeting("label.workers")
     slots: list[_Worker | None] = [_start(greeting) for _ in range(workers)]
+    waiting: deque[_Job] = deque()
+    finished: list[tuple[int, Result]] = []
     lock, closing = threading.Lock(), threading.Event()
 
-    def run(tasks: Sequence[Task], landed: Callable[[int, Result], None]) -> list[Result]:
-        with lock:
-            if closing.is_set():
-                raise LabelError("the pool is closed")
-            results: list[Result | None] = [None] * len(tasks)
-            tries = [0] * len(tasks)
-            waiting = deque(range(len(tasks)))
+    def lost(slot: int, reason: str, again: bool) -> None:
+        """The worker is of no use any more; its task goes back or fails."""
+        worker = slots[slot]
+        assert worker is not None
+        slots[slot] = None
+        said = _end(worker)
+        if worker.job is not None and again and worker.job.tries < TRIES:
+            waiting.appendleft(worker.job)
+        elif worker.job is not None:
+            spent = time.monotonic() - worker.since
+            finished.append((worker.job.ticket, failed(worker.job.task, f"{reason}{said and f': {said}'}", spent)))
 
-            def finish(index: int, result: Result) -> None:
-                results[index] = result
-                landed(index, result)
+    def assign() -> None:
+        for slot, worker in enumerate(slots):
+            if waiting and (worker is None or worker.job is None):
+                worker = slots[slot] = worker or _start(greeting)
+                worker.job = waiting.popleft()
+                worker.job.tries += 1
+                _give(worker)
 
-            def lost(slot: int, reason: str, again: bool) -> None:
-                """The worker is of no use any more; its task goes back or fails."""
-                worker = slots[slot]
-                assert worker is not None
-                slots[slot] = None
-                said = _end(worker)
-                if worker.job is not None and again and tries[worker.job] < TRIES:
-                    waiting.appendleft(worker.job)
-                elif worker.job is not None:
-                    spent = time.monotonic() - worker.since
-                    finish(worker.job, failed(tasks[worker.job], f"{reason}{said and f': {said}'}", spent))
-
-            def assign() -> None:
-                for slot, worker in enumerate(slots):
-                    if waiting and (worker is None or worker.job is None):
-                        worker = slots[slot] = worker or _start(greeting)
-                        worker.job = waiting.popleft()
-                        tries[worker.job] += 1
-                        _give(worker, tasks[worker.job])
-
-            def expire() -> None:
-                for slot, worker in enumerate(slots):
-                    if worker is None or worker.job is None or time.monotonic() < _end_of(worker, timeout):
-                        continue
-                    if worker.ready:
-                        lost(slot, f"timeout: the calculation took more than {timeout:g} s", again=False)
-                    else:
-                        lost(slot, f"the worker did not start in {STARTUP:g} s", again=True)
-
-            def listen() -> None:
-                for slot in _speaking(slots, timeout):
-                    worker = slots[slot]
-                    assert worker is not None
-                    try:
-                        message = unpacked(worker.connection.recv_bytes())
-                    except (EOFError, OSError, ValueError, TypeError):
-                        if closing.is_set():
-                            raise LabelError("the pool is closed") from None
-                        lost(slot, f"the worker died ({_how(worker.process)})", again=True)
-                        continue
-                    assert worker.job is not None
-                    if worker.ready:
-                        index, worker.job = worker.job, None
-                        finish(index, Result(*message))
-                    elif message:
-                        lost(slot, f"the worker cannot build {recipe.name}: {message}", again=False)
-                    else:
-                        worker.ready = True
-                        _give(worker, tasks[worker.job])
-
+    def listen(patience: float) -> None:
+        """Reads what the workers say, after waiting for the first of them."""
+        speakers = {w.connection: slot for slot, w in enumerate(slots) if w and (w.job is not None or not w.ready)}
+        for connection in wait(list(speakers), None if math.isinf(patience) else patience):
+            slot = speakers[connection]  # pyright: ignore[reportArgumentType]
+            worker = slots[slot]
+            assert worker is not None
             try:
-                while waiting or any(worker and worker.job is not None for worker in slots):
-                    if waiting and enough():
-                        waiting.clear()
-                    assign()
-                    expire()
-                    listen()
-            finally:
-                # After an exception (Ctrl-C, a closed pool) nobody wants these answers.
-                for slot, worker in enumerate(slots):
-                    if worker and worker.job is not None:
-                        slots[slot] = None
-                        _end(worker)
-            if any(result is None for result in results):
-                raise Enough
-            return [result for result in results if result is not None]
+                message = unpacked(worker.connection.recv_bytes())
+            except (EOFError, OSError, ValueError, TypeError):
+                refuse_closed(closing.is_set())
+                lost(slot, f"the worker died ({_how(worker.process)})", again=True)
+                continue
+            if not worker.ready and message:
+                lost(slot, f"the worker cannot build {recipe.name}: {message}", again=False)
+            elif not worker.ready:
+                worker.ready = True
+                _give(worker)
+            elif worker.job is not None:
+                finished.append((worker.job.ticket, Result(*message)))
+                worker.job = None
+
+    def expire() -> None:
+        for slot, worker in enumerate(slots):
+            if worker is None or time.monotonic() < _end_of(worker, timeout):
+                continue
+            if worker.ready:
+                lost(slot, f"timeout: the calculation took more than {timeout:g} s", again=False)
+            else:
+                lost(slot, f"the worker did not start in {STARTUP:g} s", again=True)
+
+    def submit(ticket: int, task: Task) -> None:
+        with lock:
+            refuse_closed(closing.is_set())
+            waiting.append(_Job(ticket, task))
+            look(0.0)
+
+    def landed(patience: float) -> list[tuple[int, Result]]:
+        end = time.monotonic() + patience
+        with lock:
+            refuse_closed(closing.is_set())
+            look(0.0)
+            while not finished and any(worker and worker.job for worker in slots) and time.monotonic() < end:
+                nearest = min(_end_of(worker, timeout) for worker in slots if worker)
+                look(max(0.0, min(nearest, end) - time.monotonic()))
+                refuse_closed(closing.is_set())  # a worker that took another's place meanwhile would not wake us
+            found, finished[:] = list(finished), []
+            return found
+
+    def look(patience: float) -> None:
+        listen(patience)
+        expire()
+        assign()
 
     def close() -> None:
         closing.set()
-        for worker in tuple(slots):  # wakes a `run` in another thread, which then gives up the lock
+        for worker in tuple(slots):  # wakes a `landed` in another thread, which then gives up the lock
             if worker:
                 _kill(worker)
         with lock:
+            waiting.clear()
             for slot, worker in enumerate(slots):
                 slots[slot] = None
                 if worker:
                     _end(worker)
 
-    return Pool(run, close)
+    return Executor(submit, landed, workers, close)
 
 
-def _start(greeting: tuple) -> _Worker:
+def _start(greeting: list[Any]) -> _Worker:
     ours, theirs = Pipe()
     errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the worker
     # One thread each: the workers share the cores, and more threads do not give the same bits twice.
@@ -196,29 +171,18 @@ def _start(greeting: tuple) -> _Worker:
     return _Worker(process, ours, errors, since=time.monotonic())
 
 
-def _give(worker: _Worker, task: Task) -> None:
+def _give(worker: _Worker) -> None:
     """Starts the clock; the task itself is sent once the worker is ready."""
     worker.since = time.monotonic()
-    if worker.ready:
+    if worker.ready and worker.job is not None:
         with contextlib.suppress(OSError):  # a dead worker is noticed when it should answer
-            worker.connection.send_bytes(packed(task))
+            worker.connection.send_bytes(packed(worker.job.task))
 
 
 def _end_of(worker: _Worker, timeout: float | None) -> float:
-    """When a busy worker has taken too long, on the monotonic clock."""
+    """When a busy worker has taken too long, on the monotonic clock; never for an idle one."""
     limit = timeout if worker.ready else STARTUP
-    return math.inf if limit is None else worker.since + limit
-
-
-def _speaking(slots: Sequence[_Worker | None], timeout: float | None) -> list[int]:
-    """Slots of busy workers that have something to read (or are dead), after waiting for one or a time limit."""
-    busy = {slot: worker for slot, worker in enumerate(slots) if worker and worker.job is not None}
-    if not busy:
-        return []
-    end = min(_end_of(worker, timeout) for worker in busy.values())
-    patience = None if math.isinf(end) else max(0.0, end - time.monotonic())
-    readable = wait([worker.connection for worker in busy.values()], patience)
-    return [slot for slot, worker in busy.items() if worker.connection in readable]
+    return math.inf if limit is None or worker.job is None else worker.since + limit
 
 
 def _end(worker: _Worker) -> str:

@@ -11,9 +11,11 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from jaxal.label.accept import MAX_FORCE, NET_FORCE, accept
-from jaxal.label.pool import Recipe, open_pool
-from jaxal.label.store import Store, label_key, open_store
+from jaxal.label.accept import MAX_FORCE, NET_FORCE
+from jaxal.label.executor import Executor, Recipe, in_process, run_all
+from jaxal.label.keep import keeper
+from jaxal.label.pool import open_pool
+from jaxal.label.store import Store, open_store
 from jaxal.label.task import Backend, Enough, LabelError, Result, Task, failed, one_line
 
 
@@ -75,6 +77,7 @@ def label_service(
     store: str | Path,
     reference: Sequence[float] | np.ndarray | None = None,
     workers: int = 0,
+    executor: Callable[[Recipe, float | None], Executor] | None = None,
     timeout: float | None = None,
     max_force: float = MAX_FORCE,
     net_force: float = NET_FORCE,
@@ -94,9 +97,11 @@ def label_service(
     reference
         Energy of each species, eV; labels are relative to their sum, subtracted in float64.
     workers
-        Processes; 0 calculates in this one.
+        Processes on this host; 0 calculates in this one.
+    executor
+        Opens the place where labels are calculated from the labeler and `timeout`, instead of those processes.
     timeout
-        Seconds for one calculation. Only a worker can be stopped: without workers it has no effect.
+        Seconds for one calculation. Only another process can be stopped: in this one it has no effect.
     max_force, net_force
         Caps of the acceptance check, eV/Å. They are not part of a label's key: other caps judge the stored
         numbers anew and pay for nothing.
@@ -110,8 +115,6 @@ def label_service(
     options that cannot be, and for a file that is not a label store.
     """
     backend = labeler.build() if isinstance(labeler, Recipe) else labeler
-    if workers and not isinstance(labeler, Recipe):
-        raise LabelError("label.workers: a backend built in this process cannot run in another; give 0")
     numbers = np.asarray(table, np.int64)
     offset = np.zeros(len(numbers)) if reference is None else np.asarray(reference, np.float64)
     if offset.shape != numbers.shape:
@@ -119,12 +122,13 @@ def label_service(
     records: list[Record] = []
     troubles: list[str] = []
     opened = open_store(store)
+    kept = keeper(opened, backend, max_force=max_force, net_force=net_force, retry_failed=retry_failed)
 
     def no_more() -> bool:
         return bool(troubles) or enough()
 
     try:
-        pool = open_pool(labeler, workers, timeout, no_more) if workers and isinstance(labeler, Recipe) else None
+        place = open_executor(labeler, backend, workers, executor, timeout)
     except BaseException:
         opened.close()
         raise
@@ -134,59 +138,28 @@ def label_service(
         for index in range(len(batch.species)):
             backend.check(_task(batch, index, numbers))
 
-    def known(key: str, task: Task) -> tuple[int, Result] | None:
-        entry = opened.get(key)
-        if entry is None or (entry.status == "failed" and retry_failed):
-            return None
-        if entry.status == "failed":
-            return entry.row, entry.result
-        verdict = accept(task, entry.result._replace(ok=True, reason=""), max_force=max_force, net_force=net_force)
-        if verdict.ok != entry.result.ok or verdict.reason != entry.result.reason:
-            opened.judge(key, "done" if verdict.ok else "rejected", verdict.reason)
-        return entry.row, verdict
-
-    def committed(key: str, task: Task, result: Result) -> tuple[int, Result]:
-        """What the store holds once the result is in it: the device never sees anything else."""
-        wrong = result.ok and not _fits(task, result)
-        entry = opened.put(
-            task,
-            failed(task, "the labeler's arrays have the wrong shape", result.seconds) if wrong else result,
-            backend.method,
-            backend.version,
-        )
-        found = known(key, task) if entry.status != "failed" else None
-        return found or (entry.row, entry.result)
-
     def answers(tasks: dict[str, Task]) -> dict[str, tuple[int, Result, bool]]:
         """(row, result, from the store) of each key. Every landed result is committed at once."""
         found: dict[str, tuple[int, Result, bool]] = {}
         for key, task in tasks.items():
-            if (hit := known(key, task)) is not None:
+            if (hit := kept.known(key, task)) is not None:
                 found[key] = (*hit, True)
         todo = [key for key in tasks if key not in found]
 
         def landed(index: int, result: Result) -> None:
             key = todo[index]
             try:
-                found[key] = (*committed(key, tasks[key], result), False)
+                found[key] = (*kept.committed(tasks[key], result), False)
             except Exception as error:  # a full disk: a label that is not committed is not a label
                 troubles.append(f"the label store {store} failed: {one_line(error)}")
                 found[key] = (0, failed(tasks[key], troubles[-1], result.seconds), False)
 
-        if pool is None:
-            for index, key in enumerate(todo):
-                if enough():
-                    raise Enough
-                if troubles:
-                    raise LabelError(troubles[0])
-                landed(index, _calculated(backend, tasks[key]))
-        elif todo:
-            try:
-                pool.run([tasks[key] for key in todo], landed)
-            except Enough:
-                if not troubles:
-                    raise
-                raise LabelError(troubles[0]) from None
+        try:
+            run_all(place, [tasks[key] for key in todo], landed, no_more)
+        except Enough:
+            if not troubles:
+                raise
+            raise LabelError(troubles[0]) from None
         return found
 
     def label(batch: Batch, wanted: np.ndarray) -> Labels:
@@ -196,14 +169,14 @@ def label_service(
         chosen = [int(index) for index in np.flatnonzero(wanted)]
         with busy:
             tasks = {index: _task(batch, index, numbers) for index in chosen}
-            keys = {index: label_key(task, backend.method, backend.version) for index, task in tasks.items()}
+            keys = {index: kept.key(task) for index, task in tasks.items()}
             # Walkers may stand on the same frame: it is paid for once.
             wanted_tasks = {keys[index]: tasks[index] for index in chosen}
             try:
                 if troubles:  # nothing more is paid for that could not be kept
                     raise LabelError(troubles[0])
                 found = answers(wanted_tasks)
-            except Exception as error:  # the store or the pool itself: nothing of this call counts as a label
+            except Exception as error:  # the store or the executor itself: nothing of this call counts as a label
                 reason = f"labeling failed: {one_line(error)}"
                 troubles.append(reason)
                 found = {key: (0, failed(task, reason), False) for key, task in wanted_tasks.items()}
@@ -225,14 +198,33 @@ def label_service(
         return drained
 
     def close() -> None:
-        if pool is not None:
-            pool.close()
+        place.close()
         opened.close()
 
     def trouble() -> str:
         return troubles[0] if troubles else ""
 
     return Service(label, check, drain, trouble, opened, f"{backend.method} ({backend.version})", close)
+
+
+def open_executor(
+    labeler: Recipe | Backend,
+    backend: Backend,
+    workers: int,
+    executor: Callable[[Recipe, float | None], Executor] | None,
+    timeout: float | None,
+) -> Executor:
+    """Where labels are calculated: by `executor`, by processes on this host, or, with no workers, in this one.
+
+    Raises LabelError for a backend without a recipe that another process is to run.
+    """
+    if not isinstance(labeler, Recipe):
+        if workers or executor:
+            raise LabelError("label.workers: a backend built in this process cannot run in another; give 0")
+        return in_process(backend)
+    if executor:
+        return executor(labeler, timeout)
+    return open_pool(labeler, workers, timeout) if workers else in_process(backend)
 
 
 def _task(batch: Batch, index: int, numbers: np.ndarray) -> Task:
@@ -245,21 +237,6 @@ def _task(batch: Batch, index: int, numbers: np.ndarray) -> Task:
         np.asarray(batch.cell[index], np.float64),
         int(batch.charge[index]),
         int(batch.spin[index]),
-    )
-
-
-def _calculated(backend: Backend, task: Task) -> Result:
-    try:
-        return backend.calculate(task)
-    except Exception as error:  # a backend that breaks its promise must not end the program
-        return failed(task, one_line(error))
-
-
-def _fits(task: Task, result: Result) -> bool:
-    return (
-        np.shape(result.energy) == ()
-        and np.shape(result.force) == (len(task.numbers), 3)
-        and np.shape(result.stress) == (3, 3)
     )
 
 

@@ -1,0 +1,110 @@
+"""The second program of a pooled run: labels that have come are learned from, and what waits is judged anew.
+
+It runs between two segments. The committee is asked about the new labels before it learns from them, so they are out
+of sample and calibrate the gate; afterwards it is asked about everything in the queue, and what it has become sure of
+is dropped. The walker that came upon a labeled frame may return to it.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxal import committee as committees
+from jaxal import devices, loop, neighbors
+from jaxal import queue as queues
+from jaxal.loop import Lesson, Limits, Parts, State, Static
+from jaxal.types import Label, Structure
+from jaxal.walk import where
+
+
+class Arrivals(NamedTuple):
+    """Labels that have come [a]; a row whose `there` is false is empty."""
+
+    structure: Structure
+    label: Label  # energies relative to the reference energies; failed ones are not ok
+    ticket: Int[Array, "a"]  # -1: of a label that no row of the queue waits for
+    probe: Bool[Array, "a"]
+    walker: Int[Array, "a"]  # -1: none
+    there: Bool[Array, "a"]
+
+
+class Absorbed(NamedTuple):
+    """What the committee had said of the labels, and how it stands now."""
+
+    estimate: Float[Array, "a"]  # eV/Å, estimated error before training
+    error: Float[Array, "a"]  # eV/Å, largest force error of an atom before training; NaN where not ok
+    rmse: Float[Array, "a"]  # eV/Å, force RMSE before training; NaN where not ok
+    factor: Float[Array, ""]  # of the gate before training
+    loss: Float[Array, ""]
+    fold_rmse: Float[Array, ""]  # eV/Å
+    dropped: Int[Array, ""]  # waiting structures that the committee has become sure of
+
+
+def make_absorb(parts: Parts, static: Static) -> Callable[[State, Limits, Arrivals], tuple[State, Absorbed]]:
+    """The function to compile: (state, limits, arrivals) -> (state, report). Donate the state.
+
+    As in a segment, a problem that undoes it leaves the state as it was.
+    """
+    mesh = parts.committee.mesh
+
+    def predicted(state: State, structures: Structure):
+        """Scores, mean forces and stresses of structures [b], and which have more neighbors than slots."""
+        near = neighbors.find(static.train_near, structures)
+        prediction = committees.predict(parts.committee, state.train.average, structures, near)
+        score = jax.vmap(parts.score)(prediction, structures)
+        return score, prediction.force.mean(1), prediction.stress.mean(1), near.overflow
+
+    def learned(state: State, limits: Limits, arrivals: Arrivals) -> tuple[State, Absorbed]:
+        key, key_add, key_hold, key_fit = jax.random.split(state.key, 4)
+        ok = arrivals.label.ok & arrivals.there
+        score, force, _, crowded = predicted(state, arrivals.structure)
+        hold = arrivals.probe | (jax.random.uniform(key_hold, ok.shape) < limits.holdout)
+        factor = state.gate.factor
+        state = state._replace(key=key, problems=jnp.where(jnp.any(crowded & ok), loop.NEIGHBORS_FULL, 0))
+        lesson = Lesson(arrivals.structure, score, force, arrivals.label, ok, hold)
+        state, taught = loop.teach(parts, static, limits, state, lesson, (key_add, key_fit))
+        failed = jnp.any(arrivals.there & ~ok)
+        state = state._replace(
+            labels=state.labels + jnp.sum(arrivals.there, dtype=jnp.int32),
+            problems=(state.problems | jnp.where(failed, loop.LABEL_FAILED, 0)).astype(jnp.int32),
+        )
+        estimate = jnp.where(jnp.isfinite(factor), factor, 1.0) * score
+        return state, Absorbed(
+            estimate, taught.error, taught.rmse, factor, taught.loss, taught.fold_rmse, jnp.zeros(())
+        )
+
+    def judged(state: State, arrivals: Arrivals) -> tuple[State, Int[Array, ""]]:
+        """The queue by the committee as it is now, and where walkers may return to."""
+        came = arrivals.structure.charge.shape[0]
+        waiting = state.queue.ticket >= 0
+        # a free row is evaluated as the first trusted frame, which has no more neighbors than there is room for
+        rows = where(waiting, state.queue.structure, jax.tree.map(lambda x: x[:1], state.trusted.structure))
+        both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), arrivals.structure, rows)
+        score, force, stress, crowded = predicted(state, both)
+        ok = arrivals.label.ok & arrivals.there
+        # A failed label is no frame to return to, and of several for one walker the last counts: the others get the
+        # number of a walker that there is not.
+        comes = ok & (arrivals.walker >= 0)
+        later = jnp.triu(arrivals.walker[:, None] == arrivals.walker[None, :], 1) & comes[None, :]
+        walker = jnp.where(comes & ~jnp.any(later, axis=1), arrivals.walker, state.quiet.shape[0])
+        new = loop.Trusted(arrivals.structure, force[:came], stress[:came])
+        trusted = jax.tree.map(lambda old, now: old.at[walker].set(now, mode="drop"), state.trusted, new)
+        queue = state.queue._replace(score=score[came:])
+        flagged = parts.gate.step(state.gate, queue.score)[1]
+        arrived = queues.holds(queue, jnp.where(arrivals.there, arrivals.ticket, -1))
+        sure = queues.waits(queue) & ~arrived & ~flagged & ~queue.probe
+        problems = state.problems | jnp.where(jnp.any(crowded[came:] & waiting), loop.NEIGHBORS_FULL, 0)
+        queue = queues.keep(queue, waiting & ~arrived & ~sure)
+        return state._replace(queue=queue, trusted=trusted, problems=problems.astype(jnp.int32)), jnp.sum(sure)
+
+    def absorb(state: State, limits: Limits, arrivals: Arrivals) -> tuple[State, Absorbed]:
+        after, report = learned(state, limits, arrivals)
+        after, dropped = judged(after, arrivals)
+        after = devices.laid(mesh, loop.LAYOUT, loop.unless_undone(state, after))
+        return after, devices.laid(mesh, P(), report._replace(dropped=dropped))
+
+    return absorb

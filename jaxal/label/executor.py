@@ -1,0 +1,108 @@
+"""Where labels are calculated: one protocol for this process, worker processes and a cluster."""
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from jaxal import registry
+from jaxal.label.task import Backend, Enough, LabelError, Result, Task, failed, one_line
+
+
+class Recipe(NamedTuple):
+    """How to build a backend, in this process or in another: a registered labeler and its options."""
+
+    name: str
+    options: dict[str, Any]
+
+    def build(self) -> Backend:
+        """The backend. Raises LabelError (or the ValueError of the factory) for options that cannot be."""
+        return registry.get("labeler", self.name)(**self.options)
+
+    def greeting(self, field: str) -> list[Any]:
+        """(module, name, options): what another process builds it from.
+
+        Raises LabelError that names `field` where another process cannot import the labeler.
+        """
+        module = registry.get("labeler", self.name).__module__
+        if module == "__main__":
+            raise LabelError(f"{field}: the labeler {self.name} is part of a script; move it to a module, or give 0")
+        return [module, self.name, dict(self.options)]
+
+
+class Executor(NamedTuple):
+    """Where labels are calculated. One thread calls it.
+
+    Every task that was submitted lands once: a calculation that fails, and one whose worker is lost for good, is a
+    Result with ok=False. Where nothing is at work `landed` does not wait. After `close`, which also wakes a waiting
+    `landed`, both raise LabelError.
+    """
+
+    submit: Callable[[int, Task], None]  # (ticket, task); returns at once; a ticket is unique among those at work
+    landed: Callable[[float], list[tuple[int, Result]]]  # finished since the last call; waits so many s for the first
+    slots: int  # so many tasks it calculates at a time: more than that only wait inside it
+    close: Callable[[], None]  # ends what is at work; idempotent, from any thread
+
+
+def in_process(backend: Backend) -> Executor:
+    """Calculates in the caller's thread, one task in each call of `landed`, whatever its patience.
+
+    Nothing can end a calculation: a time limit needs another process.
+    """
+    waiting: deque[tuple[int, Task]] = deque()
+    closed = []
+
+    def submit(ticket: int, task: Task) -> None:
+        refuse_closed(bool(closed))
+        waiting.append((ticket, task))
+
+    def landed(patience: float) -> list[tuple[int, Result]]:
+        refuse_closed(bool(closed))
+        if not waiting:
+            return []
+        ticket, task = waiting.popleft()
+        try:
+            return [(ticket, backend.calculate(task))]
+        except Exception as error:  # a backend that breaks its promise must not end the program
+            return [(ticket, failed(task, one_line(error)))]
+
+    return Executor(submit, landed, 1, lambda: closed.append(True))
+
+
+def refuse_closed(closed: bool) -> None:
+    """Raises LabelError where an executor is used after its end."""
+    if closed:
+        raise LabelError("the executor is closed")
+
+
+def run_all(
+    executor: Executor,
+    tasks: Sequence[Task],
+    landed: Callable[[int, Result], None] = lambda index, result: None,
+    enough: Callable[[], bool] = lambda: False,
+) -> list[Result]:
+    """The results in the order of the tasks, which are begun in this order; nothing else may be at work.
+
+    `landed(index, result)` is called in this thread as soon as each is there. No more than `slots` tasks are handed
+    over at a time: once `enough()` holds nothing else is begun, and Enough is raised when those begun have landed.
+    After any other exception (Ctrl-C, an error of `landed`) nobody wants the answers, and the executor is closed.
+    """
+    results: dict[int, Result] = {}
+    begun = 0
+    try:
+        while len(results) < len(tasks):
+            stop = begun < len(tasks) and enough()
+            while not stop and begun < len(tasks) and begun - len(results) < executor.slots:
+                executor.submit(begun, tasks[begun])
+                begun += 1
+            if begun == len(results):  # told to stop, and all that was begun has landed
+                break
+            for index, result in executor.landed(math.inf):
+                results[index] = result
+                landed(index, result)
+    except BaseException:
+        executor.close()
+        raise
+    if len(results) < len(tasks):
+        raise Enough
+    return [results[index] for index in range(len(tasks))]

@@ -1,0 +1,65 @@
+"""What every label passes before anybody sees it: acceptance, and the store that keeps it."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxal.label.accept import MAX_FORCE, NET_FORCE, accept
+from jaxal.label.store import Entry, Store, label_key
+from jaxal.label.task import Backend, Result, Task, failed
+
+
+class Keeper(NamedTuple):
+    """A label store seen by one method. Its functions may be called from any thread."""
+
+    key: Callable[[Task], str]
+    known: Callable[[str, Task], tuple[int, Result] | None]  # (row, result) where nothing has to be paid
+    committed: Callable[[Task, Result], tuple[int, Result]]  # what the store holds once the result is in it
+    entry: Callable[[str], Entry | None]
+
+
+def keeper(
+    store: Store,
+    backend: Backend,
+    *,
+    max_force: float = MAX_FORCE,
+    net_force: float = NET_FORCE,
+    retry_failed: bool = False,
+) -> Keeper:
+    """The labels of `backend` in `store`.
+
+    The caps, in eV/Å, are not part of a label's key: other caps judge the stored numbers anew. With `retry_failed`
+    what the store remembers as failed is not known.
+    """
+
+    def key_of(task: Task) -> str:
+        return label_key(task, backend.method, backend.version)
+
+    def known(key: str, task: Task) -> tuple[int, Result] | None:
+        entry = store.get(key)
+        if entry is None or (entry.status == "failed" and retry_failed):
+            return None
+        if entry.status == "failed":
+            return entry.row, entry.result
+        verdict = accept(task, entry.result._replace(ok=True, reason=""), max_force=max_force, net_force=net_force)
+        if verdict.ok != entry.result.ok or verdict.reason != entry.result.reason:
+            store.judge(key, "done" if verdict.ok else "rejected", verdict.reason)
+        return entry.row, verdict
+
+    def committed(task: Task, result: Result) -> tuple[int, Result]:
+        if result.ok and not _fits(task, result):
+            result = failed(task, "the labeler's arrays have the wrong shape", result.seconds)
+        entry = store.put(task, result, backend.method, backend.version)
+        found = known(entry.key, task) if entry.status != "failed" else None
+        return found or (entry.row, entry.result)
+
+    return Keeper(key_of, known, committed, store.get)
+
+
+def _fits(task: Task, result: Result) -> bool:
+    return (
+        np.shape(result.energy) == ()
+        and np.shape(result.force) == (len(task.numbers), 3)
+        and np.shape(result.stress) == (3, 3)
+    )
