@@ -1,6 +1,7 @@
 """The part of checking a configuration that needs its structure, still before anything is computed."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ase
@@ -79,6 +80,9 @@ def check(config: Config) -> None:
         raise InputError("label.workers: 0 does not fit label.mode = pooled; give 1 or more")
     if config.label.lag is not None and config.label.mode != "pooled":
         raise InputError("label.lag: an inline run learns from each label at once; leave it out, or set label.mode")
+    folder = Path(config.label.store).expanduser().parent
+    if config.label.store and not folder.is_dir():
+        raise InputError(f"label.store: there is no folder {folder}; make it, or give another path")
     if config.train.holdout == 0:
         raise InputError("train.holdout: 0 is too small; the gate learns from held-out labels, give such as 0.1")
     if config.label.part.kind == "oracle":

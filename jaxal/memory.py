@@ -16,15 +16,17 @@ from jaxal import buffer as buffers
 from jaxal import checkpoint, devices, loop, neighbors, records, setup, yaml12
 from jaxal import committee as committees
 from jaxal.config import FILE_NAME, dump
+from jaxal.metrics import STORE
 from jaxal.progress import Status
 from jaxal.schema import Config
 from jaxal.structure import Table
 from jaxal.train import fit as training
 from jaxal.types import InputError, Structure
 
-CHECKPOINTS, STORE = "checkpoints", "labels.sqlite"
+CHECKPOINTS = "checkpoints"
 # of the configuration, on resume: how long and how, not what is learned from what
 MAY_CHANGE = (
+    "label.store",
     "label.timeout",
     "label.workers",
     "output.",
@@ -83,6 +85,12 @@ class Run(NamedTuple):
     def atoms(self) -> ase.Atoms:
         """The first of the structures that the walkers start from."""
         return self.starts[0]
+
+    @property
+    def store(self) -> Path:
+        """The label store: the run's own, or one that it shares."""
+        shared = self.config.label.store
+        return Path(shared) if shared else self.directory / STORE
 
     @property
     def mesh(self) -> Mesh | None:

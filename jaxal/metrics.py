@@ -1,10 +1,12 @@
-"""The records of a run's metrics.jsonl, also while it is written. Nothing here loads JAX."""
+"""Files of a run folder that others read while it is written: metrics.jsonl, the label store. No JAX is loaded."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-METRICS = "metrics.jsonl"
+import yaml
+
+METRICS, STORE = "metrics.jsonl", "labels.sqlite"
 Record = dict[str, Any]
 
 
@@ -20,6 +22,16 @@ def read_metrics(path: Path) -> list[Record]:
             if isinstance(record, dict):
                 records.append(record)
     return records
+
+
+def store_of(directory: Path) -> Path:
+    """The label store of a run: its own, or the shared one that its configuration names."""
+    try:
+        config = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
+        shared = config["label"]["store"]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        shared = None
+    return Path(shared) if shared and isinstance(shared, str) else directory / STORE
 
 
 def shares(segment: Record) -> Record:

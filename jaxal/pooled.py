@@ -24,7 +24,7 @@ from jaxal.label.keep import Keeper, keeper
 from jaxal.label.service import open_executor
 from jaxal.label.store import open_store
 from jaxal.label.task import Result, Task
-from jaxal.memory import STORE, Progress, Run
+from jaxal.memory import Progress, Run
 from jaxal.types import InputError, Label, Structure
 
 LEDGER = "asked.txt"  # keys of the labels that the run asked for, in the run folder
@@ -71,7 +71,7 @@ def opened(run: Run) -> Iterator[Desk]:
     labeling = run.config.label
     recipe = Recipe(labeling.part.name, dict(labeling.part.options))
     backend = recipe.build()
-    store = open_store(run.directory / STORE)
+    store = open_store(run.store)
     try:
         kept = keeper(store, backend, max_force=labeling.max_force, net_force=labeling.net_force)
         executor = open_executor(recipe, backend, labeling.workers, None, labeling.timeout)

@@ -21,7 +21,7 @@ from jaxal.check import check, of_system, start_structures
 from jaxal.config import FILE_NAME, dump, import_parts, load, parse, resolved
 from jaxal.label.service import Service
 from jaxal.label.task import Enough
-from jaxal.memory import CHECKPOINTS, STORE, Progress, Run
+from jaxal.memory import CHECKPOINTS, Progress, Run
 from jaxal.progress import Status, display
 from jaxal.schema import Config
 from jaxal.segments import Labels, assembled, explore
@@ -41,7 +41,10 @@ def start(config: Config, directory: Path) -> bool:
     def prepared() -> str:
         records.refuse_used(directory)
         check(config)
-        ready = dataclasses.replace(config, devices=setup.devices_of(config))
+        store = str(Path(config.label.store).expanduser().resolve()) if config.label.store else ""
+        ready = dataclasses.replace(
+            config, devices=setup.devices_of(config), label=dataclasses.replace(config.label, store=store)
+        )
         directory.mkdir(parents=True, exist_ok=True)
         folder.enter_context(lock.held(directory))
         records.refuse_used(directory)
@@ -133,7 +136,7 @@ def _begin(run: Run) -> tuple[Progress, training.TrainState, buffers.Buffer]:
 
     def labeled() -> list[Any] | None:
         with suppress(Enough):  # it must be raised in all processes
-            return setup.first_labels(config, run.starts, run.directory / STORE, run.interrupted).told()
+            return setup.first_labels(config, run.starts, run.store, run.interrupted).told()
 
     told = devices.from_first(labeled)
     if told is None:
@@ -189,7 +192,7 @@ def _labels(run: Run, progress: Progress) -> Iterator[Labels]:
     waited = [0.0]
 
     def opening() -> None:
-        services.append(setup.open_service(config, run.table, run.directory / STORE, reference))
+        services.append(setup.open_service(config, run.table, run.store, reference))
 
     devices.from_first(opening)
 

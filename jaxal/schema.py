@@ -114,6 +114,9 @@ class Label:
     queue: Count = 64  # pooled: structures that can wait for a label
     lag: Count | None = None  # pooled: a label is used so many segments after it was begun; default: when it is there
     workers: Annotated[int, Unit("", 0)] = 0  # processes; 0 calculates in this one
+    store: str = (
+        ""  # label store that other runs share, seen from where `jaxal run` is started; default: one of its own
+    )
     timeout: Annotated[float, Unit("s", 0, True)] = 600.0  # one calculation may take as long; then it has failed
     max_force: Annotated[float, Unit("eV/Å", 0, True)] = 30.0  # a larger force on any atom fails the label
     net_force: Annotated[float, Unit("eV/Å", 0, True)] = 0.1  # so does a larger sum of all forces

@@ -19,7 +19,7 @@ from jaxal import buffer as buffers
 from jaxal import devices, finish, loop, memory, neighbors, pooled, records, setup, stop
 from jaxal.absorb import make_absorb
 from jaxal.label.task import Enough
-from jaxal.memory import STORE, Progress, Run
+from jaxal.memory import Progress, Run
 from jaxal.train import fit as training
 from jaxal.types import InputError
 
@@ -205,7 +205,7 @@ class _Sitting:
                 memory.save(run, progress, state)
                 raise InputError(
                     f"train.learning_rate: training diverges even at {progress.rate:g}; give a smaller one and "
-                    f"check the labels in {run.directory / STORE}"
+                    f"check the labels in {run.store}"
                 )
         what = ", ".join(text for bit, text in loop.PROBLEMS.items() if problems & bit & loop.UNDONE)
         memory.show(run, progress, "explore", f"{what}: mended, replaying")

@@ -15,11 +15,11 @@ import yaml
 
 from jaxal.label.summary import STATUSES, cost
 from jaxal.label.task import LabelError
-from jaxal.metrics import METRICS, Record, read_metrics, shares
+from jaxal.metrics import METRICS, STORE, Record, read_metrics, shares, store_of
 from jaxal.progress import clock
 
 # The names belong to config, memory, records and lock, which load JAX.
-CONFIG, STORE, CHECKPOINTS, LOCK = "config.yaml", "labels.sqlite", "checkpoints", "lock"
+CONFIG, CHECKPOINTS, LOCK = "config.yaml", "checkpoints", "lock"
 BEGUN = ("versions.json", METRICS, STORE, CHECKPOINTS)  # one of them is there as soon as a run is
 RECENT = 20  # segments from which the present rates are taken
 WAIT = 2.0  # s for a store that another process keeps locked
@@ -40,7 +40,7 @@ def gather(directory: str | Path) -> Record:
     last: Record = segments[-1] if segments else {}
     phase = str(phases[-1].get("phase")) if phases else "beginning"
     walls = [record["wall"] for record in records if _number(record.get("wall")) is not None]
-    store = _store(directory / STORE)
+    store = _store(store_of(directory))
     budgets = {name: _number(_inside(config, "stop", name)) for name in ("labels", "time", "wall")}
     asked = _number(last.get("labels")) if segments else store["number"] if store else None
     eta, by = _eta(segments, phases, budgets) if phase == "explore" else (None, None)

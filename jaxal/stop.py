@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxal import memory, setup
 from jaxal.config import FILE_NAME
-from jaxal.memory import STORE, Progress, Run
+from jaxal.memory import Progress, Run
 
 STUCK = 200  # looks in a row at which no walker was physical
 SHOW_CURSOR = "\x1b[?25h"  # the display in a terminal hides it
@@ -40,7 +40,7 @@ def _wrong(run: Run, progress: Progress) -> str:
         )
     if progress.asked >= 20 and progress.failed > 0.5 * progress.asked:
         return (
-            f"label: {progress.failed} of {progress.asked} labels failed; see `reason` in {run.directory / STORE} "
+            f"label: {progress.failed} of {progress.asked} labels failed; see `reason` in {run.store} "
             "and mend the method before going on"
         )
     return ""

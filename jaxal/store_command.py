@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxal.metrics import STORE, store_of
+
 WAIT = 20.0  # s for another process that keeps the store locked; a run does so for milliseconds
-STORE = "labels.sqlite"  # in a run folder
 STATUSES = ("done", "rejected", "failed")
 SHOWN = 60  # characters of a method or a reason in a table
 
@@ -62,7 +63,7 @@ _count.__name__ = "number, 1 or more"
 
 def _store(path: Path) -> Path:
     """The file of a store, from the file or from its folder."""
-    return path / STORE if path.is_dir() else path
+    return store_of(path) if path.is_dir() else path
 
 
 def _list(given: argparse.Namespace) -> None:

@@ -1,14 +1,16 @@
 """Breaks short runs with GFN2 labels on purpose and says what is lost: nothing should be.
 
-    python scripts/chaos.py --kills 100      SIGKILL at random moments, each time resumed
+    python scripts/chaos.py --kills 100      SIGKILL at random moments, inline and pooled, each time resumed
     python scripts/chaos.py --labels         30 % of the labels fail, in five ways
 
 With --kills a run is killed and resumed until it ends, half of the times at moments drawn evenly from the time the
 unbroken run takes, from its imports to its report, half from the time after it has begun to explore; then a new one is
-begun, until all kills are spent. Each that ended must equal the unbroken run: model, training set, trajectory, metrics
-and the last checkpoint (walkers, weights, training set) bit for bit, the same labels in the store. Labels are counted
-twice: by the store, and by the labeler itself in a file of its own. A calculation that had just ended when the kill
-came, before its label was committed, is the only one that may be found twice, at most one for each kill.
+begun, until all kills are spent: inline, pooled with a lag, and pooled in turn. Each of the first two that ended must
+equal the unbroken run: model, training set, trajectory, metrics and the last checkpoint (walkers, weights, training
+set) bit for bit, the same labels in the store. The third, whose labels come when they come, must have learned from
+every label in the store. Labels are counted twice: by the store, and by the labeler itself in a file of its own. A
+calculation that had just ended when the kill came, before its label was committed, is the only one that may be found
+twice, at most one for each kill and worker.
 
 With --labels a run whose labels fail is set beside one whose labels do not: it must end, its force RMSE on frames of
 GFN2 dynamics must be that of the other within half of it, and every failure must be in the store with a reason.
@@ -21,17 +23,19 @@ import collections
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from ase import units
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io import write
+from ase.io import read, write
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from chaos_labels import fate
@@ -58,6 +62,15 @@ LEARN = ("potential.channels=16", "potential.l_max=2", "potential.radial=8", "tr
 ENVIRONMENT = os.environ | {
     "JAX_PLATFORMS": "cpu",
     "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
+}
+
+
+WORKERS = 2
+# a pooled run with a lag has the same bits again; without one it must lose no label
+MODES = {
+    "inline": "",
+    "pooled with a lag": f", mode: pooled, workers: {WORKERS}, queue: 8, lag: 2",
+    "pooled": f", mode: pooled, workers: {WORKERS}, queue: 8",
 }
 
 
@@ -127,72 +140,109 @@ def phase(run: Path, errors: Path) -> str:
     return words[-1][1] if words and len(words[-1]) == 2 else "start"
 
 
-def kills(number: int, budget: int, seed: int, folder: Path) -> tuple[bool, str]:
-    """Whether all broken runs equal the unbroken one, and a line that says so."""
-    rng = random.Random(seed)
-    label = "{name: counted, initial: 4, log: %s}"
-    config = written(folder / "whole", label % (folder / "whole" / "log"), budget)
-    go("run", config, "--dir", folder / "warm")  # so that all others find their programs compiled
-    (folder / "whole" / "log").unlink()
-    began = time.monotonic()
-    go("run", config, "--dir", folder / "whole" / "run")
-    whole, duration = folder / "whole" / "run", time.monotonic() - began
-    expected = sorted(keys(whole))
-    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
-    walls = {line["phase"]: line["wall"] for line in lines if line["kind"] == "phase"}
-    exploring = walls["done"] - walls["explore"]
-    print(f"unbroken: {duration:.1f} s, {len(expected)} labels", flush=True)
+class Whole(NamedTuple):
+    """An unbroken run, which those that are killed are compared with."""
 
+    run: Path
+    duration: float  # s, from the start of the process to its end
+    exploring: float  # s, from the first segment to the end
+    keys: list[str]
+
+
+def unbroken(mode: str, budget: int, folder: Path) -> Whole:
+    """Runs a mode to its end, twice: the second finds its programs compiled, as all that follow do."""
+    home = folder / f"whole {mode}"
+    config = written(home, label_of(mode, home), budget)
+    go("run", config, "--dir", home / "warm")
+    (home / "log").unlink()
+    began = time.monotonic()
+    go("run", config, "--dir", home / "run")
+    duration = time.monotonic() - began
+    lines = [json.loads(line) for line in (home / "run" / "metrics.jsonl").read_text().splitlines()]
+    walls = {line["phase"]: line["wall"] for line in lines if line["kind"] == "phase"}
+    found = Whole(home / "run", duration, walls["done"] - walls["explore"], sorted(keys(home / "run")))
+    print(f"unbroken, {mode}: {duration:.1f} s, {len(found.keys)} labels", flush=True)
+    return found
+
+
+def label_of(mode: str, home: Path) -> str:
+    """The section of the labels; the labeler takes down in a file of its own what it calculates."""
+    return f'{{name: counted, initial: 4, log: "{home / "log"}"{MODES[mode]}}}'
+
+
+def broken(mode: str, whole: Whole, most: int, rng: random.Random, home: Path, budget: int) -> tuple[int, list[str]]:
+    """One run, killed at most so many times before it may end: its status, and what each kill found it doing."""
+    config, run, moments = written(home, label_of(mode, home), budget), home / "run", []
+    while True:
+        words = ("resume", run) if (run / "config.yaml").exists() else ("run", config, "--dir", run)
+        with (home / "errors").open("w") as errors:
+            process = subprocess.Popen(
+                command(*words), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=errors, text=True
+            )
+            early = rng.random() < 0.5
+            while not early and process.poll() is None and "explore" not in (home / "errors").read_text():
+                time.sleep(0.02)
+            longest = whole.duration if early else whole.exploring
+            try:
+                return process.wait(rng.uniform(0.0, longest) if len(moments) < most else None), moments
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                moments.append(phase(run, home / "errors"))
+
+
+def faults(mode: str, whole: Whole, home: Path, times: int) -> tuple[list[str], int]:
+    """What is wrong with a run that was killed so many times, and how many labels it calculated again."""
+    run, found = home / "run", []
+    calculated = collections.Counter((home / "log").read_text().split())
+    stored = sorted(keys(run))
+    again = sum(calculated.values()) - len(calculated)
+    if mode == "pooled":  # its order, and with it what it asks for, is a matter of time
+        learned = len(read(run / "training.xyz", ":"))
+        if learned != len(stored) or len(stored) < len(whole.keys):
+            found.append(f"{len(stored)} labels in the store, {learned} learned from, {len(whole.keys)} to be had")
+    else:
+        found += [f"{name} differs" for name in differences(run, whole.run)]
+        if stored != whole.keys:
+            found.append(f"{len(stored)} labels in the store, {len(whole.keys)} in the unbroken run's")
+    if set(stored) ^ set(calculated):
+        found.append("store and labeler do not tell of the same labels")
+    if again > times * (1 if mode == "inline" else WORKERS):
+        found.append(f"{again} labels calculated twice in {times} kills")
+    return found, again
+
+
+def kills(number: int, budget: int, seed: int, folder: Path) -> tuple[bool, str]:
+    """Whether no killed run lost anything, and a line that says so."""
+    rng = random.Random(seed)
+    wholes = {mode: unbroken(mode, budget, folder) for mode in MODES}
     moments: collections.Counter[str] = collections.Counter()
-    spent, ended, problems, again = 0, 0, [], 0
-    while spent < number:
-        home = folder / f"broken {ended}"
-        config, run, here = written(home, label % f'"{home / "log"}"', budget), home / "run", 0
-        while True:
-            words = ("resume", run) if (run / "config.yaml").exists() else ("run", config, "--dir", run)
-            with (home / "errors").open("w") as errors:
-                process = subprocess.Popen(
-                    command(*words), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=errors, text=True
-                )
-                early = rng.random() < 0.5
-                while not early and process.poll() is None and "explore" not in (home / "errors").read_text():
-                    time.sleep(0.02)
-                patience = rng.uniform(0.0, duration if early else exploring) if spent < number else None
-                try:
-                    status = process.wait(patience)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
-                    what = phase(run, home / "errors")
-                    moments[what] += 1
-                    spent, here = spent + 1, here + 1
-                    print(f"kill {spent}: {what}", flush=True)
-                    continue
-            break
-        ended += 1
+    ended: collections.Counter[str] = collections.Counter()
+    problems, again = [], 0
+    while moments.total() < number:
+        mode = list(MODES)[ended.total() % len(MODES)]
+        home = folder / f"broken {ended.total()}"
+        left = number - moments.total()
+        # evenly over the modes: many short sittings of one run are as good as many runs
+        status, here = broken(mode, wholes[mode], min(left, max(1, number // 12)), rng, home, budget)
+        moments.update(here)
+        ended[mode] += 1
         if status:
-            problems.append(f"{home.name}: status {status}: {(home / 'errors').read_text().strip()[-300:]}")
-            continue
-        unlike = differences(run, whole)
-        problems += [f"{home.name}: {name} differs" for name in unlike]
-        calculated = collections.Counter((home / "log").read_text().split())
-        stored = sorted(keys(run))
-        twice = sum(calculated.values()) - len(calculated)
-        again += twice
-        if stored != expected:
-            problems.append(f"{home.name}: {len(stored)} labels in the store, {len(expected)} in the unbroken run's")
-        if set(stored) - set(calculated) or set(calculated) - set(stored):
-            problems.append(f"{home.name}: store and labeler do not tell of the same labels")
-        if twice > here:
-            problems.append(f"{home.name}: {twice} labels calculated twice in {here} kills")
-        as_it = "differs" if unlike else "bit for bit as it should be"
-        print(f"{home.name}: ended after {here} kills, {as_it}, {twice} labels calculated again", flush=True)
+            wrong = [f"status {status}: {(home / 'errors').read_text().strip()[-300:]}"]
+        else:
+            wrong, twice = faults(mode, wholes[mode], home, len(here))
+            again += twice
+        problems += [f"{home.name}, {mode}: {what}" for what in wrong]
+        said = "; ".join(wrong) or ("nothing lost" if mode == "pooled" else "bit for bit as it should be")
+        print(f"{moments.total()} kills, {home.name}, {mode}: {len(here)} kills, {said}", flush=True)
+        shutil.rmtree(home)
     for problem in problems:
         print(problem)
     where = ", ".join(f"{count} in {name}" for name, count in moments.most_common())
+    runs = ", ".join(f"{count} {mode}" for mode, count in ended.items())
     line = (
-        f"{spent} kills ({where}), {ended} runs of {len(expected)} labels, {len(problems)} problems, "
-        f"{again} labels calculated again because the kill came before their commit"
+        f"{moments.total()} kills ({where}), {ended.total()} runs ({runs}) of {budget} labels, {len(problems)} "
+        f"problems, {again} labels calculated again because the kill came before their commit"
     )
     return not problems, line
 

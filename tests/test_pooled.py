@@ -1,6 +1,7 @@
 """Runs that do not wait for their labels: no label is lost or paid for twice, and with a lag the bits come again."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,10 @@ import pytest
 from ase.io import read
 from test_run import WATER, folder, jaxal, killed_after, metrics, model_arrays
 
+from jaxal.check import check
+from jaxal.config import load
 from jaxal.label.store import open_store
+from jaxal.types import InputError
 
 POOLED = WATER.replace("label: {initial: 4}", "label: {initial: 4, mode: pooled, workers: 2, queue: 6}").replace(
     "stop: {labels: 64}", "stop: {labels: 40}"
@@ -100,16 +104,42 @@ def test_a_pooled_run_that_is_told_to_end_says_how_to_go_on(tmp_path):
     assert len(read(out / "training.xyz", ":")) == len(keys(out)) >= 60
 
 
+def test_two_runs_share_a_store_at_once(tmp_path):
+    """One of them inline, one pooled; each finds what the other has paid for, and both know where their labels are."""
+    config = folder(tmp_path, POOLED.replace("labels: 40", "labels: 24"))
+    store, outs = tmp_path / "all.sqlite", [tmp_path / "one", tmp_path / "two"]
+    commands = [
+        [sys.executable, "-m", "jaxal.cli", "run", config, "label.store=all.sqlite", f"label.mode={mode}", "--dir", out]
+        for mode, out in zip(("inline", "pooled"), outs, strict=True)
+    ]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    both = [subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE) for command in commands]
+    for process in both:
+        said = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, said.decode()
+    assert not (outs[0] / "labels.sqlite").exists()
+    opened = open_store(store)
+    known = {tuple(np.round(entry.task.position.ravel(), 4)) for entry in opened.all()}
+    assert opened.counts()["done"] == len(known)
+    opened.close()
+    frames = [frame for out in outs for frame in read(out / "training.xyz", ":")]
+    assert {tuple(np.round(frame.positions.ravel(), 4)) for frame in frames} == known
+    assert 24 < len(known) <= len(frames) - 4  # at least the first four, from the same seed, were paid for once
+    for out in outs:
+        assert f"{len(known)} done" in jaxal("status", out).stdout
+
+
 @pytest.mark.parametrize(
     ("label", "told"),
     [
         ("{name: tblite, mode: pooled}", "label.workers: 0 does not fit label.mode = pooled; give 1 or more"),
         ("{name: stillinger_weber, mode: pooled}", "label.mode: pooled does not fit an oracle"),
+        ("{name: tblite, store: nowhere/all.sqlite}", "label.store: there is no folder nowhere; make it"),
         ("{name: tblite, lag: 2}", "label.lag: an inline run learns from each label at once"),
         ("{name: tblite, mode: later}", "label.mode: later does not fit; give inline or pooled"),
     ],
 )
 def test_what_does_not_fit_is_told_before_anything_is_calculated(tmp_path, label, told):
     config = folder(tmp_path, WATER.replace("{initial: 4}", label))
-    done = jaxal("check", config, check=False)
-    assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
+    with pytest.raises(InputError, match=re.escape(told)):
+        check(load(config))
