@@ -107,6 +107,7 @@ VALENCE = {"pseudopotentials": {"Si": UPF["Si"]}, "ecutwfc": 24.0, "k_points": (
 GAUSSIANS = {"cutoff": 200.0, "box": 7.0}
 SMEARED = {"basis": "SZV-MOLOPT-SR-GTH", "cutoff": 80.0, "electronic_temperature": 3000.0, "eps_scf": 1e-7}
 NORM = {"pseudopotentials": {"Si": PSP8["Si"]}, "ecut": 12.0, "k_points": (2, 2, 2)}
+NORM |= {"smearing": "fd", "smearing_width": 0.5}
 NORM_BOX = {"pseudopotentials": {"H": PSP8["H"]}, "ecut": 12.0, "box": 7.0, "smearing": "none"}
 WAVES = {"command": [PROGRAMS["gpaw"]], "ecut": 250.0}
 CASES = {
