@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,8 +57,16 @@ def in_scratch(task: Task, name: str, keep: str, work: Callable[[Path], Result])
     return result._replace(reason=result.reason[: REASON_LENGTH - len(where)] + where)
 
 
-def run(command: Sequence[str], folder: Path, stdin: Path | None = None) -> Finished:
-    """Runs an argument list in `folder`, without a shell, until it ends.
+def run(
+    command: Sequence[str],
+    folder: Path,
+    stdin: Path | None = None,
+    variables: Mapping[str, str] | None = None,
+    patience: float | None = None,
+) -> Finished:
+    """Runs an argument list in `folder`, without a shell, until it ends, or for `patience` seconds.
+
+    `variables` join its environment.
 
     It belongs to the process group of its caller, so a worker of the pool takes it along when it is ended. It gets
     one thread unless OMP_NUM_THREADS says otherwise.
@@ -68,14 +76,18 @@ def run(command: Sequence[str], folder: Path, stdin: Path | None = None) -> Fini
         open(folder / OUTPUT, "wb") as output,
         open(folder / ERRORS, "wb") as errors,
     ):
-        ended = subprocess.run(
-            [_program(command[0]), *command[1:]],
-            cwd=folder,
-            env=_environment(command),
-            stdin=given,
-            stdout=output,
-            stderr=errors,
-        )
+        try:
+            ended = subprocess.run(
+                [_program(command[0]), *command[1:]],
+                cwd=folder,
+                env=_environment(command) | dict(variables or {}),
+                stdin=given,
+                stdout=output,
+                stderr=errors,
+                timeout=patience,
+            )
+        except subprocess.TimeoutExpired:
+            return Finished("", f"{Path(command[0]).name} did not end in {patience:g} s")
     said = [line.strip() for line in _read(folder / ERRORS).splitlines() if line.strip()]
     failure = ""
     if ended.returncode:
