@@ -18,7 +18,7 @@ LAYERS = (
     ("potential", "committee", "acquire", "label"),
     ("explore", "train", "model", "walk"),
     ("loop", "validate", "calculator", "config", "check", "checkpoint", "progress", "figures"),
-    ("setup", "records", "report", "store_command", "status"),
+    ("setup", "records", "report", "store_command", "status", "teacher"),
     ("memory",),
     ("finish", "stop"),
     ("run", "offline", "bench"),
