@@ -1,4 +1,4 @@
-"""A teacher in another process: its numbers are the calculator's; it is replaced when it dies, and ends with its pupil."""
+"""A teacher in another process: its numbers are the calculator's; replaced if it dies, it ends with its pupil."""
 
 import os
 import re
