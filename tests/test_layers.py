@@ -19,7 +19,7 @@ LAYERS = (
     ("explore", "train", "model", "walk"),
     ("loop", "validate", "calculator", "config", "check", "checkpoint", "progress", "figures"),
     ("setup", "records", "report", "store_command", "status", "teacher"),
-    ("memory",),
+    ("memory", "label_command"),
     ("finish", "stop"),
     ("run", "offline", "bench"),
     ("cli",),
