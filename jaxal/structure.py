@@ -129,7 +129,10 @@ def from_atoms(
 
 
 def electrons(atoms: ase.Atoms, name: str, default: int = 0, row: int = 0) -> int:
-    """Charge (e) or spin (unpaired electrons) of a frame: its info's, or the default. Raises InputError for no number."""
+    """Charge (e) or spin (unpaired electrons) of a frame: its info's, or the default.
+
+    Raises InputError, with the number of the frame, for what is no whole number.
+    """
     value = atoms.info.get(name, default)
     try:
         whole = int(value)
