@@ -10,7 +10,7 @@ import numpy as np
 from jaxal.explore.md import NEEDS_CELL
 from jaxal.label.task import Task
 from jaxal.schema import Config, System
-from jaxal.structure import masses, read_frames, species_table
+from jaxal.structure import MOST_ATOMS, electrons, masses, overlap, read_frames, species_table
 from jaxal.types import InputError
 
 
@@ -28,6 +28,10 @@ def start_structure(system: System) -> ase.Atoms:
         if not atoms.pbc.all():
             raise InputError(
                 f"system.supercell: {list(system.supercell)} needs a periodic cell; {system.file} has none"
+            )
+        if (number := len(atoms) * int(np.prod(system.supercell))) > MOST_ATOMS:
+            raise InputError(
+                f"system.supercell: {list(system.supercell)} makes {number} atoms; give at most {MOST_ATOMS}"
             )
         atoms = atoms.repeat(system.supercell)
     return of_system(system, atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
@@ -47,6 +51,8 @@ def check(config: Config) -> None:
     """
     atoms = start_structure(config.system)
     table = species_table([atoms])
+    if reason := overlap(atoms, config.gate.closest):
+        raise InputError(f"system.file: {config.system.file}: {reason}; give a structure that can be")
     explorer = config.explore.part
     if explorer.name in NEEDS_CELL and not atoms.pbc.all():
         raise InputError(f"explore.name: {explorer.name} needs a periodic cell; {config.system.file} has none")
@@ -74,9 +80,14 @@ def check(config: Config) -> None:
                 raise InputError(f"system.{name}: {value} does not fit; {what}")
         _built("label", lambda: config.label.part.bind()(table))
     else:
-        cell = atoms.cell.array if atoms.pbc.all() else np.zeros((3, 3))
-        task = Task(atoms.numbers, atoms.positions, cell, config.system.charge, config.system.spin)
-        _built("label", lambda: config.label.part.bind()().check(task))
+        _built("label", lambda: config.label.part.bind()().check(task_of(atoms)))
+
+
+def task_of(atoms: ase.Atoms, charge: int = 0, spin: int = 0) -> Task:
+    """A structure as a labeler takes it; charge and spin are those of its info, where it has them."""
+    cell = atoms.cell.array if atoms.pbc.all() else np.zeros((3, 3))
+    unpaired = electrons(atoms, "spin", spin)
+    return Task(atoms.numbers, atoms.positions, cell, electrons(atoms, "charge", charge), unpaired)
 
 
 def _built(section: str, build: Callable[[], Any]) -> Any:

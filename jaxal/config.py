@@ -24,7 +24,7 @@ from jaxal.types import InputError
 from jaxal.units import SYMBOLS, Unit, to_unit
 
 # Every module that registers a part.
-LABELERS = "tblite pyscf ase command xtb espresso nwchem cp2k abinit gpaw psi4"
+LABELERS = "tblite pyscf ase command xtb espresso nwchem cp2k abinit gpaw psi4 orca gaussian vasp teacher"
 PART_MODULES = (
     "jaxal.potential.equivariant",
     "jaxal.potential.pair",

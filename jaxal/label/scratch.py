@@ -111,13 +111,13 @@ def check_program(command: Sequence[str], hint: str, field: str = "label.command
         raise LabelError(f"{field}: there is no program {command[0]!r}; {hint}")
 
 
-def program_version(command: Sequence[str], pattern: str, text: str = "") -> str:
+def program_version(command: Sequence[str], pattern: str, text: str = "", name: str = "input") -> str:
     """The version that the program prints: the first group of `pattern` in its output.
 
-    `{input}` in the command stands for a file that holds `text`. The answer is "unknown" where the program cannot
-    be started or does not say.
+    `{input}` in the command stands for the file `name` that holds `text`, in an empty folder. The answer is "unknown"
+    where the program cannot be started or does not say.
     """
-    return _version(tuple(command), pattern, text)
+    return _version(tuple(command), pattern, text, name)
 
 
 def contents(files: Sequence[Path], field: str) -> str:
@@ -132,12 +132,12 @@ def contents(files: Sequence[Path], field: str) -> str:
 
 
 @lru_cache
-def _version(command: tuple[str, ...], pattern: str, text: str) -> str:
+def _version(command: tuple[str, ...], pattern: str, text: str, name: str) -> str:
     with tempfile.TemporaryDirectory(prefix="jaxal-") as folder:
-        (Path(folder) / "input").write_text(text, encoding="utf-8")
+        (Path(folder) / name).write_text(text, encoding="utf-8")
         try:
             said = subprocess.run(
-                [_program(command[0]), *(word.replace("{input}", "input") for word in command[1:])],
+                [_program(command[0]), *(word.replace("{input}", name) for word in command[1:])],
                 cwd=folder,
                 env=_environment(command),
                 stdin=subprocess.DEVNULL,
