@@ -14,27 +14,39 @@ from jaxal.structure import MOST_ATOMS, electrons, masses, overlap, read_frames,
 from jaxal.types import InputError
 
 
-def start_structure(system: System) -> ase.Atoms:
-    """The structure that the walkers start from, with its supercell; `info` holds charge and spin.
+def start_structures(system: System) -> list[ase.Atoms]:
+    """The structures that the walkers start from, with their supercells; `info` holds charge and spin.
 
-    Raises InputError for a file that cannot be read, a frame that is not there, and a supercell of a molecule.
+    Raises InputError for a file that cannot be read, a frame that is not there, frames of different atoms, and a
+    supercell of a molecule.
     """
     frames = read_frames(system.file)
-    if not -len(frames) <= system.index < len(frames):
-        held = f"{len(frames)} frames, 0 to {len(frames) - 1}"
-        raise InputError(f"system.index: {system.index} does not fit; {system.file} holds {held}")
-    atoms = frames[system.index]
-    if system.supercell != (1, 1, 1):
-        if not atoms.pbc.all():
-            raise InputError(
-                f"system.supercell: {list(system.supercell)} needs a periodic cell; {system.file} has none"
-            )
-        if (number := len(atoms) * int(np.prod(system.supercell))) > MOST_ATOMS:
-            raise InputError(
-                f"system.supercell: {list(system.supercell)} makes {number} atoms; give at most {MOST_ATOMS}"
-            )
-        atoms = atoms.repeat(system.supercell)
-    return of_system(system, atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+    listed = range(len(frames)) if system.index == "all" else system.index
+    if listed == ():
+        raise InputError("system.index: an empty list does not fit; give frames such as [0, 1], or all")
+    chosen = [listed] if isinstance(listed, int) else list(listed)
+    for index in chosen:
+        if not -len(frames) <= index < len(frames):
+            held = f"{len(frames)} frames, 0 to {len(frames) - 1}"
+            raise InputError(f"system.index: {index} does not fit; {system.file} holds {held}")
+    starts, first = [], frames[chosen[0]]
+    for index in chosen:
+        atoms = frames[index]
+        if not np.array_equal(atoms.numbers, first.numbers) or atoms.pbc.any() != first.pbc.any():
+            what = "the same atoms in the same order, all with a cell or none"
+            raise InputError(f"system.index: frames {chosen[0]} and {index} of {system.file} differ; they need {what}")
+        if system.supercell != (1, 1, 1):
+            if not atoms.pbc.all():
+                raise InputError(
+                    f"system.supercell: {list(system.supercell)} needs a periodic cell; {system.file} has none"
+                )
+            if (number := len(atoms) * int(np.prod(system.supercell))) > MOST_ATOMS:
+                raise InputError(
+                    f"system.supercell: {list(system.supercell)} makes {number} atoms; give at most {MOST_ATOMS}"
+                )
+            atoms = atoms.repeat(system.supercell)
+        starts.append(of_system(system, atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc))
+    return starts
 
 
 def of_system(system: System, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: Any) -> ase.Atoms:
@@ -49,10 +61,12 @@ def check(config: Config) -> None:
 
     Raises InputError, one line that names the section or field and what would be right.
     """
-    atoms = start_structure(config.system)
+    starts = start_structures(config.system)
+    atoms = starts[0]
     table = species_table([atoms])
-    if reason := overlap(atoms, config.gate.closest):
-        raise InputError(f"system.file: {config.system.file}: {reason}; give a structure that can be")
+    for start in starts:
+        if reason := overlap(start, config.gate.closest):
+            raise InputError(f"system.file: {config.system.file}: {reason}; give a structure that can be")
     explorer = config.explore.part
     if explorer.name in NEEDS_CELL and not atoms.pbc.all():
         raise InputError(f"explore.name: {explorer.name} needs a periodic cell; {config.system.file} has none")
@@ -61,6 +75,11 @@ def check(config: Config) -> None:
     if config.label.initial > config.stop.labels:
         raise InputError(
             f"label.initial: {config.label.initial} is too large; give at most stop.labels ({config.stop.labels})"
+        )
+    if config.label.initial < len(starts):
+        raise InputError(
+            f"label.initial: {config.label.initial} is too small; each of the {len(starts)} frames of system.index is "
+            f"labeled first, give at least {len(starts)}"
         )
     if config.label.mode == "pooled" and config.label.part.kind == "oracle":
         raise InputError("label.mode: pooled does not fit an oracle, whose labels are in the program; give inline")
@@ -80,7 +99,9 @@ def check(config: Config) -> None:
                 raise InputError(f"system.{name}: {value} does not fit; {what}")
         _built("label", lambda: config.label.part.bind()(table))
     else:
-        _built("label", lambda: config.label.part.bind()().check(task_of(atoms)))
+        backend = _built("label", lambda: config.label.part.bind()())
+        for start in starts:
+            _built("label", lambda start=start: backend.check(task_of(start)))
 
 
 def task_of(atoms: ase.Atoms, charge: int = 0, spin: int = 0) -> Task:

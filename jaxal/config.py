@@ -29,6 +29,7 @@ PART_MODULES = (
     "jaxal.potential.equivariant",
     "jaxal.potential.pair",
     "jaxal.explore.md",
+    "jaxal.explore.bias",
     "jaxal.acquire.score",
     "jaxal.acquire.gate",
     "jaxal.acquire.select",
@@ -296,11 +297,8 @@ def _number(value: Any, kind: type, notes: Sequence[Any], field: str, wrong: Inp
                 value = to_unit(float(match[1]), match[2], unit.symbol)
             except ValueError as error:
                 raise InputError(f"{field}: {value!r} does not fit: {error}") from None
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int if kind is int else int | float)
-        or not math.isfinite(value)
-    ):
+    wanted = int if kind is int else int | float
+    if isinstance(value, bool) or not isinstance(value, wanted) or not math.isfinite(value):
         raise wrong
     if unit.minimum is not None and (value < unit.minimum or (unit.exclusive and value == unit.minimum)):
         bound = f"more than {unit.minimum:g}" if unit.exclusive else f"at least {unit.minimum:g}"

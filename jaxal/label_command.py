@@ -41,14 +41,14 @@ def _check(config: Any) -> None:
     """Checks the configuration, then calculates the label of its structure with its own workers, timeout and caps."""
     import numpy as np
 
-    from jaxal.check import check, start_structure, task_of
+    from jaxal.check import check, start_structures, task_of
     from jaxal.label.task import formula
     from jaxal.setup import open_service
     from jaxal.structure import from_atoms, species_table
     from jaxal.types import InputError
 
     check(config)
-    atoms = start_structure(config.system)
+    atoms = start_structures(config.system)[0]
     table, task = species_table([atoms]), task_of(atoms)
     backend = config.label.part.bind()()
     config = dataclasses.replace(config, label=dataclasses.replace(config.label, workers=min(1, config.label.workers)))

@@ -75,11 +75,16 @@ class Run(NamedTuple):
 
     config: Config
     directory: Path
-    atoms: ase.Atoms
+    starts: list[ase.Atoms]  # the same atoms in each
     table: Table
     show: Callable[[Status], None]
     began: float
     interrupted: Callable[[], bool] = lambda: False  # whether this process was told to end
+
+    @property
+    def atoms(self) -> ase.Atoms:
+        """The first of the structures that the walkers start from."""
+        return self.starts[0]
 
     @property
     def store(self) -> Path:
@@ -94,10 +99,10 @@ class Run(NamedTuple):
 
 
 def walker_structures(run: Run) -> Structure:
-    """The start structure once for each walker, numpy."""
+    """A start structure for each walker, in turn, numpy."""
     config = run.config
     return setup.from_atoms(
-        [run.atoms] * config.explore.walkers,
+        [run.starts[walker % len(run.starts)] for walker in range(config.explore.walkers)],
         run.table,
         config.system.charge,
         config.system.spin,

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxal import buffer as buffers
 from jaxal import checkpoint, devices, finish, lock, loop, memory, neighbors, pooled, records, setup, stop, yaml12
-from jaxal.check import check, of_system, start_structure
+from jaxal.check import check, of_system, start_structures
 from jaxal.config import FILE_NAME, dump, import_parts, load, parse, resolved
 from jaxal.label.service import Service
 from jaxal.label.task import Enough
@@ -87,12 +87,12 @@ def _go(config: Config, directory: Path, interrupted: Callable[[], bool], change
 
     def start() -> list[Any]:
         check(config)
-        atoms = start_structure(config.system)
-        return [atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc]
+        starts = start_structures(config.system)
+        return [[atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc] for atoms in starts]
 
-    atoms = of_system(config.system, *devices.from_first(start))
+    starts = [of_system(config.system, *told) for told in devices.from_first(start)]
     with suppress(Enough), display() if devices.first() else nullcontext(_unseen) as show:
-        run = Run(config, directory, atoms, species_table([atoms]), show, time.monotonic(), interrupted)
+        run = Run(config, directory, starts, species_table(starts), show, time.monotonic(), interrupted)
         if devices.from_first(lambda: checkpoint.latest(directory / CHECKPOINTS)) is None:
             records.cut(directory, {})
             progress, train, buffer = _begin(run)
@@ -136,7 +136,7 @@ def _begin(run: Run) -> tuple[Progress, training.TrainState, buffers.Buffer]:
 
     def labeled() -> list[Any] | None:
         with suppress(Enough):  # it must be raised in all processes
-            return setup.first_labels(config, run.atoms, run.store, run.interrupted).told()
+            return setup.first_labels(config, run.starts, run.store, run.interrupted).told()
 
     told = devices.from_first(labeled)
     if told is None:
@@ -180,7 +180,7 @@ def _labels(run: Run, progress: Progress) -> Iterator[Labels]:
     reference = np.asarray(progress.reference)
     if config.label.part.kind == "oracle":
         dtype = setup.dtype_of(config.precision)
-        example = setup.from_atoms([run.atoms], run.table, dtype=dtype)
+        example = setup.from_atoms(run.starts, run.table, dtype=dtype)
         spec = setup.oracle_spec(config, run.table, example)
         yield Labels(setup.oracle_label(config, run.table, dtype, reference, spec), None, list, float)
         return

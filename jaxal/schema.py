@@ -59,10 +59,10 @@ SelectPart = Annotated[Part, Kinds(("select",), "top_k")]
 
 @dataclass(frozen=True)
 class System:
-    """The structure that the walkers start from."""
+    """The structures that the walkers start from."""
 
     file: Path  # any file ASE reads
-    index: int = 0  # frame of the file; -1 is the last
+    index: int | Literal["all"] | tuple[int, ...] = 0  # frames of the file, walkers take them in turn; -1 is the last
     charge: int = 0  # e
     spin: Annotated[int, Unit("", 0)] = 0  # number of unpaired electrons
     supercell: tuple[Count, Count, Count] = (1, 1, 1)  # repetitions along the three lattice vectors

@@ -1,6 +1,6 @@
 """From a configuration to the program: parts, capacities, first labels, first training set."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,20 +70,21 @@ def recipe(train: Train) -> training.Recipe:
     )
 
 
-def first_structures(atoms: ase.Atoms, number: int, seed: int) -> list[ase.Atoms]:
-    """The start structure and displaced copies of it to learn the first potential from.
+def first_structures(atoms: ase.Atoms | Sequence[ase.Atoms], number: int, seed: int) -> list[ase.Atoms]:
+    """The start structures and displaced copies of them, in turn, to learn the first potential from.
 
     Gaussian displacements of 0.02 to 0.10 Å per coordinate, light atoms more than heavy ones (as the square root of
     carbon's mass over theirs, at most 1.5 times); periodic cells are also strained by up to 2 %.
     """
     rng = np.random.default_rng([seed, 1])
-    frames = [atoms.copy()]
-    scale = np.minimum(np.sqrt(12.0 / atoms.get_masses()), 1.5)[:, None]
-    for size in np.linspace(0.02, 0.10, number - 1):
-        frame = atoms.copy()
-        if atoms.pbc.all():
+    starts = [atoms] if isinstance(atoms, ase.Atoms) else atoms
+    frames = [start.copy() for start in starts]
+    scale = np.minimum(np.sqrt(12.0 / frames[0].get_masses()), 1.5)[:, None]
+    for turn, size in enumerate(np.linspace(0.02, 0.10, number - len(starts))):
+        frame = starts[turn % len(starts)].copy()
+        if frame.pbc.all():
             strain = rng.uniform(-0.02, 0.02, (3, 3))
-            frame.set_cell(atoms.cell.array @ (np.eye(3) + 0.5 * (strain + strain.T)), scale_atoms=True)
+            frame.set_cell(frame.cell.array @ (np.eye(3) + 0.5 * (strain + strain.T)), scale_atoms=True)
         frame.positions += scale * rng.normal(0.0, size, frame.positions.shape)
         frames.append(frame)
     return frames
@@ -136,13 +137,19 @@ def oracle_spec(config: Config, table: Table, structures: Structure) -> neighbor
     return neighbors.plan(structures, cutoff, 1.0, 2.0)._replace(skin=0.0, close=0)
 
 
-def first_labels(config: Config, atoms: ase.Atoms, store: Path, enough: Callable[[], bool] = lambda: False) -> First:
-    """Labels the first structures. Raises InputError if the method fails on the start structure or on most.
+def first_labels(
+    config: Config,
+    atoms: ase.Atoms | Sequence[ase.Atoms],
+    store: Path,
+    enough: Callable[[], bool] = lambda: False,
+) -> First:
+    """Labels the first structures. Raises InputError if the method fails on a start structure or on most.
 
     Once `enough()` holds it raises Enough, with what was calculated in the store.
     """
-    table = species_table([atoms])
-    frames = first_structures(atoms, config.label.initial, config.seed)
+    starts = [atoms] if isinstance(atoms, ase.Atoms) else atoms
+    table = species_table(starts)
+    frames = first_structures(starts, config.label.initial, config.seed)
     structures = from_atoms(frames, table, config.system.charge, config.system.spin, dtype=np.float64)
     zero = np.zeros(len(table))
     wanted = np.ones(len(frames), bool)
@@ -168,7 +175,7 @@ def first_labels(config: Config, atoms: ase.Atoms, store: Path, enough: Callable
         finally:
             service.close()
     ok = np.asarray(labels.ok)
-    if not ok[0] or ok.sum() < 2:
+    if not ok[: len(starts)].all() or ok.sum() < 2:
         raise InputError(f"label: {config.label.part.name} fails on the start structure {config.system.file}: {reason}")
     keep = np.flatnonzero(ok)
     kept = jax.tree.map(lambda x: np.asarray(x)[keep], (structures, labels))

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxal.check import check, start_structure
-from jaxal.config import load
+from jaxal import yaml12
+from jaxal.check import check, start_structures
+from jaxal.config import dump, load, parse
 from jaxal.types import InputError
 
 WATER = "3\n\nO 0 0 0.12\nH 0 0.76 -0.48\nH 0 -0.76 -0.48\n"
@@ -19,24 +20,55 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_start_structure(folder):
+def test_start_structures(folder):
     (folder / "two.xyz").write_text(WATER + WATER.replace("O ", "S "))
     config = load(folder / "config.yaml", ["system.file=two.xyz", "system.index=-1"])
-    atoms = start_structure(config.system)
+    (atoms,) = start_structures(config.system)
     assert atoms.get_chemical_formula() == "H2S" and atoms.info["charge"] == 0 and atoms.info["spin"] == 0
     for index in (2, -3):
         with pytest.raises(InputError, match=f"system.index: {index} does not fit; .*two.xyz holds 2 frames, 0 to 1"):
-            start_structure(dataclasses.replace(config.system, index=index))
+            start_structures(dataclasses.replace(config.system, index=index))
+
+
+def test_several_start_structures(folder):
+    (folder / "three.xyz").write_text(WATER + WATER.replace("0.12", "0.13") + WATER.replace("0.12", "0.14"))
+    for index, expected in (("all", [0.12, 0.13, 0.14]), ("[-1, 0]", [0.14, 0.12]), ("1", [0.13])):
+        config = load(folder / "config.yaml", ["system.file=three.xyz", f"system.index={index}"])
+        assert parse(yaml12.parse(dump(config), ""), None) == config, "it comes back from its own YAML"
+        starts = start_structures(config.system)
+        assert [atoms.positions[0, 2] for atoms in starts] == pytest.approx(expected)
+        assert all(atoms.info == {"charge": 0, "spin": 0} for atoms in starts)
+        check(config)
+
+
+@pytest.mark.parametrize(
+    ("second", "overrides", "expected"),
+    [
+        (WATER.replace("O ", "S "), [], "system.index: frames 0 and 1 of .*two.xyz differ; they need the same atoms"),
+        (WATER.replace("O 0 0 0.12\nH", "H 0 0 0.12\nO"), [], "system.index: frames 0 and 1 of .* in the same order"),
+        ("2\n\nH 0 0 0\nH 0 0 0.74\n", [], "system.index: frames 0 and 1 of"),
+        (WATER.replace("\n\n", '\nLattice="9 0 0 0 9 0 0 0 9"\n'), [], "system.index: frames .* a cell or none"),
+        (WATER, ["system.index=[0, 2]"], "system.index: 2 does not fit; .*two.xyz holds 2 frames, 0 to 1"),
+        (WATER, ["system.index=[]"], "system.index: an empty list does not fit; give frames such as"),
+        (WATER, ["system.index=some"], "system.index: some does not fit; give a whole number or all or a list"),
+        (WATER, ["system.index=[0, 1, 0]", "label.initial=2"], "label.initial: 2 is too small; each of the 3 frames"),
+    ],
+)
+def test_start_structures_that_do_not_belong_together(folder, second, overrides, expected):
+    (folder / "two.xyz").write_text(WATER + second)
+    with pytest.raises(InputError, match=expected) as caught:
+        check(load(folder / "config.yaml", ["system.file=two.xyz", "system.index=all", *overrides]))
+    assert "\n" not in str(caught.value)
 
 
 def test_supercell(folder):
     lattice = 'Lattice="5.43 0 0 0 5.43 0 0 0 5.43" pbc="T T T" Properties=species:S:1:pos:R:3'
     (folder / "si.xyz").write_text(f"1\n{lattice}\nSi 0 0 0\n")
     config = load(folder / "config.yaml", ["system.file=si.xyz", "system.supercell=[1, 2, 3]", "label.name=tblite"])
-    atoms = start_structure(config.system)
+    (atoms,) = start_structures(config.system)
     assert len(atoms) == 6 and atoms.cell.lengths() == pytest.approx([5.43, 10.86, 16.29])
     with pytest.raises(InputError, match=r"system\.supercell: "):
-        start_structure(load(folder / "config.yaml", ["system.supercell=[1, 2, 3]"]).system)
+        start_structures(load(folder / "config.yaml", ["system.supercell=[1, 2, 3]"]).system)
 
 
 @pytest.mark.parametrize(

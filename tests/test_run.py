@@ -196,6 +196,23 @@ def test_first_structures_are_displaced_more_and_more():
     assert all(np.array_equal(a.positions, b.positions) for a, b in zip(frames, same, strict=True))
 
 
+def test_first_structures_and_walkers_take_the_start_structures_in_turn(tmp_path):
+    """Two shapes of water that no displacement turns into each other; a whole run begins at both."""
+    flat, bent = molecule("H2O"), molecule("H2O")
+    flat.positions[1:] = [[0.0, 1.0, 0.1], [0.0, -1.0, 0.1]]
+    frames = setup.first_structures([flat, bent], 8, 3)
+    angles = np.array([frame.get_angle(1, 0, 2) for frame in frames])
+    assert np.array_equal(frames[0].positions, flat.positions) and np.array_equal(frames[1].positions, bent.positions)
+    assert np.all(angles[0::2] > 130) and np.all(angles[1::2] < 130)
+
+    config = folder(tmp_path, WATER.replace("water.xyz", "water.xyz, index: all").replace("walkers: 2", "walkers: 4"))
+    write(tmp_path / "water.xyz", [flat, bent], format="extxyz")
+    out = tmp_path / "out"
+    jaxal("run", config, "stop.time=0.04", "output.trajectory=1", "--dir", out)
+    angles = [atoms.get_angle(1, 0, 2) for atoms in read(out / "trajectory.xyz", ":4")]  # 2 fs after the start
+    assert min(angles[0::2]) > 130 > max(angles[1::2])
+
+
 def test_held_out_rows_are_some_and_not_the_first():
     for number, fraction in ((2, 0.1), (10, 0.1), (10, 0.3), (500, 0.1)):
         held = setup.spread_hold(number, fraction)

@@ -1,0 +1,45 @@
+"""A labeler as a calculator of ASE: to relax, to climb or to run with the reference method itself."""
+
+from typing import Any
+
+import ase
+import numpy as np
+from ase.calculators.calculator import CalculationFailed, Calculator, PropertyNotImplementedError, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from jaxal.label.task import Backend, Task
+
+
+class LabelCalculator(Calculator):
+    """The labels of a backend, one for each new structure: energy (eV), forces (eV/Å), and in a cell stress (eV/Å^3).
+
+    Raises LabelError for what the method cannot treat, and ASE's CalculationFailed, with the reason, where it fails.
+    """
+
+    implemented_properties = ["energy", "forces", "stress"]  # noqa: RUF012
+
+    def __init__(self, backend: Backend, charge: int = 0, spin: int = 0) -> None:
+        """`charge` in e, `spin` the number of unpaired electrons, of every structure."""
+        super().__init__()
+        self.backend, self.charge, self.spin = backend, charge, spin
+        self.seconds: list[float] = []  # of each label so far
+
+    def calculate(
+        self, atoms: ase.Atoms | None = None, properties: Any = None, system_changes: Any = all_changes
+    ) -> None:
+        """One label."""
+        super().calculate(atoms, properties, system_changes)
+        given: Any = self.atoms
+        periodic = bool(given.pbc.all())
+        if "stress" in (properties or ()) and not periodic:
+            raise PropertyNotImplementedError("stress: the structure has no periodic cell")
+        cell = given.cell.array if periodic else np.zeros((3, 3))
+        task = Task(given.numbers, given.positions, cell, self.charge, self.spin)
+        self.backend.check(task)
+        result = self.backend.calculate(task)
+        if not result.ok:
+            raise CalculationFailed(result.reason)
+        self.seconds.append(result.seconds)
+        self.results = {"energy": result.energy, "forces": result.force}
+        if periodic:
+            self.results["stress"] = full_3x3_to_voigt_6_stress(result.stress)
