@@ -10,7 +10,7 @@ import numpy as np
 from jaxal.explore.md import NEEDS_CELL
 from jaxal.label.task import Task
 from jaxal.schema import Config, System
-from jaxal.structure import masses, read_frames, species_table
+from jaxal.structure import MOST_ATOMS, electrons, masses, overlap, read_frames, species_table
 from jaxal.types import InputError
 
 
@@ -40,6 +40,10 @@ def start_structures(system: System) -> list[ase.Atoms]:
                 raise InputError(
                     f"system.supercell: {list(system.supercell)} needs a periodic cell; {system.file} has none"
                 )
+            if (number := len(atoms) * int(np.prod(system.supercell))) > MOST_ATOMS:
+                raise InputError(
+                    f"system.supercell: {list(system.supercell)} makes {number} atoms; give at most {MOST_ATOMS}"
+                )
             atoms = atoms.repeat(system.supercell)
         starts.append(of_system(system, atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc))
     return starts
@@ -60,6 +64,9 @@ def check(config: Config) -> None:
     starts = start_structures(config.system)
     atoms = starts[0]
     table = species_table([atoms])
+    for start in starts:
+        if reason := overlap(start, config.gate.closest):
+            raise InputError(f"system.file: {config.system.file}: {reason}; give a structure that can be")
     explorer = config.explore.part
     if explorer.name in NEEDS_CELL and not atoms.pbc.all():
         raise InputError(f"explore.name: {explorer.name} needs a periodic cell; {config.system.file} has none")
@@ -94,9 +101,14 @@ def check(config: Config) -> None:
     else:
         backend = _built("label", lambda: config.label.part.bind()())
         for start in starts:
-            cell = start.cell.array if start.pbc.all() else np.zeros((3, 3))
-            task = Task(start.numbers, start.positions, cell, config.system.charge, config.system.spin)
-            _built("label", lambda task=task: backend.check(task))
+            _built("label", lambda start=start: backend.check(task_of(start)))
+
+
+def task_of(atoms: ase.Atoms, charge: int = 0, spin: int = 0) -> Task:
+    """A structure as a labeler takes it; charge and spin are those of its info, where it has them."""
+    cell = atoms.cell.array if atoms.pbc.all() else np.zeros((3, 3))
+    unpaired = electrons(atoms, "spin", spin)
+    return Task(atoms.numbers, atoms.positions, cell, electrons(atoms, "charge", charge), unpaired)
 
 
 def _built(section: str, build: Callable[[], Any]) -> Any:

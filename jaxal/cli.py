@@ -1,4 +1,5 @@
-"""The command line: `jaxal run`, `resume`, `train`, `validate`, `report`, `status`, `store`, `list`, `check`, `bench`.
+"""The command line: `jaxal run`, `resume`, `train`, `validate`, `report`, `status`, `label`, `store`, `list`, `check`,
+`bench`.
 
 Only what a command needs is imported, inside it: `jaxal --help` answers at once. A mistake of the user ends
 with one line on standard error and status 2. A run that Ctrl-C or SIGTERM ends keeps what it has, says how to go
@@ -16,7 +17,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jaxal import store_command
+from jaxal import label_command, store_command
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # nothing a program can do about
 LONGEST = 2000  # characters of an error, which may repeat what it was given
@@ -108,6 +109,9 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument("dir", metavar="DIR", type=Path, help="run folder")
     status.add_argument("--json", action="store_true", help="print JSON")
     status.set_defaults(command=_status)
+    label = commands.add_parser("label", help="try the method of a configuration, or label the structures of a file")
+    _add_config(label)
+    label_command.add(label)
     store_command.add(commands.add_parser("store", help="look into label stores; import, export and merge labels"))
 
     parts = commands.add_parser("list", help="show the registered parts and their options")

@@ -24,6 +24,7 @@ from jaxal.types import InputError
 from jaxal.units import SYMBOLS, Unit, to_unit
 
 # Every module that registers a part.
+LABELERS = "tblite pyscf ase command xtb espresso nwchem cp2k abinit gpaw psi4 orca gaussian vasp teacher"
 PART_MODULES = (
     "jaxal.potential.equivariant",
     "jaxal.potential.pair",
@@ -32,13 +33,7 @@ PART_MODULES = (
     "jaxal.acquire.score",
     "jaxal.acquire.gate",
     "jaxal.acquire.select",
-    "jaxal.label.tblite",
-    "jaxal.label.pyscf",
-    "jaxal.label.ase",
-    "jaxal.label.command",
-    "jaxal.label.xtb",
-    "jaxal.label.espresso",
-    "jaxal.label.nwchem",
+    *(f"jaxal.label.{name}" for name in LABELERS.split()),
 )
 PARTIAL = "config.yaml.partial"
 FILE_NAME = "config.yaml"  # of the resolved configuration in a run folder

@@ -11,12 +11,16 @@ from typing import Any
 import ase
 import ase.io
 import numpy as np
-from ase.data import atomic_masses, chemical_symbols
+from ase.data import atomic_masses, chemical_symbols, covalent_radii
+from ase.neighborlist import neighbor_list
 
 from jaxal import extxyz
 from jaxal.types import InputError, Label, Structure
 
 Table = tuple[int, ...]
+# No reference method labels more, and a committee on several walkers has no memory for them.
+MOST_ATOMS = 10_000
+NEAREST = 0.2  # of the sum of two atoms' covalent radii: 0.12 Å for H2, far below what any dynamics visits
 
 
 def species_table(frames: Sequence[ase.Atoms]) -> Table:
@@ -51,8 +55,12 @@ def read_frames(path: str | Path, index: str = ":") -> list[ase.Atoms]:
     for number, atoms in enumerate(frames):
         if len(atoms) == 0:
             raise InputError(f"{path}: frame {number} has no atoms")
+        if len(atoms) > MOST_ATOMS:
+            raise InputError(f"{path}: frame {number} has {len(atoms)} atoms; give at most {MOST_ATOMS}")
         if not np.all(np.isfinite(atoms.positions)):
             raise InputError(f"{path}: frame {number} has a position that is not a finite number")
+        if not np.all(np.isfinite(atoms.cell.array)):
+            raise InputError(f"{path}: frame {number} has a lattice vector that is not a finite number")
         if atoms.pbc.any() and not atoms.pbc.all():
             raise InputError(
                 f"{path}: frame {number} is periodic in {int(atoms.pbc.sum())} directions; use none or three "
@@ -61,6 +69,21 @@ def read_frames(path: str | Path, index: str = ":") -> list[ase.Atoms]:
         if atoms.pbc.all() and abs(atoms.cell.volume) < 1e-6:
             raise InputError(f"{path}: frame {number} is periodic but its cell has no volume; give Lattice=...")
     return frames
+
+
+def overlap(atoms: ase.Atoms, closest: float) -> str:
+    """Which two atoms are nearer than this part of the sum of their covalent radii, in words; empty where none are.
+
+    Periodic images count. What a reference method says of such a frame is nonsense, if it says anything.
+    """
+    part = max(closest, NEAREST)
+    first, second, distance = neighbor_list("ijd", atoms, part * covalent_radii[atoms.numbers])
+    if len(distance) == 0:
+        return ""
+    worst = int(np.argmin(distance))
+    i, j = int(first[worst]), int(second[worst])
+    names = f"atoms {i} ({chemical_symbols[atoms.numbers[i]]}) and {j} ({chemical_symbols[atoms.numbers[j]]})"
+    return f"{names} are {distance[worst]:.3g} Å apart, less than {part:g} of the sum of their covalent radii"
 
 
 def _rows(numbers: np.ndarray, table: Table) -> np.ndarray:
@@ -84,7 +107,7 @@ def from_atoms(
     """One structure, or a batch [b] padded to `size` atoms (the largest by default), as numpy arrays.
 
     `charge` (e) and `spin` (unpaired electrons) hold where a frame's info has no `charge` or `spin`.
-    Raises InputError for an element outside the table.
+    Raises InputError for an element outside the table, and for a frame that `size` has no room for.
     """
     if isinstance(frames, ase.Atoms):
         batch = from_atoms([frames], table, charge, spin, size, dtype)
@@ -94,13 +117,31 @@ def from_atoms(
     species: Any = np.full((len(frames), size), -1, np.int32)
     cell: Any = np.zeros((len(frames), 3, 3), dtype)
     for row, atoms in enumerate(frames):
+        if len(atoms) > size:
+            raise InputError(f"frame {row} has {len(atoms)} atoms; there is room for {size}")
         position[row, : len(atoms)] = atoms.positions
         species[row, : len(atoms)] = _rows(atoms.numbers, table)
         if atoms.pbc.all():
             cell[row] = atoms.cell.array
-    charges: Any = np.array([atoms.info.get("charge", charge) for atoms in frames], np.int32)
-    spins: Any = np.array([atoms.info.get("spin", spin) for atoms in frames], np.int32)
+    charges: Any = np.array([electrons(atoms, "charge", charge, row) for row, atoms in enumerate(frames)], np.int32)
+    spins: Any = np.array([electrons(atoms, "spin", spin, row) for row, atoms in enumerate(frames)], np.int32)
     return Structure(position, species, cell, charges, spins)
+
+
+def electrons(atoms: ase.Atoms, name: str, default: int = 0, row: int = 0) -> int:
+    """Charge (e) or spin (unpaired electrons) of a frame: its info's, or the default.
+
+    Raises InputError, with the number of the frame, for what is no whole number.
+    """
+    value = atoms.info.get(name, default)
+    try:
+        whole = int(value)
+        right = whole == float(value) and abs(whole) < 10**6
+    except (TypeError, ValueError, OverflowError):
+        right = False
+    if not right:
+        raise InputError(f"frame {row}: {name} {str(value)[:30]!r} is not a whole number")
+    return int(value)
 
 
 def to_atoms(structure: Structure, table: Table) -> ase.Atoms:

@@ -31,17 +31,24 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "ase": {"calculator": "ase.calculators.emt.EMT"},
     "command": {"command": ["python3", "{input}", "{output}"], "method": "nothing"},
     "espresso": {"pseudopotentials": {"H": Path(__file__)}, "ecutwfc": 20.0},
+    "abinit": {"pseudopotentials": {"H": Path(__file__)}, "ecut": 10.0},
 }
 # Values of options that take no text or number of just any kind.
 OTHERS: dict[tuple[str, str], Any] = {
     ("command", "files"): [Path(__file__)],
     ("espresso", "pseudopotentials"): {"O": Path(__file__)},
     ("espresso", "input_data"): {"system": {"vdw_corr": "dft-d3"}},
+    ("abinit", "pseudopotentials"): {"O": Path(__file__)},
+    ("cp2k", "xc"): "BLYP",
+    ("cp2k", "elements"): {"H": {"basis": "TZV2P-MOLOPT-GTH"}},
+    ("cp2k", "basis_files"): ["BASIS_ZIJLSTRA"],
+    ("psi4", "grid"): (75, 302),
 }
 # Options of a labeler that do not change its numbers, beyond the last bits.
 RESOURCES = {("pyscf", "memory"), ("pyscf", "threads"), ("nwchem", "memory")}
-RESOURCES |= {(name, "keep") for name in ("command", "xtb", "espresso", "nwchem")}
-RESOURCES |= {(name, "command") for name in ("xtb", "espresso", "nwchem")}
+RESOURCES |= {("psi4", "memory"), ("psi4", "threads"), ("command", "keep")}
+PROGRAMS = ("xtb", "espresso", "nwchem", "cp2k", "abinit", "gpaw", "psi4")
+RESOURCES |= {(name, option) for name in PROGRAMS for option in ("keep", "command")}
 
 
 def every(kind: str):

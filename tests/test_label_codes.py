@@ -3,13 +3,29 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule
-from label_programs import COPPER, EMT, HYDROGEN, SILICON, WATER, rattled, script, task_of
+from label_programs import (
+    CASES,
+    COPPER,
+    EMT,
+    HYDROGEN,
+    PROGRAMS,
+    SILICON,
+    ULTRASOFT,
+    VALENCE,
+    WATER,
+    Case,
+    missing,
+    needs,
+    rattled,
+    script,
+    task_of,
+)
 
 from jaxal import registry
 from jaxal.config import import_parts
@@ -24,50 +40,8 @@ from jaxal.units import BOHR, HARTREE
 
 import_parts()
 
-PSEUDO = Path("/usr/share/espresso/pseudo")  # of Debian's package quantum-espresso-data
-UPF = {"H": PSEUDO / "H.pbe-kjpaw.UPF", "Si": PSEUDO / "Si.pz-vbc.UPF"}
-PROGRAMS = {"xtb": "xtb", "espresso": "pw.x", "nwchem": "nwchem"}
-
-
-def missing(name: str) -> str:
-    """Why the backend cannot be tested here; empty if it can."""
-    if name in PROGRAMS and shutil.which(PROGRAMS[name]) is None:
-        return f"{PROGRAMS[name]} is not installed"
-    if name == "espresso" and not all(file.exists() for file in UPF.values()):
-        return f"there are no pseudopotentials in {PSEUDO}"
-    return ""
-
-
-def needs(name: str):
-    return pytest.mark.skipif(bool(missing(name)), reason=missing(name))
-
-
-class Case(NamedTuple):
-    name: str  # of the backend
-    options: dict[str, Any]
-    task: Task
-    unconverged: dict[str, Any]  # options with which the SCF does not converge
-    tolerance: float = 2e-3  # eV/Å
-    stress: float = 0.0  # eV/Å^3, tolerance; 0 for an open system
-
-
-ULTRASOFT = {"pseudopotentials": {"H": UPF["H"]}, "ecutwfc": 20.0, "ecutrho": 120.0, "box": 8.0, "smearing": "none"}
-# The stress is that of infinitely many plane waves: at a low cutoff it differs from the slope of the energy.
-VALENCE = {"pseudopotentials": {"Si": UPF["Si"]}, "ecutwfc": 24.0, "k_points": (2, 2, 2)}
-CASES = {
-    "command, open": Case("command", script(EMT), task_of(rattled(molecule("H2O"))), script(EMT, "stop"), 1e-4),
-    "command, periodic": Case("command", script(EMT), COPPER, script(EMT, "stop"), 1e-4, 1e-4),
-    "xtb": Case("xtb", {}, WATER, {"max_iterations": 1}, 1e-4),
-    "xtb, radical": Case("xtb", {}, WATER._replace(charge=1, spin=1), {"max_iterations": 1}, 1e-4),
-    "espresso": Case("espresso", VALENCE, SILICON, {"max_iterations": 2}, stress=1e-2),
-    "espresso, box": Case("espresso", ULTRASOFT, HYDROGEN, {"max_iterations": 2}),
-    "nwchem": Case("nwchem", {"basis": "sto-3g", "grid": "fine"}, WATER, {"max_iterations": 2}),
-    "nwchem, radical": Case(
-        "nwchem", {"basis": "sto-3g", "grid": "fine"}, HYDROGEN._replace(charge=1, spin=1), {"max_iterations": 1}
-    ),
-}
 every = pytest.mark.parametrize(
-    "case", [pytest.param(case, id=id, marks=needs(case.name)) for id, case in CASES.items()]
+    "case", [pytest.param(case, id=id, marks=[needs(case.name), *case.marks]) for id, case in CASES.items()]
 )
 
 
@@ -268,4 +242,4 @@ def test_espresso_says_what_pw_complains_about(tmp_path):
 def test_the_version_of_the_program_is_part_of_the_key(name):
     if missing(name):
         pytest.skip(missing(name))
-    assert built(CASES[name]).version.split()[-1][0].isdigit()
+    assert built(CASES[name]).version.split()[1][0].isdigit()

@@ -9,11 +9,21 @@ import numpy as np
 
 from jaxal import extxyz
 from jaxal.label.scratch import arguments, check_program, contents, in_scratch, run
-from jaxal.label.task import Backend, LabelError, Result, Task, check_spin, check_task, failed, guarded, periodic
+from jaxal.label.task import (
+    Backend,
+    LabelError,
+    Result,
+    Task,
+    check_spin,
+    check_task,
+    elsewhere,
+    failed,
+    guarded,
+    periodic,
+)
 from jaxal.registry import register
 
 INPUT, ANSWER = "input.xyz", "output.xyz"  # in the scratch folder
-MOVED = 1e-4  # Å; by so much a program may round the positions
 
 
 @register("labeler")
@@ -116,10 +126,7 @@ def _result(task: Task, path: Path, stress: bool) -> Result:
     found = {**atoms.info, **atoms.arrays, **(atoms.calc.results if atoms.calc else {})}
     if len(atoms) != len(task.numbers) or np.any(atoms.numbers != task.numbers):
         return failed(task, "the output has other atoms than the input, or in another order")
-    moved = atoms.positions - task.position
-    if periodic(task):  # by lattice vectors they may move
-        moved = moved - np.round(moved @ np.linalg.inv(task.cell)) @ task.cell
-    if np.abs(moved).max() > MOVED:
+    if elsewhere(task, atoms.positions):
         return failed(task, "the output has other positions than the input; atoms stay in their order and place")
     if not found.get("converged", True):
         return failed(task, "the program says that it did not converge")

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from ase.data import atomic_masses
 
+from jaxal.label.cells import check_box, in_box, k_mesh
+from jaxal.label.pseudopotential import valence
 from jaxal.label.scratch import Finished, arguments, check_program, contents, in_scratch, program_version, run
 from jaxal.label.task import (
     Backend,
@@ -36,7 +38,6 @@ OURS = {
     | {"occupations", "smearing", "degauss"},
     "electrons": {"conv_thr", "electron_maxstep"},
 }
-MARGIN = 6.0  # Å; at least so much of a box is empty in each direction
 
 
 @register("labeler")
@@ -84,20 +85,12 @@ def espresso(
         for element in sorted({symbol(int(number)) for number in task.numbers}):
             if element not in files:
                 raise LabelError(f"label.pseudopotentials: none for {element}; give {{{element}: FILE.upf}}")
-        if not periodic(task):
-            if box is None:
-                raise LabelError("label.box: a molecule has no cell; give the edge of a cube for it in Å, such as 12")
-            extent = float(np.ptp(task.position, axis=0).max())
-            if extent > box - MARGIN:
-                raise LabelError(
-                    f"label.box: {box:g} Å is too small for a molecule of {extent:.1f} Å; "
-                    f"give at least {extent + MARGIN:.1f}"
-                )
+        check_box(task, box)
         check_program(words, "install Quantum ESPRESSO (Debian: apt-get install quantum-espresso) or give its path")
 
     def work(task: Task, folder: Path) -> Result:
-        cell = task.cell if periodic(task) else np.eye(3) * float(box or 0)
-        mesh = k_points or (_mesh(cell, k_spacing) if periodic(task) else (1, 1, 1))
+        placed = in_box(task, box)
+        mesh = k_points or (k_mesh(task.cell, k_spacing) if periodic(task) else (1, 1, 1))
         for element, file in files.items():
             shutil.copyfile(file, folder / f"{element}.upf")
         values: dict[str, dict[str, Any]] = {
@@ -109,7 +102,7 @@ def espresso(
             | _occupations(smearing, smearing_width),
             "electrons": {"conv_thr": conv_thr, "electron_maxstep": max_iterations},
         }
-        deck = _deck(task, cell, mesh, {name: values[name] | extra.get(name, {}) for name in SECTIONS})
+        deck = _deck(placed, mesh, {name: values[name] | extra.get(name, {}) for name in SECTIONS})
         (folder / "pw.in").write_text(deck)
         finished = run([*words, "-in", "pw.in"], folder)
         shutil.rmtree(folder / "out", ignore_errors=True)  # wavefunctions
@@ -156,34 +149,16 @@ def _occupations(smearing: str, width: float) -> dict[str, Any]:
 
 def _polarized(task: Task, files: Mapping[str, Path]) -> dict[str, Any]:
     """Two kinds of electrons. From equally many of both, the SCF of a fully polarized system does not converge."""
-    valence = {element: _valence(file) for element, file in files.items()}
-    count = sum(valence[symbol(int(number))] for number in task.numbers) - task.charge
+    valences = {element: valence(file) or 4.0 for element, file in files.items()}
+    count = sum(valences[symbol(int(number))] for number in task.numbers) - task.charge
     start = min(1.0, task.spin / max(count, 1.0))
     kinds = range(1, 1 + len(set(task.numbers.tolist())))
     polarized = {f"starting_magnetization({kind})": start for kind in kinds}
     return {"nspin": 2, "tot_magnetization": float(task.spin)} | polarized
 
 
-def _valence(file: Path) -> float:
-    """Valence electrons of an atom, from its UPF file (version 2, or version 1); 4 where it does not say."""
-    text = file.read_text(encoding="utf-8", errors="replace")
-    found = re.search(r'z_valence *= *" *([^"\s]+)', text) or re.search(r"(\S+) +Z valence", text)
-    return float(found[1]) if found else 4.0
-
-
-def _mesh(cell: np.ndarray, spacing: float) -> tuple[int, int, int]:
-    """Numbers of k-points along the reciprocal vectors that are at most `spacing` apart, in 1/Å with 2 pi."""
-    lengths = 2 * np.pi * np.linalg.norm(np.linalg.inv(cell), axis=0)
-    # A hair of tolerance: rounding must not add a point for a cell that fits exactly.
-    a, b, c = (max(1, int(np.ceil(length / spacing - 1e-6))) for length in lengths)
-    return a, b, c
-
-
-def _deck(task: Task, cell: np.ndarray, mesh: Sequence[int], values: Mapping[str, Mapping[str, Any]]) -> str:
-    """The input of pw.x. A molecule stands with its middle in the middle of the box."""
-    position = task.position
-    if not periodic(task):
-        position = position - (position.min(axis=0) + position.max(axis=0)) / 2 + np.diag(cell) / 2
+def _deck(task: Task, mesh: Sequence[int], values: Mapping[str, Mapping[str, Any]]) -> str:
+    """The input of pw.x for a structure that has a cell."""
     lines = []
     for section, entries in values.items():
         lines += [f"&{section}", *(f"  {key} = {_fortran(value)}" for key, value in entries.items()), "/"]
@@ -191,9 +166,9 @@ def _deck(task: Task, cell: np.ndarray, mesh: Sequence[int], values: Mapping[str
     for number in sorted(set(task.numbers.tolist())):
         lines.append(f"{symbol(number)} {atomic_masses[number]} {symbol(number)}.upf")
     lines.append("CELL_PARAMETERS bohr")
-    lines += [" ".join(f"{value:.15e}" for value in row / BOHR) for row in cell]
+    lines += [" ".join(f"{value:.15e}" for value in row / BOHR) for row in task.cell]
     lines.append("ATOMIC_POSITIONS bohr")
-    for number, place in zip(task.numbers, position, strict=True):
+    for number, place in zip(task.numbers, task.position, strict=True):
         lines.append(" ".join([symbol(int(number)), *(f"{value:.15e}" for value in place / BOHR)]))
     if tuple(mesh) == (1, 1, 1):
         lines.append("K_POINTS gamma")  # real wavefunctions: the same numbers in half the time

@@ -117,28 +117,41 @@ def export(
 
     Raises LabelError where the file exists (unless `force`), cannot be written, or would be empty.
     """
-    path, file = Path(path), Path(file)
-    name = file.name.lower()
-    if not name.endswith(XYZ + DATABASE):
-        raise LabelError(f"{file}: unknown kind of file; give a name that ends in {', '.join(XYZ + DATABASE)}")
-    if file.exists() and not force:
-        raise LabelError(f"{file}: is there already; --force replaces it")
-    part = file.with_name(file.name + ".part")
+    path, file = Path(path), writable(file, force)
     with contextlib.ExitStack() as stack:
         connection = stack.enter_context(contextlib.closing(connect_to_read(path, patience)))
         selected = _selected(connection, path, COLUMNS, "WHERE status = ?", (status,))
         rows = stack.enter_context(contextlib.closing(selected))
-        try:
-            part.unlink(missing_ok=True)
-            count = (_write_database if name.endswith(DATABASE) else _write_xyz)(part, map(entry_of, rows), name)
-            if not count:
-                raise LabelError(f"{path}: holds no label that is {status}; nothing was written")
+        count = write(file, map(entry_of, rows), force)
+    if not count:
+        raise LabelError(f"{path}: holds no label that is {status}; nothing was written")
+    return count
+
+
+def writable(file: str | Path, force: bool = False) -> Path:
+    """Raises LabelError where labels cannot go into a file of this name, or would replace it without `force`."""
+    file = Path(file)
+    if not file.name.lower().endswith(XYZ + DATABASE):
+        raise LabelError(f"{file}: unknown kind of file; give a name that ends in {', '.join(XYZ + DATABASE)}")
+    if file.exists() and not force:
+        raise LabelError(f"{file}: is there already; --force replaces it")
+    return file
+
+
+def write(file: str | Path, entries: Iterable[Entry], force: bool = False) -> int:
+    """Writes rows of a store as `export` does, and returns how many. Without any there will be no file."""
+    file = writable(file, force)
+    name, part = file.name.lower(), file.with_name(file.name + ".part")
+    try:
+        part.unlink(missing_ok=True)
+        count = (_write_database if name.endswith(DATABASE) else _write_xyz)(part, entries, name)
+        if count:
             part.replace(file)
-        except (OSError, sqlite3.Error) as error:
-            raise LabelError(f"{file}: cannot be written ({one_line(error)})") from error
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
+    except (OSError, sqlite3.Error) as error:
+        raise LabelError(f"{file}: cannot be written ({one_line(error)})") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
     return count
 
 

@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,8 +57,16 @@ def in_scratch(task: Task, name: str, keep: str, work: Callable[[Path], Result])
     return result._replace(reason=result.reason[: REASON_LENGTH - len(where)] + where)
 
 
-def run(command: Sequence[str], folder: Path, stdin: Path | None = None) -> Finished:
-    """Runs an argument list in `folder`, without a shell, until it ends.
+def run(
+    command: Sequence[str],
+    folder: Path,
+    stdin: Path | None = None,
+    variables: Mapping[str, str] | None = None,
+    patience: float | None = None,
+) -> Finished:
+    """Runs an argument list in `folder`, without a shell, until it ends, or for `patience` seconds.
+
+    `variables` join its environment.
 
     It belongs to the process group of its caller, so a worker of the pool takes it along when it is ended. It gets
     one thread unless OMP_NUM_THREADS says otherwise.
@@ -68,14 +76,18 @@ def run(command: Sequence[str], folder: Path, stdin: Path | None = None) -> Fini
         open(folder / OUTPUT, "wb") as output,
         open(folder / ERRORS, "wb") as errors,
     ):
-        ended = subprocess.run(
-            [_program(command[0]), *command[1:]],
-            cwd=folder,
-            env=_environment(command),
-            stdin=given,
-            stdout=output,
-            stderr=errors,
-        )
+        try:
+            ended = subprocess.run(
+                [_program(command[0]), *command[1:]],
+                cwd=folder,
+                env=_environment(command) | dict(variables or {}),
+                stdin=given,
+                stdout=output,
+                stderr=errors,
+                timeout=patience,
+            )
+        except subprocess.TimeoutExpired:
+            return Finished("", f"{Path(command[0]).name} did not end in {patience:g} s")
     said = [line.strip() for line in _read(folder / ERRORS).splitlines() if line.strip()]
     failure = ""
     if ended.returncode:
@@ -99,13 +111,13 @@ def check_program(command: Sequence[str], hint: str, field: str = "label.command
         raise LabelError(f"{field}: there is no program {command[0]!r}; {hint}")
 
 
-def program_version(command: Sequence[str], pattern: str, text: str = "") -> str:
+def program_version(command: Sequence[str], pattern: str, text: str = "", name: str = "input") -> str:
     """The version that the program prints: the first group of `pattern` in its output.
 
-    `{input}` in the command stands for a file that holds `text`. The answer is "unknown" where the program cannot
-    be started or does not say.
+    `{input}` in the command stands for the file `name` that holds `text`, in an empty folder. The answer is "unknown"
+    where the program cannot be started or does not say.
     """
-    return _version(tuple(command), pattern, text)
+    return _version(tuple(command), pattern, text, name)
 
 
 def contents(files: Sequence[Path], field: str) -> str:
@@ -120,12 +132,12 @@ def contents(files: Sequence[Path], field: str) -> str:
 
 
 @lru_cache
-def _version(command: tuple[str, ...], pattern: str, text: str) -> str:
+def _version(command: tuple[str, ...], pattern: str, text: str, name: str) -> str:
     with tempfile.TemporaryDirectory(prefix="jaxal-") as folder:
-        (Path(folder) / "input").write_text(text, encoding="utf-8")
+        (Path(folder) / name).write_text(text, encoding="utf-8")
         try:
             said = subprocess.run(
-                [_program(command[0]), *(word.replace("{input}", "input") for word in command[1:])],
+                [_program(command[0]), *(word.replace("{input}", name) for word in command[1:])],
                 cwd=folder,
                 env=_environment(command),
                 stdin=subprocess.DEVNULL,

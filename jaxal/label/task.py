@@ -15,6 +15,7 @@ import msgpack
 import numpy as np
 from ase.data import chemical_symbols
 
+MOVED = 1e-4  # Å; by so much a program may round the positions
 ARRAY = "__array__"  # the key of an array in a message
 REASON_LENGTH = 300  # characters of a reason: it is shown on one line
 
@@ -97,6 +98,32 @@ def unpacked(message: bytes) -> Any:
 def failed(task: Task, reason: str, seconds: float = 0.0) -> Result:
     """The answer of a calculation that gave no numbers."""
     return Result(0.0, np.zeros((len(task.numbers), 3)), np.zeros((3, 3)), False, one_line(reason), seconds)
+
+
+def answered(task: Task, energy: float, force: np.ndarray, stress: np.ndarray | None = None) -> Result:
+    """The label that a program wrote: energy in eV, force [n, 3] in eV/Å, stress [3, 3] in eV/Å^3; zeros without.
+
+    A failure where the shapes do not fit or a number is not finite.
+    """
+    found = np.asarray(force, float), np.zeros((3, 3)) if stress is None else np.asarray(stress, float)
+    if found[0].shape != (len(task.numbers), 3) or found[1].shape != (3, 3):
+        return failed(task, f"the program wrote forces {found[0].shape} for {len(task.numbers)} atoms")
+    if not (np.isfinite(energy) and all(np.all(np.isfinite(values)) for values in found)):
+        return failed(task, "the program wrote numbers that are not finite")
+    return Result(float(energy), *found, True, "", 0.0)
+
+
+def elsewhere(task: Task, position: np.ndarray) -> bool:
+    """Whether the atoms that a program says it calculated, [n, 3] in Å, are not where they were put.
+
+    Lattice vectors do not count. A program that turns a molecule or sorts its atoms gives forces of another frame.
+    """
+    if np.shape(position) != task.position.shape:
+        return True
+    moved = position - task.position
+    if periodic(task):
+        moved = moved - np.round(moved @ np.linalg.inv(task.cell)) @ task.cell
+    return not np.abs(moved).max() <= MOVED
 
 
 def one_line(text: str | BaseException) -> str:

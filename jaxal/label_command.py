@@ -1,0 +1,132 @@
+"""`jaxal label`: one label to see that a configuration's method works, or labels for the structures of a file."""
+
+import argparse
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+WAIT_AND_SEE = 50  # frames between two lines of progress
+SHOWN = 10  # failures
+
+
+def add(label: argparse.ArgumentParser) -> None:
+    """The arguments of the command, besides those of a configuration."""
+    label.add_argument("--check", action="store_true", help="calculate one label, of system.file, and show it")
+    label.add_argument("--data", metavar="FILE", type=Path, help="structures to label, any format ASE reads")
+    label.add_argument("--out", metavar="FILE", type=Path, help="labeled ones: extended XYZ (also .gz) or .db")
+    label.add_argument("--store", metavar="FILE", type=Path, help="label store (default: --out with .sqlite)")
+    label.add_argument("--force", action="store_true", help="replace --out if it is there")
+    label.set_defaults(command=_label)
+
+
+def _label(given: argparse.Namespace) -> None:
+    from jaxal.config import load
+    from jaxal.types import InputError
+
+    if given.check == (given.data is not None) or (given.data is None) != (given.out is None):
+        raise InputError("label: give --check, or --data FILE and --out FILE")
+    config = load(given.config, given.overrides)
+    if config.label.part.kind == "oracle":
+        name = config.label.part.name
+        raise InputError(f"label.name: {name} is a closed form inside the program, which has no labels to calculate")
+    if given.check:
+        _check(config)
+    else:
+        _file(config, given.data, given.out, given.store or given.out.with_suffix(".sqlite"), given.force)
+
+
+def _check(config: Any) -> None:
+    """Checks the configuration, then calculates the label of its structure with its own workers, timeout and caps."""
+    import numpy as np
+
+    from jaxal.check import check, start_structures, task_of
+    from jaxal.label.task import formula
+    from jaxal.setup import open_service
+    from jaxal.structure import from_atoms, species_table
+    from jaxal.types import InputError
+
+    check(config)
+    atoms = start_structures(config.system)[0]
+    table, task = species_table([atoms]), task_of(atoms)
+    backend = config.label.part.bind()()
+    config = dataclasses.replace(config, label=dataclasses.replace(config.label, workers=min(1, config.label.workers)))
+    with tempfile.TemporaryDirectory(prefix="jaxal-") as folder:
+        service = open_service(config, table, Path(folder) / "labels.sqlite", np.zeros(len(table)))
+        try:
+            found = service.label(from_atoms([atoms], table, dtype=np.float64), np.ones(1, bool))  # pyright: ignore
+            (record,) = service.drain()
+        finally:
+            service.close()
+    if not record.ok:
+        raise InputError(f"label: {config.label.part.name} fails on {config.system.file}: {record.reason}")
+    force = found.force[0]
+    rows = {
+        "structure": f"{formula(task)}, {len(atoms)} atoms, charge {task.charge}, {task.spin} unpaired electrons",
+        "method": backend.method,
+        "version": backend.version,
+        "energy": f"{found.energy[0]:.6f} eV",
+        "largest force": f"{np.linalg.norm(force, axis=1).max():.6f} eV/Å",
+        "net force": f"{np.linalg.norm(force.sum(axis=0)):.2g} eV/Å",
+        "wall time": f"{record.seconds:.3g} s",
+    }
+    if task.cell.any():
+        rows["pressure"] = f"{-np.trace(found.stress[0]) / 3:.6f} eV/Å^3"
+    print("\n".join(f"{name:<14} {value}" for name, value in rows.items()))
+
+
+def _file(config: Any, data: Path, out: Path, store: Path, force: bool) -> None:
+    """Labels every frame of a file. What the store holds already is not calculated again."""
+    import numpy as np
+
+    from jaxal.check import task_of
+    from jaxal.label import exchange
+    from jaxal.label.store import Entry, label_key
+    from jaxal.setup import open_service
+    from jaxal.structure import from_atoms, overlap, read_frames, species_table
+    from jaxal.types import InputError
+
+    exchange.writable(out, force)
+    frames = read_frames(data)
+    for number, atoms in enumerate(frames):
+        if reason := overlap(atoms, config.gate.closest):
+            raise InputError(f"{data}: frame {number}: {reason}; leave it out")
+    table = species_table(frames)
+    batch = from_atoms(frames, table, config.system.charge, config.system.spin, dtype=np.float64)
+    backend = config.label.part.bind()()
+    tasks = [task_of(atoms, config.system.charge, config.system.spin) for atoms in frames]
+    for number, task in enumerate(tasks):
+        try:
+            backend.check(task)
+        except ValueError as error:
+            raise InputError(f"{data}: frame {number}: {error}") from None
+    failures: list[str] = []
+    service = open_service(config, table, store, np.zeros(len(table)))
+    try:
+        for start in range(0, len(frames), WAIT_AND_SEE):
+            part = type(batch)(*(leaf[start : start + WAIT_AND_SEE] for leaf in batch))
+            service.label(part, np.ones(len(part.species), bool))  # pyright: ignore
+            if trouble := service.trouble():
+                raise InputError(trouble)
+            records = enumerate(service.drain(), start)
+            failures += [f"frame {number}: {record.reason}" for number, record in records if not record.ok]
+            done = min(start + WAIT_AND_SEE, len(frames))
+            print(f"{done} of {len(frames)} frames, {len(failures)} failed", flush=True)
+
+        def labeled() -> Iterator[Entry]:
+            for task in tasks:
+                entry = service.store.get(label_key(task, backend.method, backend.version))
+                if entry is not None and entry.status == "done":
+                    yield entry
+
+        count = exchange.write(out, labeled(), force)
+    finally:
+        service.close()
+    for failure in failures[:SHOWN]:
+        print(failure)
+    if len(failures) > SHOWN:
+        print(f"... `jaxal store list {store} --status failed` shows all")
+    if not count:
+        raise InputError(f"{data}: no frame could be labeled; frame 0: {failures[0].partition(': ')[2]}")
+    print(f"{out}: {count} labels; {store} has them, too")
