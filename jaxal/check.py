@@ -67,6 +67,7 @@ def check(config: Config) -> None:
         cell = atoms.cell.array if atoms.pbc.all() else np.zeros((3, 3))
         task = Task(atoms.numbers, atoms.positions, cell, config.system.charge, config.system.spin)
         _built("label", lambda: config.label.part.bind()().check(task))
+        _built("executor", config.executor.bind())
 
 
 def _built(section: str, build: Callable[[], Any]) -> Any:

@@ -38,6 +38,8 @@ PART_MODULES = (
     "jaxal.label.xtb",
     "jaxal.label.espresso",
     "jaxal.label.nwchem",
+    "jaxal.label.pool",
+    "jaxal.label.cluster",
 )
 PARTIAL = "config.yaml.partial"
 FILE_NAME = "config.yaml"  # of the resolved configuration in a run folder

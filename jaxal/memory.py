@@ -25,6 +25,7 @@ from jaxal.types import InputError, Structure
 CHECKPOINTS, STORE = "checkpoints", "labels.sqlite"
 # of the configuration, on resume: how long and how, not what is learned from what
 MAY_CHANGE = (
+    "executor.",
     "label.timeout",
     "label.workers",
     "output.",

@@ -54,6 +54,7 @@ class Part:
 
 PotentialPart = Annotated[Part, Kinds(("potential",), "equivariant")]
 ScorePart = Annotated[Part, Kinds(("score",), "max_force_spread")]
+ExecutorPart = Annotated[Part, Kinds(("executor",), "local")]
 SelectPart = Annotated[Part, Kinds(("select",), "top_k")]
 
 
@@ -110,7 +111,7 @@ class Label:
     part: Annotated[Part, Kinds(("labeler", "oracle"), "tblite")]
     initial: Annotated[int, Unit("", 2)] = 10  # labels before the dynamics
     batch: Count | None = None  # at most so many labels at one look; default: as many as walkers
-    workers: Annotated[int, Unit("", 0)] = 0  # processes; 0 calculates in this one
+    workers: Annotated[int, Unit("", 0)] = 0  # processes of the executor `local`; 0 calculates in this one
     timeout: Annotated[float, Unit("s", 0, True)] = 600.0  # one calculation may take as long; then it has failed
     max_force: Annotated[float, Unit("eV/Å", 0, True)] = 30.0  # a larger force on any atom fails the label
     net_force: Annotated[float, Unit("eV/Å", 0, True)] = 0.1  # so does a larger sum of all forces
@@ -187,6 +188,7 @@ class Config:
     gate: Gate
     select: SelectPart
     label: Label
+    executor: ExecutorPart
     train: Train
     stop: Stop
     validate: Validate

@@ -16,6 +16,7 @@ from jaxal import committee as committees
 from jaxal import devices, loop, neighbors
 from jaxal.committee import Committee
 from jaxal.label.bridge import host_label
+from jaxal.label.executor import Executor, Setting
 from jaxal.label.executor import Recipe as LabelRecipe
 from jaxal.label.service import Service, label_service
 from jaxal.schema import Config, Offline, Train
@@ -93,13 +94,17 @@ def open_service(
     config: Config, table: Table, store: Path, reference: np.ndarray, enough: Callable[[], bool] = lambda: False
 ) -> Service:
     """The labels of a host method, relative to `reference` (eV per species), kept in `store`, until `enough()`."""
-    part = config.label.part
+    part, workers = config.label.part, config.label.workers
+
+    def executor(recipe: LabelRecipe, timeout: float | None) -> Executor:
+        return config.executor.bind()()(Setting(recipe, timeout, workers, store.parent))
+
     return label_service(
         LabelRecipe(part.name, dict(part.options)),
         table=table,
         store=store,
         reference=reference,
-        workers=config.label.workers,
+        executor=executor,
         timeout=config.label.timeout,
         max_force=config.label.max_force,
         net_force=config.label.net_force,
