@@ -90,21 +90,26 @@ def first_structures(atoms: ase.Atoms, number: int, seed: int) -> list[ase.Atoms
     return frames
 
 
+def executor_of(config: Config, directory: Path) -> Callable[[LabelRecipe, float | None], Executor]:
+    """What opens the executor of a run, whose folder is `directory`, for a labeler and a time limit in seconds."""
+
+    def opened(recipe: LabelRecipe, timeout: float | None) -> Executor:
+        return config.executor.bind()()(Setting(recipe, timeout, config.label.workers, directory))
+
+    return opened
+
+
 def open_service(
     config: Config, table: Table, store: Path, reference: np.ndarray, enough: Callable[[], bool] = lambda: False
 ) -> Service:
     """The labels of a host method, relative to `reference` (eV per species), kept in `store`, until `enough()`."""
-    part, workers = config.label.part, config.label.workers
-
-    def executor(recipe: LabelRecipe, timeout: float | None) -> Executor:
-        return config.executor.bind()()(Setting(recipe, timeout, workers, store.parent))
-
+    part = config.label.part
     return label_service(
         LabelRecipe(part.name, dict(part.options)),
         table=table,
         store=store,
         reference=reference,
-        executor=executor,
+        executor=executor_of(config, store.parent),
         timeout=config.label.timeout,
         max_force=config.label.max_force,
         net_force=config.label.net_force,

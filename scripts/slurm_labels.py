@@ -93,6 +93,7 @@ def labeled(name: str, recipe: Recipe, structures: Structures, folder: Path) -> 
         store=folder / "labels.sqlite",
         executor=executor,
         timeout=120.0,
+        max_force=np.inf,
         net_force=np.inf,
     )
     answer: list[Any] = []
@@ -121,7 +122,8 @@ def labeled(name: str, recipe: Recipe, structures: Structures, folder: Path) -> 
     lost = [line for path in folder.rglob("lost.log") for line in path.read_text().splitlines()]
     good = int(answer[0].ok.sum())
     if good != number or len(begun) != number:
-        wrong.append(f"{number - good} labels are missing")
+        reasons = sorted({record.reason for record in service.drain() if not record.ok})
+        wrong.append(f"{number - good} labels are missing: {'; '.join(reasons)}")
     if len(jobs) != 1 or len(used) < 2:
         wrong.append(f"{len(jobs)} jobs were canceled and {len(used)} calculated: nothing was tested")
     if not before < number:

@@ -236,13 +236,26 @@ def test_blocks_that_never_come_up_end_the_run_with_their_reason(opened, faults)
         run_all(executor, tasks_of(faults.GOOD))
 
 
+def test_a_broker_that_dies_is_told_and_takes_everything_along(opened, faults, tmp_path):
+    executor = opened("parsl_local", workers=1)
+    executor.submit(0, tasks_of(faults.HANGS)[0])
+    ((_, worker),) = until(lambda: calls(tmp_path))
+    (broker,) = (each for each in psutil.Process().children() if "jaxal.label.broker" in each.cmdline())
+    others = [psutil.Process(worker), *psutil.Process(worker).parents()[:2], *broker.children(recursive=True)]
+    broker.kill()
+    with pytest.raises(LabelError, match=r"^executor: the broker of parsl_local died \(signal SIGKILL\)"):
+        executor.landed(30.0)
+    until(lambda: all(gone(each.pid) for each in others), 15.0)
+
+
 def test_nothing_is_left_of_a_program_that_is_killed(faults, tmp_path):
     code = f"""
-import sys, numpy as np, label_faults
+import signal, sys, numpy as np, label_faults
 from pathlib import Path
 from jaxal.label import cluster
 from jaxal.label.executor import Recipe, Setting, run_all
 from jaxal.label.task import Task
+signal.signal(signal.SIGINT, lambda *_: None)  # as a run does: it ends when it is ready
 setting = Setting(Recipe("faulty", {{"folder": sys.argv[1]}}), None, 0, Path(sys.argv[1]))
 run_all(cluster.parsl_local()(setting), [Task(np.array([1]), np.zeros((1, 3)), np.zeros((3, 3)), {faults.HANGS}, 0)])
 """
@@ -250,6 +263,7 @@ run_all(cluster.parsl_local()(setting), [Task(np.array([1]), np.zeros((1, 3)), n
     program = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment, start_new_session=True)
     ((_, worker),) = until(lambda: calls(tmp_path))
     os.killpg(program.pid, signal.SIGINT)  # as the terminal does: it is for the program, not for the executor
+    time.sleep(1.0)
     others = [psutil.Process(worker), *psutil.Process(worker).parents()]
     others = [each for each in others if any("parsl" in word or "jaxal" in word for word in each.cmdline())]
     broker = [
@@ -259,6 +273,7 @@ run_all(cluster.parsl_local()(setting), [Task(np.array([1]), np.zeros((1, 3)), n
     ]
     assert len(others) >= 3 and len(broker) == 1
     others += [*broker, *broker[0].children(recursive=True)]
+    assert not any(gone(each.pid) for each in others)
     program.kill()
     program.wait()
     until(lambda: all(gone(each.pid) for each in others), 15.0)
