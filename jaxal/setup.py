@@ -100,16 +100,24 @@ def executor_of(config: Config, directory: Path) -> Callable[[LabelRecipe, float
 
 
 def open_service(
-    config: Config, table: Table, store: Path, reference: np.ndarray, enough: Callable[[], bool] = lambda: False
+    config: Config,
+    table: Table,
+    store: Path,
+    reference: np.ndarray,
+    enough: Callable[[], bool] = lambda: False,
+    directory: Path | None = None,
 ) -> Service:
-    """The labels of a host method, relative to `reference` (eV per species), kept in `store`, until `enough()`."""
+    """The labels of a host method, relative to `reference` (eV per species), kept in `store`, until `enough()`.
+
+    The executor writes below `directory`, the folder of the run; by default the one that the store lies in.
+    """
     part = config.label.part
     return label_service(
         LabelRecipe(part.name, dict(part.options)),
         table=table,
         store=store,
         reference=reference,
-        executor=executor_of(config, store.parent),
+        executor=executor_of(config, directory or store.parent),
         timeout=config.label.timeout,
         max_force=config.label.max_force,
         net_force=config.label.net_force,
@@ -146,10 +154,16 @@ def oracle_spec(config: Config, table: Table, structures: Structure) -> neighbor
     return neighbors.plan(structures, cutoff, 1.0, 2.0)._replace(skin=0.0, close=0)
 
 
-def first_labels(config: Config, atoms: ase.Atoms, store: Path, enough: Callable[[], bool] = lambda: False) -> First:
+def first_labels(
+    config: Config,
+    atoms: ase.Atoms,
+    store: Path,
+    enough: Callable[[], bool] = lambda: False,
+    directory: Path | None = None,
+) -> First:
     """Labels the first structures. Raises InputError if the method fails on the start structure or on most.
 
-    Once `enough()` holds it raises Enough, with what was calculated in the store.
+    `directory` is that of `open_service`. Once `enough()` holds it raises Enough, with what was calculated in the store.
     """
     table = species_table([atoms])
     frames = first_structures(atoms, config.label.initial, config.seed)
@@ -166,7 +180,7 @@ def first_labels(config: Config, atoms: ase.Atoms, store: Path, enough: Callable
         labels = Label(energy, force, stress, told.ok)
         reason = "the force cap label.max_force"
     else:
-        service = open_service(config, table, store, zero, enough)
+        service = open_service(config, table, store, zero, enough, directory)
         try:
             # the program will ask in its own precision: the first structures are rounded to it, too
             rounded: Any = structures._replace(position=np.float64(np.asarray(structures.position, config.precision)))
