@@ -163,7 +163,7 @@ def first_labels(
 ) -> First:
     """Labels the first structures. Raises InputError if the method fails on the start structure or on most.
 
-    `directory` is that of `open_service`. Once `enough()` holds it raises Enough, with what was calculated in the store.
+    Once `enough()` holds it raises Enough, with what was calculated in the store. `directory`: see `open_service`.
     """
     table = species_table([atoms])
     frames = first_structures(atoms, config.label.initial, config.seed)

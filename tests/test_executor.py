@@ -232,7 +232,7 @@ def test_a_label_that_takes_its_worker_along_every_time_is_given_up(opened, faul
 
 def test_blocks_that_never_come_up_end_the_run_with_their_reason(opened, faults):
     executor = opened("parsl_local", worker_init=["echo no such module >&2; exit 3"])
-    with pytest.raises(LabelError, match="executor: parsl_local has no working block: .*no such module"):
+    with pytest.raises(LabelError, match=r"executor: parsl_local has no working block: .*no such module"):
         run_all(executor, tasks_of(faults.GOOD))
 
 
