@@ -31,15 +31,7 @@ PART_MODULES = (
     "jaxal.acquire.score",
     "jaxal.acquire.gate",
     "jaxal.acquire.select",
-    "jaxal.label.tblite",
-    "jaxal.label.pyscf",
-    "jaxal.label.ase",
-    "jaxal.label.command",
-    "jaxal.label.xtb",
-    "jaxal.label.espresso",
-    "jaxal.label.nwchem",
-    "jaxal.label.pool",
-    "jaxal.label.cluster",
+    *(f"jaxal.label.{name}" for name in "tblite pyscf ase command xtb espresso nwchem pool cluster".split()),
 )
 PARTIAL = "config.yaml.partial"
 FILE_NAME = "config.yaml"  # of the resolved configuration in a run folder
