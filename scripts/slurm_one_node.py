@@ -50,7 +50,7 @@ AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/none
 KillWait=2
 MailProg=/bin/true
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} CoresPerSocket={cores} ThreadsPerCore=1 RealMemory=1000
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} CoresPerSocket={cores} ThreadsPerCore=1 RealMemory=4000
 PartitionName=debug Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 

@@ -174,9 +174,7 @@ def _slurm(options: dict[str, Any]) -> Any:
         exclusive=options["exclusive"],
         launcher=SrunLauncher(debug=False) if options["launcher"] == "srun" else SingleNodeLauncher(debug=False),
     )
-    if provider._cmd.startswith(
-        "squeue"
-    ):  # it fails for a job that ended long ago, and Parsl would take it for running
+    if provider._cmd.startswith("squeue"):  # fails for a job it has forgotten, which Parsl would take for running
         forgotten = "case \"$said\" in *'Invalid job id'*) exit 0;; esac"
         provider._cmd = f'said=$({provider._cmd} 2>&1); code=$?; {forgotten}; echo "$said"; exit $code'
     return provider
