@@ -157,7 +157,7 @@ def _silence() -> Iterator[None]:
 
 @functools.cache
 def _hush_threads() -> None:
-    """Threads of tensorstore may find, even much later, that orbax has closed their event loop: nobody needs to know."""
+    """Threads of tensorstore may find, even later, that orbax has closed their event loop: nobody needs to know."""
     hook = sys.unraisablehook
 
     def shown(what: Any) -> None:

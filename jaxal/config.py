@@ -33,7 +33,7 @@ PART_MODULES = (
     "jaxal.acquire.score",
     "jaxal.acquire.gate",
     "jaxal.acquire.select",
-    *(f"jaxal.label.{name}" for name in LABELERS.split()),
+    *(f"jaxal.label.{name}" for name in f"{LABELERS} pool cluster".split()),
 )
 PARTIAL = "config.yaml.partial"
 FILE_NAME = "config.yaml"  # of the resolved configuration in a run folder

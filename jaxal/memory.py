@@ -26,6 +26,7 @@ from jaxal.types import InputError, Structure
 CHECKPOINTS = "checkpoints"
 # of the configuration, on resume: how long and how, not what is learned from what
 MAY_CHANGE = (
+    "executor.",
     "label.store",
     "label.timeout",
     "label.workers",

@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxal import registry
@@ -19,14 +20,14 @@ class Recipe(NamedTuple):
         """The backend. Raises LabelError (or the ValueError of the factory) for options that cannot be."""
         return registry.get("labeler", self.name)(**self.options)
 
-    def greeting(self, field: str) -> list[Any]:
+    def greeting(self, field: str, otherwise: str = "") -> list[Any]:
         """(module, name, options): what another process builds it from.
 
-        Raises LabelError that names `field` where another process cannot import the labeler.
+        Raises LabelError that names `field`, with `otherwise` as its end, where another cannot import the labeler.
         """
         module = registry.get("labeler", self.name).__module__
         if module == "__main__":
-            raise LabelError(f"{field}: the labeler {self.name} is part of a script; move it to a module, or give 0")
+            raise LabelError(f"{field}: the labeler {self.name} is part of a script; move it to a module{otherwise}")
         return [module, self.name, dict(self.options)]
 
 
@@ -42,6 +43,18 @@ class Executor(NamedTuple):
     landed: Callable[[float], list[tuple[int, Result]]]  # finished since the last call; waits so many s for the first
     slots: int  # so many tasks it calculates at a time: more than that only wait inside it
     close: Callable[[], None]  # ends what is at work; idempotent, from any thread
+
+
+class Setting(NamedTuple):
+    """What a registered executor is opened with, beside its own options."""
+
+    recipe: Recipe
+    timeout: float | None  # s of wall time for one calculation
+    workers: int  # label.workers
+    folder: Path  # of the run: what the executor writes lies below
+
+
+Open = Callable[[Setting], Executor]  # what a registered executor is: it may take a while, and raises LabelError
 
 
 def in_process(backend: Backend) -> Executor:
