@@ -81,6 +81,7 @@ class Run(NamedTuple):
     show: Callable[[Status], None]
     began: float
     interrupted: Callable[[], bool] = lambda: False  # whether this process was told to end
+    opener: setup.Opener | None = None  # of the executor
 
     @property
     def atoms(self) -> ase.Atoms:

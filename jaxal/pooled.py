@@ -75,7 +75,8 @@ def opened(run: Run) -> Iterator[Desk]:
     store = open_store(run.store)
     try:
         kept = keeper(store, backend, max_force=labeling.max_force, net_force=labeling.net_force)
-        executor = setup.executor_of(run.config, run.directory)(recipe, labeling.timeout)
+        opener = run.opener or setup.executor_of(run.config, run.directory)
+        executor = opener(recipe, labeling.timeout)
         dispatch = open_dispatch(executor, kept, run.directory / LEDGER)
         try:
             yield Desk(dispatch, kept, list(cost.times(store.all(), backend.method)))

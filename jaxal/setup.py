@@ -30,6 +30,7 @@ FOLD = 64  # held-out labels that calibrate the gate
 LOOKS = 10  # in a segment
 LARGEST_BUFFER = 4096  # rows of the first allocation; it grows beyond
 
+Opener = Callable[[LabelRecipe, float | None], Executor]  # of an executor, for a labeler and a time limit in s
 LabelFunction = Callable[[Structure, Bool[Array, "k"]], Label]
 
 
@@ -91,7 +92,7 @@ def first_structures(atoms: ase.Atoms | Sequence[ase.Atoms], number: int, seed: 
     return frames
 
 
-def executor_of(config: Config, directory: Path) -> Callable[[LabelRecipe, float | None], Executor]:
+def executor_of(config: Config, directory: Path) -> Opener:
     """What opens the executor of a run, whose folder is `directory`, for a labeler and a time limit in seconds."""
 
     def opened(recipe: LabelRecipe, timeout: float | None) -> Executor:
@@ -106,11 +107,11 @@ def open_service(
     store: Path,
     reference: np.ndarray,
     enough: Callable[[], bool] = lambda: False,
-    directory: Path | None = None,
+    opener: Opener | None = None,
 ) -> Service:
     """The labels of a host method, relative to `reference` (eV per species), kept in `store`, until `enough()`.
 
-    The executor writes below `directory`, the folder of the run; by default the one that the store lies in.
+    `opener` opens the executor; by default it is one of its own, which writes into the folder of the store.
     """
     part = config.label.part
     return label_service(
@@ -118,7 +119,7 @@ def open_service(
         table=table,
         store=store,
         reference=reference,
-        executor=executor_of(config, directory or store.parent),
+        executor=opener or executor_of(config, store.parent),
         timeout=config.label.timeout,
         max_force=config.label.max_force,
         net_force=config.label.net_force,
@@ -160,11 +161,11 @@ def first_labels(
     atoms: ase.Atoms | Sequence[ase.Atoms],
     store: Path,
     enough: Callable[[], bool] = lambda: False,
-    directory: Path | None = None,
+    opener: Opener | None = None,
 ) -> First:
     """Labels the first structures. Raises InputError if the method fails on a start structure or on most.
 
-    Once `enough()` holds it raises Enough, with what was calculated in the store. `directory`: see `open_service`.
+    Once `enough()` holds it raises Enough, with what was calculated in the store. `opener`: see `open_service`.
     """
     starts = [atoms] if isinstance(atoms, ase.Atoms) else atoms
     table = species_table(starts)
@@ -182,7 +183,7 @@ def first_labels(
         labels = Label(energy, force, stress, told.ok)
         reason = "the force cap label.max_force"
     else:
-        service = open_service(config, table, store, zero, enough, directory)
+        service = open_service(config, table, store, zero, enough, opener)
         try:
             # the program will ask in its own precision: the first structures are rounded to it, too
             rounded: Any = structures._replace(position=np.float64(np.asarray(structures.position, config.precision)))

@@ -20,7 +20,8 @@ from test_label_codes import Case, built
 
 from jaxal import registry
 from jaxal.label import gaussian, orca, vasp
-from jaxal.label.pool import Recipe, open_pool
+from jaxal.label.executor import Recipe, run_all
+from jaxal.label.pool import open_pool
 from jaxal.label.task import LabelError, Task
 
 HERE = Path(__file__).parent
@@ -192,7 +193,7 @@ def test_a_cut_at_any_place_is_noticed(case, tmp_path):
 def test_a_hanging_program_is_ended_by_the_pool(case, tmp_path):
     pool = open_pool(Recipe(case.name, case.options | {"command": stub(case.name, "hang")}), 1, timeout=3.0)
     try:
-        (result,) = pool.run([case.task], lambda index, result: None)
+        (result,) = run_all(pool, [case.task])
     finally:
         pool.close()
     assert not result.ok and result.reason.startswith("timeout: the calculation took more than 3 s")

@@ -21,7 +21,8 @@ from test_readme import tiny_model
 
 from jaxal.calculator import Calculator
 from jaxal.config import import_parts
-from jaxal.label.pool import Recipe, open_pool
+from jaxal.label.executor import Recipe, run_all
+from jaxal.label.pool import open_pool
 from jaxal.label.service import label_service
 from jaxal.label.task import LabelError
 from jaxal.label.teacher import teacher
@@ -169,7 +170,7 @@ def test_it_ends_with_its_parent_and_the_parent_loads_no_jax(model, tmp_path):
 def test_workers_have_teachers_that_end_with_them(model):
     pool = open_pool(Recipe("teacher", {"model": str(model)}), 1, timeout=300.0)
     try:
-        (result,) = pool.run([ETHANOL], lambda index, result: None)
+        (result,) = run_all(pool, [ETHANOL])
     finally:
         pool.close()
     assert result.ok, result.reason

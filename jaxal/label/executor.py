@@ -2,7 +2,8 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +56,42 @@ class Setting(NamedTuple):
 
 
 Open = Callable[[Setting], Executor]  # what a registered executor is: it may take a while, and raises LabelError
+
+
+@contextmanager
+def one(opener: Callable[[Recipe, float | None], Executor]) -> Iterator[Callable[[Recipe, float | None], Executor]]:
+    """Opens, for a labeler and a time limit, at most one executor, which is closed in the end.
+
+    The first labels of a run and its exploration then share their workers: what a cluster has given is not given back
+    in between. What one user has closed is closed for all once something was at work that nobody waits for.
+    """
+    opened: list[Executor] = []
+
+    def shared(recipe: Recipe, timeout: float | None) -> Executor:
+        if not opened:
+            opened.append(opener(recipe, timeout))
+        whole, at_work = opened[0], set[int]()
+
+        def submit(ticket: int, task: Task) -> None:
+            at_work.add(ticket)
+            whole.submit(ticket, task)
+
+        def landed(patience: float) -> list[tuple[int, Result]]:
+            found = whole.landed(patience)
+            at_work.difference_update(ticket for ticket, _ in found)
+            return found
+
+        def close() -> None:
+            if at_work:
+                whole.close()
+
+        return Executor(submit, landed, whole.slots, close)
+
+    try:
+        yield shared
+    finally:
+        for executor in opened:
+            executor.close()
 
 
 def in_process(backend: Backend) -> Executor:
