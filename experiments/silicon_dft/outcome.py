@@ -12,6 +12,7 @@ from elastic import Elastic, elastic
 
 import jaxal
 from jaxal import report
+from jaxal.units import GPA
 from jaxal.validate import command
 
 
@@ -24,8 +25,10 @@ def main(directory: Path) -> None:
     report.write(directory)
     for name, mine, theirs in zip(Elastic._fields, learned, truth, strict=True):
         print(f"{name}: model {mine:.4g}, Quantum ESPRESSO {theirs:.4g}")
-    errors = json.loads((directory / "validate.json").read_text())
-    print(json.dumps({name: value for name, value in errors.items() if "rmse" in name or "mae" in name}))
+    errors = json.loads((directory / "validate.json").read_text())["errors"]
+    units = {"energy": (1e3, "meV/atom"), "force": (1e3, "meV/Å"), "stress": (1 / GPA, "GPa")}
+    for name, (factor, unit) in units.items():
+        print(f"{name} RMSE on {errors['structures']} frames: {factor * errors[name]['rmse']:.3g} {unit}")
 
 
 if __name__ == "__main__":
