@@ -44,9 +44,9 @@ def gpaw(
     """Density functional theory by GPAW; periodic in plane waves, or a molecule in a box.
 
     `representation` is plane waves up to `ecut`, or on a grid of spacing `h` atomic orbitals (`basis`, such as "dzp")
-    or finite differences. Only plane waves have a stress: a periodic structure is refused with the others. The mesh of k-points
-    around Γ has at least the density `k_spacing`, or is `k_points`; symmetry is not used. The SCF ends where the energy
-    changes by less than `conv_energy` for each valence electron and the density by `conv_density` electrons.
+    or finite differences. Only plane waves have a stress: a periodic structure is refused with the others. The mesh of
+    k-points around Γ has at least the density `k_spacing`, or is `k_points`; symmetry is not used. The SCF ends where
+    the energy changes by less than `conv_energy` for each valence electron and the density by `conv_density` electrons.
     `parameters` are further ones of the calculator, such as `{nbands: 20}`. With unpaired electrons the calculation is
     spin-polarized with that magnetization. The energy is the free energy of the smeared electrons, of which the forces
     are the gradient.

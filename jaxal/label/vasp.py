@@ -59,11 +59,11 @@ def vasp(
     its POTCAR; `library` is $VASP_PP_PATH unless given. The files stay where they are, their contents are part of a
     label's key, and they choose the functional unless `incar` does. `incar` holds further tags, `{IVDW: 12, PREC:
     Accurate}`; PREC is Accurate, LREAL and LASPH are .FALSE. and .TRUE. unless it says otherwise. The mesh of k-points
-    around Γ has at least the density `k_spacing`, or is `k_points`; `encut` cuts the plane waves off. A charge sets NELECT; unpaired electrons set
+    around Γ has at least the density `k_spacing`, or is `k_points`. A charge sets NELECT; unpaired electrons set
     ISPIN = 2 and NUPDOWN. The energy is the free energy of the smeared electrons, of which the forces are the gradient.
 
-    A molecule is refused unless `box` gives the edge of a cube that it is put into. A charged cell has VASP's uniform
-    background; {LMONO: true} or the like in `incar` corrects for it.
+    `encut` is the cutoff of the plane waves. A molecule is refused unless `box` gives the edge of a cube that it is put
+    into. A charged cell has VASP's uniform background; {LMONO: true} or the like in `incar` corrects for it.
     `command` is a list of arguments, such as [mpirun, -np, '4', vasp_std]; `keep` is the folder for what failed
     calculations leave behind.
 
