@@ -76,12 +76,17 @@ def killed_after(config: Path, directory: Path, lines: int) -> None:
     process.wait()
 
 
-SHARED = pytest.param("{kind: shared, members: 4, signs: 2}", marks=pytest.mark.slow)
+SHARED = pytest.param({"{members: 2}": "{kind: shared, members: 4, signs: 2}"}, marks=pytest.mark.slow)
+SWEEP = "{name: nvt_steered, coordinate: [[0, 1], [0, 2]], low: -0.1, high: 0.1, period: 0.05, walkers: 2}"
+STEERED = pytest.param({"{temperature: 600, walkers: 2}": SWEEP}, id="steered", marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("committee", ["{members: 2}", SHARED])
-def test_a_killed_run_resumes_bit_for_bit(tmp_path, committee):
-    config = folder(tmp_path, WATER.replace("{members: 2}", committee))
+@pytest.mark.parametrize("instead", [{}, SHARED, STEERED])
+def test_a_killed_run_resumes_bit_for_bit(tmp_path, instead):
+    text = WATER
+    for old, new in instead.items():
+        text = text.replace(old, new)
+    config = folder(tmp_path, text)
     jaxal("run", config, "--dir", tmp_path / "whole")
     killed_after(config, tmp_path / "killed", 20)
     assert not (tmp_path / "killed" / "model.npz").exists()
