@@ -83,7 +83,7 @@ def check(config: Config) -> None:
         )
     if config.label.mode == "pooled" and config.label.part.kind == "oracle":
         raise InputError("label.mode: pooled does not fit an oracle, whose labels are in the program; give inline")
-    if config.label.mode == "pooled" and config.label.workers == 0:
+    if config.label.mode == "pooled" and config.executor.name == "local" and config.label.workers == 0:
         raise InputError("label.workers: 0 does not fit label.mode = pooled; give 1 or more")
     if config.label.lag is not None and config.label.mode != "pooled":
         raise InputError("label.lag: an inline run learns from each label at once; leave it out, or set label.mode")
@@ -102,6 +102,7 @@ def check(config: Config) -> None:
         backend = _built("label", lambda: config.label.part.bind()())
         for start in starts:
             _built("label", lambda start=start: backend.check(task_of(start)))
+        _built("executor", config.executor.bind())
 
 
 def task_of(atoms: ase.Atoms, charge: int = 0, spin: int = 0) -> Task:

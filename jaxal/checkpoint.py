@@ -4,10 +4,12 @@ A state is any pytree of arrays. Its leaves are stored flat, each with its path,
 jax-md and optax states need no rule of their own; typed PRNG keys are stored as their key data. The structure of
 a restored state comes from an example, the shapes from the disk: a buffer that has grown since keeps its size.
 
-A checkpoint is written beside its place and renamed, and carries a SHA-256 of its contents. The last two are
-kept: where the newest cannot be read or its hash differs, the one before is taken.
+A checkpoint is written beside its place and renamed, and carries a SHA-256 of its contents; another of each of its
+files is written last and checked before anything else reads them. The last two are kept: where the newest cannot be
+read or a hash differs, the one before is taken.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -34,6 +36,7 @@ DISK = (
     "Read-only file system",
     "Permission denied",
 )
+_SUMS = "sha256sums"  # a file of the checkpoint, as the program sha256sum writes it
 _DIGEST = "sha256"  # the name of the hash among the stored arrays
 _TEMPORARY = ".orbax-checkpoint-tmp"  # how orbax marks a checkpoint that is being written
 T = TypeVar("T")
@@ -84,6 +87,7 @@ def save(directory: str | Path, step: int, state: Any, host: Mapping[str, Any]) 
                 ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), record=ocp.args.JsonSave(record)),
                 force=True,
             )
+        (directory / str(step) / _SUMS).write_text(_sums(directory / str(step)))
     except Exception as error:  # orbax and tensorstore raise many kinds for a full disk
         text = " ".join(f"{type(error).__name__} {error}".split())
         reason = next((words for words in DISK if words in text), text[:200])
@@ -140,24 +144,27 @@ def _steps(directory: Path) -> list[int]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """What orbax logs of a failure, and tensorstore prints from its own threads, is said in the error that is raised.
-
-    After a failure those threads may still find their event loop closed: that is not shown any more.
-    """
-    logger, hook = logging.getLogger("absl"), sys.excepthook
+    """What orbax logs of a failure is said in the error that is raised."""
+    logger = logging.getLogger("absl")
     level = logger.level
-
-    def shown(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        if "Event loop is closed" not in str(error):
-            hook(kind, error, trace)
-
+    _hush_threads()
     logger.setLevel(logging.CRITICAL)
-    sys.excepthook = shown
     try:
         yield
-        sys.excepthook = hook
     finally:
         logger.setLevel(level)
+
+
+@functools.cache
+def _hush_threads() -> None:
+    """Threads of tensorstore may find, even later, that orbax has closed their event loop: nobody needs to know."""
+    hook = sys.unraisablehook
+
+    def shown(what: Any) -> None:
+        if "Event loop is closed" not in str(what.exc_value):
+            hook(what)
+
+    sys.unraisablehook = shown
 
 
 def _checkpointer() -> ocp.Checkpointer:
@@ -172,7 +179,16 @@ def _checkpointer() -> ocp.Checkpointer:
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
+def _sums(path: Path) -> str:
+    """The SHA-256 of each file of a checkpoint, one a line."""
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != _SUMS)
+    return "".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(path)}\n" for file in files)
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    # without the file, the run was killed just before it was written: then orbax finds out
+    if (path / _SUMS).exists() and (path / _SUMS).read_text(errors="replace") != _sums(path):
+        raise ValueError("its files are not what was written")
     with _checkpointer() as checkpointer:
         record = checkpointer.restore(path, ocp.args.Composite(record=ocp.args.JsonRestore())).record
         names = [str(row) for row, (_, _, shape, _) in enumerate(record["leaves"]) if 0 not in shape]

@@ -33,7 +33,7 @@ PART_MODULES = (
     "jaxal.acquire.score",
     "jaxal.acquire.gate",
     "jaxal.acquire.select",
-    *(f"jaxal.label.{name}" for name in LABELERS.split()),
+    *(f"jaxal.label.{name}" for name in f"{LABELERS} pool cluster".split()),
 )
 PARTIAL = "config.yaml.partial"
 FILE_NAME = "config.yaml"  # of the resolved configuration in a run folder
@@ -314,8 +314,12 @@ def _file(value: Any, field: str, folder: Path | None, wrong: InputError) -> Pat
         raise wrong
     if folder is None:
         return Path(value)
-    path = (folder / Path(value).expanduser()).resolve()
-    if not path.is_file():
+    try:
+        path = (folder / Path(value).expanduser()).resolve()
+        there = path.is_file()
+    except (OSError, RuntimeError) as error:  # a name that is too long, the home of a user that there is not
+        raise InputError(f"{field}: {str(value)[:80]} is no path ({getattr(error, 'strerror', error)})") from None
+    if not there:
         raise InputError(f"{field}: there is no file {path}; paths are relative to the configuration's folder")
     return path
 

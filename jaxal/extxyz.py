@@ -12,10 +12,13 @@ COLUMNS = 10_000  # of one property
 _COUNT = re.compile(r":[RISL]:(\d+)")
 
 
-def damage(path: Path) -> str:
-    """Why the file cannot be extended XYZ as it says; empty where it can, and for every other format."""
+def damage(path: Path, known: bool = False) -> str:
+    """Why the file cannot be extended XYZ as it says; empty where it can, and for every other format.
+
+    With `known` the file will be read as extended XYZ, whatever it looks like.
+    """
     try:
-        if filetype(str(path)) not in ("xyz", "extxyz"):
+        if not known and filetype(str(path)) not in ("xyz", "extxyz"):
             return ""
         with open_with_compression(str(path), "rt") as file:
             lines = file.read().splitlines()

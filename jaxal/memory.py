@@ -26,6 +26,7 @@ from jaxal.types import InputError, Structure
 CHECKPOINTS = "checkpoints"
 # of the configuration, on resume: how long and how, not what is learned from what
 MAY_CHANGE = (
+    "executor.",
     "label.store",
     "label.timeout",
     "label.workers",
@@ -80,6 +81,7 @@ class Run(NamedTuple):
     show: Callable[[Status], None]
     began: float
     interrupted: Callable[[], bool] = lambda: False  # whether this process was told to end
+    opener: setup.Opener | None = None  # of the executor
 
     @property
     def atoms(self) -> ase.Atoms:

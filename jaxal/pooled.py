@@ -18,10 +18,10 @@ from jax.sharding import PartitionSpec as P
 
 from jaxal import devices, loop, memory, queue, records, setup
 from jaxal.absorb import Absorbed, Arrivals
+from jaxal.label import cost
 from jaxal.label.dispatch import Dispatch, Landed, ledger_keys, open_dispatch
 from jaxal.label.executor import Recipe
 from jaxal.label.keep import Keeper, keeper
-from jaxal.label.service import open_executor
 from jaxal.label.store import open_store
 from jaxal.label.task import Result, Task
 from jaxal.memory import Progress, Run
@@ -37,6 +37,7 @@ class Desk:
 
     dispatch: Dispatch
     keeper: Keeper
+    times: list[tuple[Task, float]]  # that calculations have taken, s
     early: dict[int, Landed] = field(default_factory=dict)  # by ticket: there, and not due
 
 
@@ -74,10 +75,11 @@ def opened(run: Run) -> Iterator[Desk]:
     store = open_store(run.store)
     try:
         kept = keeper(store, backend, max_force=labeling.max_force, net_force=labeling.net_force)
-        executor = open_executor(recipe, backend, labeling.workers, None, labeling.timeout)
+        opener = run.opener or setup.executor_of(run.config, run.directory)
+        executor = opener(recipe, labeling.timeout)
         dispatch = open_dispatch(executor, kept, run.directory / LEDGER)
         try:
-            yield Desk(dispatch, kept)
+            yield Desk(dispatch, kept, list(cost.times(store.all(), backend.method)))
         finally:
             dispatch.close()
     finally:
@@ -143,6 +145,8 @@ def arrived(run: Run, progress: Progress, desk: Desk | None, state: loop.State, 
             row = int(np.flatnonzero(held.ticket == ticket)[0])
             paid = 0.0 if landed.from_store else landed.result.seconds
             task = _task(run, held.structure, row)
+            if paid and landed.result.ok:
+                desk.times.append((task, paid))
             items.append(_Item(task, landed.result, ticket, bool(held.probe[row]), int(held.walker[row]), paid))
         return list(_came(run, progress, items)) if items else None
 
@@ -233,11 +237,16 @@ def handed_out(run: Run, progress: Progress, desk: Desk | None, state: loop.Stat
         assert desk is not None
         left = run.config.stop.labels - progress.asked - len(progress.begun)
         room = min(_ahead(run, progress, desk.dispatch.slots) - len(progress.begun), left)
+        if room <= 0 or not waiting.size:
+            return [desk.dispatch.slots, []]
         # probes first: they are due whatever the committee says
-        order = sorted(waiting, key=lambda row: (not held.probe[row], -held.score[row], held.ticket[row]))
-        rows = [int(row) for row in order[: max(room, 0)]]
-        for row in rows:
-            desk.dispatch.submit(int(held.ticket[row]), _task(run, held.structure, row))
+        values = np.where(held.probe, np.inf, held.score)[waiting]
+        tasks = [_task(run, held.structure, int(row)) for row in waiting]
+        seconds = cost.expected(desk.times)
+        order = cost.order(values.tolist(), [*map(seconds, tasks)], desk.dispatch.slots)[:room]
+        for at in order:
+            desk.dispatch.submit(int(held.ticket[waiting[at]]), tasks[at])
+        rows = waiting[order]
         return [desk.dispatch.slots, [int(held.ticket[row]) for row in rows]]
 
     progress.slots, tickets = devices.from_first(chosen)

@@ -19,6 +19,7 @@ from jaxal import buffer as buffers
 from jaxal import checkpoint, devices, finish, lock, loop, memory, neighbors, pooled, records, setup, stop, yaml12
 from jaxal.check import check, of_system, start_structures
 from jaxal.config import FILE_NAME, dump, import_parts, load, parse, resolved
+from jaxal.label.executor import one
 from jaxal.label.service import Service
 from jaxal.label.task import Enough
 from jaxal.memory import CHECKPOINTS, Progress, Run
@@ -91,8 +92,9 @@ def _go(config: Config, directory: Path, interrupted: Callable[[], bool], change
         return [[atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc] for atoms in starts]
 
     starts = [of_system(config.system, *told) for told in devices.from_first(start)]
-    with suppress(Enough), display() if devices.first() else nullcontext(_unseen) as show:
-        run = Run(config, directory, starts, species_table(starts), show, time.monotonic(), interrupted)
+    opening = one(setup.executor_of(config, directory))
+    with suppress(Enough), display() if devices.first() else nullcontext(_unseen) as show, opening as opener:
+        run = Run(config, directory, starts, species_table(starts), show, time.monotonic(), interrupted, opener)
         if devices.from_first(lambda: checkpoint.latest(directory / CHECKPOINTS)) is None:
             records.cut(directory, {})
             progress, train, buffer = _begin(run)
@@ -136,7 +138,7 @@ def _begin(run: Run) -> tuple[Progress, training.TrainState, buffers.Buffer]:
 
     def labeled() -> list[Any] | None:
         with suppress(Enough):  # it must be raised in all processes
-            return setup.first_labels(config, run.starts, run.store, run.interrupted).told()
+            return setup.first_labels(config, run.starts, run.store, run.interrupted, run.opener).told()
 
     told = devices.from_first(labeled)
     if told is None:
@@ -192,7 +194,7 @@ def _labels(run: Run, progress: Progress) -> Iterator[Labels]:
     waited = [0.0]
 
     def opening() -> None:
-        services.append(setup.open_service(config, run.table, run.store, reference))
+        services.append(setup.open_service(config, run.table, run.store, reference, opener=run.opener))
 
     devices.from_first(opening)
 

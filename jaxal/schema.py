@@ -54,6 +54,7 @@ class Part:
 
 PotentialPart = Annotated[Part, Kinds(("potential",), "equivariant")]
 ScorePart = Annotated[Part, Kinds(("score",), "max_force_spread")]
+ExecutorPart = Annotated[Part, Kinds(("executor",), "local")]
 SelectPart = Annotated[Part, Kinds(("select",), "top_k")]
 
 
@@ -113,10 +114,8 @@ class Label:
     batch: Count | None = None  # at most so many labels at one look; default: as many as walkers
     queue: Count = 64  # pooled: structures that can wait for a label
     lag: Count | None = None  # pooled: a label is used so many segments after it was begun; default: when it is there
-    workers: Annotated[int, Unit("", 0)] = 0  # processes; 0 calculates in this one
-    store: str = (
-        ""  # label store that other runs share, seen from where `jaxal run` is started; default: one of its own
-    )
+    workers: Annotated[int, Unit("", 0)] = 0  # processes of the executor `local`; 0 calculates in this one
+    store: str = ""  # label store of several runs, seen from where `jaxal run` is started; default: one of its own
     timeout: Annotated[float, Unit("s", 0, True)] = 600.0  # one calculation may take as long; then it has failed
     max_force: Annotated[float, Unit("eV/Å", 0, True)] = 30.0  # a larger force on any atom fails the label
     net_force: Annotated[float, Unit("eV/Å", 0, True)] = 0.1  # so does a larger sum of all forces
@@ -193,6 +192,7 @@ class Config:
     gate: Gate
     select: SelectPart
     label: Label
+    executor: ExecutorPart
     train: Train
     stop: Stop
     validate: Validate

@@ -16,6 +16,7 @@ from jaxal import committee as committees
 from jaxal import devices, loop, neighbors
 from jaxal.committee import Committee
 from jaxal.label.bridge import host_label
+from jaxal.label.executor import Executor, Setting
 from jaxal.label.executor import Recipe as LabelRecipe
 from jaxal.label.service import Service, label_service
 from jaxal.schema import Config, Offline, Train
@@ -29,6 +30,7 @@ FOLD = 64  # held-out labels that calibrate the gate
 LOOKS = 10  # in a segment
 LARGEST_BUFFER = 4096  # rows of the first allocation; it grows beyond
 
+Opener = Callable[[LabelRecipe, float | None], Executor]  # of an executor, for a labeler and a time limit in s
 LabelFunction = Callable[[Structure, Bool[Array, "k"]], Label]
 
 
@@ -90,17 +92,34 @@ def first_structures(atoms: ase.Atoms | Sequence[ase.Atoms], number: int, seed: 
     return frames
 
 
+def executor_of(config: Config, directory: Path) -> Opener:
+    """What opens the executor of a run, whose folder is `directory`, for a labeler and a time limit in seconds."""
+
+    def opened(recipe: LabelRecipe, timeout: float | None) -> Executor:
+        return config.executor.bind()()(Setting(recipe, timeout, config.label.workers, directory))
+
+    return opened
+
+
 def open_service(
-    config: Config, table: Table, store: Path, reference: np.ndarray, enough: Callable[[], bool] = lambda: False
+    config: Config,
+    table: Table,
+    store: Path,
+    reference: np.ndarray,
+    enough: Callable[[], bool] = lambda: False,
+    opener: Opener | None = None,
 ) -> Service:
-    """The labels of a host method, relative to `reference` (eV per species), kept in `store`, until `enough()`."""
+    """The labels of a host method, relative to `reference` (eV per species), kept in `store`, until `enough()`.
+
+    `opener` opens the executor; by default it is one of its own, which writes into the folder of the store.
+    """
     part = config.label.part
     return label_service(
         LabelRecipe(part.name, dict(part.options)),
         table=table,
         store=store,
         reference=reference,
-        workers=config.label.workers,
+        executor=opener or executor_of(config, store.parent),
         timeout=config.label.timeout,
         max_force=config.label.max_force,
         net_force=config.label.net_force,
@@ -142,10 +161,11 @@ def first_labels(
     atoms: ase.Atoms | Sequence[ase.Atoms],
     store: Path,
     enough: Callable[[], bool] = lambda: False,
+    opener: Opener | None = None,
 ) -> First:
     """Labels the first structures. Raises InputError if the method fails on a start structure or on most.
 
-    Once `enough()` holds it raises Enough, with what was calculated in the store.
+    Once `enough()` holds it raises Enough, with what was calculated in the store. `opener`: see `open_service`.
     """
     starts = [atoms] if isinstance(atoms, ase.Atoms) else atoms
     table = species_table(starts)
@@ -163,7 +183,7 @@ def first_labels(
         labels = Label(energy, force, stress, told.ok)
         reason = "the force cap label.max_force"
     else:
-        service = open_service(config, table, store, zero, enough)
+        service = open_service(config, table, store, zero, enough, opener)
         try:
             # the program will ask in its own precision: the first structures are rounded to it, too
             rounded: Any = structures._replace(position=np.float64(np.asarray(structures.position, config.precision)))

@@ -60,6 +60,8 @@ def parse(text: str, source: str) -> Any:
         raise InputError(f"{source}{line}: not valid YAML: {error.problem or error.context}") from None
     except RecursionError:
         raise InputError(f"{source}: not valid YAML: nested too deeply") from None
+    except ValueError as error:  # Python reads no number of more than 4300 digits
+        raise InputError(f"{source}: a number that cannot be read: {str(error).partition(';')[0]}") from None
     except yaml.YAMLError as error:
         raise InputError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
 

@@ -2,10 +2,11 @@
 
     python scripts/fuzz.py --inputs 20000
 
-Inputs are good files (structures in six formats, configurations, models, label stores) with bytes flipped, cut out,
-doubled, replaced by what parsers stumble over, or spliced with another one; and random bytes. A fault is anything but a
-value, InputError or LabelError, and an input that takes longer than LIMIT or more memory than MEMORY. Faults are kept
-in the folder --keep. The last line is the verdict, the exit status is 0 if there was no fault.
+Inputs are good files (structures in six formats, configurations, models, label stores, the files of a checkpoint, what
+a program answers) with bytes flipped, cut out, doubled, replaced by what parsers stumble over, or spliced with another
+one; and random bytes. A fault is anything but a value, InputError or LabelError, and an input that takes longer than
+LIMIT or more memory than MEMORY. Faults are kept in the folder --keep. The last line is the verdict, the exit status is
+0 if there was no fault.
 """
 
 import argparse
@@ -13,11 +14,13 @@ import collections
 import io
 import random
 import resource
+import shutil
 import signal
 import sys
 import tempfile
 import time
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,10 +30,11 @@ import numpy as np
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from jaxal import config, model
+from jaxal import checkpoint, config, model
+from jaxal.label.command import answer_in
 from jaxal.label.exchange import import_labels
 from jaxal.label.store import open_store
-from jaxal.label.task import LabelError, Result, Task
+from jaxal.label.task import LabelError, Result, Task, guarded
 from jaxal.structure import read_frames
 from jaxal.types import InputError
 
@@ -119,6 +123,20 @@ def readers(folder: Path) -> list[Reader]:
     def loaded(path: Path) -> None:
         config.load(path)
 
+    checkpoint.save(folder / "checkpoints", 1, {"a": np.arange(6.0), "b": np.zeros(3, np.int32)}, {"look": 1})
+    parts = sorted(path for path in (folder / "checkpoints").rglob("*") if path.is_file())
+
+    def restored(path: Path) -> None:
+        """A checkpoint of which one file, by the bytes, is the given one."""
+        whole, broken = folder / "checkpoints", folder / "input.checkpoints"
+        shutil.copytree(whole, broken)
+        data = path.read_bytes()
+        (broken / parts[zlib.crc32(data) % len(parts)].relative_to(whole)).write_bytes(data)
+        try:
+            checkpoint.newest(broken)
+        finally:
+            shutil.rmtree(broken)
+
     extended = [written(atoms, "extxyz") for atoms in (water, silicon)]
     return [
         Reader(".xyz", read_frames, extended),
@@ -131,6 +149,8 @@ def readers(folder: Path) -> list[Reader]:
         Reader(".npz", model.load, [(folder / "model.npz").read_bytes()]),
         Reader(".sqlite", stored, [(folder / "store.sqlite").read_bytes()]),
         Reader(".extxyz", imported, extended),
+        Reader(".answer", lambda path: guarded(lambda task: answer_in(task, path, True))(task), extended),
+        Reader(".part", restored, [path.read_bytes() for path in parts]),
     ]
 
 

@@ -3,12 +3,13 @@
 # an environment of its own. Needs root, Debian and the network. The argument is the folder of that environment; the
 # last line says how the tests find it.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 folder=$(realpath -m "${1:-.venv-gpaw}")
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
 
-apt-get install -y --no-install-recommends \
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+apt-get install -qq -y --no-install-recommends \
     cp2k cp2k-data abinit abinit-data psi4 \
     gpaw-data g++ python3-dev python3-venv libxc-dev libopenblas-dev
 

@@ -14,7 +14,7 @@ from ase.calculators.calculator import FileIOCalculator
 from jaxal.label.task import Backend, Result, Task
 from jaxal.registry import register
 
-GOOD, DIES, HANGS, DIES_ONCE, RAISES, SPAWNS, HAS_JAX, NOT_FINITE, BLOWS_UP, CRIES = range(10)
+GOOD, DIES, HANGS, DIES_ONCE, RAISES, SPAWNS, HAS_JAX, NOT_FINITE, BLOWS_UP, CRIES, KILLS_PARENT = range(11)
 
 
 @register("labeler")
@@ -47,6 +47,9 @@ def faulty(*, folder: str, build_error: str = "") -> Backend:
                 energy = float("nan")
             case c if c == BLOWS_UP:
                 force = np.full((n, 3), 1e4)
+            case c if c == KILLS_PARENT:
+                os.kill(os.getppid(), signal.SIGKILL)
+                time.sleep(600)
             case c if c == CRIES:
                 print("first line\nout of memory in block 7", file=sys.stderr, flush=True)
                 os._exit(3)

@@ -139,7 +139,7 @@ CASES = {
     "gpaw, box": Case("gpaw", WAVES | {"box": 7.0}, HYDROGEN, {"max_iterations": 2}, marks=SLOW),
     "gpaw, radical": Case(
         "gpaw",
-        WAVES | {"box": 7.0, "mode": "lcao"},
+        WAVES | {"box": 7.0, "representation": "lcao"},
         HYDROGEN._replace(charge=1, spin=1),
         {"max_iterations": 2},
         marks=SLOW,

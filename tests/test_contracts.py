@@ -18,7 +18,7 @@ from jaxal.types import Candidates, Prediction, Structure
 
 import_parts()
 
-TESTED = {"score", "gate", "select", "explorer", "potential", "oracle", "labeler"}
+TESTED = {"score", "gate", "select", "explorer", "potential", "oracle", "labeler", "executor"}
 DTYPES = [jnp.float32, jnp.float64]
 
 

@@ -12,6 +12,7 @@ from ase.io import write
 
 from jaxal import extxyz, model, yaml12
 from jaxal.config import load
+from jaxal.label.command import answer_in
 from jaxal.label.exchange import import_labels
 from jaxal.label.store import open_store
 from jaxal.label.task import LabelError, Result, Task
@@ -53,6 +54,25 @@ def test_good_files_are_not_refused(tmp_path):
     text = (tmp_path / "POSCAR").read_text().split("\n", 1)[1]
     (tmp_path / "POSCAR").write_text(f"1000000000\n{text}")  # a title that looks like a number of atoms
     assert len(read_frames(tmp_path / "POSCAR")[0]) == 8
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_an_answer_of_a_program_that_lies_about_its_size_has_failed_at_once(tmp_path, name):
+    (tmp_path / "answer").write_text(ENDLESS[name][0])  # its name does not say what it is
+    water = molecule("H2O")
+    began = time.monotonic()
+    result = answer_in(Task(water.numbers, water.positions, np.zeros((3, 3)), 0, 0), tmp_path / "answer", True)
+    assert not result.ok and ENDLESS[name][1] in result.reason and time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    "text", [f"system: {{file: {'x' * 3000}.xyz}}", f"seed: {'9' * 5000}", "system: {file: ~nobody-here/a.xyz}"]
+)
+def test_configurations_that_the_system_refuses_are_one_line(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputError) as error:
+        load(tmp_path / "config.yaml")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 1000
 
 
 @pytest.mark.parametrize("text", ["[" * 5000, "{a: " * 3000, "a: &x [*x]\nb: *x", "!!python/object/apply:os.getcwd []"])

@@ -80,12 +80,18 @@ def case(name: str, options: dict[str, Any], task: Task, what: str, program: boo
         case("abinit", NORM | {"input_data": {"x": "1\nnstep 1"}}, SILICON, r"label\.input_data\.x: .* does not fit"),
         case("abinit", NORM | {"input_data": {"x y": 1}}, SILICON, r"label\.input_data\.x y: no variable"),
         case("gpaw", {"box": None}, HYDROGEN, r"label\.box: a molecule has no"),
-        case("gpaw", {"mode": "fd"}, SILICON, r"label\.mode: fd has no stress"),
+        case("gpaw", {"representation": "fd"}, SILICON, r"label\.representation: fd has no stress"),
         case("gpaw", {"parameters": {"charge": 1}}, HYDROGEN, r"label\.parameters\.charge: it follows"),
         case("gpaw", {"command": [sys.executable, "-S", "-E"]}, SILICON, r"label\.command: .* cannot import GPAW"),
         case("gpaw", {"setups": "no/such"}, SILICON, r"label\.setups: there is no folder .*no/such"),
         case("gpaw", WAVES | {"xc": "NONSENSE"}, HYDROGEN, r"label\.xc: GPAW does not know 'NONSENSE'", True),
-        case("gpaw", WAVES | {"mode": "lcao", "basis": "zzz"}, HYDROGEN, r"label\.basis: there is no H\.zzz", True),
+        case(
+            "gpaw",
+            WAVES | {"representation": "lcao", "basis": "zzz"},
+            HYDROGEN,
+            r"label\.basis: there is no H\.zzz",
+            True,
+        ),
         case(
             "gpaw", WAVES, HYDROGEN._replace(numbers=np.array([92, 92])), r"label\.setups: there is no .*U\.PBE", True
         ),

@@ -16,11 +16,11 @@ from ase.build import bulk, molecule
 from ase.io import read
 from ase.units import Bohr, Hartree
 from label_programs import WATER, rattled, task_of
+from label_workers import through_workers
 from test_label_codes import Case, built
 
 from jaxal import registry
 from jaxal.label import gaussian, orca, vasp
-from jaxal.label.pool import Recipe, open_pool
 from jaxal.label.task import LabelError, Task
 
 HERE = Path(__file__).parent
@@ -190,12 +190,9 @@ def test_a_cut_at_any_place_is_noticed(case, tmp_path):
 
 @each
 def test_a_hanging_program_is_ended_by_the_pool(case, tmp_path):
-    pool = open_pool(Recipe(case.name, case.options | {"command": stub(case.name, "hang")}), 1, timeout=3.0)
-    try:
-        (result,) = pool.run([case.task], lambda index, result: None)
-    finally:
-        pool.close()
-    assert not result.ok and result.reason.startswith("timeout: the calculation took more than 3 s")
+    options = case.options | {"command": stub(case.name, "hang")}
+    record = through_workers(case.name, options, case.task, tmp_path / "labels.sqlite", timeout=3.0)
+    assert not record.ok and record.reason.startswith("timeout: the calculation took more than 3 s")
 
 
 @each

@@ -37,7 +37,8 @@ def batch_of(count=3, padded=2, dtype=np.float32, charge=0, spin=0) -> Structure
 
 @pytest.fixture
 def faults(monkeypatch):
-    monkeypatch.setitem(registry._table, "labeler", dict(registry._table["labeler"]))
+    others = {name: part for name, part in registry._table["labeler"].items() if name != "faulty"}
+    monkeypatch.setitem(registry._table, "labeler", others)
     sys.modules.pop("label_faults", None)
     return importlib.import_module("label_faults")
 

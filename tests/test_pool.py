@@ -23,7 +23,8 @@ from jaxal.label.worker import serve
 @pytest.fixture
 def faults(monkeypatch):
     """The misbehaving labeler, registered for one test only."""
-    monkeypatch.setitem(registry._table, "labeler", dict(registry._table["labeler"]))
+    others = {name: part for name, part in registry._table["labeler"].items() if name != "faulty"}
+    monkeypatch.setitem(registry._table, "labeler", others)
     sys.modules.pop("label_faults", None)
     return importlib.import_module("label_faults")
 

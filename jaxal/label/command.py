@@ -82,7 +82,7 @@ def command(
             return failed(task, finished.failure)
         if not (folder / ANSWER).exists():
             return failed(task, f"{Path(words[0]).name} ended well but wrote no output, {ANSWER}")
-        return _result(task, folder / ANSWER, stress)
+        return answer_in(task, folder / ANSWER, stress)
 
     def calculate(task: Task) -> Result:
         check(task)
@@ -113,11 +113,11 @@ def extended_xyz(task: Task) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _result(task: Task, path: Path, stress: bool) -> Result:
+def answer_in(task: Task, path: Path, stress: bool) -> Result:
     """The label in an extended XYZ file, or why there is none in it."""
     from ase.io import read
 
-    if reason := extxyz.damage(path):
+    if reason := extxyz.damage(path, known=True):
         return failed(task, f"the output is damaged: {reason}")
     try:
         atoms: Any = read(path, index=-1, format="extxyz")

@@ -44,7 +44,7 @@ def cp2k(
     basis: str = "DZVP-MOLOPT-SR-GTH",
     potential: str = "",
     elements: Mapping[str, Mapping[str, str]] | None = None,
-    cutoff: Annotated[float, Unit("Ry", 0, True)] = 400.0,
+    cutoff: Annotated[float, Unit("Ry", 0, True)] = 600.0,
     rel_cutoff: Annotated[float, Unit("Ry", 0, True)] = 50.0,
     k_points: tuple[int, int, int] | None = None,
     electronic_temperature: Annotated[float, Unit("K", 0)] = 0.0,

@@ -2,7 +2,9 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxal import registry
@@ -19,14 +21,14 @@ class Recipe(NamedTuple):
         """The backend. Raises LabelError (or the ValueError of the factory) for options that cannot be."""
         return registry.get("labeler", self.name)(**self.options)
 
-    def greeting(self, field: str) -> list[Any]:
+    def greeting(self, field: str, otherwise: str = "") -> list[Any]:
         """(module, name, options): what another process builds it from.
 
-        Raises LabelError that names `field` where another process cannot import the labeler.
+        Raises LabelError that names `field`, with `otherwise` as its end, where another cannot import the labeler.
         """
         module = registry.get("labeler", self.name).__module__
         if module == "__main__":
-            raise LabelError(f"{field}: the labeler {self.name} is part of a script; move it to a module, or give 0")
+            raise LabelError(f"{field}: the labeler {self.name} is part of a script; move it to a module{otherwise}")
         return [module, self.name, dict(self.options)]
 
 
@@ -42,6 +44,54 @@ class Executor(NamedTuple):
     landed: Callable[[float], list[tuple[int, Result]]]  # finished since the last call; waits so many s for the first
     slots: int  # so many tasks it calculates at a time: more than that only wait inside it
     close: Callable[[], None]  # ends what is at work; idempotent, from any thread
+
+
+class Setting(NamedTuple):
+    """What a registered executor is opened with, beside its own options."""
+
+    recipe: Recipe
+    timeout: float | None  # s of wall time for one calculation
+    workers: int  # label.workers
+    folder: Path  # of the run: what the executor writes lies below
+
+
+Open = Callable[[Setting], Executor]  # what a registered executor is: it may take a while, and raises LabelError
+
+
+@contextmanager
+def one(opener: Callable[[Recipe, float | None], Executor]) -> Iterator[Callable[[Recipe, float | None], Executor]]:
+    """Opens, for a labeler and a time limit, at most one executor, which is closed in the end.
+
+    The first labels of a run and its exploration then share their workers: what a cluster has given is not given back
+    in between. What one user has closed is closed for all once something was at work that nobody waits for.
+    """
+    opened: list[Executor] = []
+
+    def shared(recipe: Recipe, timeout: float | None) -> Executor:
+        if not opened:
+            opened.append(opener(recipe, timeout))
+        whole, at_work = opened[0], set[int]()
+
+        def submit(ticket: int, task: Task) -> None:
+            at_work.add(ticket)
+            whole.submit(ticket, task)
+
+        def landed(patience: float) -> list[tuple[int, Result]]:
+            found = whole.landed(patience)
+            at_work.difference_update(ticket for ticket, _ in found)
+            return found
+
+        def close() -> None:
+            if at_work:
+                whole.close()
+
+        return Executor(submit, landed, whole.slots, close)
+
+    try:
+        yield shared
+    finally:
+        for executor in opened:
+            executor.close()
 
 
 def in_process(backend: Backend) -> Executor:

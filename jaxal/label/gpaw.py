@@ -23,7 +23,7 @@ OURS |= {"txt", "symmetry", "setups", "hund", "fixdensity", "communicator", "ext
 @register("labeler")
 def gpaw(
     *,
-    mode: Literal["pw", "lcao", "fd"] = "pw",
+    representation: Literal["pw", "lcao", "fd"] = "pw",
     xc: str = "PBE",
     ecut: Annotated[float, Unit("eV", 0, True)] = 400.0,
     h: Annotated[float, Unit("Å", 0, True)] = 0.2,
@@ -43,10 +43,10 @@ def gpaw(
 ) -> Backend:
     """Density functional theory by GPAW; periodic in plane waves, or a molecule in a box.
 
-    `mode` is plane waves up to `ecut`, or on a grid of spacing `h` atomic orbitals (`basis`, such as "dzp") or finite
-    differences. Only plane waves have a stress: a periodic structure is refused with the others. The mesh of k-points
-    around Γ has at least the density `k_spacing`, or is `k_points`; symmetry is not used. The SCF ends where the energy
-    changes by less than `conv_energy` for each valence electron and the density by `conv_density` electrons.
+    `representation` is plane waves up to `ecut`, or on a grid of spacing `h` atomic orbitals (`basis`, such as "dzp")
+    or finite differences. Only plane waves have a stress: a periodic structure is refused with the others. The mesh of
+    k-points around Γ has at least the density `k_spacing`, or is `k_points`; symmetry is not used. The SCF ends where
+    the energy changes by less than `conv_energy` for each valence electron and the density by `conv_density` electrons.
     `parameters` are further ones of the calculator, such as `{nbands: 20}`. With unpaired electrons the calculation is
     spin-polarized with that magnetization. The energy is the free energy of the smeared electrons, of which the forces
     are the gradient.
@@ -64,14 +64,14 @@ def gpaw(
     folder_of_setups = str(Path(setups).expanduser().absolute()) if setups else ""
     more = _parameters(parameters or {})
     version = program_version((*words, "-c", _source(), "version", folder_of_setups), r"(?m)^(GPAW \S+ datasets \w+)$")
-    common = {"mode": mode, "xc": xc, "ecut": ecut, "h": h, "basis": basis, "setups": folder_of_setups}
+    common = {"mode": representation, "xc": xc, "ecut": ecut, "h": h, "basis": basis, "setups": folder_of_setups}
 
     def check(task: Task) -> None:
         check_task(task)
         check_spin(task)
         check_box(task, box)
-        if periodic(task) and mode != "pw":
-            raise LabelError(f"label.mode: {mode} has no stress for a periodic structure; give pw")
+        if periodic(task) and representation != "pw":
+            raise LabelError(f"label.representation: {representation} has no stress for a periodic structure; give pw")
         check_program(words, "install the Python that has GPAW or give its path")
         if setups and not Path(folder_of_setups).is_dir():
             raise LabelError(f"label.setups: there is no folder {folder_of_setups}; give that of the PAW datasets")
@@ -100,7 +100,7 @@ def gpaw(
     return Backend(
         guarded(calculate),
         check,
-        f"{one_line(xc)} mode={mode} ecut={ecut!r} eV h={h!r} Å basis={basis} {mesh} smearing={smearing} "
+        f"{one_line(xc)} mode={representation} ecut={ecut!r} eV h={h!r} Å basis={basis} {mesh} smearing={smearing} "
         f"{smearing_width!r} eV conv_energy={conv_energy!r} eV conv_density={conv_density!r} "
         f"max_iterations={max_iterations!r} box={box!r} Å parameters={json.dumps(more, sort_keys=True)} "
         f"setups={Path(folder_of_setups).name or 'default'} spin-polarized if open-shell",

@@ -1,33 +1,37 @@
 """A pool of worker processes that outlives its workers.
 
 A worker that dies, by a crash of the method's code or by the system's killer of memory hogs, is replaced, its
-calculation tried once more, then failed. A calculation that takes too long is ended with its worker. Each
-worker is a fresh interpreter in a process group of its own: no fork of a process that runs JAX, no second run
-of the user's script, and Ctrl-C or an end of the calculation reaches everything a calculator has started.
+calculation tried once more, then failed. A calculation that takes too long is ended with its worker and everything
+that a calculator has started.
 """
 
 import contextlib
 import math
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
-from typing import IO, Any
+from multiprocessing.connection import wait
 
-from jaxal.label.executor import Executor, Recipe, refuse_closed
-from jaxal.label.task import Result, Task, failed, one_line, packed, unpacked
-from jaxal.label.worker import OUTER_PATH
+from jaxal.label import process
+from jaxal.label.executor import Executor, Open, Recipe, Setting, in_process, refuse_closed
+from jaxal.label.task import Result, Task, failed, packed, unpacked
+from jaxal.registry import register
 
 TRIES = 2  # of a calculation whose worker dies
 STARTUP = 120.0  # s for a worker to import its method
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@register("executor")
+def local() -> Open:
+    """Processes on this host, `label.workers` of them; 0 calculates in the program's own."""
+
+    def opened(setting: Setting) -> Executor:
+        if not setting.workers:
+            return in_process(setting.recipe.build())
+        return open_pool(setting.recipe, setting.workers, setting.timeout)
+
+    return opened
 
 
 @dataclass
@@ -39,23 +43,26 @@ class _Job:
 
 @dataclass
 class _Worker:
-    process: subprocess.Popen
-    connection: Connection
-    errors: IO[bytes]  # what it writes to standard error
+    child: process.Child
     ready: bool = False  # its backend is built
     job: _Job | None = None
     since: float = 0.0  # when it started, or got its task
 
 
-def open_pool(recipe: Recipe, workers: int, timeout: float | None = None) -> Executor:
+def open_pool(recipe: Recipe, workers: int, timeout: float | None = None, threads: int = 1) -> Executor:
     """Starts `workers` processes; each builds the backend while this process goes on.
 
     `timeout` is in seconds of wall time for each calculation; None waits forever. It is looked at in `submit` and
-    `landed`, and an answer that is there counts, however late. Raises LabelError for a labeler that another process
+    `landed`, and an answer that is there counts, however late. `threads` are for each worker: they share the cores,
+    and another number of them does not give the same bits. Raises LabelError for a labeler that another process
     cannot import.
     """
-    greeting = recipe.greeting("label.workers")
-    slots: list[_Worker | None] = [_start(greeting) for _ in range(workers)]
+    greeting = recipe.greeting("label.workers", ", or give 0")
+
+    def new() -> _Worker:
+        return _Worker(process.start("jaxal.label.worker", greeting, threads), since=time.monotonic())
+
+    slots: list[_Worker | None] = [new() for _ in range(workers)]
     waiting: deque[_Job] = deque()
     finished: list[tuple[int, Result]] = []
     lock, closing = threading.Lock(), threading.Event()
@@ -65,7 +72,7 @@ def open_pool(recipe: Recipe, workers: int, timeout: float | None = None) -> Exe
         worker = slots[slot]
         assert worker is not None
         slots[slot] = None
-        said = _end(worker)
+        said = process.end(worker.child)
         if worker.job is not None and again and worker.job.tries < TRIES:
             waiting.appendleft(worker.job)
         elif worker.job is not None:
@@ -75,23 +82,25 @@ def open_pool(recipe: Recipe, workers: int, timeout: float | None = None) -> Exe
     def assign() -> None:
         for slot, worker in enumerate(slots):
             if waiting and (worker is None or worker.job is None):
-                worker = slots[slot] = worker or _start(greeting)
+                worker = slots[slot] = worker or new()
                 worker.job = waiting.popleft()
                 worker.job.tries += 1
                 _give(worker)
 
     def listen(patience: float) -> None:
         """Reads what the workers say, after waiting for the first of them."""
-        speakers = {w.connection: slot for slot, w in enumerate(slots) if w and (w.job is not None or not w.ready)}
+        speakers = {
+            w.child.connection: slot for slot, w in enumerate(slots) if w and (w.job is not None or not w.ready)
+        }
         for connection in wait(list(speakers), None if math.isinf(patience) else patience):
             slot = speakers[connection]  # pyright: ignore[reportArgumentType]
             worker = slots[slot]
             assert worker is not None
             try:
-                message = unpacked(worker.connection.recv_bytes())
+                message = unpacked(worker.child.connection.recv_bytes())
             except (EOFError, OSError, ValueError, TypeError):
                 refuse_closed(closing.is_set())
-                lost(slot, f"the worker died ({_how(worker.process)})", again=True)
+                lost(slot, f"the worker died ({process.how(worker.child)})", again=True)
                 continue
             if not worker.ready and message:
                 lost(slot, f"the worker cannot build {recipe.name}: {message}", again=False)
@@ -138,37 +147,15 @@ def open_pool(recipe: Recipe, workers: int, timeout: float | None = None) -> Exe
         closing.set()
         for worker in tuple(slots):  # wakes a `landed` in another thread, which then gives up the lock
             if worker:
-                _kill(worker)
+                process.kill(worker.child)
         with lock:
             waiting.clear()
             for slot, worker in enumerate(slots):
                 slots[slot] = None
                 if worker:
-                    _end(worker)
+                    process.end(worker.child)
 
     return Executor(submit, landed, workers, close)
-
-
-def _start(greeting: list[Any]) -> _Worker:
-    ours, theirs = Pipe()
-    errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the worker
-    # One thread each: the workers share the cores, and more threads do not give the same bits twice.
-    environment = os.environ | dict.fromkeys(THREADS, "1")
-    environment[OUTER_PATH] = os.environ.get("PYTHONPATH", "")
-    environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "jaxal.label.worker", str(theirs.fileno()), str(os.getpid())],
-        pass_fds=[theirs.fileno()],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,  # it would spoil the progress display
-        stderr=errors,
-        start_new_session=True,
-    )
-    theirs.close()
-    with contextlib.suppress(OSError):  # a worker that is dead already is noticed when it should speak
-        ours.send_bytes(packed(greeting))
-    return _Worker(process, ours, errors, since=time.monotonic())
 
 
 def _give(worker: _Worker) -> None:
@@ -176,36 +163,10 @@ def _give(worker: _Worker) -> None:
     worker.since = time.monotonic()
     if worker.ready and worker.job is not None:
         with contextlib.suppress(OSError):  # a dead worker is noticed when it should answer
-            worker.connection.send_bytes(packed(worker.job.task))
+            worker.child.connection.send_bytes(packed(worker.job.task))
 
 
 def _end_of(worker: _Worker, timeout: float | None) -> float:
     """When a busy worker has taken too long, on the monotonic clock; never for an idle one."""
     limit = timeout if worker.ready else STARTUP
     return math.inf if limit is None or worker.job is None else worker.since + limit
-
-
-def _end(worker: _Worker) -> str:
-    """Ends a worker and all it has started. Returns the last line it wrote to standard error."""
-    _kill(worker)
-    worker.process.wait()
-    worker.connection.close()
-    with worker.errors as errors:
-        errors.seek(0)
-        lines = [line for line in errors.read().decode(errors="replace").splitlines() if line.strip()]
-    return one_line(lines[-1]) if lines else ""
-
-
-def _kill(worker: _Worker) -> None:
-    # The group outlives a worker that died by itself if a program it had started still runs.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(worker.process.pid, signal.SIGKILL)
-
-
-def _how(process: subprocess.Popen) -> str:
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=5.0)
-    code = process.returncode
-    if code is None:
-        return "it closed its pipe"
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from jaxal.label import cost
 from jaxal.label.accept import MAX_FORCE, NET_FORCE
 from jaxal.label.executor import Executor, Recipe, in_process, run_all
 from jaxal.label.keep import keeper
@@ -121,6 +122,7 @@ def label_service(
         raise LabelError(f"reference: {offset.shape} energies for {len(numbers)} species; give one for each")
     records: list[Record] = []
     troubles: list[str] = []
+    times: list[tuple[Task, float]] = []  # of calculations, once they are needed
     opened = open_store(store)
     kept = keeper(opened, backend, max_force=max_force, net_force=net_force, retry_failed=retry_failed)
 
@@ -138,16 +140,28 @@ def label_service(
         for index in range(len(batch.species)):
             backend.check(_task(batch, index, numbers))
 
+    def ordered(tasks: dict[str, Task]) -> list[str]:
+        """The keys, longest calculation first where some have to wait for others."""
+        keys = list(tasks)
+        if not 1 < place.slots < len(keys):
+            return keys
+        if not times:
+            times.extend(cost.times(opened.all(), backend.method))
+        seconds = cost.expected(times)
+        return [keys[row] for row in cost.order([0.0] * len(keys), [*map(seconds, tasks.values())], place.slots)]
+
     def answers(tasks: dict[str, Task]) -> dict[str, tuple[int, Result, bool]]:
         """(row, result, from the store) of each key. Every landed result is committed at once."""
         found: dict[str, tuple[int, Result, bool]] = {}
         for key, task in tasks.items():
             if (hit := kept.known(key, task)) is not None:
                 found[key] = (*hit, True)
-        todo = [key for key in tasks if key not in found]
+        todo = ordered({key: task for key, task in tasks.items() if key not in found})
 
         def landed(index: int, result: Result) -> None:
             key = todo[index]
+            if result.ok and times:
+                times.append((tasks[key], result.seconds))
             try:
                 found[key] = (*kept.committed(tasks[key], result), False)
             except Exception as error:  # a full disk: a label that is not committed is not a label

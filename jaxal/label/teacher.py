@@ -149,7 +149,7 @@ def teacher(
     return Backend(
         guarded(calculate),
         check,
-        f"model {(digest or hellos[0].digest)[:16]}",
+        f"jaxal model {(digest or hellos[0].digest)[:16]}",
         hellos[0].version if hellos else code_version("jaxal"),
     )
 

@@ -62,8 +62,8 @@ def vasp(
     around Γ has at least the density `k_spacing`, or is `k_points`. A charge sets NELECT; unpaired electrons set
     ISPIN = 2 and NUPDOWN. The energy is the free energy of the smeared electrons, of which the forces are the gradient.
 
-    A molecule is refused unless `box` gives the edge of a cube that it is put into. A charged cell has VASP's uniform
-    background; {LMONO: true} or the like in `incar` corrects for it.
+    `encut` is the cutoff of the plane waves. A molecule is refused unless `box` gives the edge of a cube that it is put
+    into. A charged cell has VASP's uniform background; {LMONO: true} or the like in `incar` corrects for it.
     `command` is a list of arguments, such as [mpirun, -np, '4', vasp_std]; `keep` is the folder for what failed
     calculations leave behind.
 

@@ -9,15 +9,13 @@ Task with a Result until the pipe closes. It never imports JAX.
 import importlib
 import os
 import signal
-import sys
 import threading
 import time
 from multiprocessing.connection import Connection
 
 from jaxal import registry
+from jaxal.label.process import begin
 from jaxal.label.task import Task, failed, one_line, packed, unpacked
-
-OUTER_PATH = "JAXAL_OUTER_PYTHONPATH"  # the PYTHONPATH of the process that started the worker
 
 
 def serve(connection: Connection) -> None:
@@ -49,16 +47,7 @@ def _watch(parent: int) -> None:
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
-def _restore_path() -> None:
-    """Gives the programs that a labeler starts the PYTHONPATH of the user: another Python has packages of its own."""
-    os.environ.pop("PYTHONPATH", None)
-    if outer := os.environ.pop(OUTER_PATH, ""):
-        os.environ["PYTHONPATH"] = outer
-
-
 if __name__ == "__main__":
-    _restore_path()
-    descriptor, parent_id = int(sys.argv[1]), int(sys.argv[2])
-    os.set_inheritable(descriptor, False)  # a child that outlives us must not hold the pipe open
-    threading.Thread(target=_watch, args=(parent_id,), daemon=True).start()
-    serve(Connection(descriptor))
+    connection, parent = begin()
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    serve(connection)
