@@ -1,6 +1,10 @@
-"""All tests run on the CPU; a test that needs 64 bits asks for the fixture `double`."""
+"""All tests run on the CPU; a test that needs 64 bits asks for the fixture `double`, one of faults for `faults`."""
 
+import importlib
 import os
+import shutil
+import sys
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -10,9 +14,30 @@ os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # what is tested
 import jax
 import pytest
 
+from jaxal import registry
+
+# Whole runs, in processes of their own, share what they compile for as long as the tests go on, in all workers.
+OURS = "JAXAL_TESTS_PROGRAMS" not in os.environ
+if OURS:
+    os.environ["JAXAL_TESTS_PROGRAMS"] = tempfile.mkdtemp(prefix="jaxal-tests-")
+
+
+def pytest_unconfigure():
+    if OURS:
+        shutil.rmtree(os.environ["JAXAL_TESTS_PROGRAMS"], ignore_errors=True)
+
 
 @pytest.fixture
 def double():
     """64-bit arrays within a test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def faults(monkeypatch):
+    """The labeler that misbehaves (`label_faults`), registered for one test only."""
+    others = {name: part for name, part in registry._table["labeler"].items() if name != "faulty"}
+    monkeypatch.setitem(registry._table, "labeler", others)
+    sys.modules.pop("label_faults", None)
+    return importlib.import_module("label_faults")

@@ -1,15 +1,10 @@
 """Labels handed to a thread: committed when they land, noted before they are begun, once for each structure."""
 
 import sqlite3
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-import label_faults
 from label_programs import HYDROGEN, WATER
 
 from jaxal.label.dispatch import ledger_keys, open_dispatch
@@ -20,7 +15,7 @@ from jaxal.label.store import open_store
 
 
 @pytest.fixture
-def opened(tmp_path):
+def opened(faults, tmp_path):
     """(dispatch, store, keeper, folder) with the labeler that misbehaves as a structure's charge says."""
     recipe = Recipe("faulty", {"folder": str(tmp_path)})
     backend, store = recipe.build(), open_store(tmp_path / "labels.sqlite")
@@ -77,9 +72,9 @@ def test_what_the_store_knows_is_not_paid_for_again(opened):
 
 
 @pytest.mark.parametrize("fault", ["DIES", "RAISES", "NOT_FINITE", "HANGS"])
-def test_failures_land_with_their_reason_beside_labels_that_do_not_fail(opened, fault):
+def test_failures_land_with_their_reason_beside_labels_that_do_not_fail(opened, faults, fault):
     dispatch, store, _, _ = opened
-    dispatch.submit(0, HYDROGEN._replace(charge=getattr(label_faults, fault)))
+    dispatch.submit(0, HYDROGEN._replace(charge=getattr(faults, fault)))
     dispatch.submit(1, HYDROGEN)
     found = landed(dispatch, 2)
     assert not found[0].result.ok and found[0].result.reason and found[1].result.ok
@@ -97,7 +92,7 @@ def test_a_store_that_fails_is_told_and_nothing_counts_as_a_label(opened):
     assert dispatch.trouble().startswith("labeling failed: ")
 
 
-def test_a_ledger_that_a_kill_cut_off_goes_on_on_a_line_of_its_own(tmp_path):
+def test_a_ledger_that_a_kill_cut_off_goes_on_on_a_line_of_its_own(faults, tmp_path):
     path = tmp_path / "asked.txt"
     assert ledger_keys(path) == []
     path.write_text("a" * 64 + "\n" + "b" * 20)

@@ -1,6 +1,5 @@
 """What every executor promises, and what those that outlive their workers do when these are lost."""
 
-import importlib
 import math
 import os
 import shutil
@@ -15,24 +14,14 @@ import numpy as np
 import psutil
 import pytest
 
-from jaxal import registry
 from jaxal.label import cluster
-from jaxal.label.executor import Executor, Recipe, Setting, in_process, run_all
+from jaxal.label.executor import Executor, Recipe, Setting, in_process, one, run_all
 from jaxal.label.pool import local, open_pool
 from jaxal.label.task import Enough, LabelError, Result, Task
 
 pytest.importorskip("parsl", reason="Parsl is not installed: pip install '.[cluster]'")
 EXECUTORS = ["in_process", "pool", "parsl_local"]
 OUTSIDE = ["pool", "parsl_local"]  # those that calculate in other processes
-
-
-@pytest.fixture
-def faults(monkeypatch):
-    """The misbehaving labeler, registered for one test only."""
-    others = {name: part for name, part in registry._table["labeler"].items() if name != "faulty"}
-    monkeypatch.setitem(registry._table, "labeler", others)
-    sys.modules.pop("label_faults", None)
-    return importlib.import_module("label_faults")
 
 
 @pytest.fixture
@@ -81,6 +70,32 @@ def until(holds, patience=30.0):
 
 def gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_run_opens_one_executor_for_all_it_labels(faults, tmp_path):
+    """Workers of a cluster must not be given back between the first labels and the exploration."""
+    made = []
+
+    def opener(recipe, timeout):
+        made.append(open_pool(recipe, 1, timeout))
+        return made[-1]
+
+    recipe = Recipe("faulty", {"folder": str(tmp_path)})
+    with one(opener) as shared:
+        for _ in range(2):
+            executor = shared(recipe, None)
+            assert all(result.ok for result in run_all(executor, tasks_of(faults.GOOD, faults.GOOD)))
+            executor.close()  # nothing is at work: it stays open for the next
+        workers = {pid for _, pid in calls(tmp_path)}
+        assert len(made) == 1 and len(workers) == 1
+        executor = shared(recipe, None)
+        executor.submit(0, tasks_of(faults.HANGS)[0])
+        executor.close()  # nobody waits for it any more
+        with pytest.raises(LabelError, match="closed"):
+            made[0].submit(1, tasks_of(faults.GOOD)[0])
+    with one(opener):
+        pass
+    assert len(made) == 1
 
 
 # ---------------------------------------------------------------- the contract

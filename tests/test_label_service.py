@@ -1,6 +1,5 @@
 """Labels as the program sees them: from the store first, accepted, relative, and never an exception."""
 
-import importlib
 import sqlite3
 import sys
 
@@ -11,7 +10,6 @@ import pytest
 from ase.build import molecule
 
 import jaxal.label.tblite  # registers
-from jaxal import registry
 from jaxal.label.bridge import host_label
 from jaxal.label.executor import Recipe
 from jaxal.label.service import label_service
@@ -33,14 +31,6 @@ def batch_of(count=3, padded=2, dtype=np.float32, charge=0, spin=0) -> Structure
     species[:, :3] = [2, 0, 0]
     electrons = (np.full(count, charge, np.int32), np.full(count, spin, np.int32))
     return Structure(position, species, np.zeros((count, 3, 3), dtype), *electrons)  # pyright: ignore
-
-
-@pytest.fixture
-def faults(monkeypatch):
-    others = {name: part for name, part in registry._table["labeler"].items() if name != "faulty"}
-    monkeypatch.setitem(registry._table, "labeler", others)
-    sys.modules.pop("label_faults", None)
-    return importlib.import_module("label_faults")
 
 
 @pytest.fixture

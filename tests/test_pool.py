@@ -1,6 +1,5 @@
 """The worker pool: workers die, hang and spawn, and every task still gets its answer, in order."""
 
-import importlib
 import os
 import pickle
 import signal
@@ -18,15 +17,6 @@ from jaxal.label.executor import Recipe, run_all
 from jaxal.label.pool import open_pool
 from jaxal.label.task import LabelError, Result, Task, packed, unpacked
 from jaxal.label.worker import serve
-
-
-@pytest.fixture
-def faults(monkeypatch):
-    """The misbehaving labeler, registered for one test only."""
-    others = {name: part for name, part in registry._table["labeler"].items() if name != "faulty"}
-    monkeypatch.setitem(registry._table, "labeler", others)
-    sys.modules.pop("label_faults", None)
-    return importlib.import_module("label_faults")
 
 
 @pytest.fixture

@@ -32,6 +32,15 @@ output: {checkpoint: 0, trajectory: 5}
 """
 
 
+ENVIRONMENT = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "OMP_NUM_THREADS": "1",
+    "JAX_ENABLE_COMPILATION_CACHE": "true",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_COMPILATION_CACHE_DIR": os.environ["JAXAL_TESTS_PROGRAMS"],
+}
+
+
 def folder(tmp_path: Path, text: str = WATER, atoms=None) -> Path:
     write(tmp_path / "water.xyz", atoms or molecule("H2O"), format="extxyz")
     (tmp_path / "config.yaml").write_text(text)
@@ -39,9 +48,8 @@ def folder(tmp_path: Path, text: str = WATER, atoms=None) -> Path:
 
 
 def jaxal(*arguments, check=True, **options):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "jaxal.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, **options)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, **options)
     assert not check or done.returncode == 0, done.stderr
     return done
 
@@ -62,9 +70,8 @@ def model_arrays(directory: Path) -> dict[str, np.ndarray]:
 
 def killed_after(config: Path, directory: Path, lines: int) -> None:
     """Starts a run and kills it, hard, when it has written so many metrics lines."""
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "jaxal.cli", "run", str(config), "--dir", str(directory)]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     path = directory / "metrics.jsonl"
     end = time.monotonic() + 300
     while time.monotonic() < end and process.poll() is None:

@@ -45,6 +45,7 @@ def open_dispatch(executor: Executor, keeper: Keeper, ledger: Path) -> Dispatch:
     troubles: list[str] = []
     closing, news = threading.Event(), threading.Condition()
     _mend(ledger)
+    noted = set(ledger_keys(ledger))  # what a killed process had handed in is handed in again
 
     def submit(ticket: int, task: Task) -> None:
         with news:
@@ -79,7 +80,9 @@ def open_dispatch(executor: Executor, keeper: Keeper, ledger: Path) -> Dispatch:
                 elif key in wanted:
                     wanted[key].append(ticket)
                 else:
-                    _note(ledger, key)
+                    if key not in noted:
+                        _note(ledger, key)
+                        noted.add(key)
                     wanted[key], at_work[ticket] = [ticket], (key, task)
                     executor.submit(ticket, task)
             for ticket, result in executor.landed(TICK) if at_work else ():
