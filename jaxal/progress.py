@@ -24,10 +24,10 @@ class Status(NamedTuple):
     gate_rate: float | None = None  # fraction of the looks at a walker that asked for a label
     estimated_error: float | None = None  # eV/Å, what the gate believes
     true_error: float | None = None  # eV/Å, what new labels showed
-    waiting: int | None = None  # structures that wait for a label, in a run that does not wait for them
-    running: int | None = None  # labels at work
     eta: float | None = None  # s
     message: str = ""
+    waiting: int | None = None  # structures that wait for a label, in a run that does not wait for them
+    running: int | None = None  # labels at work
 
 
 def clock(seconds: float) -> str:

@@ -154,3 +154,13 @@ CASES = {
         marks=SLOW,
     ),
 }
+
+
+def write_potcars(library: Path, electrons: dict[str, float]) -> str:
+    """Makes a library of POTCAR files that hold what is read of them: element and valence electrons."""
+    for element, charge in electrons.items():
+        (library / element).mkdir()
+        lines = [f"  PAW_PBE {element} 01Jan2000", f"   VRHFIN ={element}: s p"]
+        lines.append(f"   POMASS =   10.000; ZVAL   =    {charge:.3f}    mass and valenz")
+        (library / element / "POTCAR").write_text("\n".join(lines) + "\n")
+    return str(library)

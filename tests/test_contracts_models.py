@@ -1,6 +1,9 @@
 """What every registered explorer, potential, oracle and labeler promises; registering a part makes these run on it."""
 
 import functools
+import shutil
+import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -10,11 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.build import molecule
+from label_programs import write_potcars
 from scipy.spatial.transform import Rotation
 
 from jaxal import committee, neighbors, registry
+from jaxal import model as models
 from jaxal.config import import_parts
 from jaxal.label.task import LabelError, Task
+from jaxal.structure import from_atoms
 from jaxal.types import InputError, Structure
 
 import_parts()
@@ -26,12 +32,17 @@ QUICK: dict[str, dict[str, Any]] = {
     "lennard_jones": {"cutoff": 5.0},
     "nvt_steered": {"coordinate": [(0, 1), (1, 2)], "low": -1.0, "high": 1.0},
 }
+FILES = Path(tempfile.mkdtemp(prefix="jaxal-contracts-"))  # see the fixture `files`
 # What a part cannot be built without.
 REQUIRED: dict[str, dict[str, Any]] = {
     "ase": {"calculator": "ase.calculators.emt.EMT"},
     "command": {"command": ["python3", "{input}", "{output}"], "method": "nothing"},
     "espresso": {"pseudopotentials": {"H": Path(__file__)}, "ecutwfc": 20.0},
     "abinit": {"pseudopotentials": {"H": Path(__file__)}, "ecut": 10.0},
+    "orca": {"keywords": "PBE def2-SVP"},
+    "gaussian": {"route": "PBEPBE/def2SVP"},
+    "vasp": {"potcars": {"H": "H", "O": "O"}, "encut": 400.0, "library": FILES / "potcars"},
+    "teacher": {"model": FILES / "model.npz"},
 }
 # Values of options that take no text or number of just any kind.
 OTHERS: dict[tuple[str, str], Any] = {
@@ -43,12 +54,42 @@ OTHERS: dict[tuple[str, str], Any] = {
     ("cp2k", "elements"): {"H": {"basis": "TZV2P-MOLOPT-GTH"}},
     ("cp2k", "basis_files"): ["BASIS_ZIJLSTRA"],
     ("psi4", "grid"): (75, 302),
+    ("pyscf", "density_fit"): False,
+    ("orca", "blocks"): ["%cpcm epsilon 78.4 end"],
+    ("vasp", "potcars"): {"H": "H"},
+    ("vasp", "library"): FILES / "others",
+    ("teacher", "model"): FILES / "other.npz",
+    ("teacher", "python"): [sys.executable],
+    ("teacher", "address"): "",  # one would have to be at work
 }
+# Options that only mean something beside others.
+BESIDE: dict[tuple[str, str], dict[str, Any]] = {("pyscf", "frozen_core"): {"method": "MP2"}}
 # Options of a labeler that do not change its numbers, beyond the last bits.
-RESOURCES = {("pyscf", "memory"), ("pyscf", "threads"), ("nwchem", "memory")}
+RESOURCES = {("pyscf", "memory"), ("pyscf", "threads"), ("pyscf", "gpu"), ("nwchem", "memory")}
 RESOURCES |= {("psi4", "memory"), ("psi4", "threads"), ("command", "keep")}
-PROGRAMS = ("xtb", "espresso", "nwchem", "cp2k", "abinit", "gpaw", "psi4")
+RESOURCES |= {(name, option) for name in ("orca", "gaussian") for option in ("nprocs", "memory")}
+RESOURCES |= {("vasp", "library"), ("teacher", "python"), ("teacher", "patience"), ("teacher", "address")}
+PROGRAMS = ("xtb", "espresso", "nwchem", "cp2k", "abinit", "gpaw", "psi4", "orca", "gaussian", "vasp")
 RESOURCES |= {(name, option) for name in PROGRAMS for option in ("keep", "command")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def files():
+    """What some labelers need: POTCAR files of the same and of other contents, models of jaxal for water."""
+    for name in ("potcars", "others"):
+        (FILES / name).mkdir()
+        write_potcars(FILES / name, {"H": 1.0, "O": 6.0})
+    for seed, name in enumerate(("model.npz", "other.npz")):
+        potential = ("equivariant", (("cutoff", 3.0), ("channels", 2), ("l_max", 1), ("layers", 1)), (1, 8))
+        empty = models.Model(*potential, {}, np.zeros(2), 1.0, "float32", 0, 0)
+        part, atoms = models.potential(empty), from_atoms([molecule("H2O")], (1, 8))
+        structure = jax.tree.map(lambda x: jnp.asarray(x[0]), atoms)
+        near = neighbors.build(neighbors.plan(structure, part.cutoff), structure)
+        keys = jax.random.split(jax.random.key(seed), 2)
+        params = jax.vmap(part.init, (0, None, None))(keys, structure, near)
+        models.save(FILES / name, empty._replace(params=params))
+    yield
+    shutil.rmtree(FILES)
 
 
 def every(kind: str):
@@ -343,8 +384,12 @@ def test_method_names_every_option_that_changes_numbers(name):
     assert factory(**given).method == default.method
     seen = {(default.method, default.version)}
     for option in registry.options("labeler", name):
-        value = OTHERS.get((name, option.name)) or another(option.annotation, given.get(option.name, option.default))
-        changed = factory(**given | {option.name: value})
+        value = OTHERS.get((name, option.name))
+        if value is None:
+            value = another(option.annotation, given.get(option.name, option.default))
+        beside = BESIDE.get((name, option.name), {})
+        seen |= {(same.method, same.version) for same in [factory(**given | beside)]}
+        changed = factory(**given | beside | {option.name: value})
         if (name, option.name) in RESOURCES:
             assert changed.method == default.method, f"{option.name} changes no numbers"
         else:

@@ -15,7 +15,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.io import read
 from ase.units import Bohr, Hartree
-from label_programs import WATER, rattled, task_of
+from label_programs import WATER, rattled, task_of, write_potcars
 from label_workers import through_workers
 from test_label_codes import Case, built
 
@@ -42,13 +42,7 @@ def sorted_by_element(task: Task) -> Task:
 @pytest.fixture(scope="session")
 def potcars(tmp_path_factory) -> str:
     """A library of POTCAR files that hold what is read of them."""
-    library = tmp_path_factory.mktemp("potcars")
-    for element, charge in ELECTRONS.items():
-        (library / element).mkdir()
-        lines = [f"  PAW_PBE {element} 01Jan2000", f"   VRHFIN ={element}: s p"]
-        lines.append(f"   POMASS =   10.000; ZVAL   =    {charge:.3f}    mass and valenz")
-        (library / element / "POTCAR").write_text("\n".join(lines) + "\n")
-    return str(library)
+    return write_potcars(tmp_path_factory.mktemp("potcars"), ELECTRONS)
 
 
 @pytest.fixture(autouse=True)

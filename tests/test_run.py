@@ -168,7 +168,7 @@ precision: float64
 
 def test_a_method_that_fails_on_the_start_structure_is_told_in_one_line(tmp_path):
     atoms = molecule("H2")
-    atoms.positions[1] = atoms.positions[0] + [0, 0, 0.05]
+    atoms.positions[1] = atoms.positions[0] + [0, 0, 0.35]  # farther apart than what is refused by itself
     config = folder(tmp_path, WATER, atoms)
     done = jaxal("run", config, "--dir", tmp_path / "out", check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
