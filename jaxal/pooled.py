@@ -102,12 +102,18 @@ def recovered(run: Run, progress: Progress, desk: Desk | None, state: loop.State
         if run.config.label.lag is not None:
             return None
         known = {desk.keeper.key(task) for task in sent.values()}
+        # what only waited at the checkpoint may have been calculated since: its row goes when its label is learned
+        rows = map(int, np.flatnonzero(np.asarray(queue.waits(held))))
+        waiting = {desk.keeper.key(_task(run, held.structure, row)): row for row in rows}
         known |= {desk.keeper.key(_task(run, training.structure, row)) for row in range(int(training.count))}
         lost = []
         for key in ledger_keys(run.directory / LEDGER):
             entry = None if key in known else desk.keeper.entry(key)
             if entry is not None and entry.result.ok:
-                lost.append(_Item(entry.task, entry.result, -1, False, -1, 0.0))
+                row, came = waiting.get(key), (-1, False, -1)
+                if row is not None:
+                    came = int(held.ticket[row]), bool(held.probe[row]), int(held.walker[row])
+                lost.append(_Item(entry.task, entry.result, *came, 0.0))
         return list(_came(run, progress, lost)) if lost else None
 
     told = devices.from_first(found)

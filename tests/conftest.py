@@ -2,9 +2,7 @@
 
 import importlib
 import os
-import shutil
 import sys
-import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,16 +13,6 @@ import jax
 import pytest
 
 from jaxal import registry
-
-# Whole runs, in processes of their own, share what they compile for as long as the tests go on, in all workers.
-OURS = "JAXAL_TESTS_PROGRAMS" not in os.environ
-if OURS:
-    os.environ["JAXAL_TESTS_PROGRAMS"] = tempfile.mkdtemp(prefix="jaxal-tests-")
-
-
-def pytest_unconfigure():
-    if OURS:
-        shutil.rmtree(os.environ["JAXAL_TESTS_PROGRAMS"], ignore_errors=True)
 
 
 @pytest.fixture

@@ -32,13 +32,7 @@ output: {checkpoint: 0, trajectory: 5}
 """
 
 
-ENVIRONMENT = os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "OMP_NUM_THREADS": "1",
-    "JAX_ENABLE_COMPILATION_CACHE": "true",
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_COMPILATION_CACHE_DIR": os.environ["JAXAL_TESTS_PROGRAMS"],
-}
+ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
 
 
 def folder(tmp_path: Path, text: str = WATER, atoms=None) -> Path:
