@@ -275,7 +275,8 @@ def _status(given: argparse.Namespace) -> None:
 
 def _list(given: argparse.Namespace) -> None:
     from jaxal import registry
-    from jaxal.config import describe, import_parts, unit_of
+    from jaxal.config import describe, unit_of
+    from jaxal.parts import import_parts
     from jaxal.types import InputError
     from jaxal.yaml12 import inline
 

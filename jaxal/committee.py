@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from jaxal import devices, heads
 from jaxal.devices import MEMBERS, WALKERS
 from jaxal.precision import exact
-from jaxal.types import Key, Neighbors, Params, Potential, Prediction, Structure
+from jaxal.types import Distribution, Key, Neighbors, Params, Potential, Prediction, Structure, Uncertainty
 
 Batching = Literal["auto", "map", "vmap"]
 CACHED = 2**12  # neighbors
@@ -43,6 +43,7 @@ class Committee(NamedTuple):
     heads: int = 1  # members on one set of weights; a divisor of `members`
     signs: int = 0  # random-sign combinations of the heads
     species: int = 1  # rows of the species table; heads have weights for each
+    uncertainty: Uncertainty | None = None  # None: the spread of the members is all there is
     mesh: Mesh | None = None  # over which structures and sets of weights divide; None is one device
 
     @property
@@ -57,7 +58,10 @@ def init(committee: Committee, key: Key, structure: Structure, neighbors: Neighb
     def one(key):
         if committee.heads > 1:
             return heads.init(committee.potential, committee.heads, committee.species, key, structure, neighbors)
-        return committee.potential.init(key, structure, neighbors)
+        params = committee.potential.init(key, structure, neighbors)
+        if committee.uncertainty is None:
+            return params
+        return committee.uncertainty.init(jax.random.fold_in(key, 1), params, structure, neighbors)
 
     return jax.vmap(one)(jax.random.split(key, committee.replicas))
 
@@ -162,7 +166,8 @@ def _together(batching: Batching, index: Int[Array, "b n k"]) -> int:
 def predict(committee: Committee, params: Params, structures: Structure, neighbors: Neighbors) -> Prediction:
     """The committee on a batch of structures [b]: Prediction with axes [b m ...], or [b (2 r signs) ...] with signs.
 
-    `params` has sets of weights on its leading axis [r]. Features are those of the first. On a mesh each device
+    A method of uncertainty has pseudo-members of its own number. `params` has sets of weights on its leading axis [r].
+    Features are those of the first. On a mesh each device
     evaluates its own sets on its own structures; structures whose number does not divide are evaluated by every row of
     it.
     """
@@ -174,31 +179,62 @@ def predict(committee: Committee, params: Params, structures: Structure, neighbo
 def predict_local(committee: Committee, params: Params, structures: Structure, neighbors: Neighbors) -> Prediction:
     """`predict` inside of `devices.split`: this device's structures, by the members of all devices."""
 
-    def group(structures, neighbors):
-        """The sets of weights on as many structures as go together: [r s ...], or [r p s ...] of heads."""
+    def group(structures, neighbors) -> Distribution:
+        """The sets of weights on as many structures as go together: pseudo-members [r p s ...], the rest [r s ...]."""
 
-        def one(params):
+        def one(params) -> Distribution:
+            if committee.uncertainty is not None:
+                return exact(committee.uncertainty.predict)(params, structures, neighbors)
             if committee.heads > 1:
-                return evaluate_heads(committee, params, structures, neighbors)
-            return evaluate_batch(committee.potential, params, structures, neighbors)
+                return Distribution(*evaluate_heads(committee, params, structures, neighbors))
+            energy, force, stress, feature = evaluate_batch(committee.potential, params, structures, neighbors)
+            return Distribution(energy[None], force[None], stress[None], feature)
 
-        energy, force, stress, feature = over_members(one, committee.batching)(params)
-        if committee.heads > 1:  # [r p ...] to [m ...]
-            energy, force, stress = (x.reshape(-1, *x.shape[2:]) for x in (energy, force, stress))
-        return tuple(jnp.moveaxis(x, 0, 1) for x in (energy, force, stress, feature[:1]))
+        return over_members(one, committee.batching)(params)
 
     number, size = structures.charge.shape[0], _together(committee.batching, neighbors.index)
     if size == number:
         found = group(structures, neighbors)
     else:
         split = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), (structures, neighbors))
-        found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(lambda rows: group(*rows), split))
-    energy, force, stress, feature = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), found)
-    energy, force, stress = devices.gathered(committee.mesh, MEMBERS, (energy, force, stress))
-    feature = devices.gathered(committee.mesh, MEMBERS, feature)[0]
+        found = _joined(jax.lax.map(lambda rows: group(*rows), split))
+    return _of_all(devices.gathered(committee.mesh, MEMBERS, found))
+
+
+def _joined(parts: Distribution) -> Distribution:
+    """Distributions of groups of structures [g r p s ...] as one of all of them [r p b ...]."""
+
+    def joined(x: Float[Array, "g ..."], axis: int) -> Float[Array, "..."]:
+        x = jnp.moveaxis(x, 0, axis)  # the groups, before the structures of each
+        return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+    energy, force, stress = (joined(x, 2) for x in parts[:3])
+    spreads = (None if x is None else joined(x, 1) for x in parts[4:])
+    return Distribution(energy, force, stress, joined(parts.feature, 1), *spreads)
+
+
+def _of_all(found: Distribution) -> Prediction:
+    """The prediction [b m ...] of all sets of weights, from what each says [r p b ...].
+
+    A variance in closed form is the mean of those of the sets plus the variance of the sets' means.
+    """
+
+    def members(x: Float[Array, "r p b ..."]) -> Float[Array, "b m ..."]:
+        return jnp.moveaxis(x.reshape(-1, *x.shape[2:]), 0, 1)
+
+    def total(spread: Float[Array, "r b ..."], mean: Float[Array, "r b ..."]) -> Float[Array, "b ..."]:
+        if spread.shape[0] == 1:
+            return spread[0]
+        variance = jnp.var(mean, axis=0)
+        variance = jnp.sum(variance, -1) if variance.ndim > spread.ndim - 1 else variance
+        square = jnp.mean(spread**2, axis=0) + variance
+        return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+
     return Prediction(
-        energy=jnp.moveaxis(energy, 0, 1),
-        force=jnp.moveaxis(force, 0, 1),
-        stress=jnp.moveaxis(stress, 0, 1),
-        feature=feature,
+        energy=members(found.energy),
+        force=members(found.force),
+        stress=members(found.stress),
+        feature=found.feature[0],
+        energy_spread=None if found.energy_spread is None else total(found.energy_spread, found.energy.mean(1)),
+        force_spread=None if found.force_spread is None else total(found.force_spread, found.force.mean(1)),
     )

@@ -8,7 +8,6 @@ InputError, one line with the dotted name of the field and what would be right.
 
 import dataclasses
 import difflib
-import importlib
 import inspect
 import math
 import re
@@ -19,32 +18,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from jaxal import registry, yaml12
+from jaxal.parts import import_parts
 from jaxal.schema import Below, Config, Kinds, Part
 from jaxal.types import InputError
 from jaxal.units import SYMBOLS, Unit, to_unit
 
-# Every module that registers a part.
-LABELERS = "tblite pyscf ase command xtb espresso nwchem cp2k abinit gpaw psi4 orca gaussian vasp teacher"
-PART_MODULES = (
-    "jaxal.potential.equivariant",
-    "jaxal.potential.pair",
-    "jaxal.explore.md",
-    "jaxal.explore.bias",
-    "jaxal.acquire.score",
-    "jaxal.acquire.gate",
-    "jaxal.acquire.select",
-    *(f"jaxal.label.{name}" for name in f"{LABELERS} pool cluster".split()),
-)
 PARTIAL = "config.yaml.partial"
 FILE_NAME = "config.yaml"  # of the resolved configuration in a run folder
 INPUTS = "inputs"  # folder of a run folder that holds the files its configuration names
 T = TypeVar("T")
-
-
-def import_parts() -> None:
-    """Imports every module that registers parts, so that the tables of the registry are full."""
-    for module in PART_MODULES:
-        importlib.import_module(module)
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), cls: type[T] = Config) -> T:

@@ -15,6 +15,7 @@ from jaxal.committee import Committee
 from jaxal.label.task import Enough
 from jaxal.memory import Progress, Run
 from jaxal.train import fit as training
+from jaxal.train import posterior
 from jaxal.train.calibrate import Judge, calibrate
 from jaxal.types import GateState, Key
 from jaxal.validate import command
@@ -27,7 +28,8 @@ def compiled_fit(committee: Committee, recipe: training.Recipe, near: neighbors.
 
     @jax.jit
     def fit(train, buffer, key, steps, rate, final_rate):
-        return training.fit(committee, recipe, near, train, buffer, key, steps, rate, final_rate)
+        train, losses = training.fit(committee, recipe, near, train, buffer, key, steps, rate, final_rate)
+        return posterior.learned(committee, near, train, buffer), losses
 
     return fit
 
@@ -120,6 +122,8 @@ def finish(run: Run, progress: Progress, parts: loop.Parts, static: loop.Static,
             gate,
             potential=config.potential.name,
             options=config.potential.options,
+            uncertainty=config.uncertainty.name,
+            uncertainty_options=config.uncertainty.options,
             table=run.table,
             reference=reference,
             precision=config.precision,

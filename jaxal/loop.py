@@ -24,25 +24,15 @@ from jaxal import buffer as buffers
 from jaxal import committee as committees
 from jaxal import devices, neighbors
 from jaxal import queue as queues
+from jaxal.choose import Chooser, choose
 from jaxal.devices import MEMBERS, WALKERS
 from jaxal.train import fit as training
+from jaxal.train import posterior
 from jaxal.train.calibrate import Fresh, Judge, calibrate
 from jaxal.train.loss import force_rmse, max_force_error
-from jaxal.types import (
-    Candidates,
-    Explorer,
-    Gate,
-    GateState,
-    Key,
-    Label,
-    Neighbors,
-    Score,
-    Select,
-    Structure,
-    WalkerState,
-)
+from jaxal.types import Explorer, Gate, GateState, Kernel, Key, Label, Neighbors, Score, Select, Structure, WalkerState
 from jaxal.units import BOLTZMANN
-from jaxal.walk import Bounds, Candidate, Walk, feature_size, make_walk, where
+from jaxal.walk import Bounds, Candidate, Walk, make_walk, where
 
 NEIGHBORS_FULL, BUFFER_FULL, NOT_FINITE, UNPHYSICAL, LABEL_FAILED = 1, 2, 4, 8, 16
 UNDONE = NEIGHBORS_FULL | BUFFER_FULL | NOT_FINITE  # the segment did not happen: grow or slow down, then replay
@@ -62,6 +52,7 @@ class Parts(NamedTuple):
     explorer: Explorer
     score: Score
     gate: Gate
+    kernel: Kernel
     select: Select
     # in the program, energies relative to the references; None: what is to be labeled waits in the queue
     label: Callable[[Structure, Bool[Array, "k"]], Label] | None
@@ -183,20 +174,19 @@ def make_segment(parts: Parts, static: Static) -> Segment:
     """The function to compile: (state, limits) -> (state, looks). Donate the state."""
     mesh = parts.committee.mesh
     walk = make_walk(parts.committee, parts.explorer, parts.score, static.table, static.near, static.every)
+    chooser = Chooser(parts.committee, parts.kernel, parts.select, static.train_near, static.batch)
 
     def look(limits: Limits, state: State, _) -> tuple[State, Look]:
         trusted, walkers = state.trusted, state.walkers
         number = walkers.step.shape[0]
         key, key_probe, key_select, key_add, key_hold, key_fit, key_rewind = jax.random.split(state.key, 7)
         state = state._replace(key=key)
-        features = feature_size(parts.committee, state.train.average, trusted.structure, state.near)
         # a walker may be bad from the first step on; then there is nothing to label
         nothing = Candidate(
             trusted.structure,
             trusted.force,
             trusted.stress,
             jnp.full(number, -jnp.inf, trusted.force.dtype),  # below every threshold: no gate asks for it
-            jnp.zeros((number, features), trusted.force.dtype),
             jnp.zeros(number, bool),
         )
         start = Walk(walkers, state.near, nothing, jnp.zeros(number, bool), jnp.zeros(number, trusted.force.dtype))
@@ -210,10 +200,10 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         estimate = jnp.where(jnp.isfinite(gate.factor), gate.factor, 1.0) * candidate.score
         probe = jax.random.uniform(key_probe, (number,)) < limits.probe
         wants = flagged | (probe & ~candidate.bad)
-        candidates = Candidates(
-            score=jnp.where(probe, jnp.inf, candidate.score), feature=candidate.feature, eligible=wants
-        )
-        chosen = parts.select(key_select, candidates, static.batch)
+        score = jnp.where(probe, jnp.inf, candidate.score)
+        given = state.train.average, state.buffer, candidate.structure, score, wants
+        chosen, crowded = choose(chooser, key_select, *given)
+        problems |= jnp.where(crowded, NEIGHBORS_FULL, 0)
         left = jnp.maximum(limits.budget - state.labels, 0)
         lost = (problems & UNDONE) != 0  # this segment will be undone: a label asked for now would not be used
         chosen = jnp.where((chosen >= 0) & (jnp.cumsum(chosen >= 0) <= left) & ~lost, chosen, -1)
@@ -300,19 +290,22 @@ def make_segment(parts: Parts, static: Static) -> Segment:
     def put_off(state: State, candidate: Candidate, chosen, probe, estimate):
         """The chosen walkers' candidates wait in the queue; no label comes at this look."""
         wanted, row = chosen >= 0, jnp.maximum(chosen, 0)
+        asked = jax.tree.map(lambda x: x[row], candidate.structure)
         queue = queues.push(
             state.queue,
-            jax.tree.map(lambda x: x[row], candidate.structure),
+            asked,
             candidate.score[row],
             probe[row],
             chosen,
             wanted,
         )
+        # What is asked for counts as known: nobody asks for the like of it before the label is there.
+        train = posterior.updated(parts.committee, static.train_near, state.train, asked, wanted)
         none = jnp.full(wanted.shape, jnp.nan, candidate.force.dtype)
         nobody, never = jnp.full(wanted.shape, candidate.score.shape[0]), jnp.zeros(wanted.shape, bool)
         look = {"walker": jnp.full_like(chosen, -1), "probe": never, "ok": never, "label_estimate": none}
         look |= {"label_error": none, "label_rmse": none, "loss": none[0], "fold_rmse": none[0]}
-        return state._replace(queue=queue), {"labeled": nobody, "failed": nobody, "look": look}
+        return state._replace(queue=queue, train=train), {"labeled": nobody, "failed": nobody, "look": look}
 
     def segment(state: State, limits: Limits) -> tuple[State, Look]:
         before = state._replace(problems=jnp.zeros_like(state.problems))
@@ -353,6 +346,7 @@ def teach(
     with jax.named_scope("training"):
         fit = functools.partial(training.fit, parts.committee, static.recipe, static.train_near)
         train, loss = fit(state.train, buffer, key_fit, steps, limits.rate, limits.final_rate)
+        train = posterior.learned(parts.committee, static.train_near, train, buffer)
     error = max_force_error(force, structure, label)
     fresh = state.fresh.push(score, error, ok)
     with jax.named_scope("gate"):

@@ -15,8 +15,9 @@ from jaxal.committee import Batching, Committee, predict
 from jaxal.types import InputError, Params, Potential, Prediction, Structure
 
 FILE_NAME = "model.npz"
-FORMAT = 2
-FIELDS = ("potential", "precision", "charge", "spin", "heads", "signs")  # of the header, as they are
+BUILT_IN = ("jaxal.potential.equivariant", "jaxal.uncertainty.members")  # modules whose parts a model may have
+FORMAT = 3
+FIELDS = ("potential", "precision", "charge", "spin", "heads", "signs", "uncertainty")  # of the header, as they are
 
 
 class Model(NamedTuple):
@@ -33,11 +34,14 @@ class Model(NamedTuple):
     spin: int  # unpaired electrons, at which it was trained
     heads: int = 1  # members on each set of weights
     signs: int = 0  # random combinations of them, see `committee.Committee`
+    uncertainty: str = "members"  # name of the registered method
+    uncertainty_options: tuple[tuple[str, Any], ...] = ()
 
 
 def potential(model: Model) -> Potential:
     """The registered potential with the model's options. Raises InputError if it is not registered."""
-    importlib.import_module("jaxal.potential.equivariant")
+    for module in BUILT_IN:
+        importlib.import_module(module)
     try:
         factory = registry.get("potential", model.potential)
     except KeyError as error:
@@ -48,7 +52,13 @@ def potential(model: Model) -> Potential:
 def committee(model: Model, batching: Batching = "auto") -> Committee:
     """The committee that the model's parameters belong to. Raises InputError as `potential` does."""
     members = model.heads * len(jax.tree.leaves(model.params)[0])
-    return Committee(potential(model), members, batching, model.heads, model.signs, len(model.table))
+    part, kinds = potential(model), len(model.table)
+    try:
+        method = registry.get("uncertainty", model.uncertainty)
+    except KeyError as error:
+        raise InputError(f"model: {error.args[0]}; import the module that registers it first") from None
+    spread = method(part, kinds, **dict(model.uncertainty_options))
+    return Committee(part, members, batching, model.heads, model.signs, kinds, spread)
 
 
 def save(path: str | Path, model: Model) -> None:
@@ -60,6 +70,7 @@ def save(path: str | Path, model: Model) -> None:
         "format": FORMAT,
         **{name: getattr(model, name) for name in FIELDS},
         "options": dict(model.options),
+        "uncertainty_options": dict(model.uncertainty_options),
         "table": list(model.table),
         "factor": float(model.factor) if np.isfinite(model.factor) else None,
     }
@@ -106,7 +117,8 @@ def _made(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Model:
             node = node.setdefault(parent, {})
         node[leaf] = array
     return Model(
-        options=tuple((name, value) for name, value in header["options"].items()),
+        options=tuple(header["options"].items()),
+        uncertainty_options=tuple(header["uncertainty_options"].items()),
         table=tuple(header["table"]),
         params=params,
         reference=reference,

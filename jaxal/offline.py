@@ -83,6 +83,8 @@ def train(config: Offline, directory: Path) -> None:
             learned,
             potential=config.potential.name,
             options=config.potential.options,
+            uncertainty=config.uncertainty.name,
+            uncertainty_options=config.uncertainty.options,
             table=table,
             reference=reference,
             precision=config.precision,

@@ -8,7 +8,18 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-KINDS = ("potential", "oracle", "labeler", "executor", "explorer", "score", "gate", "select", "uncertainty")
+KINDS = (
+    "potential",
+    "oracle",
+    "labeler",
+    "executor",
+    "explorer",
+    "uncertainty",
+    "score",
+    "gate",
+    "kernel",
+    "select",
+)
 
 _table: dict[str, dict[str, Callable]] = {kind: {} for kind in KINDS}
 F = TypeVar("F", bound=Callable)

@@ -18,11 +18,12 @@ import numpy as np
 from jaxal import buffer as buffers
 from jaxal import checkpoint, devices, finish, lock, loop, memory, neighbors, pooled, records, setup, stop, yaml12
 from jaxal.check import check, of_system, start_structures
-from jaxal.config import FILE_NAME, dump, import_parts, load, parse, resolved
+from jaxal.config import FILE_NAME, dump, load, parse, resolved
 from jaxal.label.executor import one
 from jaxal.label.service import Service
 from jaxal.label.task import Enough
 from jaxal.memory import CHECKPOINTS, Progress, Run
+from jaxal.parts import import_parts
 from jaxal.progress import Status, display
 from jaxal.schema import Config
 from jaxal.segments import Labels, assembled, explore

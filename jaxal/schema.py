@@ -55,6 +55,8 @@ class Part:
 PotentialPart = Annotated[Part, Kinds(("potential",), "equivariant")]
 ScorePart = Annotated[Part, Kinds(("score",), "max_force_spread")]
 ExecutorPart = Annotated[Part, Kinds(("executor",), "local")]
+UncertaintyPart = Annotated[Part, Kinds(("uncertainty",), "members")]
+KernelPart = Annotated[Part, Kinds(("kernel",), "mean_feature")]
 SelectPart = Annotated[Part, Kinds(("select",), "top_k")]
 
 
@@ -74,7 +76,7 @@ class Committee:
     """How many models, what they share, and how their evaluation is batched."""
 
     kind: Literal["full", "shared"] = "full"  # members with weights of their own, or with only a readout head each
-    members: Annotated[int, Unit("", 2)] = 4
+    members: Count = 4
     batching: Literal["auto", "map", "vmap"] = "auto"  # auto chooses by backend and size
     signs: Annotated[int, Unit("", 0)] = 0  # shared: 0 predicts all members, more their mean and estimated spread
 
@@ -180,6 +182,18 @@ class Data:
     spin: Annotated[int, Unit("", 0)] = 0  # number of unpaired electrons, where a frame's info has no `spin`
 
 
+def _spread_of(committee: Committee, uncertainty: Part) -> None:
+    """Raises InputError where there is nothing that a spread could come from."""
+    if uncertainty.name == "members" and committee.members < 2:
+        raise InputError(
+            f"committee.members: {committee.members} has no spread; give at least 2, or another uncertainty.name"
+        )
+    if uncertainty.name != "members" and committee.kind == "shared":
+        raise InputError(
+            f"committee.kind: shared does not go with uncertainty.name = {uncertainty.name}; give full, or members"
+        )
+
+
 @dataclass(frozen=True)
 class Config:
     """Everything `jaxal run` needs."""
@@ -187,9 +201,11 @@ class Config:
     system: System
     potential: PotentialPart
     committee: Committee
+    uncertainty: UncertaintyPart
     explore: Explore
     score: ScorePart
     gate: Gate
+    kernel: KernelPart
     select: SelectPart
     label: Label
     executor: ExecutorPart
@@ -200,6 +216,10 @@ class Config:
     seed: Annotated[int, Unit("", 0)] = 0
     precision: Precision = "float32"
     devices: Literal["auto"] | Count = "auto"  # auto takes the most there are that divide walkers and members evenly
+
+    def __post_init__(self) -> None:
+        """Raises InputError where committee and uncertainty do not go together."""
+        _spread_of(self.committee, self.uncertainty)
 
 
 @dataclass(frozen=True)
@@ -216,6 +236,11 @@ class Offline:
     data: Data
     potential: PotentialPart
     committee: Committee
+    uncertainty: UncertaintyPart
     train: Train
     seed: Annotated[int, Unit("", 0)] = 0
     precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        """Raises InputError where committee and uncertainty do not go together."""
+        _spread_of(self.committee, self.uncertainty)

@@ -241,7 +241,8 @@ def committee_of(config: Config | Offline, table: Table) -> Committee:
     given, mesh = config.committee, mesh_of(config) if isinstance(config, Config) else None
     heads = given.members if given.kind == "shared" else 1
     potential = config.potential.bind()(table)
-    return Committee(potential, given.members, given.batching, heads, given.signs, len(table), mesh)
+    method = config.uncertainty.bind()(potential, len(table))
+    return Committee(potential, given.members, given.batching, heads, given.signs, len(table), method, mesh)
 
 
 def _replicas(config: Config) -> int:
@@ -310,6 +311,7 @@ def parts_of(config: Config, atoms: ase.Atoms, table: Table, label: LabelFunctio
         explorer=config.explore.part.bind()(mass),
         score=config.score.bind(),
         gate=config.gate.part.bind()(),
+        kernel=config.kernel.bind(),
         select=config.select.bind(),
         label=label,
     )

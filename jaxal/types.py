@@ -60,6 +60,9 @@ class Prediction(NamedTuple):
     force: Float[Array, "*b m n 3"]  # eV/Å
     stress: Float[Array, "*b m 3 3"]  # eV/Å^3
     feature: Float[Array, "*b n f"]  # invariant atomic features of the first member
+    # Standard deviations of a method that has them in closed form; None: those of the members are meant.
+    energy_spread: Float[Array, "*b"] | None = None  # eV
+    force_spread: Float[Array, "*b n"] | None = None  # eV/Å, of an atom's force vector; else in the method's own unit
 
 
 class Potential(NamedTuple):
@@ -73,6 +76,53 @@ class Potential(NamedTuple):
     energy: Callable[[Params, Structure, Neighbors], tuple[Float[Array, ""], Float[Array, "n f"]]]
     cutoff: float  # Å
     energies: Callable[[Params, Structure, Neighbors], tuple[Float[Array, "b"], Float[Array, "b n f"]]] | None = None
+
+
+class Distribution(NamedTuple):
+    """What one set of weights says of a batch of structures, by one or more pseudo-members [p].
+
+    The mean over them is the prediction. Their population variance is the uncertainty, but for what is given in
+    closed form.
+    """
+
+    energy: Float[Array, "p b"]  # eV
+    force: Float[Array, "p b n 3"]  # eV/Å
+    stress: Float[Array, "p b 3 3"]  # eV/Å^3
+    feature: Float[Array, "b n f"]
+    energy_spread: Float[Array, "b"] | None = None
+    force_spread: Float[Array, "b n"] | None = None
+
+
+# What a method of uncertainty has learned: named arrays of fixed shapes, kept as `params["posterior"]`.
+Posterior = dict[str, Array]
+
+
+class Lessons(NamedTuple):
+    """The training set as a posterior sees it [c]; rows that are neither trained on nor held out are empty."""
+
+    structure: Structure
+    neighbors: Neighbors
+    label: Label
+    trained: Bool[Array, "c"]
+    held: Bool[Array, "c"]
+
+
+class Uncertainty(NamedTuple):
+    """What turns a model into a distribution. Every function takes one set of weights, without a leading axis.
+
+    `init` adds to a potential's parameters what the method needs: trained weights under "params", the collection
+    "posterior". `learn` makes the posterior anew from the training set, after every training; `update` adds structures
+    to it whose labels are not trained on yet, at once and exactly so where the posterior depends on no label (a rank-k
+    update), and returns it as it was where only training changes it. `potential` is what is trained, with what is
+    random about it drawn from the key; `penalty` is added to the loss.
+    """
+
+    init: Callable[[Key, Params, Structure, Neighbors], Params]
+    learn: Callable[[Params, Lessons], Posterior]
+    update: Callable[[Params, Structure, Neighbors, Bool[Array, "k"]], Posterior]
+    predict: Callable[[Params, Structure, Neighbors], Distribution]
+    potential: Callable[[Key], Potential] | None = None
+    penalty: Callable[[Params, Structure, Label, Distribution], Float[Array, ""]] | None = None
 
 
 class WalkerState(NamedTuple):
@@ -116,11 +166,20 @@ class Gate(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """Structures from which a batch is selected."""
+    """Structures from which a batch is selected, and those that have a label already.
+
+    Features are what the kernel makes of a structure: their products are the similarities of structures.
+    """
 
     score: Float[Array, "c"]
-    feature: Float[Array, "c f"]  # mean invariant feature of the structure's atoms
+    feature: Float[Array, "c f"]
     eligible: Bool[Array, "c"]
+    known: Float[Array, "t f"]  # features of the training set
+    labeled: Bool[Array, "t"]  # rows of `known` that hold a structure
+
+
+# (potential, parameters of the first member, structures, neighbors) -> features of the structures
+Kernel = Callable[[Potential, Params, Structure, Neighbors], Float[Array, "b f"]]
 
 
 # (key, candidates, size) -> rows of the candidates, -1 = nothing more is worth a label

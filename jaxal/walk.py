@@ -26,7 +26,6 @@ class Candidate(NamedTuple):
     force: Float[Array, "n 3"]  # committee mean
     stress: Float[Array, "3 3"]
     score: Float[Array, ""]
-    feature: Float[Array, "f"]  # mean over the atoms
     bad: Bool[Array, ""]  # the walker has left the physical since
 
 
@@ -73,8 +72,7 @@ def make_walk(
         # before the first calibration the factor is infinite: then the score itself is compared
         estimate = jnp.where(jnp.isfinite(gate.factor), gate.factor, 1.0) * value
         physical = finite & (estimate <= bounds.implausible) & (closeness(structure, near) >= bounds.closest)
-        feature = jnp.sum(prediction.feature, axis=0) / jnp.maximum(jnp.sum(structure.species >= 0), 1)
-        return Candidate(structure, force, prediction.stress.mean(0), value, feature, ~physical)
+        return Candidate(structure, force, prediction.stress.mean(0), value, ~physical)
 
     def step(params: Params, gate: GateState, bounds: Bounds, walk: Walk) -> Walk:
         """One integration step of all walkers."""
@@ -107,9 +105,3 @@ def where(mask: Bool[Array, "w"], yes, no):
         return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b)
 
     return jax.tree.map(pick, yes, no)
-
-
-def feature_size(committee: Committee, params: Params, structures: Structure, near: Neighbors) -> int:
-    """Invariant features of an atom; `params` [r], `structures` and `near` [w]."""
-    first, *rest = jax.tree.map(lambda x: x[0], (params, structures, near))
-    return jax.eval_shape(committee.potential.energy, committees.backbone(committee, first), *rest)[1].shape[-1]

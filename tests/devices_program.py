@@ -10,6 +10,7 @@ from ase.build import molecule
 from jaxal import committee, devices, loop, neighbors, setup
 from jaxal.acquire import gate as gates
 from jaxal.acquire import select as selects
+from jaxal.acquire.kernel import mean_feature
 from jaxal.acquire.score import max_force_spread
 from jaxal.explore.md import nvt_langevin
 from jaxal.label.bridge import host_label
@@ -58,6 +59,7 @@ def start(mesh):
         explorer=nvt_langevin(jnp.asarray([15.999, 1.008, 1.008]), temperature=300.0),
         score=max_force_spread,
         gate=gates.threshold(limit=0.0),
+        kernel=mean_feature,
         select=selects.top_k,
         label=lambda structures, wanted: host_label(answer, structures, wanted, mesh),
     )

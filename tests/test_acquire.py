@@ -77,6 +77,8 @@ def candidates(count=12, features=3, eligible=None, seed=1) -> Candidates:
         jnp.asarray(rng.uniform(size=count), jnp.float32),
         jnp.asarray(rng.normal(size=(count, features)), jnp.float32),
         jnp.asarray(mask),
+        jnp.asarray(rng.normal(size=(5, features)), jnp.float32),
+        jnp.asarray([1, 1, 0, 1, 0], bool),
     )
 
 

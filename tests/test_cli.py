@@ -20,7 +20,8 @@ from ase.io import write
 
 from jaxal import checkpoint, registry
 from jaxal.cli import main
-from jaxal.config import import_parts, load
+from jaxal.config import load
+from jaxal.parts import import_parts
 from jaxal.schema import Offline
 
 CONFIG = """

@@ -10,7 +10,8 @@ from typing import Annotated, Literal, get_args
 import pytest
 
 from jaxal import registry, schema, yaml12
-from jaxal.config import FILE_NAME, _convert, describe, dump, import_parts, load, parse, resolved, unit_of
+from jaxal.config import FILE_NAME, _convert, describe, dump, load, parse, resolved, unit_of
+from jaxal.parts import import_parts
 from jaxal.schema import Config, Offline, Part
 from jaxal.types import InputError
 from jaxal.units import GPA, KCAL_PER_MOL, Unit
@@ -156,7 +157,7 @@ def test_later_overrides_win_and_sections_appear(folder):
         ("explore: {walkers: 0}", "explore.walkers: 0 is too small; give at least 1"),
         ("explore: {walkers: 2.5}", "explore.walkers: 2.5 does not fit; give a whole number"),
         ("explore: {walkers: '8'}", "explore.walkers: '8' does not fit; give a whole number"),
-        ("committee: {members: 1}", "committee.members: 1 is too small; give at least 2"),
+        ("committee: {members: 1}", "committee.members: 1 has no spread; give at least 2"),
         ("committee: {kind: half}", "committee.kind: half does not fit; give full or shared"),
         ("committee: {signs: 2}", "committee.signs: 2 does not fit; give 0, or committee.kind = shared"),
         (

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from jaxal import registry
-from jaxal.config import import_parts
+from jaxal.parts import import_parts
 from jaxal.types import Candidates, Prediction, Structure
 
 import_parts()
 
-TESTED = {"score", "gate", "select", "explorer", "potential", "oracle", "labeler", "executor"}
+TESTED = {"score", "gate", "kernel", "select", "uncertainty", "explorer", "potential", "oracle", "labeler", "executor"}
 DTYPES = [jnp.float32, jnp.float64]
 
 
@@ -251,6 +251,8 @@ def candidates_of(eligible, seed=4) -> Candidates:
         jnp.asarray(rng.uniform(size=count), jnp.float32),
         jnp.asarray(rng.normal(size=(count, 3)), jnp.float32),
         jnp.asarray(eligible, bool),
+        jnp.asarray(rng.normal(size=(5, 3)), jnp.float32),
+        jnp.asarray([1, 1, 0, 1, 0], bool),
     )
 
 
@@ -278,6 +280,7 @@ def test_what_is_not_eligible_does_not_matter(name, garbage):
     dirty = clean._replace(
         score=jnp.where(clean.eligible, clean.score, garbage),
         feature=jnp.where(clean.eligible[:, None], clean.feature, garbage),
+        known=jnp.where(clean.labeled[:, None], clean.known, garbage),
     )
     key = jax.random.key(1)
     np.testing.assert_array_equal(selection(name)(key, dirty, 6), selection(name)(key, clean, 6))

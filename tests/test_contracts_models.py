@@ -18,8 +18,8 @@ from scipy.spatial.transform import Rotation
 
 from jaxal import committee, neighbors, registry
 from jaxal import model as models
-from jaxal.config import import_parts
 from jaxal.label.task import LabelError, Task
+from jaxal.parts import import_parts
 from jaxal.structure import from_atoms
 from jaxal.types import InputError, Structure
 

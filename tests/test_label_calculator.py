@@ -8,9 +8,9 @@ from ase.optimize import BFGS
 from tblite.ase import TBLite
 
 from jaxal import registry
-from jaxal.config import import_parts
 from jaxal.label.calculator import LabelCalculator
 from jaxal.label.task import LabelError
+from jaxal.parts import import_parts
 
 import_parts()
 

@@ -28,7 +28,6 @@ from label_programs import (
 )
 
 from jaxal import registry
-from jaxal.config import import_parts
 from jaxal.label import scratch
 from jaxal.label.espresso import espresso
 from jaxal.label.nwchem import nwchem
@@ -36,6 +35,7 @@ from jaxal.label.pyscf import pyscf
 from jaxal.label.task import Backend, LabelError, Task
 from jaxal.label.tblite import tblite
 from jaxal.label.xtb import xtb
+from jaxal.parts import import_parts
 from jaxal.units import BOHR, HARTREE
 
 import_parts()

@@ -27,7 +27,6 @@ from label_programs import (
 )
 
 from jaxal import registry
-from jaxal.config import import_parts
 from jaxal.label import outside
 from jaxal.label.abinit import abinit
 from jaxal.label.cp2k import cp2k
@@ -36,6 +35,7 @@ from jaxal.label.gpaw import gpaw
 from jaxal.label.psi4 import psi4
 from jaxal.label.pyscf import pyscf
 from jaxal.label.task import LabelError, Result, Task
+from jaxal.parts import import_parts
 
 import_parts()
 

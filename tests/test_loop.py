@@ -12,6 +12,7 @@ from jaxal import buffer as buffers
 from jaxal import committee, loop, neighbors, setup
 from jaxal.acquire import gate as gates
 from jaxal.acquire import select as selects
+from jaxal.acquire.kernel import mean_feature
 from jaxal.acquire.score import max_force_spread
 from jaxal.explore.md import nvt_langevin
 from jaxal.label.bridge import host_label
@@ -71,6 +72,7 @@ def made(label=oracle, capacity=64, slots=2, queue=0):
         explorer=nvt_langevin(MASS, temperature=300.0),
         score=max_force_spread,
         gate=gates.threshold(limit=0.0),
+        kernel=mean_feature,
         select=selects.top_k,
         label=label,
     )

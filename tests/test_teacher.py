@@ -21,10 +21,10 @@ from test_pool import gone, wait_for
 from test_readme import tiny_model
 
 from jaxal.calculator import Calculator
-from jaxal.config import import_parts
 from jaxal.label.service import Recipe, label_service
 from jaxal.label.task import LabelError
 from jaxal.label.teacher import teacher
+from jaxal.parts import import_parts
 
 import_parts()
 

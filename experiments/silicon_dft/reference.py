@@ -20,9 +20,10 @@ from ase.io import write
 from elastic import LATTICE, elastic
 
 from jaxal.committee import Committee
-from jaxal.config import import_parts, load
+from jaxal.config import load
 from jaxal.explore.md import nvt_langevin
 from jaxal.label.calculator import LabelCalculator
+from jaxal.parts import import_parts
 from jaxal.potential.pair import stillinger_weber
 from jaxal.structure import from_atoms, masses
 from jaxal.validate import dynamics

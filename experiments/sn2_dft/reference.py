@@ -16,8 +16,8 @@ from ase.io import write
 from points import lengths, other_side, points, wavenumbers
 
 from jaxal import registry
-from jaxal.config import import_parts
 from jaxal.label.calculator import LabelCalculator
+from jaxal.parts import import_parts
 from jaxal.units import KCAL_PER_MOL
 
 HERE = Path(__file__).parent

@@ -248,7 +248,7 @@ def _model(setting: Setting) -> _Model:
     table = species_table([setting.atoms])
     heads = setting.members if setting.kind == "shared" else 1
     potential, mesh = setting.potential.bind()(table), devices.mesh(setting.devices, setting.members // heads)
-    committee = Committee(potential, setting.members, setting.batching, heads, setting.signs, len(table), mesh)
+    committee = Committee(potential, setting.members, setting.batching, heads, setting.signs, len(table), mesh=mesh)
     # weights and positions are those of float32 in every precision, so that results can be compared
     one = jax.tree.map(jnp.asarray, from_atoms([setting.atoms], table, dtype=np.dtype(np.float32)))
     spec = neighbors.plan(one, committee.potential.cutoff, setup.SKIN)

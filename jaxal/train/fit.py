@@ -21,7 +21,7 @@ from jaxal import devices, heads, neighbors
 from jaxal.committee import Committee, evaluate_batch, over_members
 from jaxal.devices import MEMBERS
 from jaxal.train.loss import LossWeights, loss
-from jaxal.types import Key, Label, Params, Structure
+from jaxal.types import Distribution, Key, Label, Params, Structure
 
 
 class TrainState(NamedTuple):
@@ -91,22 +91,32 @@ def _fit_local(
     """`fit` of the sets of weights of one device; `keys` and the weights in `buffer` are theirs."""
     transformation = _transformation(recipe)
 
-    def batch_loss(trained, constants, head, structures, labels):
+    method = committee.uncertainty
+
+    def batch_loss(trained, constants, head, key, structures, labels):
         with jax.named_scope("neighbors"):
             near = neighbors.find(spec, structures)
         params = {**constants, "params": trained}
         potential = committee.potential if committee.heads == 1 else heads.chosen(committee.potential, head)
-        energy, force, stress, _ = evaluate_batch(potential, params, structures, near)
-        return loss(recipe.weights, energy, force, stress, structures, labels)
+        if method is not None and method.potential is not None:
+            potential = method.potential(key)
+        energy, force, stress, feature = evaluate_batch(potential, params, structures, near)
+        total = loss(recipe.weights, energy, force, stress, structures, labels)
+        if method is not None and method.penalty is not None:
+            said = Distribution(energy[None], force[None], stress[None], feature)
+            total += method.penalty(params, structures, labels, said)
+        return total
 
     def member(params, average, optimizer, weight, member_key):
         constants = {name: value for name, value in params.items() if name != "params"}
 
         def step(i, carry):
             trained, mean, memory, total = carry
-            chosen, head = buffers.sample(jax.random.fold_in(member_key, i), buffer, weight, recipe.batch)
+            key = jax.random.fold_in(member_key, i)
+            chosen, head = buffers.sample(key, buffer, weight, recipe.batch)
             structures, labels = buffers.rows(buffer, chosen)
-            value, slope = jax.value_and_grad(batch_loss)(trained, constants, head, structures, labels)
+            mask = jax.random.fold_in(key, 1)
+            value, slope = jax.value_and_grad(batch_loss)(trained, constants, head, mask, structures, labels)
             update, memory = transformation.update(slope, memory, trained)
             progress = i / jnp.maximum(steps, 1)
             now = final_rate + 0.5 * (rate - final_rate) * (1 + jnp.cos(np.pi * progress))
