@@ -28,8 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0, 2 for a mistake of the user, 130 where Ctrl-C cut it off."""
     # jax-md sums in 64 bits where there are any and says so where there are none
     warnings.filterwarnings("ignore", message="Explicitly requested dtype float64")
-    # XLA complains of processor features it has itself made up whenever it loads a kept program
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # XLA complains of processor features it has itself made up whenever it loads a kept program, kilobytes each time;
+    # where nobody reads them off a pipe the program stands still. 1 is what JAX leaves behind for commands it starts.
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     words = parser()
     given, rest = words.parse_known_args(arguments)
     if rest and hasattr(given, "overrides") and all("=" in word and word[0] != "-" for word in rest):

@@ -17,6 +17,7 @@ def add(label: argparse.ArgumentParser) -> None:
     label.add_argument("--data", metavar="FILE", type=Path, help="structures to label, any format ASE reads")
     label.add_argument("--out", metavar="FILE", type=Path, help="labeled ones: extended XYZ (also .gz) or .db")
     label.add_argument("--store", metavar="FILE", type=Path, help="label store (default: --out with .sqlite)")
+    label.add_argument("--retry", action="store_true", help="calculate again what the store remembers as failed")
     label.add_argument("--force", action="store_true", help="replace --out if it is there")
     label.set_defaults(command=_label)
 
@@ -34,7 +35,8 @@ def _label(given: argparse.Namespace) -> None:
     if given.check:
         _check(config)
     else:
-        _file(config, given.data, given.out, given.store or given.out.with_suffix(".sqlite"), given.force)
+        store = given.store or given.out.with_suffix(".sqlite")
+        _file(config, given.data, given.out, store, given.force, given.retry)
 
 
 def _check(config: Any) -> None:
@@ -76,8 +78,8 @@ def _check(config: Any) -> None:
     print("\n".join(f"{name:<14} {value}" for name, value in rows.items()))
 
 
-def _file(config: Any, data: Path, out: Path, store: Path, force: bool) -> None:
-    """Labels every frame of a file. What the store holds already is not calculated again."""
+def _file(config: Any, data: Path, out: Path, store: Path, force: bool, retry: bool) -> None:
+    """Labels every frame of a file. What the store holds is not calculated again, but with `retry` what has failed."""
     import numpy as np
 
     from jaxal.check import task_of
@@ -102,7 +104,7 @@ def _file(config: Any, data: Path, out: Path, store: Path, force: bool) -> None:
         except ValueError as error:
             raise InputError(f"{data}: frame {number}: {error}") from None
     failures: list[str] = []
-    service = open_service(config, table, store, np.zeros(len(table)))
+    service = open_service(config, table, store, np.zeros(len(table)), retry_failed=retry)
     try:
         for start in range(0, len(frames), WAIT_AND_SEE):
             part = type(batch)(*(leaf[start : start + WAIT_AND_SEE] for leaf in batch))

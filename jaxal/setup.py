@@ -108,10 +108,12 @@ def open_service(
     reference: np.ndarray,
     enough: Callable[[], bool] = lambda: False,
     opener: Opener | None = None,
+    retry_failed: bool = False,
 ) -> Service:
     """The labels of a host method, relative to `reference` (eV per species), kept in `store`, until `enough()`.
 
-    `opener` opens the executor; by default it is one of its own, which writes into the folder of the store.
+    `opener` opens the executor; by default it is one of its own, which writes into the folder of the store. With
+    `retry_failed` what the store remembers as failed is calculated again.
     """
     part = config.label.part
     return label_service(
@@ -124,6 +126,7 @@ def open_service(
         max_force=config.label.max_force,
         net_force=config.label.net_force,
         enough=enough,
+        retry_failed=retry_failed,
     )
 
 

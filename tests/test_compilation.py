@@ -70,3 +70,20 @@ def test_a_damaged_program_is_compiled_again(tmp_path):
 )
 def test_the_users_settings_win(settings, folder):
     assert run(**settings)[0] == folder
+
+
+def test_kept_programs_are_loaded_without_a_word(tmp_path):
+    """XLA's complaints about each of them fill a pipe that nobody reads, and the run stands still."""
+    program = "import sys; from jaxal import cli; sys.argv[1:] = ['list']; cli.main(); import jax_md"
+    settings = {
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "TF_CPP_MIN_LOG_LEVEL": "1",  # what importing JAX sets, for the commands that a program starts, too
+    }
+    said = []
+    for _ in range(2):
+        command = [sys.executable, "-c", program]
+        said.append(subprocess.run(command, env=os.environ | settings, capture_output=True, text=True))
+    assert all(done.returncode == 0 for done in said)
+    assert any(tmp_path.iterdir()) and not any("cpu_aot_loader" in done.stderr for done in said), said[-1].stderr[:500]

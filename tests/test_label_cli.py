@@ -192,6 +192,12 @@ def test_frames_that_fail_are_left_out_and_listed(folder, capsys):
     assert re.search(r"^frame 1: python.* ended with exit status 1: no electrons left", said, re.MULTILINE)
     assert [len(atoms) for atoms in read_frames("labeled.xyz")] == [3, 3]
 
+    before = paid(folder)
+    assert label("--data", "data.xyz", "--out", "labeled.xyz", "--force") == 0
+    assert paid(folder) == before, "what has failed is remembered"
+    assert label("--data", "data.xyz", "--out", "labeled.xyz", "--force", "--retry") == 0
+    assert paid(folder) == before + 1
+
     for atoms in frames:
         atoms.info.update(charge=1, spin=1)
     ase.io.write("data.xyz", frames)

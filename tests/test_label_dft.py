@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.units import Bohr, GPa, Hartree
 from label_programs import (
     COPPER,
     GAUSSIANS,
@@ -29,6 +30,7 @@ from label_programs import (
 from jaxal import registry
 from jaxal.label import outside
 from jaxal.label.abinit import abinit
+from jaxal.label.cp2k import _result as _cp2k_result
 from jaxal.label.cp2k import cp2k
 from jaxal.label.espresso import espresso
 from jaxal.label.gpaw import gpaw
@@ -274,3 +276,46 @@ def test_abinit_says_what_it_complains_about_and_takes_paw(tmp_path):
     fine = done(abinit(**NORM | sets, pawecutdg=16.0).calculate(SILICON))
     norm = done(abinit(**NORM).calculate(SILICON))
     np.testing.assert_allclose(fine.force, norm.force, atol=0.1)
+
+
+BEFORE_2025 = """\
+ ENERGY| Total FORCE_EVAL ( QS ) energy [a.u.]:               -7.500000000000000
+
+ ATOMIC FORCES in [a.u.]
+
+ # Atom   Kind   Element          X              Y              Z
+      1      1      Si          0.010000000    0.020000000    0.030000000
+      2      1      Si         -0.010000000   -0.020000000   -0.030000000
+ SUM OF ATOMIC FORCES           0.000000000    0.000000000    0.000000000     0.000000000
+
+ STRESS| Analytical stress tensor [GPa]
+ STRESS|                        x                   y                   z
+ STRESS|      x       2.0000000000        0.1000000000        0.0000000000
+ STRESS|      y       0.1000000000        2.0000000000        0.0000000000
+ STRESS|      z       0.0000000000        0.0000000000        3.0000000000
+"""
+SINCE_2025 = """\
+ ENERGY| Total FORCE_EVAL ( QS ) energy [hartree]              -7.500000000000000
+
+ FORCES| Atomic forces [hartree/bohr]
+ FORCES|   Atom     x               y               z               |f|
+ FORCES|      1  1.00000000E-02  2.00000000E-02  3.00000000E-02   3.74165739E-02
+ FORCES|      2 -1.00000000E-02 -2.00000000E-02 -3.00000000E-02   3.74165739E-02
+ FORCES| Sum     0.00000000E+00  0.00000000E+00  0.00000000E+00   0.00000000E+00
+
+ STRESS| Analytical stress tensor [bar]
+ STRESS|                        x                   y                   z
+ STRESS|      x       2.00000000000E+04   1.00000000000E+03   0.00000000000E+00
+ STRESS|      y       1.00000000000E+03   2.00000000000E+04   0.00000000000E+00
+ STRESS|      z       0.00000000000E+00   0.00000000000E+00   3.00000000000E+04
+"""
+
+
+@pytest.mark.parametrize("output", [BEFORE_2025, SINCE_2025])
+def test_cp2k_prints_in_one_way_until_2024_and_in_another_from_2025_on(output):
+    task = SILICON._replace(numbers=SILICON.numbers[:2], position=SILICON.position[:2])
+    found = _cp2k_result(task, output)
+    assert found.ok and found.energy == pytest.approx(-7.5 * Hartree, rel=1e-8)
+    np.testing.assert_allclose(found.force, np.array([[1, 2, 3], [-1, -2, -3]]) * 0.01 * Hartree / Bohr, rtol=1e-8)
+    expected = -np.array([[2, 0.1, 0], [0.1, 2, 0], [0, 0, 3]]) * GPa
+    np.testing.assert_allclose(found.stress, expected, rtol=1e-6, atol=1e-12)

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -32,7 +33,15 @@ output: {checkpoint: 0, trajectory: 5}
 """
 
 
-ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+# What one run has compiled the others take from here, as a user's do.
+PROGRAMS = tempfile.TemporaryDirectory(prefix="jaxal-programs-")
+ENVIRONMENT = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "OMP_NUM_THREADS": "1",
+    "JAX_ENABLE_COMPILATION_CACHE": "true",
+    "JAX_COMPILATION_CACHE_DIR": PROGRAMS.name,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}
 
 
 def folder(tmp_path: Path, text: str = WATER, atoms=None) -> Path:

@@ -286,15 +286,21 @@ def _objection(finished: Finished, max_iterations: int) -> str:
 
 
 def _result(task: Task, output: str) -> Result:
-    """The label in CP2K's output, in Hartree and Bohr, the stress in GPa with pressure, not tension, positive."""
+    """The label in CP2K's output, in Hartree and Bohr, the stress with pressure, not tension, positive.
+
+    From 2025 on the forces have another heading and no element, and the stress may be in bar.
+    """
     n = len(task.numbers)
     energies = re.findall(r"ENERGY\| Total FORCE_EVAL.*:? +(\S+)$", output, re.MULTILINE)
-    table = output.partition("ATOMIC FORCES in [a.u.]")[2]
-    forces = re.findall(r"^ +\d+ +\d+ +[A-Z]\w* +(\S+) +(\S+) +(\S+)$", table, re.MULTILINE)[:n]
-    tensor = re.findall(
-        r"^ STRESS\| +[xyz] +(\S+) +(\S+) +(\S+)$", output.partition("stress tensor [GPa]")[2], re.MULTILINE
-    )
+    table = re.split(r"ATOMIC FORCES in \[a\.u\.\]|FORCES\| Atomic forces \[hartree/bohr\]", output, maxsplit=1)[1:]
+    row = r"^ (?:FORCES\| +\d+| +\d+ +\d+ +[A-Z]\w*) +(\S+) +(\S+) +(\S+)(?: +\S+)?$"
+    forces = re.findall(row, "".join(table), re.MULTILINE)[:n]
+    unit = re.search(r"stress tensor \[(GPa|bar)\]", output)
+    told = output[unit.end() :] if unit else ""
+    tensor = re.findall(r"^ STRESS\| +[xyz] +(\S+) +(\S+) +(\S+)$", told, re.MULTILINE)
     if not energies or len(forces) < n or (periodic(task) and len(tensor) < 3):
         return failed(task, "cp2k printed no energy, no forces or no stress")
-    stress = -np.array(tensor[:3], float) * GPA if periodic(task) else np.zeros((3, 3))
+    stress = np.zeros((3, 3))
+    if periodic(task) and unit:
+        stress = -np.array(tensor[:3], float) * (GPA if unit[1] == "GPa" else 1e-4 * GPA)
     return Result(float(energies[-1]) * HARTREE, np.array(forces, float) * (HARTREE / BOHR), stress, True, "", 0.0)
