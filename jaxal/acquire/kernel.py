@@ -74,9 +74,10 @@ def sketched_gradient(
     """Gradient of the energy with respect to all weights (eV per weight), sketched to `size` numbers.
 
     Products of gradients are the neural tangent kernel. The weights, in a fixed random order and with fixed random
-    signs, are dealt out to the numbers in turn and summed: products keep their expectation over the signs, with a
-    relative error of about size^(-1/2). The count sketch of Charikar, Chen and Farach-Colton, Theor. Comput. Sci. 312,
-    3 (2004), with as many weights for every number. Raises InputError for a potential without weights.
+    signs, are dealt out to the numbers in turn and summed. The expectation over the signs of a product is that of the
+    gradients, its error about size^(-1/2) times their lengths. The count sketch of Charikar, Chen and Farach-Colton,
+    Theor. Comput. Sci. 312, 3 (2004), with as many weights for every number. Raises InputError for a potential without
+    weights.
     """
     weights = params.get("params", {}) if isinstance(params, dict) else {}
     count = sum(leaf.size for leaf in jax.tree.leaves(weights))

@@ -27,7 +27,7 @@ def top_k(key: Key, candidates: Candidates, size: int) -> Int[Array, "k"]:
 @register("select")
 def random(key: Key, candidates: Candidates, size: int) -> Int[Array, "k"]:
     """Eligible candidates at random: the baseline."""
-    return best(jax.random.uniform(key, candidates.score.shape), candidates.eligible, size)
+    return best(jax.random.uniform(key, candidates.score.shape, candidates.score.dtype), candidates.eligible, size)
 
 
 @register("select")
@@ -42,7 +42,7 @@ def threshold_window(
     score = ranked(candidates)
     probe = score == jnp.inf
     inside = (score >= low) & (score <= (jnp.inf if high is None else high))
-    value = jax.random.uniform(key, score.shape) + probe
+    value = jax.random.uniform(key, score.shape, score.dtype) + probe
     return best(value, candidates.eligible & (inside | probe), size)
 
 
@@ -57,7 +57,7 @@ def stratified(key: Key, candidates: Candidates, size: int) -> Int[Array, "k"]:
     place = jnp.arange(size)
     stratum = place - probes
     first, end = stratum * others // strata, (stratum + 1) * others // strata
-    within = first + jnp.floor(jax.random.uniform(key, (size,)) * (end - first)).astype(first.dtype)
+    within = first + jnp.floor(jax.random.uniform(key, (size,), score.dtype) * (end - first)).astype(first.dtype)
     rank = jnp.where(stratum < 0, place, probes + jnp.minimum(within, end - 1))
     rows = order[jnp.clip(rank, 0, order.shape[0] - 1)]
     return jnp.where(stratum < jnp.minimum(strata, others), rows, -1).astype(jnp.int32)

@@ -125,7 +125,9 @@ def k_medoids(
         member = jax.nn.one_hot(cluster, size, dtype=pool.feature.dtype)
         mean = member.T @ pool.feature / jnp.maximum(jnp.sum(member, axis=0), 1)[:, None]
         centered = jnp.where(member > 0, squared_distances(pool.feature, mean), jnp.inf)
-        kept = ~used | pool.probe[safe]
+        # of two members each is as near to the mean as the other: rounding must not move anything
+        better = jnp.min(centered, axis=0) < 0.999 * centered[safe, places]
+        kept = ~used | pool.probe[safe] | ~better
         return jnp.where(kept, rows, jnp.argmin(centered, axis=0)).astype(jnp.int32), None
 
     rows, _ = jax.lax.scan(move, start, None, length=iterations)
