@@ -25,7 +25,7 @@ def given_of(seed: int, known=KNOWN[0], count=12, features=4) -> Candidates:
 
 
 def joint(hand: Plain) -> np.ndarray:
-    """Covariance of the candidates' values given labels of the known ones, by the inverse of the latter's covariance."""
+    """Covariance of the candidates' values given labels of the known ones, by the inverse of their covariance."""
     cross = hand.feature @ hand.known.T
     inverse = np.linalg.inv(hand.known @ hand.known.T + NOISE**2 * np.eye(len(hand.known)))
     return hand.feature @ hand.feature.T - cross @ inverse @ cross.T
