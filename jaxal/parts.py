@@ -23,7 +23,10 @@ MODULES = (
     "jaxal.acquire.score",
     "jaxal.acquire.gate",
     "jaxal.acquire.kernel",
+    "jaxal.acquire.kernel_soap",
     "jaxal.acquire.select",
+    "jaxal.acquire.select_distance",
+    "jaxal.acquire.select_gaussian",
     *(f"jaxal.label.{name}" for name in f"{LABELERS} pool cluster".split()),
 )
 

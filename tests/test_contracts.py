@@ -260,11 +260,14 @@ MASKS = {"some": [1, 0, 1, 1, 0, 0, 1, 0], "none": [0] * 8, "all": [1] * 8, "one
 
 
 @every("select")
-@pytest.mark.parametrize("size", [1, 3, 8, 11])
+@pytest.mark.parametrize("size", [1, 3, 11])
 @pytest.mark.parametrize("mask", MASKS)
-def test_selected_rows_are_eligible_and_distinct(name, size, mask):
+@pytest.mark.parametrize("labeled", [[1, 1, 0, 1, 0], [0] * 5])
+def test_selected_rows_are_eligible_and_distinct(name, size, mask, labeled):
+    """As many as there are. Those that leave some out on purpose find none to leave out here."""
     eligible = np.array(MASKS[mask], bool)
-    rows = np.asarray(selection(name)(jax.random.key(0), candidates_of(eligible), size))
+    given = candidates_of(eligible)._replace(labeled=jnp.asarray(labeled, bool))
+    rows = np.asarray(selection(name)(jax.random.key(0), given, size))
     assert rows.shape == (size,) and rows.dtype == np.int32
     chosen = rows[rows >= 0]
     assert len(chosen) == len(set(chosen)) == min(size, eligible.sum())
@@ -283,7 +286,65 @@ def test_what_is_not_eligible_does_not_matter(name, garbage):
         known=jnp.where(clean.labeled[:, None], clean.known, garbage),
     )
     key = jax.random.key(1)
-    np.testing.assert_array_equal(selection(name)(key, dirty, 6), selection(name)(key, clean, 6))
+    np.testing.assert_array_equal(selection(name)(key, dirty, 11), selection(name)(key, clean, 11))
+
+
+@every("select")
+def test_known_structures_are_a_set_and_features_have_no_unit(name):
+    given = candidates_of(MASKS["all"])
+    key = jax.random.key(5)
+    rows = selection(name)(key, given, 3)
+    order = jnp.asarray([4, 3, 1, 0, 2])
+    turned = given._replace(known=given.known[order], labeled=given.labeled[order])
+    np.testing.assert_array_equal(selection(name)(key, turned, 3), rows)
+    scaled = given._replace(feature=100.0 * given.feature + 7.0, known=100.0 * given.known + 7.0)
+    np.testing.assert_array_equal(selection(name)(key, scaled, 3), rows)
+
+
+# What known structures change nothing in: they read scores alone, or nothing at all.
+BLIND = {"random", "stratified", "threshold_window", "top_k"}
+# Its known structures are the origin of the embedding, wherever they lie.
+ORIGIN = {"badge"}
+
+
+@every("select")
+def test_what_is_known_is_not_asked_for_again(name):
+    """Half of the candidates are known, and more features than structures: nothing is learned of the others."""
+    feature = jnp.asarray(np.random.default_rng(8).normal(size=(8, 20)), jnp.float32)
+    given = candidates_of(MASKS["all"])._replace(score=jnp.ones(8), feature=feature, known=feature[:5])
+    half = given._replace(labeled=jnp.arange(5) < 4)
+    draw = jax.jit(jax.vmap(lambda key, given: registry.get("select", name)(key, given, 3), (0, None)))
+    keys = jax.random.split(jax.random.key(6), 64)
+    none = given._replace(labeled=jnp.zeros(5, bool))
+    repeated = [np.mean((rows >= 0) & (rows < 4)) for rows in (draw(keys, half), draw(keys, none))]
+    if name in BLIND:
+        assert repeated[0] == repeated[1]
+    elif name not in ORIGIN:
+        assert repeated[0] <= 0.34, "at most the first, where it is the most uncertain"
+
+
+@every("select")
+@pytest.mark.parametrize("field", ["score", "feature"])
+def test_a_candidate_that_is_not_finite_spoils_no_other(name, field):
+    given = candidates_of(MASKS["all"])
+    broken = given._replace(**{field: getattr(given, field).at[2].set(jnp.nan)})
+    rows = np.asarray(selection(name)(jax.random.key(7), broken, 11))
+    found = rows[rows >= 0].tolist()
+    assert len(found) == len(set(found)) and {0, 1, 3, 4, 5, 6, 7} <= set(found)
+    assert np.all(rows[len(found) :] == -1)
+
+
+@every("select")
+def test_single_precision_is_the_same_where_double_is_enabled(name):
+    given = candidates_of(MASKS["some"])
+    rows = selection(name)(jax.random.key(0), given, 3)
+    with jax.enable_x64(True):
+        part = jax.jit(registry.get("select", name), static_argnums=2)
+        same = part(jax.random.key(0), given, 3)
+        wide = part(jax.random.key(0), jax.tree.map(lambda x: x if x.dtype == bool else x.astype(float), given), 3)
+        assert same.dtype == wide.dtype == jnp.int32
+        np.testing.assert_array_equal(same, rows)
+        assert bool(jnp.all(given.eligible[wide]))
 
 
 @every("select")
@@ -291,12 +352,18 @@ def test_an_infinite_score_comes_first_and_vmap_passes(name):
     """A probe has an infinite score; selections that read scores must take it."""
     several = jax.tree.map(lambda *x: jnp.stack(x), *(candidates_of([1] * 8, seed) for seed in range(3)))
     keys = jax.random.split(jax.random.key(2), 3)
-    batch = jax.vmap(registry.get("select", name), in_axes=(0, 0, None))(keys, several, 4)
+    batch = jax.jit(jax.vmap(lambda key, given: registry.get("select", name)(key, given, 3)))(keys, several)
     for row in range(3):
-        alone = selection(name)(keys[row], jax.tree.map(lambda x, row=row: x[row], several), 4)
+        alone = selection(name)(keys[row], jax.tree.map(lambda x, row=row: x[row], several), 3)
         np.testing.assert_array_equal(batch[row], alone)
     probe = candidates_of([1] * 8)
-    rows = selection(name)(keys[0], probe._replace(score=probe.score.at[5].set(jnp.inf)), 4)
-    assert len(set(np.asarray(rows).tolist())) == 4
-    if name != "random":
-        assert rows[0] == 5
+    rows = selection(name)(keys[0], probe._replace(score=probe.score.at[5].set(jnp.inf)), 3)
+    assert len(set(np.asarray(rows).tolist())) == 3
+    if name == "random":
+        return
+    assert rows[0] == 5
+    # several, as many as there are labels, and more than that
+    for probes in ([1, 6], [0, 2, 7], [1, 2, 3, 4, 6]):
+        rows = selection(name)(keys[0], probe._replace(score=probe.score.at[jnp.asarray(probes)].set(jnp.inf)), 3)
+        first = np.asarray(rows)[: len(probes)].tolist()
+        assert set(first) <= set(probes) and len(set(first)) == min(3, len(probes))

@@ -1,0 +1,243 @@
+"""What every registered kernel promises; registering one makes these run on it. Then what each of them is."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from jaxal import neighbors, registry
+from jaxal.acquire import kernel, kernel_soap
+from jaxal.parts import import_parts
+from jaxal.types import InputError, Neighbors, Structure
+
+import_parts()
+
+DTYPES = [jnp.float32, jnp.float64]
+TABLE = (1, 6, 8)
+QUICK = {"cutoff": 3.0, "channels": 2, "l_max": 1, "radial_hidden": 4, "layers": 1}
+ROOM = 3  # slots beyond those that are needed
+
+
+@functools.cache
+def potential():
+    return registry.get("potential", "equivariant")(TABLE, **QUICK)
+
+
+def batch_of(dtype, periodic=False, count=3) -> Structure:
+    """Six atoms each, of three elements; the periodic cell is shorter than the cutoff."""
+    rng = np.random.default_rng(6)
+    grid = 1.6 * np.array([(x, y, 0) for x in range(3) for y in range(2)], float)
+    cell = np.array([[5.0, 0, 0], [0.4, 3.4, 0], [0, 0.3, 3.0]]) * periodic
+    return Structure(
+        jnp.asarray(grid + rng.normal(0, 0.2, (count, 6, 3)), dtype),
+        jnp.asarray([[0, 1, 2, 0, 1, 0]] * count, jnp.int32),
+        jnp.asarray([cell] * count, dtype),
+        jnp.zeros(count, jnp.int32),
+        jnp.zeros(count, jnp.int32),
+    )
+
+
+@functools.cache
+def spec_of(periodic: bool) -> neighbors.Spec:
+    spec = neighbors.plan(batch_of(jnp.float32, periodic), potential().cutoff)
+    return spec._replace(capacity=spec.capacity + ROOM)
+
+
+@functools.cache
+def params_of(dtype):
+    one = jax.tree.map(lambda x: x[0], batch_of(dtype))
+    return jax.jit(potential().init)(jax.random.key(1), one, neighbors.build(spec_of(False), one))
+
+
+@functools.cache
+def compiled(name: str, periodic: bool):
+    """(weights, structures) -> features; neighbors are found first."""
+    spec = spec_of(periodic)
+
+    def features(params, structures: Structure):
+        near = neighbors.find(spec, structures)
+        return registry.get("kernel", name)(potential(), params, structures, near)
+
+    return jax.jit(features)
+
+
+def padded(structures: Structure, garbage: float) -> Structure:
+    """Two more rows without an atom."""
+    count = structures.charge.shape[0]
+    position = jnp.concatenate([structures.position, jnp.full((count, 2, 3), garbage, structures.position.dtype)], 1)
+    return structures._replace(
+        position=position, species=jnp.concatenate([structures.species, jnp.full((count, 2), -1, jnp.int32)], 1)
+    )
+
+
+def every(kind: str):
+    return pytest.mark.parametrize("name", registry.names(kind))
+
+
+@pytest.mark.usefixtures("double")
+@every("kernel")
+@pytest.mark.parametrize("periodic", [False, True])
+def test_kernel_ignores_padding_order_orientation_and_place(name, periodic):
+    structures, params = batch_of(jnp.float64, periodic), params_of(jnp.float64)
+    run = functools.partial(compiled(name, periodic), params)
+    feature = np.asarray(run(structures))
+    assert feature.ndim == 2 and len(feature) == 3 and np.all(np.isfinite(feature))
+    size = np.linalg.norm(feature)
+    apart = [np.linalg.norm(feature[a] - feature[b]) for a, b in ((0, 1), (0, 2), (1, 2))]
+    assert min(apart) > 1e-4 * size, "structures are told apart"
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-9 * size)
+
+    for garbage in (0.0, 0.3, 1e4, np.nan):
+        close(run(padded(structures, garbage)), feature)
+
+    order = jnp.asarray([4, 0, 5, 2, 1, 3])
+    turn = jnp.asarray(Rotation.random(random_state=8).as_matrix())
+    mirrored = structures.position[:, order] @ turn.T * jnp.asarray([1.0, 1.0, -1.0]) + 0.7
+    cell = structures.cell @ turn.T * jnp.asarray([1.0, 1.0, -1.0])
+    close(run(structures._replace(position=mirrored, species=structures.species[:, order], cell=cell)), feature)
+    # other elements in the same places are another structure
+    other = run(structures._replace(species=structures.species[:, ::-1]))
+    assert np.linalg.norm(other - feature) > 1e-3 * size
+
+
+@every("kernel")
+def test_kernel_of_a_batch_is_that_of_each(name):
+    structures, params = batch_of(jnp.float32), params_of(jnp.float32)
+    together = compiled(name, False)(params, structures)
+    near = neighbors.find(spec_of(False), structures)
+    part = registry.get("kernel", name)
+
+    def one(given: tuple[Structure, Neighbors]):  # as the training set is taken, a few structures at a time
+        return part(potential(), params, *jax.tree.map(lambda x: x[None], given))[0]
+
+    mapped = jax.jit(lambda *given: jax.lax.map(one, given, batch_size=2))(structures, near)
+    size = float(jnp.max(jnp.abs(together)))
+    np.testing.assert_allclose(mapped, together, rtol=1e-4, atol=1e-5 * size)
+
+
+@every("kernel")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_kernel_keeps_the_dtype_and_has_a_finite_gradient(name, dtype):
+    """Also of structures with atoms that have no neighbor, or no atoms at all."""
+    with jax.enable_x64(True):
+        structures, params = padded(batch_of(dtype), np.nan), params_of(dtype)
+        far = structures.position.at[0, :6].multiply(jnp.asarray(10.0, dtype))
+        species = structures.species.at[1].set(-1)
+        structures = structures._replace(position=far, species=species)
+
+        def total(position):
+            feature = compiled(name, False)(params, structures._replace(position=position))
+            return jnp.sum(jnp.sin(feature)), feature
+
+        (_, feature), slope = jax.value_and_grad(total, has_aux=True)(structures.position)
+        assert feature.dtype == slope.dtype == dtype
+        assert np.all(np.isfinite(feature)) and np.all(np.isfinite(slope))
+        assert np.any(slope[2]) and not np.any(slope[:, 6:]) and not np.any(slope[1])
+
+
+# ---------------------------------------------------------------- what they are
+
+
+def features_of(part, dtype=jnp.float64, structures=None, **options):
+    structures = batch_of(dtype) if structures is None else structures
+    near = neighbors.find(spec_of(bool(np.any(structures.cell))), structures)
+    return jax.jit(lambda *given: part(potential(), *given, **options))(params_of(dtype), structures, near)
+
+
+@pytest.mark.usefixtures("double")
+def test_last_layer_gradient_is_the_gradient_of_the_readout():
+    """Against the derivative of the energy with respect to the weights of that name, over their scale."""
+    structures = batch_of(jnp.float64)
+    near, params = neighbors.find(spec_of(False), structures), params_of(jnp.float64)
+
+    def energies(readout):
+        return potential().energies(params | {"params": params["params"] | readout}, structures, near)[0]
+
+    names = [f"readout_{layer}" for layer in range(QUICK["layers"])]
+    slopes = jax.jit(jax.jacobian(energies))({name: params["params"][name] for name in names})
+    scale = params["constants"]["scale"]
+    expected = jnp.concatenate([slopes[name] for name in names], axis=-1).reshape(3, -1) / scale
+    np.testing.assert_allclose(features_of(kernel.last_layer_gradient), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.usefixtures("double")
+def test_last_layer_gradient_of_a_potential_without_weights_has_four_blocks():
+    oracle = registry.get("oracle", "morse")(TABLE, cutoff=4.0)
+    structures = batch_of(jnp.float64)
+    near = neighbors.find(spec_of(False), structures)
+    found = kernel.last_layer_gradient(oracle, {}, structures, near)
+    atomic = np.asarray(jax.vmap(lambda s, n: oracle.energy({}, s, n)[1][:, 0])(structures, near))
+    expected = np.zeros((3, 4))
+    for atom, species in enumerate([0, 1, 2, 0, 1, 0]):
+        expected[:, species] += atomic[:, atom]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+@pytest.mark.usefixtures("double")
+def test_a_sketch_keeps_the_products_of_gradients():
+    structures = batch_of(jnp.float64)
+    near, params = neighbors.find(spec_of(False), structures), params_of(jnp.float64)
+
+    def energies(weights):
+        return potential().energies(params | {"params": weights}, structures, near)[0]
+
+    slopes = jax.tree.leaves(jax.jit(jax.jacobian(energies))(params["params"]))
+    full = np.concatenate([np.asarray(x).reshape(3, -1) for x in slopes], axis=1)
+    # every weight is there once, so with a number for each nothing is lost but the order and the signs
+    exact = np.asarray(features_of(kernel.sketched_gradient, size=full.shape[1]))
+    np.testing.assert_allclose(exact @ exact.T, full @ full.T, rtol=1e-9)
+    length = np.linalg.norm(full, axis=1)
+    for size in (32, 128):
+        sketch = np.asarray(features_of(kernel.sketched_gradient, size=size))
+        assert sketch.shape == (3, size)
+        error = (sketch @ sketch.T - full @ full.T) / np.outer(length, length)
+        assert np.max(abs(error)) < 4 * size**-0.5
+    oracle = registry.get("oracle", "morse")(TABLE, cutoff=4.0)
+    with pytest.raises(InputError, match=r"^kernel: sketched_gradient needs weights[^\n]+$"):
+        kernel.sketched_gradient(oracle, {}, structures, near)
+
+
+def legendre_spectra(structures: Structure, radial: int, l_max: int, elements: int) -> np.ndarray:
+    """SOAP from pairs of neighbors and Legendre polynomials of the angle between them: no harmonics."""
+    cutoff = potential().cutoff
+    of_neighbor, of_atom = np.random.default_rng(0).normal(size=(2, kernel_soap.ROWS, elements))
+    width = cutoff / (radial + 1)
+    found = []
+    for position, species in zip(np.asarray(structures.position), np.asarray(structures.species), strict=True):
+        total = 0.0
+        for atom in range(6):
+            others = [j for j in range(6) if j != atom and np.linalg.norm(position[j] - position[atom]) < cutoff]
+            vector = position[others] - position[atom]
+            r = np.linalg.norm(vector, axis=1)
+            shape = np.exp(-0.5 * ((r[:, None] - width * np.arange(1, radial + 1)) / width) ** 2)
+            shape *= ((1 - (r / cutoff) ** 2) ** 3)[:, None]
+            weight = (of_neighbor[species[others]][:, :, None] * shape[:, None, :]).reshape(len(others), -1)
+            cosine = (vector / r[:, None]) @ (vector / r[:, None]).T
+            spectrum = []
+            for l in range(l_max + 1):
+                # sum over m of Y_lm(a) Y_lm(b) = (2 l + 1) P_l(a . b), where |Y_l|^2 = 2 l + 1
+                angular = (2 * l + 1) * np.polynomial.Legendre.basis(l)(cosine)
+                products = weight.T @ angular @ weight
+                spectrum += products[np.triu_indices(len(products))].tolist()
+            total = total + np.outer(of_atom[species[atom]], np.array(spectrum) / np.linalg.norm(spectrum))
+        found.append(total.ravel() / np.linalg.norm(total))
+    return np.array(found)
+
+
+@pytest.mark.usefixtures("double")
+def test_soap_is_the_sum_over_pairs_of_neighbors_of_legendre_polynomials():
+    options = {"radial": 2, "l_max": 2, "elements": 2}
+    found = np.asarray(features_of(kernel_soap.soap, **options))
+    assert found.shape == (3, 2 * 10 * 3)
+    np.testing.assert_allclose(found, legendre_spectra(batch_of(jnp.float64), **options), rtol=1e-7, atol=1e-10)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0)
+
+
+def test_soap_does_not_read_the_parameters():
+    structures = batch_of(jnp.float32)
+    near = neighbors.find(spec_of(False), structures)
+    with_any = [kernel_soap.soap(potential(), params, structures, near) for params in ({}, params_of(jnp.float32))]
+    np.testing.assert_array_equal(*with_any)
