@@ -1,9 +1,12 @@
-"""A potential whose features are closed forms of each atom's position, with derivatives written out in numpy."""
+"""Potentials for methods of uncertainty: `POTENTIAL`, whose features are closed forms of each atom's position, with
+derivatives written out in numpy, and `SHELLS`, whose features are invariants of an atom's neighbors."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxal import neighbors
+from jaxal.potential.radial import envelope
 from jaxal.types import Label, Lessons, Neighbors, Potential, Structure
 
 FEATURES, KINDS = 5, 2
@@ -77,3 +80,30 @@ def taught(method, structures, trained=None, held=None):
     held = np.zeros(count, bool) if held is None else held
     params = start(method, structures)
     return {**params, "posterior": jax.jit(method.learn)(params, lessons_of(structures, trained, held))}
+
+
+CENTERS = np.linspace(0.6, 2.4, 5)  # Å
+
+
+def shells_energy(params, structure, near):
+    """Linear in features that mix, by trained weights, the neighbors of each species at a few distances."""
+    vector, used = neighbors.vectors(structure, near)
+    distance = jnp.sqrt(jnp.sum(jnp.where(used[:, :, None], vector, 1.0) ** 2, axis=-1))
+    shell = jnp.exp(-(((distance[:, :, None] - CENTERS.astype(distance.dtype)) / 0.4) ** 2))
+    shell *= jnp.where(used, envelope(distance, 4.0), 0.0)[:, :, None]
+    kind = jax.nn.one_hot(structure.species.at[near.index].get(mode="fill", fill_value=-1), 2, dtype=distance.dtype)
+    count = jnp.einsum("nkc,nks->nsc", shell, kind).reshape(distance.shape[0], -1)
+    feature = jnp.tanh(count @ params["params"]["mix"])
+    weight = params["params"]["weight"][structure.species]
+    return jnp.sum(jnp.where((structure.species >= 0)[:, None], weight * feature, 0.0)), feature
+
+
+def shells_init(key, structure, near):
+    del near
+    first, second = jax.random.split(key)
+    dtype = structure.position.dtype
+    mix, weight = jax.random.normal(first, (10, 6), dtype), jax.random.normal(second, (2, 6), dtype)
+    return {"params": {"mix": mix, "weight": weight}}
+
+
+SHELLS = Potential(shells_init, shells_energy, 4.0)

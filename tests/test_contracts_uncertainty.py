@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.build import molecule
+from closed_features import SHELLS as POTENTIAL
 from scipy.spatial.transform import Rotation
 from test_loop import MASS, SPEC, limits_of, oracle
 
@@ -24,40 +25,14 @@ from jaxal.committee import Committee
 from jaxal.explore.md import nvt_langevin
 from jaxal.parts import import_parts
 from jaxal.potential.equivariant import equivariant
-from jaxal.potential.radial import envelope
 from jaxal.structure import from_atoms
 from jaxal.train import fit as training
-from jaxal.types import Label, Lessons, Potential, Structure
+from jaxal.types import Label, Lessons, Structure
 
 import_parts()
 
 TABLE = (1, 8)
 OPTIONS = {"cutoff": 4.0, "channels": 4, "l_max": 1, "layers": 1, "radial": 4, "radial_hidden": 0}
-CENTERS = np.linspace(0.6, 2.4, 5)  # Å
-
-
-def energy_of(params, structure, near):
-    """Linear in features that mix, by trained weights, the neighbors of each species at a few distances."""
-    vector, used = neighbors.vectors(structure, near)
-    distance = jnp.sqrt(jnp.sum(jnp.where(used[:, :, None], vector, 1.0) ** 2, axis=-1))
-    shell = jnp.exp(-(((distance[:, :, None] - CENTERS.astype(distance.dtype)) / 0.4) ** 2))
-    shell *= jnp.where(used, envelope(distance, 4.0), 0.0)[:, :, None]
-    kind = jax.nn.one_hot(structure.species.at[near.index].get(mode="fill", fill_value=-1), 2, dtype=distance.dtype)
-    count = jnp.einsum("nkc,nks->nsc", shell, kind).reshape(distance.shape[0], -1)
-    feature = jnp.tanh(count @ params["params"]["mix"])
-    weight = params["params"]["weight"][structure.species]
-    return jnp.sum(jnp.where((structure.species >= 0)[:, None], weight * feature, 0.0)), feature
-
-
-def init_of(key, structure, near):
-    del near
-    first, second = jax.random.split(key)
-    dtype = structure.position.dtype
-    mix, weight = jax.random.normal(first, (10, 6), dtype), jax.random.normal(second, (2, 6), dtype)
-    return {"params": {"mix": mix, "weight": weight}}
-
-
-POTENTIAL = Potential(init_of, energy_of, 4.0)
 NEAR = neighbors.Spec(4.0, 0.0, 4, (0, 0, 0))
 ATOMS = 5  # three and two of padding
 NAMES = [n for n in registry.names("uncertainty") if registry.get("uncertainty", n)(POTENTIAL, len(TABLE)) is not None]
@@ -377,7 +352,7 @@ def test_a_model_file_keeps_the_method(name, tmp_path):
 @every
 @pytest.mark.parametrize("waiting", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_one_round_on_the_fly(name, waiting):
-    """Dynamics, gate, labels, training and posterior in one program; or, waiting, what is asked for in the posterior."""
+    """Dynamics, gate, labels, training and posterior in one program; or what waits for its label in the posterior."""
     with jax.enable_x64(False):
         method = functions(name)[0]
         parts = loop.Parts(

@@ -1,4 +1,4 @@
-"""Methods of uncertainty on features against independent oracles, on features that are closed forms of the positions."""
+"""Methods of uncertainty on features against independent oracles; Laplace is in test_uncertainty_laplace.py."""
 
 import itertools
 

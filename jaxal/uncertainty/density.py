@@ -33,10 +33,10 @@ def density(
         d^2 = -2 log(p(x) / p0),    p0 = sum over c of w_c |2 pi Sigma_c|^-1/2,
 
     is never negative, and with one component (x - mu)^T Sigma^-1 (x - mu). The force spread is alpha_F d (eV/Å), the
-    energy spread alpha_E (sum of d^2)^1/2 (eV); the scales are the most likely for the residuals, of the held-out labels
-    where there are any. Features more than `size` are projected on as many random orthonormal directions. An update
-    adds the new atoms to the components' means and covariances, each to those it belongs to (with one component that is
-    exact).
+    energy spread alpha_E (sum of d^2)^1/2 (eV); the scales are the most likely for the residuals, of the held-out
+    labels where there are any. Features more than `size` are projected on as many random orthonormal directions. An
+    update adds the new atoms to the components' means and covariances, each to those it belongs to (with one component
+    that is exact).
 
     Parameters
     ----------
