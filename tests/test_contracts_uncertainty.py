@@ -1,0 +1,387 @@
+"""What every registered method of uncertainty promises; registering one makes these run on it.
+
+`members` has nothing to test here: it is the committee itself. What a method's posterior does to its spread is tested
+where an update changes the posterior: else it depends on labels, by training, and no training is done here. The
+potential is a small one that compiles fast; the model file has the equivariant one.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase.build import molecule
+from closed_features import SHELLS as POTENTIAL
+from scipy.spatial.transform import Rotation
+from test_loop import MASS, SPEC, limits_of, oracle
+
+from jaxal import committee, loop, neighbors, registry, setup
+from jaxal import model as models
+from jaxal.acquire import gate as gates
+from jaxal.acquire import select as selects
+from jaxal.acquire.kernel import mean_feature
+from jaxal.committee import Committee
+from jaxal.explore.md import nvt_langevin
+from jaxal.parts import import_parts
+from jaxal.potential.equivariant import equivariant
+from jaxal.structure import from_atoms
+from jaxal.train import fit as training
+from jaxal.types import Label, Lessons, Structure
+
+import_parts()
+
+TABLE = (1, 8)
+OPTIONS = {"cutoff": 4.0, "channels": 4, "l_max": 1, "layers": 1, "radial": 4, "radial_hidden": 0}
+NEAR = neighbors.Spec(4.0, 0.0, 4, (0, 0, 0))
+ATOMS = 5  # three and two of padding
+NAMES = [n for n in registry.names("uncertainty") if registry.get("uncertainty", n)(POTENTIAL, len(TABLE)) is not None]
+DTYPES = [jnp.float32, jnp.float64]
+
+every = pytest.mark.parametrize("name", NAMES)
+both = pytest.mark.parametrize("dtype", DTYPES)
+
+
+@pytest.fixture(autouse=True)
+def _double(double):
+    """Arrays of both precisions can be made."""
+
+
+def worst(prediction, structure):
+    """Largest force spread of an atom, in closed form where there is one."""
+    spread = prediction.force_spread
+    square = jnp.sum(jnp.var(prediction.force, axis=0), axis=-1) if spread is None else spread**2
+    return jnp.sqrt(jnp.max(square, where=structure.species >= 0, initial=1e-12))
+
+
+def waters(count, seed, dtype=jnp.float32, stretch=1.0, atoms=ATOMS) -> Structure:
+    """Distorted water molecules; what is padded holds numbers that mean nothing."""
+    frames = setup.first_structures(molecule("H2O"), count + 1, seed)[1:]  # the first is the molecule itself
+    for frame in frames:
+        frame.positions *= stretch
+    structures = jax.tree.map(jnp.asarray, from_atoms(frames, TABLE, size=atoms, dtype=np.dtype(dtype)))
+    return structures._replace(position=structures.position.at[:, 3:].set(7.0))
+
+
+def near(structures):
+    return neighbors.find(NEAR, structures)
+
+
+@functools.cache
+def functions(name):
+    """(method, learn, update, predict), compiled; `predict` gives the mean, both spreads, and the whole."""
+    method = registry.get("uncertainty", name)(POTENTIAL, len(TABLE))
+
+    def predict(params, structures):
+        found = method.predict(params, structures, near(structures))
+        energy, force = found.energy_spread, found.force_spread
+        energy = jnp.sqrt(jnp.var(found.energy, axis=0)) if energy is None else energy
+        force = jnp.sqrt(jnp.sum(jnp.var(found.force, axis=0), axis=-1)) if force is None else force
+        real = structures.species >= 0
+        return {"energy": energy, "force": jnp.where(real, force, 0.0)}, found
+
+    def update(params, structures, wanted):
+        return method.update(params, structures, near(structures), wanted)
+
+    return method, jax.jit(method.learn), jax.jit(update), jax.jit(predict)
+
+
+@functools.cache
+def lessons(dtype) -> Lessons:
+    """Five structures trained on, two held out, and two rows of garbage."""
+    structures = waters(9, 0, dtype)
+    label = jax.jit(oracle)(structures, jnp.ones(9, bool))
+    found = Lessons(structures, near(structures), label, jnp.arange(9) < 5, (jnp.arange(9) >= 5) & (jnp.arange(9) < 7))
+
+    def spoilt(x):
+        return x.at[7:].set(jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return found._replace(structure=jax.tree.map(spoilt, structures), label=jax.tree.map(spoilt, label))
+
+
+@functools.cache
+def begun(name, dtype, seed=1):
+    """One set of weights with the posterior it begins with."""
+    first = jax.tree.map(lambda x: x[0], (waters(1, 0, dtype), near(waters(1, 0, dtype))))
+    whole = Committee(POTENTIAL, 1, species=len(TABLE), uncertainty=functions(name)[0])
+    return jax.tree.map(lambda x: x[0], committee.init(whole, jax.random.key(seed), *first))
+
+
+@functools.cache
+def taught(name, dtype, seed=1):
+    """The same with a posterior of the training set."""
+    params = begun(name, dtype, seed)
+    return {**params, "posterior": functions(name)[1](params, lessons(dtype))}
+
+
+def types_of(tree):
+    return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
+
+
+def finite(tree):
+    return all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(tree))
+
+
+def depends_on_structures_alone(name, dtype=jnp.float32):
+    """Whether an update changes the posterior."""
+    params = taught(name, dtype)
+    new = functions(name)[2](params, waters(2, 3, dtype), jnp.ones(2, bool))
+    return any(not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (new, params["posterior"])), strict=True))
+
+
+@every
+@both
+def test_types_are_kept_and_everything_is_finite(name, dtype):
+    method, _, update, predict = functions(name)
+    before, after = begun(name, dtype), taught(name, dtype)
+    assert method.update is not None and types_of(before["posterior"]) == types_of(after["posterior"])
+    assert all(x.dtype == dtype for x in jax.tree.leaves(before) if jnp.issubdtype(x.dtype, jnp.floating))
+    updated = {**after, "posterior": update(after, waters(2, 3, dtype), jnp.ones(2, bool))}
+    assert types_of(updated["posterior"]) == types_of(after["posterior"])
+    for params in (before, after, updated):
+        spreads, found = predict(params, waters(2, 3, dtype))
+        leaves = jax.tree.leaves((spreads, found))
+        assert finite(params["posterior"]) and finite(leaves) and all(x.dtype == dtype for x in leaves)
+    members = found.energy.shape[0]
+    assert found.energy.shape == (members, 2) and found.force.shape == (members, 2, ATOMS, 3)
+    assert found.stress.shape == (members, 2, 3, 3) and found.feature.shape[:2] == (2, ATOMS)
+    assert spreads["energy"].shape == (2,) and spreads["force"].shape == (2, ATOMS)
+    sure, unsure = spreads, predict(after, waters(2, 3, dtype))[0]
+    assert np.all(unsure["energy"] > 0) and np.all(unsure["force"][:, :3] > 0)
+    assert np.all(sure["energy"] > 0) and np.all(sure["force"][:, :3] >= 0)  # what is in the posterior may be certain
+
+
+@every
+def test_the_mean_is_the_plain_model(name):
+    """But where a method trains weights of its own, or at random: there only it knows what is plain."""
+    method, _, _, predict = functions(name)
+    params, structures = taught(name, jnp.float64), waters(2, 4, jnp.float64)
+    _, found = predict(params, structures)
+    plain = POTENTIAL.init(jax.random.key(0), *jax.tree.map(lambda x: x[0], (structures, near(structures))))
+    if method.potential is not None or types_of(plain["params"]) != types_of(params["params"]):
+        inner = found.force[:, :, :3]
+        assert np.all(np.abs(jnp.sum(inner.mean(0), axis=1)) < 1e-8), "at least no net force"
+        return
+    energy, force, stress, feature = committee.evaluate_batch(POTENTIAL, params, structures, near(structures))
+    np.testing.assert_allclose(found.energy.mean(0), energy, rtol=1e-10)
+    np.testing.assert_allclose(found.force.mean(0), force, atol=1e-10)
+    np.testing.assert_allclose(found.stress.mean(0), stress, atol=1e-10)
+    np.testing.assert_allclose(found.feature, feature, atol=1e-10)
+
+
+@every
+def test_padding_order_and_orientation_do_not_matter(name):
+    predict = functions(name)[3]
+    params, structures = taught(name, jnp.float64), waters(2, 5, jnp.float64)
+    spreads, found = predict(params, structures)
+
+    for garbage in (-3.0, 1e4):
+        padded = structures._replace(position=structures.position.at[:, 3:].set(garbage))
+        again, other = predict(params, padded)
+        np.testing.assert_allclose(again["force"], spreads["force"], rtol=1e-6)
+        np.testing.assert_allclose(again["energy"], spreads["energy"], rtol=1e-6)
+        np.testing.assert_allclose(other.force[:, :, :3], found.force[:, :, :3], atol=1e-10)
+    bare = jax.tree.map(lambda x: x, structures)._replace(
+        position=structures.position[:, :3], species=structures.species[:, :3]
+    )
+    np.testing.assert_allclose(predict(params, bare)[0]["force"], spreads["force"][:, :3], rtol=1e-6)
+
+    order = jnp.asarray([2, 3, 0, 4, 1])
+    mixed = structures._replace(position=structures.position[:, order], species=structures.species[:, order])
+    again, _ = predict(params, mixed)
+    np.testing.assert_allclose(again["force"], spreads["force"][:, order], rtol=1e-6)
+    np.testing.assert_allclose(again["energy"], spreads["energy"], rtol=1e-6)
+
+    turn = jnp.asarray(Rotation.random(rng=3).as_matrix())
+    again, other = predict(params, structures._replace(position=structures.position @ turn.T + 0.7))
+    np.testing.assert_allclose(again["force"], spreads["force"], rtol=1e-6)
+    np.testing.assert_allclose(again["energy"], spreads["energy"], rtol=1e-6)
+    np.testing.assert_allclose(other.force[:, :, :3], found.force[:, :, :3] @ turn.T, atol=1e-9)
+
+
+@every
+def test_forces_of_pseudo_members_are_slopes_of_their_energies(name):
+    predict = functions(name)[3]
+    params, structures = taught(name, jnp.float64), waters(2, 6, jnp.float64)
+
+    def energy(shift):
+        return predict(params, structures._replace(position=structures.position.at[0, 1, 2].add(shift)))[1].energy[:, 0]
+
+    slope = (energy(1e-4) - energy(-1e-4)) / 2e-4
+    np.testing.assert_allclose(predict(params, structures)[1].force[:, 0, 1, 2], -slope, rtol=1e-5, atol=1e-6)
+
+
+@every
+def test_sets_of_weights_are_mapped_or_batched_alike(name):
+    method = functions(name)[0]
+    params = jax.tree.map(lambda *x: jnp.stack(x), taught(name, jnp.float64, 1), taught(name, jnp.float64, 2))
+    structures = waters(2, 7, jnp.float64)
+    whole = Committee(POTENTIAL, 2, "map", species=len(TABLE), uncertainty=method)
+    run = jax.jit(committee.predict, static_argnums=0)
+    one = run(whole, params, structures, near(structures))
+    other = run(whole._replace(batching="vmap"), params, structures, near(structures))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9)
+    assert np.all(np.isfinite(one.energy)) and one.energy.shape[0] == 2 and one.energy.shape[1] % 2 == 0
+
+    def learned(params):
+        return method.learn(params, lessons(jnp.float64))
+
+    alone = taught(name, jnp.float64, 2)["posterior"]
+    for key, value in jax.jit(jax.vmap(learned))(params).items():
+        np.testing.assert_allclose(value[1], alone[key], rtol=1e-6, atol=1e-8, err_msg=key)
+
+
+@every
+def test_spreads_have_finite_gradients_also_at_a_trained_structure(name):
+    predict = functions(name)[3]
+
+    def total(params, structures):
+        found = predict(params, structures)[1]
+        closed = [x for x in (found.energy_spread, found.force_spread) if x is not None]
+        return (
+            sum(map(jnp.sum, closed)) + jnp.sum(jnp.var(found.energy, axis=0)) + jnp.sum(jnp.var(found.force, axis=0))
+        )
+
+    slope = jax.jit(jax.grad(lambda position, params, s: total(params, s._replace(position=position))))
+    trained = jax.tree.map(lambda x: x[:2], lessons(jnp.float32).structure)
+    for params in (begun(name, jnp.float32), taught(name, jnp.float32)):
+        for structures in (trained, waters(2, 8)):
+            assert finite(slope(structures.position, params, structures)[:, :3])
+
+
+@every
+def test_nothing_wanted_changes_nothing(name):
+    _, _, update, _ = functions(name)
+    params = taught(name, jnp.float32)
+    garbage = waters(2, 9)._replace(position=jnp.full((2, ATOMS, 3), jnp.nan, jnp.float32))
+    for structures in (waters(2, 9), garbage):
+        for a, b in zip(
+            *map(jax.tree.leaves, (update(params, structures, jnp.zeros(2, bool)), params["posterior"])), strict=True
+        ):
+            np.testing.assert_array_equal(a, b)
+
+
+@every
+def test_a_trained_structure_is_no_less_certain_than_a_far_one(name):
+    if not depends_on_structures_alone(name):
+        return
+    predict = functions(name)[3]
+    params = taught(name, jnp.float32)
+    trained, _ = predict(params, jax.tree.map(lambda x: x[:2], lessons(jnp.float32).structure))
+    far, _ = predict(params, waters(2, 10, stretch=1.4))
+    for kind in ("energy", "force"):
+        assert np.max(trained[kind]) < np.min(np.max(far[kind].reshape(2, -1), axis=1)), kind
+
+
+@every
+def test_an_update_lowers_the_spread_of_what_it_adds_and_reads_that_alone(name):
+    if not depends_on_structures_alone(name):
+        return
+    _, _, update, predict = functions(name)
+    params, far = taught(name, jnp.float64), waters(2, 11, jnp.float64, stretch=1.4)
+    before, _ = predict(params, far)
+    after, _ = predict({**params, "posterior": update(params, far, jnp.asarray([True, False]))}, far)
+    assert after["energy"][0] < before["energy"][0]
+    assert np.max(after["force"][0]) < np.max(before["force"][0])
+    spoilt = far._replace(position=far.position.at[1].set(jnp.nan))
+    again, _ = predict({**params, "posterior": update(params, spoilt, jnp.asarray([True, False]))}, far)
+    for kind in ("energy", "force"):
+        np.testing.assert_allclose(again[kind], after[kind], rtol=1e-6)
+
+
+@every
+def test_an_empty_training_set_is_finite(name):
+    _, learn, update, predict = functions(name)
+    none = lessons(jnp.float32)._replace(trained=jnp.zeros(9, bool), held=jnp.zeros(9, bool))
+    params = begun(name, jnp.float32)
+    params = {**params, "posterior": learn(params, none)}
+    assert finite(params["posterior"]) and finite(predict(params, waters(2, 12)))
+    params = {**params, "posterior": update(params, waters(2, 12), jnp.ones(2, bool))}
+    assert finite(params["posterior"]) and finite(predict(params, waters(2, 12)))
+    trained_alone = none._replace(trained=jnp.arange(9) < 4)
+    params = {**params, "posterior": learn(params, trained_alone)}
+    assert finite(params["posterior"]) and finite(predict(params, waters(2, 12)))
+
+
+@every
+def test_a_model_file_keeps_the_method(name, tmp_path):
+    """With the equivariant potential, in single precision."""
+    with jax.enable_x64(False):
+        potential = equivariant(TABLE, **OPTIONS)
+        method = registry.get("uncertainty", name)(potential, len(TABLE))
+        structures = waters(4, 13, atoms=3)
+        given = Lessons(
+            structures, near(structures), oracle(structures, jnp.ones(4, bool)), jnp.arange(4) < 3, jnp.arange(4) == 3
+        )
+
+        @jax.jit
+        def made(key):
+            first = jax.tree.map(lambda x: x[0], given[:2])
+            params = method.init(key, potential.init(key, *first), *first)
+            params = {**params, "posterior": method.learn(params, given)}
+            return params, method.predict(params, *given[:2])
+
+        params, direct = made(jax.random.key(0))
+    model = models.Model(
+        potential="equivariant",
+        options=tuple(OPTIONS.items()),
+        table=TABLE,
+        params=jax.device_get(jax.tree.map(lambda x: x[None], params)),
+        reference=np.zeros(2),
+        factor=1.0,
+        precision="float32",
+        charge=0,
+        spin=0,
+        uncertainty=name,
+        uncertainty_options=(),
+    )
+    models.save(tmp_path / "model.npz", model)
+    loaded = models.load(tmp_path / "model.npz")
+    assert loaded.uncertainty == name and set(loaded.params) == set(params)
+    found = models.predictor(loaded)(jax.device_get(structures))
+    assert found.force.dtype == jnp.float32
+    np.testing.assert_allclose(jnp.moveaxis(found.force, 1, 0), direct.force, rtol=1e-3, atol=1e-4)
+    for one, other in ((found.energy_spread, direct.energy_spread), (found.force_spread, direct.force_spread)):
+        assert (one is None) == (other is None)
+        if one is not None:
+            np.testing.assert_allclose(one, other, rtol=0.05, atol=1e-3)  # a small variance has rounding in it
+    assert finite(found)
+
+
+@every
+@pytest.mark.parametrize("waiting", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_one_round_on_the_fly(name, waiting):
+    """Dynamics, gate, labels, training and posterior in one program; or what waits for its label in the posterior."""
+    with jax.enable_x64(False):
+        method = functions(name)[0]
+        parts = loop.Parts(
+            committee=Committee(POTENTIAL, 1, species=len(TABLE), uncertainty=method),
+            explorer=nvt_langevin(MASS, temperature=300.0),
+            score=worst,
+            gate=gates.conformal(target_error=1e-6),
+            kernel=mean_feature,
+            select=selects.top_k,
+            label=None if waiting else oracle,
+        )
+        structures = waters(4, 0, atoms=3)
+        labels: Label = jax.jit(oracle)(structures, jnp.ones(4, bool))
+        held = np.array([False, False, True, False])
+        buffer = setup.training_set(structures, labels, held, 1, 16, jax.random.key(1), 1.0)
+        params = setup.new_params(parts.committee, jax.random.key(2), SPEC, structures, labels)
+        near = neighbors.Spec(4.0, 0.5, 2, (0, 0, 0))
+        static = loop.Static(TABLE, near, SPEC, training.Recipe(batch=2), every=2, looks=2, batch=2, fold=4, queue=8)
+        walkers = jax.tree.map(lambda x: jnp.stack([x[0]] * 2), structures)
+        train = training.init(static.recipe, params)
+        state = jax.jit(lambda t, b, w: loop.start(parts, static, t, b, w, jax.random.key(3)))(train, buffer, walkers)
+        after, looks = jax.jit(loop.make_segment(parts, static))(state, limits_of(implausible=1e6, steps=2))
+    assert int(after.problems) & loop.UNDONE == 0 and not looks.unphysical.any()
+    assert types_of(after.train.params) == types_of(state.train.params)
+    assert np.all(np.isfinite(looks.estimate)) and np.all(looks.estimate > 0)
+    before, now = state.train.average["posterior"], after.train.average["posterior"]
+    changed = any(not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (before, now)), strict=True))
+    if waiting:
+        assert looks.flagged.any() and changed == depends_on_structures_alone(name)
+    else:
+        assert int(after.buffer.count) == 8 and looks.ok.all()
+        assert changed or not jax.tree.leaves(before)
