@@ -29,7 +29,14 @@ def run(tmp_path):
         wall = 10.0 + 10 * number
         lines.append({"kind": "label", "wall": wall, "label": number, "rmse": 0.1 * number, "ok": True})
         segment = {"kind": "segment", "wall": wall, "ps": number / 10, "labels": 20 + 10 * number, "flagged": 0.25}
-        segment |= {"estimated": 0.2, "factor": 2.5, "unphysical": 0.0, "holdout_force_rmse": None}
+        segment |= {
+            "estimated": 0.2,
+            "factor": 2.5,
+            "threshold": 0.4,
+            "coverage": 0.875,
+            "unphysical": 0.0,
+            "holdout_force_rmse": None,
+        }
         segment |= {"busy": 9.0 * number, "idle": 1.0 * number, "worked": 12.0 * number, "slots": 2}
         lines.append({**segment, "waiting": 7, "running": 2, "dropped": 3})
     text = "".join(json.dumps(line) + "\n" for line in lines)
