@@ -1,6 +1,6 @@
 """Is the error bound of the conformal gates kept? Realized coverage on frames that nothing was learned from.
 
-    python scripts/conformal_coverage.py --data DIR [--systems malonaldehyde acetylacetone silicon] [--steps 600]
+    python scripts/conformal_coverage.py --data DIR [--systems malonaldehyde acetylacetone silicon]
 
 Trains a small committee on frames of malonaldehyde (rMD17), acetylacetone and silicon, predicts many others, and draws
 from these, again and again, some to calibrate the gate on and the rest to count on: how often the largest force error
@@ -35,21 +35,22 @@ from jaxal.validate.errors import atom_errors
 
 
 class System(NamedTuple):
-    """Files below DIR, how many frames are trained on, how many calibrate, and the range of the model."""
+    """Files below DIR, how many frames are trained on and how many calibrate, optimizer steps, range of the model."""
 
     train: str
     others: tuple[str, ...]
     trained: int
     calibrated: int
+    steps: int
     cutoff: float  # Å
 
 
 SYSTEMS = {
     "malonaldehyde": System(
-        "rmd17/rmd17_malonaldehyde_train_01.xyz.gz", ("rmd17/rmd17_malonaldehyde_test_01.xyz.gz",), 150, 100, 4.5
+        "rmd17/rmd17_malonaldehyde_train_01.xyz.gz", ("rmd17/rmd17_malonaldehyde_test_01.xyz.gz",), 150, 100, 4000, 4.5
     ),
-    "acetylacetone": System("acac/train_300K.xyz", ("acac/test_MD_300K.xyz",), 150, 100, 4.5),
-    "silicon": System("silicon/Si_train.xyz", ("silicon/Si_test.xyz",), 60, 60, 4.0),
+    "acetylacetone": System("acac/train_300K.xyz", ("acac/test_MD_300K.xyz",), 150, 100, 4000, 4.5),
+    "silicon": System("silicon/Si_train.xyz", ("silicon/Si_test.xyz",), 60, 60, 600, 4.0),
 }
 POTENTIAL = {"channels": 8, "l_max": 1, "layers": 1}
 TRAIN = {"batch": 4, "learning_rate": 0.01, "energy_weight": 5.0, "holdout": 0.1}
@@ -77,7 +78,7 @@ def predicted(given: argparse.Namespace, system: System) -> Seen:
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder) / "train.xyz", [frames[row] for row in order[: system.trained]], format="extxyz")
         raw = {"data": {"file": "train.xyz"}, "potential": POTENTIAL | {"cutoff": system.cutoff}, "seed": given.seed}
-        raw |= {"committee": {"members": given.members}, "train": TRAIN | {"final_steps": given.steps}}
+        raw |= {"committee": {"members": given.members}, "train": TRAIN | {"final_steps": given.steps or system.steps}}
         offline.train(parse(raw, Path(folder), Offline), Path(folder) / "run")
         made = model.load(Path(folder) / "run")
     return measured(made, others)
@@ -128,7 +129,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the published data")
     parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
     parser.add_argument("--members", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, help="of the optimizer, for all systems")
     parser.add_argument("--frames", type=int, default=600, help="to predict, at most")
     parser.add_argument("--splits", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)

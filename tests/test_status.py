@@ -55,13 +55,22 @@ def test_status_of_a_run(capsys, run):
     assert (found["labels_budget"], found["ps_budget"], found["process"]) == (100, 8.0, {"running": False})
     assert [found["store"][name] for name in ("done", "rejected", "failed", "number")] == [2, 1, 1, 4]
     assert found["true"] == pytest.approx(0.3) and (found["factor"], found["flagged"]) == (2.5, 0.25)
+    assert (found["threshold"], found["coverage"]) == (0.4, 0.875)
     assert found["checkpoint"]["number"] == 30 and 49 < found["checkpoint"]["age"] < 60
     assert (found["eta"], found["by"]) == (pytest.approx(50.0), "labels")  # a label a second, 50 to go
     text = done(capsys, "status", run)
     assert (found["waiting"], found["running"], found["dropped"]) == (7, 2, 3)
     assert (found["device_idle"], found["workers_idle"]) == (pytest.approx(0.1), pytest.approx(0.4))
     queue = "7 waiting, 2 at work, 3 dropped"
-    for words in ("not running", "50 of 100", "0.30 of 8.00 ps", "25.0% of the looks", "0:50 of exploration", queue):
+    for words in (
+        "not running",
+        "50 of 100",
+        "0.30 of 8.00 ps",
+        "25.0% of the looks",
+        "0:50 of exploration",
+        "87.5% of the labels",
+        queue,
+    ):
         assert words in text
 
 
