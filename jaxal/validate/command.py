@@ -112,7 +112,7 @@ def measure(
     ok = np.asarray(predicted.label.ok) & np.asarray(reference.ok)
     real = (species >= 0) & ok[:, None]
     widest, worst = predicted.spread.max(axis=-1)[ok], error.max(axis=-1)[ok]
-    residual = (predicted.label.force - np.asarray(reference.force, np.float64))[real]
+    residual = (np.asarray(predicted.label.force) - np.asarray(reference.force, np.float64))[real]
     atoms = (species >= 0).sum(axis=-1)[ok]
     energy = (np.asarray(predicted.label.energy) - np.asarray(reference.energy, np.float64))[ok] / atoms
     symbols = np.array(chemical_symbols)[np.asarray(model.table)[species[real]]]
