@@ -47,9 +47,9 @@ class System(NamedTuple):
 
 SYSTEMS = {
     "malonaldehyde": System(
-        "rmd17/rmd17_malonaldehyde_train_01.xyz.gz", ("rmd17/rmd17_malonaldehyde_test_01.xyz.gz",), 150, 100, 4000, 4.5
+        "rmd17/rmd17_malonaldehyde_train_01.xyz.gz", ("rmd17/rmd17_malonaldehyde_test_01.xyz.gz",), 150, 100, 600, 4.5
     ),
-    "acetylacetone": System("acac/train_300K.xyz", ("acac/test_MD_300K.xyz",), 150, 100, 4000, 4.5),
+    "acetylacetone": System("acac/train_300K.xyz", ("acac/test_MD_300K.xyz",), 150, 100, 600, 4.5),
     "silicon": System("silicon/Si_train.xyz", ("silicon/Si_test.xyz",), 60, 60, 600, 4.0),
 }
 POTENTIAL = {"channels": 8, "l_max": 1, "layers": 1}
