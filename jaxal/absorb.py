@@ -17,8 +17,8 @@ from jaxal import committee as committees
 from jaxal import devices, loop, neighbors
 from jaxal import queue as queues
 from jaxal.loop import Lesson, Limits, Parts, State, Static
-from jaxal.types import Label, Structure
-from jaxal.walk import where
+from jaxal.types import Label, Prediction, Structure
+from jaxal.walk import driving, where
 
 
 class Arrivals(NamedTuple):
@@ -51,21 +51,21 @@ def make_absorb(parts: Parts, static: Static) -> Callable[[State, Limits, Arriva
     """
     mesh = parts.committee.mesh
 
-    def predicted(state: State, structures: Structure):
-        """Scores, mean forces and stresses of structures [b], and which have more neighbors than slots."""
+    def predicted(state: State, structures: Structure) -> tuple[Float[Array, "b"], Prediction, Bool[Array, "b"]]:
+        """Scores and predictions of structures [b], and which have more neighbors than slots."""
         near = neighbors.find(static.train_near, structures)
         prediction = committees.predict(parts.committee, state.train.average, structures, near)
         score = jax.vmap(parts.score)(prediction, structures)
-        return score, prediction.force.mean(1), prediction.stress.mean(1), near.overflow
+        return score, prediction, near.overflow
 
     def learned(state: State, limits: Limits, arrivals: Arrivals) -> tuple[State, Absorbed]:
         key, key_add, key_hold, key_fit = jax.random.split(state.key, 4)
         ok = arrivals.label.ok & arrivals.there
-        score, force, _, crowded = predicted(state, arrivals.structure)
+        score, prediction, crowded = predicted(state, arrivals.structure)
         hold = arrivals.probe | (jax.random.uniform(key_hold, ok.shape) < limits.holdout)
         factor = state.gate.factor
         state = state._replace(key=key, problems=jnp.where(jnp.any(crowded & ok), loop.NEIGHBORS_FULL, 0))
-        lesson = Lesson(arrivals.structure, score, force, arrivals.label, ok, hold)
+        lesson = Lesson(arrivals.structure, score, prediction.force.mean(1), arrivals.label, ok, hold)
         state, taught = loop.teach(parts, static, limits, state, lesson, (key_add, key_fit))
         failed = jnp.any(arrivals.there & ~ok)
         state = state._replace(
@@ -84,14 +84,15 @@ def make_absorb(parts: Parts, static: Static) -> Callable[[State, Limits, Arriva
         # a free row is evaluated as the first trusted frame, which has no more neighbors than there is room for
         rows = where(waiting, state.queue.structure, jax.tree.map(lambda x: x[:1], state.trusted.structure))
         both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), arrivals.structure, rows)
-        score, force, stress, crowded = predicted(state, both)
+        score, prediction, crowded = predicted(state, both)
         ok = arrivals.label.ok & arrivals.there
         # A failed label is no frame to return to, and of several for one walker the last counts: the others get the
         # number of a walker that there is not.
         comes = ok & (arrivals.walker >= 0)
         later = jnp.triu(arrivals.walker[:, None] == arrivals.walker[None, :], 1) & comes[None, :]
         walker = jnp.where(comes & ~jnp.any(later, axis=1), arrivals.walker, state.quiet.shape[0])
-        new = loop.Trusted(arrivals.structure, force[:came], stress[:came])
+        moves = driving(parts.drive, jax.tree.map(lambda x: x[:came], prediction), jnp.maximum(arrivals.walker, 0))
+        new = loop.Trusted(arrivals.structure, *moves)
         trusted = jax.tree.map(lambda old, now: old.at[walker].set(now, mode="drop"), state.trusted, new)
         queue = state.queue._replace(score=score[came:])
         flagged = parts.gate.step(state.gate, queue.score)[1]

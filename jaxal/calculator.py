@@ -93,7 +93,9 @@ class Calculator(base.Calculator):
         stress = np.asarray(prediction.stress, np.float64)[0]  # [m 3 3]
         if not (np.isfinite(energy).all() and np.isfinite(force).all()):
             raise base.CalculationFailed("the model gives no finite energy or force; do atoms lie on each other?")
-        spread = np.sqrt(force.var(axis=0).sum(axis=-1))
+        # in closed form where the method of uncertainty has one, else that of the members
+        own, each = (None if x is None else np.asarray(x, np.float64)[0] for x in prediction[4:])
+        spread = np.sqrt(force.var(axis=0).sum(axis=-1)) if each is None else each[:count]
         reference = float(self.model.reference[structure.species[0, :count]].sum())
         total = float(energy.mean()) + reference
         self.results = {
@@ -101,7 +103,7 @@ class Calculator(base.Calculator):
             "free_energy": total,
             "forces": force.mean(axis=0),
             "force_spread": spread,
-            "energy_spread": float(energy.std()),
+            "energy_spread": float(energy.std() if own is None else own),
             "estimated_error": float(self.model.factor * spread.max()) if spread.any() else 0.0,
         }
         if periodic:

@@ -137,6 +137,9 @@ def gate(data: Data) -> Figure:
     rate.set_ylim(bottom=0)
     error.plot(*_present(time, _numbers(data["worst"])), color=GRAY, linewidth=1.2, label="largest of all walkers")
     error.plot(*_present(time, _numbers(data["estimated"])), color=BLUE, marker=".", markersize=4, label="mean")
+    threshold = _numbers(data.get("threshold"))
+    if np.isfinite(threshold).any() and np.nanmax(threshold) > np.nanmin(threshold):  # of a gate that moves it
+        error.plot(*_present(time, threshold), color=ORANGE, linewidth=1.2, label="threshold")
     if data.get("target"):
         error.axhline(
             data["target"], color=RED, linestyle="--", linewidth=1.2, label=f"wanted: {data['target']:g} eV/Å"

@@ -1,7 +1,7 @@
 """The compiled segment: dynamics, uncertainty, gate, selection, labels, growth and retraining in one program.
 
 A segment is a scan over looks. Between two looks all walkers take a fixed number of steps under the committee's
-mean force, and every step is scored. At a look, walkers that left the physical are rewound, those the gate
+force, and every step is scored. At a look, walkers that left the physical are rewound, those the gate
 flags are labeled, and if labels came the committee is retrained and the gate recalibrated; then the dynamics go
 on. The labeler is a function of the program: one ordered callback, or none where the oracle is written in JAX.
 Without a labeler flagged frames wait in a queue and their walkers go back to a trusted frame: the program never
@@ -32,7 +32,7 @@ from jaxal.train.calibrate import Fresh, Judge, calibrate
 from jaxal.train.loss import force_rmse, max_force_error
 from jaxal.types import Explorer, Gate, GateState, Kernel, Key, Label, Neighbors, Score, Select, Structure, WalkerState
 from jaxal.units import BOLTZMANN
-from jaxal.walk import Bounds, Candidate, Walk, make_walk, where
+from jaxal.walk import Bounds, Candidate, Drive, Walk, driving, make_walk, where
 
 NEIGHBORS_FULL, BUFFER_FULL, NOT_FINITE, UNPHYSICAL, LABEL_FAILED = 1, 2, 4, 8, 16
 UNDONE = NEIGHBORS_FULL | BUFFER_FULL | NOT_FINITE  # the segment did not happen: grow or slow down, then replay
@@ -56,6 +56,7 @@ class Parts(NamedTuple):
     select: Select
     # in the program, energies relative to the references; None: what is to be labeled waits in the queue
     label: Callable[[Structure, Bool[Array, "k"]], Label] | None
+    drive: Drive = "mean"  # whose force moves a walker
 
 
 class Static(NamedTuple):
@@ -89,7 +90,7 @@ class Trusted(NamedTuple):
     """Where a walker goes back to: its last frame that needed no label, or that got one."""
 
     structure: Structure
-    force: Float[Array, "*w n 3"]
+    force: Float[Array, "*w n 3"]  # that moves the walker
     stress: Float[Array, "*w 3 3"]
 
 
@@ -126,6 +127,8 @@ class Look(NamedTuple):
     label_error: Float[Array, "k"]  # largest force error of an atom before training, eV/Å
     label_rmse: Float[Array, "k"]  # force RMSE before training, eV/Å
     factor: Float[Array, ""]
+    threshold: Float[Array, ""]
+    coverage: Float[Array, ""]  # labels since the start whose error was within the estimated one; NaN before the first
     loss: Float[Array, ""]  # mean of the members' training losses; NaN where nothing was trained
     fold_rmse: Float[Array, ""]  # force RMSE of the committee mean on the held-out labels; NaN if not evaluated
 
@@ -149,7 +152,7 @@ def start(
     """State of a new run: walkers [w] begin at `structures`, with momenta of their own."""
     near = neighbors.find(static.near, structures)
     prediction = committees.predict(parts.committee, train.average, structures, near)
-    force, stress = prediction.force.mean(1), prediction.stress.mean(1)
+    force, stress = driving(parts.drive, prediction, jnp.arange(structures.charge.shape[0]))
     key, *keys = jax.random.split(key, structures.charge.shape[0] + 1)
     walkers = jax.vmap(parts.explorer.init)(jnp.stack(keys), structures, force, stress)
     gate = calibrate(judge_of(parts, static), parts.gate.init(), train.average, buffer)[0]
@@ -173,7 +176,8 @@ def start(
 def make_segment(parts: Parts, static: Static) -> Segment:
     """The function to compile: (state, limits) -> (state, looks). Donate the state."""
     mesh = parts.committee.mesh
-    walk = make_walk(parts.committee, parts.explorer, parts.score, static.table, static.near, static.every)
+    walking = parts.committee, parts.explorer, parts.score, static.table, static.near, static.every, parts.drive
+    walk = make_walk(*walking)
     chooser = Chooser(parts.committee, parts.kernel, parts.select, static.train_near, static.batch)
 
     def look(limits: Limits, state: State, _) -> tuple[State, Look]:
@@ -184,6 +188,7 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         # a walker may be bad from the first step on; then there is nothing to label
         nothing = Candidate(
             trusted.structure,
+            trusted.force,
             trusted.force,
             trusted.stress,
             jnp.full(number, -jnp.inf, trusted.force.dtype),  # below every threshold: no gate asks for it
@@ -219,7 +224,7 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         failed = jnp.zeros(number, bool).at[report["failed"]].set(True, mode="drop")
         labeled = jnp.zeros(number, bool).at[report["labeled"]].set(True, mode="drop")
         trust = (~candidate.bad & ~flagged) | labeled
-        place = Trusted(candidate.structure, candidate.force, candidate.stress)
+        place = Trusted(candidate.structure, candidate.drive, candidate.stress)
         trusted = where(trust, place, trusted)
         rewind = candidate.bad | failed | (flagged if parts.label is None else False)
         fresh = jax.vmap(parts.explorer.init)(jax.random.split(key_rewind, number), *trusted)
@@ -240,6 +245,8 @@ def make_segment(parts: Parts, static: Static) -> Segment:
             unphysical=candidate.bad,
             **report["look"],
             factor=state.gate.factor,
+            threshold=state.gate.threshold,
+            coverage=jnp.where(state.gate.checked > 0, state.gate.covered / state.gate.checked, jnp.nan),
         )
         state = state._replace(
             walkers=walkers, trusted=trusted, quiet=quiet, problems=(state.problems | bits).astype(jnp.int32)
@@ -350,7 +357,8 @@ def teach(
     error = max_force_error(force, structure, label)
     fresh = state.fresh.push(score, error, ok)
     with jax.named_scope("gate"):
-        gate, fold, crowded = calibrate(judge_of(parts, static), state.gate, train.average, buffer, fresh)
+        gate = state.gate if parts.gate.observe is None else parts.gate.observe(state.gate, score, error, ok)
+        gate, fold, crowded = calibrate(judge_of(parts, static), gate, train.average, buffer, fresh)
     near = neighbors.find(static.train_near, structure)
     finite = jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), train.average))
     problems = (

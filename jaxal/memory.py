@@ -255,6 +255,8 @@ def note(
                 "flagged": progress.flagged,
                 "unphysical": float(np.mean(looks.unphysical)),
                 "factor": looks.factor[-1],
+                "threshold": looks.threshold[-1],
+                "coverage": looks.coverage[-1],
                 "estimated": progress.estimated,
                 "worst": float(np.max(estimate)) if calibrated and estimate.size else None,
                 "loss": loss[-1] if loss.size else None,

@@ -95,7 +95,10 @@ def gather(directory: Path) -> Record:
             "test_error": validation.get("worst") or [],
             "target": target,
         },
-        "gate": {name: _column(segments, name) for name in ("ps", "flagged", "unphysical", "estimated", "worst")}
+        "gate": {
+            name: _column(segments, name)
+            for name in ("ps", "flagged", "unphysical", "estimated", "worst", "threshold", "coverage")
+        }
         | {"target": target},
         "path": {
             name: _inside(validation, "barrier", name)
@@ -120,7 +123,7 @@ def gather(directory: Path) -> Record:
     return {
         "title": str(config.get("name") or directory.resolve().name),
         "system": config.get("system"),
-        "summary": _summary(records, segments, good, failed, phases, validation, directory),
+        "summary": _summary(records, segments, good, failed, phases, validation, config, directory),
         "figures": {name: plots[name] for name, there in needed.items() if there},
         "validation": validation,
         "versions": _read(directory / "versions.json", json.loads),
@@ -135,11 +138,13 @@ def _summary(
     failed: list[Record],
     phases: list[Record],
     validation: Record,
+    config: Record,
     directory: Path,
 ) -> Record:
     walls = [r["wall"] for r in records if isinstance(r.get("wall"), int | float)]
     holdout = [v for v in _column(segments, "holdout_force_rmse") if v is not None]
     model, reference = (_inside(validation, "barrier", name, "energy") for name in ("model", "reference"))
+    miss = _inside(config, "gate", "miss_rate")
     return {
         "phase": phases[-1].get("phase") if phases else None,
         "why": phases[-1].get("why") if phases else None,
@@ -149,6 +154,8 @@ def _summary(
         "training_structures": _count_frames(directory / "training.xyz"),
         "ps": segments[-1].get("ps") if segments else None,
         **metrics.shares(segments[-1] if segments else {}),
+        "coverage": segments[-1].get("coverage") if segments else None,
+        "coverage_wanted": 1 - miss if isinstance(miss, int | float) else None,
         "holdout_force_rmse": holdout[-1] if holdout else None,  # eV/Å
         "force_rmse": _inside(validation, "errors", "force", "rmse"),  # eV/Å
         "energy_rmse": _inside(validation, "errors", "energy", "rmse"),  # eV/atom
@@ -179,7 +186,7 @@ def _tiles(summary: Record) -> list[tuple[str, str]]:
 
     barrier, reference = show(summary["barrier"], ".2f", 1 / KCAL_PER_MOL), summary["barrier_reference"]
     failed = sum(summary["failed"].values())
-    drift = summary["drift"]
+    drift, wanted = summary["drift"], summary["coverage_wanted"]
     drift = max(map(abs, drift)) if isinstance(drift, list) and drift and None not in drift else None
     intact = summary["intact"]
     rows = [
@@ -187,6 +194,10 @@ def _tiles(summary: Record) -> list[tuple[str, str]]:
         ("wall time, min", show(summary["wall"], ".1f", 1 / 60)),
         ("labels" + (f" ({failed} failed)" if failed else ""), show(summary["labels"] or None, ".0f")),
         ("dynamics of each walker, ps", show(summary["ps"], ".1f")),
+        (
+            "labels within their estimated error, %" + (f" (wanted {100 * wanted:g})" if wanted is not None else ""),
+            show(summary["coverage"], ".1f", 100),
+        ),
         ("device idle while exploring, %", show(summary["device_idle"], ".1f", 100)),
         ("workers idle while exploring, %", show(summary["workers_idle"], ".1f", 100)),
         ("force RMSE, test data, meV/Å", show(summary["force_rmse"], ".1f", 1e3)),
@@ -223,6 +234,32 @@ def _errors_table(errors: Record) -> str:
     return f"<h2>Errors on test data</h2><table>{head}{cells}</table>" if cells else ""
 
 
+def _calibration_table(validation: Record) -> str:
+    """What the validation says of the spread by normal laws of the most likely scale, and of the bound by element."""
+    energies, components = validation.get("energies"), validation.get("components")
+    elements = validation.get("elements")
+    if not isinstance(energies, dict) or not isinstance(components, dict):
+        return ""
+    rows = [("rank correlation of spread and error", "spearman", 1), ("scale of the spread", "scale", 1)]
+    rows += [("sharpness, meV/atom and meV/Å", "sharpness", 1e3), ("CRPS, meV/atom and meV/Å", "crps", 1e3)]
+    rows += [("negative log-likelihood", "nll", 1), ("miscalibration area", "area", 1)]
+
+    def cell(value: Any, scale: float) -> str:
+        return f"<td>{value * scale:.3g}</td>" if isinstance(value, int | float) else "<td>–</td>"
+
+    cells = "".join(
+        f"<tr><td>{name}</td>{cell(energies.get(key), scale)}{cell(components.get(key), scale)}</tr>"
+        for name, key, scale in rows
+    )
+    for symbol, one in (elements if isinstance(elements, dict) else {}).items():
+        covered = one.get("covered") if isinstance(one, dict) else None
+        cells += (
+            f"<tr><td>atoms of {html.escape(str(symbol))} within the bound, %</td><td></td>{cell(covered, 100)}</tr>"
+        )
+    head = "<tr><th></th><th>energy</th><th>force</th></tr>"
+    return f"<h2>Calibration on test data</h2><table>{head}{cells}</table>"
+
+
 def _page(data: Record) -> str:
     escape = html.escape
     summary = data["summary"]
@@ -248,6 +285,7 @@ def _page(data: Record) -> str:
         f'<div class="tiles">{tiles}</div>{why}',
         f'<div class="plots">{plots}</div>',
         _errors_table(_inside(data["validation"], "errors") or {}),
+        _calibration_table(data["validation"]),
         f"<h2>Failed calculations</h2><table>{failed}</table>" if failed else "",
         f"<h2>Settings</h2><pre>{escape(settings)}</pre>" if settings else "",
         f"<h2>Versions</h2><table>{versions}</table>" if versions else "",

@@ -94,6 +94,7 @@ class Explore:
 
     part: Annotated[Part, Kinds(("explorer",), "nvt_langevin")]
     walkers: Count = 8
+    drive: Literal["mean", "member"] = "mean"  # the force a walker follows: the committee's mean, or one member's each
 
 
 @dataclass(frozen=True)
@@ -218,8 +219,13 @@ class Config:
     devices: Literal["auto"] | Count = "auto"  # auto takes the most there are that divide walkers and members evenly
 
     def __post_init__(self) -> None:
-        """Raises InputError where committee and uncertainty do not go together."""
+        """Raises InputError where committee, uncertainty and drive do not go together."""
         _spread_of(self.committee, self.uncertainty)
+        if self.explore.drive == "member" and self.committee.signs:
+            raise InputError(
+                f"explore.drive: member needs the forces of all members; give committee.signs = 0, not "
+                f"{self.committee.signs}, or mean"
+            )
 
 
 @dataclass(frozen=True)

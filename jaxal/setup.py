@@ -317,6 +317,7 @@ def parts_of(config: Config, atoms: ase.Atoms, table: Table, label: LabelFunctio
         kernel=config.kernel.bind(),
         select=config.select.bind(),
         label=label,
+        drive=config.explore.drive,
     )
 
 

@@ -62,6 +62,8 @@ def gather(directory: str | Path) -> Record:
         "true": _last_error(records),
         "holdout_force_rmse": _number(last.get("holdout_force_rmse")),
         "factor": _number(last.get("factor")),
+        "threshold": _number(last.get("threshold")),
+        "coverage": _number(last.get("coverage")),
         "waiting": _number(last.get("waiting")),
         "running": _number(last.get("running")),
         "dropped": _number(last.get("dropped")),
@@ -101,6 +103,8 @@ def text(found: Record) -> str:
         ("error of new labels", _scaled(found["true"], 1e3, ".0f", " meV/Å")),
         ("error of held-out labels", _scaled(found["holdout_force_rmse"], 1e3, ".0f", " meV/Å")),
         ("factor of the gate", _scaled(found["factor"], 1, ".3g", "")),
+        ("threshold of the gate", _scaled(found["threshold"], 1, ".3g", "")),
+        ("realized coverage", _scaled(found["coverage"], 100, ".1f", "% of the labels within their estimated error")),
         ("checkpoint", f"{point['number']}, {_span(point['age'])} old" if point else None),
         ("left", _clock(found["eta"], f" of exploration, by the budget of {found['by']}")),
     ]

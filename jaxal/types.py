@@ -151,18 +151,30 @@ Score = Callable[[Prediction, Structure], Float[Array, ""]]  # larger = less cer
 
 
 class GateState(NamedTuple):
-    """What a gate has learned: the factor that turns a score into an estimated error, and its threshold."""
+    """What a gate has learned: the factor that turns a score into an estimated error, and its threshold.
+
+    The counts are of labels as they came, before anything was learned from them; the realized coverage is their ratio.
+    """
 
     factor: Float[Array, ""]  # estimated error (eV/Å) = factor * score
     threshold: Float[Array, ""]  # label above it; in the unit of factor * score
+    correction: Float[Array, ""]  # logarithm of what an online gate has multiplied its factor by
+    covered: Int[Array, ""]  # labels whose error was within factor * score
+    checked: Int[Array, ""]  # labels that were compared
 
 
 class Gate(NamedTuple):
-    """Whom to label now. `calibrate` learns from held-out structures: their scores and true errors."""
+    """Whom to label now.
+
+    `step` judges the scores of all walkers at a look. `observe` is told the scores and true errors of labels before the
+    committee learns from them. `calibrate` learns from scores and errors out of sample, held-out ones and the latest.
+    Where there is no `observe` nothing is counted.
+    """
 
     init: Callable[[], GateState]
     step: Callable[[GateState, Float[Array, "w"]], tuple[GateState, Bool[Array, "w"]]]
     calibrate: Callable[[GateState, Float[Array, "c"], Float[Array, "c"], Bool[Array, "c"]], GateState]
+    observe: Callable[[GateState, Float[Array, "k"], Float[Array, "k"], Bool[Array, "k"]], GateState] | None = None
 
 
 class Candidates(NamedTuple):

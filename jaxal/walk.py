@@ -1,22 +1,36 @@
-"""The walk between two looks: all walkers take steps under the committee's mean force, and every frame is judged.
+"""The walk between two looks: all walkers take steps under the committee's force, and every frame is judged.
 
-On a mesh each device walks its own walkers; only the members' predictions travel.
+The force is the mean of the members, or that of one member for each walker: then each sees the world as one sample of
+what the committee holds possible (Thompson, Biometrika 25, 285, 1933). Frames are judged by all members either way. On
+a mesh each device walks its own walkers; only the members' predictions travel.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from ase.data import covalent_radii
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxal import committee as committees
 from jaxal import devices, neighbors
 from jaxal.committee import Committee
 from jaxal.devices import MEMBERS, WALKERS
-from jaxal.types import Explorer, GateState, Neighbors, Params, Prediction, Score, Structure, WalkerState
+from jaxal.types import (
+    Explorer,
+    GateState,
+    InputError,
+    Neighbors,
+    Params,
+    Prediction,
+    Score,
+    Structure,
+    WalkerState,
+)
+
+Drive = Literal["mean", "member"]
 
 
 class Candidate(NamedTuple):
@@ -24,7 +38,8 @@ class Candidate(NamedTuple):
 
     structure: Structure
     force: Float[Array, "n 3"]  # committee mean
-    stress: Float[Array, "3 3"]
+    drive: Float[Array, "n 3"]  # what moves the walker: the force of the mean or of its member
+    stress: Float[Array, "3 3"]  # of the same
     score: Float[Array, ""]
     bad: Bool[Array, ""]  # the walker has left the physical since
 
@@ -46,6 +61,24 @@ class Walk(NamedTuple):
     energy: Float[Array, "w"]  # committee mean of the last frame, eV
 
 
+def driving(
+    drive: Drive, prediction: Prediction, walker: Int[Array, "w"]
+) -> tuple[Float[Array, "w n 3"], Float[Array, "w 3 3"]]:
+    """Forces and stresses that move walkers [w] of these numbers: those of the mean, or of member w mod m for walker w.
+
+    Raises InputError where there is but one member to follow.
+    """
+    if drive == "mean":
+        return prediction.force.mean(1), prediction.stress.mean(1)
+    members = prediction.energy.shape[1]
+    if members == 1:
+        raise InputError(
+            "explore.drive: member does not fit, there is one member to follow; give mean, or more members"
+        )
+    row, member = jnp.arange(walker.shape[0]), walker % members
+    return prediction.force[row, member], prediction.stress[row, member]
+
+
 def make_walk(
     committee: Committee,
     explorer: Explorer,
@@ -53,6 +86,7 @@ def make_walk(
     table: tuple[int, ...],
     near: neighbors.Spec,
     steps: int,
+    drive: Drive = "mean",
 ) -> Callable[[Params, GateState, Bounds, Walk], Walk]:
     """The function of (parameters [r], gate, bounds, walk) that takes `steps` steps."""
     radii = jnp.asarray(covalent_radii[list(table)], jnp.float32)
@@ -64,15 +98,20 @@ def make_walk(
         both = radius[:, None] + radius.at[near.index].get(mode="fill", fill_value=1.0)
         return jnp.min(jnp.where(used, jnp.linalg.norm(vector, axis=-1) / both, jnp.inf))
 
-    def judge(bounds: Bounds, gate: GateState, structure: Structure, near: Neighbors, prediction: Prediction):
-        """Score and plausibility of one walker's frame."""
+    def judge(bounds: Bounds, gate: GateState, structure: Structure, near: Neighbors, prediction: Prediction, moves):
+        """Score and plausibility of one walker's frame; `moves` are the force and stress that move the walker."""
         value = score(prediction, structure)
         force = prediction.force.mean(0)
         finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(force)) & jnp.all(jnp.isfinite(structure.position))
         # before the first calibration the factor is infinite: then the score itself is compared
         estimate = jnp.where(jnp.isfinite(gate.factor), gate.factor, 1.0) * value
         physical = finite & (estimate <= bounds.implausible) & (closeness(structure, near) >= bounds.closest)
-        return Candidate(structure, force, prediction.stress.mean(0), value, ~physical)
+        drive, stress = moves
+        return Candidate(structure, force, drive, stress, value, ~physical)
+
+    def own(number: int) -> Int[Array, "w"]:
+        """The numbers of this device's walkers."""
+        return jnp.arange(number) + (0 if committee.mesh is None else number * jax.lax.axis_index(WALKERS))
 
     def step(params: Params, gate: GateState, bounds: Bounds, walk: Walk) -> Walk:
         """One integration step of all walkers."""
@@ -82,9 +121,10 @@ def make_walk(
             close = neighbors.within(near, found, proposed)
         with jax.named_scope("forces"):
             prediction = committees.predict_local(committee, params, proposed, close)
+        moves = driving(drive, prediction, own(proposed.charge.shape[0]))
         with jax.named_scope("gate"):
-            now = jax.vmap(lambda s, n, p: judge(bounds, gate, s, n, p))(proposed, close, prediction)
-        walkers = jax.vmap(explorer.advance)(walk.walkers, proposed, now.force, now.stress)
+            now = jax.vmap(lambda s, n, p, m: judge(bounds, gate, s, n, p, m))(proposed, close, prediction, moves)
+        walkers = jax.vmap(explorer.advance)(walk.walkers, proposed, now.drive, now.stress)
         # from the first unphysical frame to the next look a walker keeps its last physical frame
         bad = walk.candidate.bad | now.bad
         candidate = where(bad, walk.candidate, now)._replace(bad=bad)

@@ -71,13 +71,25 @@ def unanimous(prediction: Prediction) -> Prediction:
     return prediction._replace(energy=energy, force=force, stress=stress)
 
 
+# Scores that look for an extreme of a property: their value depends on the mean as well. The first is negative where
+# the mean is bad, the others are not zero where a structure is better than the best known beyond doubt.
+BOUND, IMPROVEMENT = "confidence_bound", ("expected_improvement", "probability_of_improvement")
+
+
 @every("score")
 def test_score_ignores_padding_and_atom_order(name):
     score = registry.get("score", name)
     prediction, structure = prediction_of(jnp.float32)
     value = float(score(prediction, structure))
-    assert np.isfinite(value) and value > 0
+    assert np.isfinite(value) and (value > 0 or name == BOUND)
     assert float(score(*prediction_of(jnp.float32, padded=3))) == pytest.approx(value, rel=1e-6)
+    if name not in (BOUND, *IMPROVEMENT):  # what is not there must not matter even where it is no number
+        masked = jnp.asarray([True] * 6 + [False] * 3)[:, None]
+        wide, room = prediction_of(jnp.float32, padded=3)
+        broken = wide._replace(
+            force=jnp.where(masked, wide.force, jnp.nan), feature=jnp.where(masked, wide.feature, jnp.nan)
+        )
+        assert float(score(broken, room)) == pytest.approx(value, rel=1e-6)
 
     order = jnp.asarray([3, 0, 5, 1, 4, 2])
     swapped = prediction._replace(force=prediction.force[:, order], feature=prediction.feature[order])
@@ -101,14 +113,39 @@ def test_score_has_a_finite_gradient(name, agree):
     prediction = unanimous(prediction) if agree else prediction
     value, slope = jax.value_and_grad(score)(prediction, structure)
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(slope))
-    assert (float(value) == 0) == agree
+    if name not in (BOUND, *IMPROVEMENT):
+        assert (float(value) == 0) == agree
+
+
+@every("score")
+@pytest.mark.parametrize("energy", [0.0, 1e-30, 0.4])
+@pytest.mark.parametrize("force", [0.0, 1e-30, 0.2])
+def test_score_reads_a_spread_in_closed_form(name, energy, force):
+    """Unanimous pseudo-members with a spread beside them: the gradient is finite, and the spread is what counts."""
+    score = registry.get("score", name)
+    prediction, structure = prediction_of(jnp.float32, padded=2)
+    given = unanimous(prediction)._replace(energy_spread=jnp.float32(energy), force_spread=jnp.full(8, force))
+    value, slope = jax.value_and_grad(score)(given, structure)
+    assert np.isfinite(float(value))
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(slope))
+    other = given._replace(energy_spread=jnp.float32(energy + 0.1), force_spread=jnp.full(8, force + 0.1))
+    larger = float(score(at_mean(other, 0.1), structure))
+    assert larger > float(score(at_mean(given, 0.1), structure))
+
+
+def at_mean(prediction: Prediction, energy: float) -> Prediction:
+    """The same spread about another energy, which is worse than a best known of zero."""
+    return prediction._replace(energy=prediction.energy - jnp.mean(prediction.energy) + energy)
 
 
 @every("score")
 def test_score_grows_with_the_spread_and_goes_through_jit_and_vmap(name):
+    """At a fixed mean; where that is better than the best known, the probability of improvement would fall."""
     score = registry.get("score", name)
     prediction, structure = prediction_of(jnp.float32, padded=2)
-    same = unanimous(prediction)
+    prediction = at_mean(prediction, 0.5)
+    prediction = prediction._replace(force=0.05 * prediction.force)  # or all atoms would be new at any of the scales
+    same = at_mean(unanimous(prediction), 0.5)
     scales = jnp.asarray([0.0, 0.5, 1.0, 2.0])
 
     def blend(a, b):
@@ -143,7 +180,22 @@ def test_gate_states_keep_their_types(name, dtype):
         after, flagged = jax.jit(gate.step)(state, scores)
         assert flagged.shape == (5,) and flagged.dtype == bool
         learned = jax.jit(gate.calibrate)(after, scores, 2 * scores, jnp.arange(5) < 4)
-        assert types_of(state) == types_of(after) == types_of(learned)
+        seen = jax.jit(gate.observe)(learned, scores, 2 * scores, jnp.arange(5) < 4)
+        assert types_of(state) == types_of(after) == types_of(learned) == types_of(seen)
+
+
+@every("gate")
+def test_what_a_gate_observes_is_counted(name):
+    gate = gate_of(name)
+    new, empty, state = gate_states(gate)
+    score, within = jnp.asarray([0.1, 0.2, 0.3, 0.4, 0.2]), jnp.asarray([0.9, 1.0, 1.01, 7.0, 1.0])
+    ok = jnp.asarray([True, True, True, True, False])
+    after = gate.observe(state, score, (within * state.factor * score).at[4].set(jnp.nan), ok)
+    assert (int(after.covered), int(after.checked)) == (2, 4)
+    if name != "threshold":  # nothing has been claimed before the first calibration
+        assert (
+            int(gate.observe(empty, score, score, ok).checked) == int(gate.observe(new, score, score, ok).checked) == 0
+        )
 
 
 def gate_states(gate):

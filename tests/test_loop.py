@@ -62,8 +62,8 @@ class Host:
 
 
 @functools.cache
-def made(label=oracle, capacity=64, slots=2, queue=0):
-    """(start state, parts, static) of a small run with a threshold gate."""
+def made(label=oracle, capacity=64, slots=2, queue=0, drive="mean", gate=None):
+    """(start state, parts, static) of a small run, with a threshold gate where no other is given."""
     atoms = molecule("H2O")
     parts = loop.Parts(
         committee=committee.Committee(
@@ -71,10 +71,11 @@ def made(label=oracle, capacity=64, slots=2, queue=0):
         ),
         explorer=nvt_langevin(MASS, temperature=300.0),
         score=max_force_spread,
-        gate=gates.threshold(limit=0.0),
+        gate=gate or gates.threshold(limit=0.0),
         kernel=mean_feature,
         select=selects.top_k,
         label=label,
+        drive=drive,
     )
     frames = setup.first_structures(atoms, 4, 0)
     structures = jax.tree.map(jnp.asarray, from_atoms(frames, TABLE))

@@ -36,7 +36,8 @@ def write_run(directory, labels: int = 120, seed: int = 0):
             records.append(
                 {
                     "kind": "segment", "wall": wall, "ps": ps, "labels": label, "failed": 1, "looks": 200,
-                    "flagged": flagged, "unphysical": 0.002, "factor": 2.1,
+                    "flagged": flagged, "unphysical": 0.002, "factor": 2.1, "threshold": 0.15 + 0.1 * flagged,
+                    "coverage": 0.93,
                     "estimated": 0.5 * scale, "worst": 1.4 * scale,
                     "loss": 0.1, "holdout_force_rmse": 0.3 * scale if label > 8 else None, "temperature": 500.0,
                 }
@@ -57,6 +58,9 @@ def write_run(directory, labels: int = 120, seed: int = 0):
             "stress": {**statistic, "count": 0}, "elements": {"C": statistic, "H": statistic},
         },
         "estimated": estimated.tolist(),
+        "energies": {"spearman": 0.5, "scale": 2.0, "sharpness": 0.001, "crps": 0.001, "nll": -5.0, "area": None},
+        "components": {"spearman": 0.7, "scale": 2.5, "sharpness": 0.03, "crps": 0.02, "nll": -2.0, "area": 0.05},
+        "elements": {"C": {"covered": 0.97, "covered_error": 0.01, "scale": 2.0, "count": 1500}},
         "worst": (estimated * rng.lognormal(-0.4, 0.35, 500)).tolist(),
         "barrier": {
             "model": {
@@ -71,7 +75,7 @@ def write_run(directory, labels: int = 120, seed: int = 0):
     }  # fmt: skip
     (directory / "validate.json").write_text(json.dumps(validation))
     (directory / "config.yaml").write_text(
-        "system: {file: malonaldehyde.xyz, charge: 0}\ngate: {name: conformal, target_error: 0.15}\n"
+        "system: {file: malonaldehyde.xyz, charge: 0}\ngate: {name: conformal, target_error: 0.15, miss_rate: 0.1}\n"
     )
     (directory / "versions.json").write_text('{"python": "3.11.9", "jax": "0.10.1"}')
     frame = "2\nProperties=species:S:1:pos:R:3\nH 0 0 0\nH 0 0 1\n"
@@ -87,6 +91,8 @@ def test_whole_run(tmp_path):
     assert text.count("<img ") == len(figures.FIGURES) == 5
     # self-contained: no address outside the file, neither in the page nor in a figure
     assert not re.search(r'(?:src|href)="(?!data:)|url\(|<script|@import', text)
+    for word in ("within their estimated error, % (wanted 90)", "93.0", "miscalibration area", "atoms of C within"):
+        assert word in text, word
     for word in ("malonaldehyde.xyz", "target_error", "0.10.1", "no gate for 5 ps", "net force &lt;1 eV/Å&gt;", "3.76"):
         assert word in text, word
 

@@ -29,7 +29,14 @@ def run(tmp_path):
         wall = 10.0 + 10 * number
         lines.append({"kind": "label", "wall": wall, "label": number, "rmse": 0.1 * number, "ok": True})
         segment = {"kind": "segment", "wall": wall, "ps": number / 10, "labels": 20 + 10 * number, "flagged": 0.25}
-        segment |= {"estimated": 0.2, "factor": 2.5, "unphysical": 0.0, "holdout_force_rmse": None}
+        segment |= {
+            "estimated": 0.2,
+            "factor": 2.5,
+            "threshold": 0.4,
+            "coverage": 0.875,
+            "unphysical": 0.0,
+            "holdout_force_rmse": None,
+        }
         segment |= {"busy": 9.0 * number, "idle": 1.0 * number, "worked": 12.0 * number, "slots": 2}
         lines.append({**segment, "waiting": 7, "running": 2, "dropped": 3})
     text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -48,13 +55,22 @@ def test_status_of_a_run(capsys, run):
     assert (found["labels_budget"], found["ps_budget"], found["process"]) == (100, 8.0, {"running": False})
     assert [found["store"][name] for name in ("done", "rejected", "failed", "number")] == [2, 1, 1, 4]
     assert found["true"] == pytest.approx(0.3) and (found["factor"], found["flagged"]) == (2.5, 0.25)
+    assert (found["threshold"], found["coverage"]) == (0.4, 0.875)
     assert found["checkpoint"]["number"] == 30 and 49 < found["checkpoint"]["age"] < 60
     assert (found["eta"], found["by"]) == (pytest.approx(50.0), "labels")  # a label a second, 50 to go
     text = done(capsys, "status", run)
     assert (found["waiting"], found["running"], found["dropped"]) == (7, 2, 3)
     assert (found["device_idle"], found["workers_idle"]) == (pytest.approx(0.1), pytest.approx(0.4))
     queue = "7 waiting, 2 at work, 3 dropped"
-    for words in ("not running", "50 of 100", "0.30 of 8.00 ps", "25.0% of the looks", "0:50 of exploration", queue):
+    for words in (
+        "not running",
+        "50 of 100",
+        "0.30 of 8.00 ps",
+        "25.0% of the looks",
+        "0:50 of exploration",
+        "87.5% of the labels",
+        queue,
+    ):
         assert words in text
 
 

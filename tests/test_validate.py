@@ -352,9 +352,26 @@ def test_measure_of_a_model_whose_errors_are_known(scaled_model, tmp_path, monke
     assert found.atoms.spearman == pytest.approx(1, abs=5e-3)  # rounding orders near ties
     assert found.atoms.scale == pytest.approx(1 / 3, rel=1e-2)
     assert found.structures.covered == 1.0
+    assert found.energies.scale == pytest.approx(1 / 3, rel=1e-2) and found.components.scale == pytest.approx(
+        1 / 3, rel=1e-2
+    )
+    # scaled, the standard deviations of the components are the errors there are
+    assert found.components.sharpness == pytest.approx(found.errors.force.rmse, rel=1e-2)
+    assert found.components.crps < found.errors.force.mae and found.energies.spearman == pytest.approx(1, abs=5e-2)
+    assert set(found.elements) == set(found.errors.elements) and all(e.covered == 1 for e in found.elements.values())
+    assert sum(e.count for e in found.elements.values()) == found.atoms.count
     np.testing.assert_allclose(found.worst, found.estimated / 9, rtol=5e-3)
     text = command.format(found)
-    for word in ("data.xyz: 7 structures, 2 compositions", "meV/atom", "MPa", "  Ar ", "  Cu ", "AUROC"):
+    for word in (
+        "data.xyz: 7 structures, 2 compositions",
+        "meV/atom",
+        "MPa",
+        "  Ar ",
+        "  Cu ",
+        "AUROC",
+        "CRPS",
+        "bound, Ar, %",
+    ):
         assert word in text, text
     parsed = json.loads(json.dumps(command.to_json(found), allow_nan=False))
     assert parsed["errors"]["force"]["rmse"] == pytest.approx(found.errors.force.rmse)
@@ -365,6 +382,26 @@ def test_measure_of_a_model_whose_errors_are_known(scaled_model, tmp_path, monke
     command.save(tmp_path, barrier={"model": found.errors.energy})  # what is there stays
     kept = json.loads((tmp_path / "validate.json").read_text())
     assert kept["worst"] == parsed["worst"] and "model" in kept["barrier"]
+
+
+def test_a_spread_in_closed_form_is_the_one_that_counts(scaled_model, monkeypatch):
+    frames = labeled_frames(scaled_model, 3)
+    plain = models.predictor(scaled_model)
+
+    def closed(structures):
+        found = plain(structures)
+        rows, atoms = structures.species.shape
+        own = jnp.arange(1.0, rows * atoms + 1).reshape(rows, atoms)
+        return found._replace(energy_spread=jnp.arange(1.0, rows + 1), force_spread=own)
+
+    monkeypatch.setattr(command.models, "predictor", lambda model: closed)
+    structures = from_atoms(frames, scaled_model.table)
+    found = command.predict_all(scaled_model, structures)
+    size = structures.species.shape[1]
+    real = structures.species >= 0
+    np.testing.assert_array_equal(found.spread, np.arange(1, 3 * size + 1).reshape(3, size) * real)
+    np.testing.assert_array_equal(found.energy_spread, [1, 2, 3])
+    assert command.measure(scaled_model, frames).atoms.count == real.sum()
 
 
 def test_validate_reads_files_and_names_mistakes(scaled_model, tmp_path):

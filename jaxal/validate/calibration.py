@@ -1,14 +1,16 @@
 """Does the committee know when it is wrong? Its spread against true errors. Host side, numpy and scipy.
 
 `spread` and `error` are equally long [c]: one number for each atom (standard deviation and true error of its
-force vector, eV/Å) or for each structure (the largest of its atoms). The measures are those of Scalia et al.,
-J. Chem. Inf. Model. 60, 2697 (2020) and Tran et al., Mach. Learn.: Sci. Technol. 1, 025006 (2020).
+force vector, eV/Å) or for each structure (the largest of its atoms). What asks for a whole distribution takes signed
+`residual`s and their standard deviations `std` [c] instead: of force components, or of energies. The measures are those
+of Scalia et al., J. Chem. Inf. Model. 60, 2697 (2020) and Tran et al., Mach. Learn.: Sci. Technol. 1, 025006 (2020).
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata, spearmanr
+from scipy.special import erf
+from scipy.stats import norm, rankdata, spearmanr
 
 
 class Bin(NamedTuple):
@@ -38,6 +40,31 @@ class Calibration(NamedTuple):
     nll: float
     nll_constant: float
     bins: tuple[Bin, ...]
+    count: int
+
+
+class Covered(NamedTuple):
+    """Of one element: fraction of its atoms with error <= factor * spread, standard error, most likely scale, atoms."""
+
+    covered: float
+    covered_error: float
+    scale: float
+    count: int
+
+
+class Normal(NamedTuple):
+    """How well normal laws about the predictions tell residuals, each with `scale` times its standard deviation.
+
+    The scale is the most likely one; everything after it but the rank correlation is with it, in the unit of the
+    residuals where it has one.
+    """
+
+    scale: float
+    spearman: float  # of the sizes of the residuals and the standard deviations
+    nll: float  # mean negative log-likelihood
+    crps: float  # mean continuous ranked probability score
+    area: float  # miscalibration area: 0 is calibrated, 0.5 the most there can be
+    sharpness: float  # root mean square of the standard deviations
     count: int
 
 
@@ -90,6 +117,69 @@ def likelihood(spread: np.ndarray, error: np.ndarray) -> tuple[float, float, flo
     scale = float(np.sqrt(np.mean((error / spread) ** 2)))
     constant = np.full_like(error, np.mean(error**2) / 3)
     return scale, mean_nll((scale * spread) ** 2 / 3), mean_nll(constant)
+
+
+def nll(residual: np.ndarray, std: np.ndarray) -> float:
+    """Mean negative log-likelihood of normal laws, the logarithm of the residuals' unit."""
+    return float(-np.mean(norm.logpdf(residual, scale=std)))
+
+
+def crps(residual: np.ndarray, std: np.ndarray) -> float:
+    """Mean continuous ranked probability score of normal laws, in the unit of the residuals; the smaller the better.
+
+    s (z (2 Phi(z) - 1) + 2 phi(z) - 1 / sqrt(pi)) with z = residual / s (Gneiting et al., Mon. Weather Rev. 133, 1098,
+    2005). As the spread vanishes it becomes the size of the residual.
+    """
+    z = residual / std
+    return float(np.mean(std * (z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - 1 / np.sqrt(np.pi))))
+
+
+def miscalibration_area(residual: np.ndarray, std: np.ndarray) -> float:
+    """Area between the fraction of residuals within the central interval of probability p, and p, over 0 <= p <= 1.
+
+    Exact, without bins: the fraction rises by 1/c where p is erf(|z| / sqrt 2) of a residual (Kuleshov, Fenner and
+    Ermon, arXiv:1807.00263; Tran et al.).
+    """
+    edges = np.r_[0.0, np.sort(erf(np.abs(residual / std) / np.sqrt(2))), 1.0]
+    fraction = np.arange(len(edges) - 1) / (len(edges) - 2)  # between two edges
+    first, last = edges[:-1] - fraction, edges[1:] - fraction
+    return float(0.5 * np.sum(last * np.abs(last) - first * np.abs(first)))  # integral of |p - fraction|
+
+
+def sharpness(std: np.ndarray) -> float:
+    """Root mean square of the standard deviations, in their unit: of two calibrated ones the sharper is the better."""
+    return float(np.sqrt(np.mean(std**2)))
+
+
+def normal(residual: np.ndarray, std: np.ndarray) -> Normal:
+    """All measures of residuals [c] by normal laws; those without spread, and what is not finite, are left out."""
+    residual, std = np.asarray(residual, np.float64).ravel(), np.asarray(std, np.float64).ravel()
+    use = np.isfinite(residual) & np.isfinite(std) & (std > 0)
+    residual, std = residual[use], std[use]
+    if not np.any(residual != 0):
+        nan = float("nan")
+        return Normal(nan, nan, nan, nan, nan, nan, len(residual))
+    scale = float(np.sqrt(np.mean((residual / std) ** 2)))
+    scaled = scale * std
+    return Normal(
+        scale,
+        rank_correlation(std, np.abs(residual)),
+        nll(residual, scaled),
+        crps(residual, scaled),
+        miscalibration_area(residual, scaled),
+        sharpness(scaled),
+        len(residual),
+    )
+
+
+def coverage_by(group: np.ndarray, spread: np.ndarray, error: np.ndarray, factor: float) -> dict[str, Covered]:
+    """Coverage of each group of atoms, `group` [c] being their symbols, in the order of the names."""
+    found = {}
+    for name in np.unique(group):
+        rows = group == name
+        covered = coverage(factor * spread[rows], error[rows])
+        found[str(name)] = Covered(*covered, likelihood(spread[rows], error[rows])[0], int(rows.sum()))
+    return found
 
 
 def auroc(spread: np.ndarray, positive: np.ndarray) -> float:

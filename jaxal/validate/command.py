@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import ase
 import jax
 import numpy as np
+from ase.data import chemical_symbols
 
 from jaxal import model as models
 from jaxal.structure import from_atoms, read_frames, read_labels
 from jaxal.types import InputError, Label, Prediction, Structure
 from jaxal.units import GPA
-from jaxal.validate.calibration import Calibration, calibration
+from jaxal.validate.calibration import Calibration, Covered, Normal, calibration, coverage_by, normal
 from jaxal.validate.errors import Errors, Statistic, atom_errors, compare
 
 # Structures of about as many atoms go through the predictor together.
@@ -35,6 +36,9 @@ class Validation(NamedTuple):
     atoms: Calibration
     estimated: np.ndarray  # [b] eV/Å
     worst: np.ndarray  # [b] eV/Å
+    components: Normal  # of the components of the forces, eV/Å
+    energies: Normal  # eV per atom
+    elements: dict[str, Covered]  # of the atoms, by symbol
 
 
 class Predicted(NamedTuple):
@@ -42,6 +46,7 @@ class Predicted(NamedTuple):
 
     label: Label  # energies with the reference energies of the atoms
     spread: np.ndarray  # [b n] eV/Å
+    energy_spread: np.ndarray  # [b] eV
 
 
 def predict_all(model: models.Model, structure: Structure) -> Predicted:
@@ -53,20 +58,25 @@ def predict_all(model: models.Model, structure: Structure) -> Predicted:
 def _predict_all(model: models.Model, structure: Structure, predict: Callable[[Structure], Prediction]) -> Predicted:
     total, size = structure.species.shape
     part = max(1, min(total, ATOMS_AT_ONCE // size))
-    labels, spreads = [], []
+    labels, spreads, energy_spreads = [], [], []
     for first in range(0, total, part):
         rows = np.arange(first, first + part) % total  # the last part is filled up: one shape, one program
         found = predict(Structure(*(leaf[rows] for leaf in structure)))
         energy, force, stress = (np.asarray(value, np.float64) for value in found[:3])
         used = slice(0, min(part, total - first))
         labels.append((energy.mean(axis=1)[used], force.mean(axis=1)[used], stress.mean(axis=1)[used]))
-        spreads.append(np.sqrt(force.var(axis=1).sum(axis=-1))[used])
+        # those of the method in closed form, else those of the members
+        own, each = (
+            None if x is None else np.asarray(x, np.float64) for x in (found.energy_spread, found.force_spread)
+        )
+        spreads.append((np.sqrt(force.var(axis=1).sum(axis=-1)) if each is None else each)[used])
+        energy_spreads.append((energy.std(axis=1) if own is None else own)[used])
     energy, force, stress = (np.concatenate(parts) for parts in zip(*labels, strict=True))
     species = structure.species
     energy = energy + np.where(species >= 0, model.reference[np.maximum(species, 0)], 0.0).sum(axis=-1)
     ok = np.isfinite(energy) & np.isfinite(force).all(axis=(-1, -2))
     label: Any = Label(energy, force, stress, ok)  # pyright: ignore[reportArgumentType]  numpy, as all labels on the host
-    return Predicted(label, np.where(species >= 0, np.concatenate(spreads), 0.0))
+    return Predicted(label, np.where(species >= 0, np.concatenate(spreads), 0.0), np.concatenate(energy_spreads))
 
 
 def validate(path: str | Path, data: str | Path, *, threshold: float | None = None) -> Validation:
@@ -102,6 +112,10 @@ def measure(
     ok = np.asarray(predicted.label.ok) & np.asarray(reference.ok)
     real = (species >= 0) & ok[:, None]
     widest, worst = predicted.spread.max(axis=-1)[ok], error.max(axis=-1)[ok]
+    residual = (np.asarray(predicted.label.force) - np.asarray(reference.force, np.float64))[real]
+    atoms = (species >= 0).sum(axis=-1)[ok]
+    energy = (np.asarray(predicted.label.energy) - np.asarray(reference.energy, np.float64))[ok] / atoms
+    symbols = np.array(chemical_symbols)[np.asarray(model.table)[species[real]]]
     return Validation(
         model=name,
         data=source,
@@ -110,12 +124,17 @@ def measure(
         atoms=calibration(predicted.spread[real], error[real], factor=model.factor, threshold=threshold),
         estimated=model.factor * widest,
         worst=worst,
+        # the spread of a vector is that of its three components together
+        components=normal(residual, np.repeat(predicted.spread[real][:, None] / np.sqrt(3), 3, axis=1)),
+        energies=normal(energy, predicted.energy_spread[ok] / atoms),
+        elements=coverage_by(symbols, predicted.spread[real], error[real], model.factor),
     )
 
 
 def format(validation: Validation) -> str:
     """The validation as a text table: meV/atom, meV/Å, MPa."""
     errors, per_structure, per_atom = validation.errors, validation.structures, validation.atoms
+    energies, components, elements = validation.energies, validation.components, validation.elements
     lines = [
         f"{validation.data}: {errors.structures} structures, {errors.compositions} composition"
         f"{'s' if errors.compositions != 1 else ''}",
@@ -139,6 +158,15 @@ def format(validation: Validation) -> str:
         _pair("threshold of large errors, meV/Å", 1e3 * per_structure.threshold, 1e3 * per_atom.threshold, ".0f"),
         _pair("AUROC of telling them", per_structure.auroc, per_atom.auroc, ".3f"),
         _pair("log-likelihood gained over one spread for all", math.nan, per_atom.nll_constant - per_atom.nll, ".3f"),
+        *(_pair(f"within the bound, {name}, %", math.nan, 100 * e.covered, ".1f") for name, e in elements.items()),
+        "",
+        f"{'normal laws of the most likely scale':<46}{'energy/atom':>12}{'components':>12}",
+        _pair("rank correlation of spread and error", energies.spearman, components.spearman, ".3f"),
+        _pair("scale of the spread", energies.scale, components.scale, ".2f"),
+        _pair("sharpness, meV or meV/Å", 1e3 * energies.sharpness, 1e3 * components.sharpness, ".2f"),
+        _pair("CRPS, meV or meV/Å", 1e3 * energies.crps, 1e3 * components.crps, ".2f"),
+        _pair("negative log-likelihood", energies.nll, components.nll, ".3f"),
+        _pair("miscalibration area", energies.area, components.area, ".3f"),
     ]
     return "\n".join(lines)
 
