@@ -71,7 +71,7 @@ def tails(seeds: int, level: float = LEVEL) -> float:
     """Probability of each tail of a percentile bootstrap that has the coverage of Student's interval for a mean.
 
     Plain percentiles are too narrow for few seeds: by sqrt(1 - 1/n) and by the normal law in place of Student's. The
-    expanded percentile interval (Hesterberg, Am. Stat. 69, 371, 2015, sec. 4.5; arXiv:1411.5279) takes
+    expanded percentile interval (Hesterberg, Am. Stat. 69, 371, 2015; arXiv:1411.5279) takes
     Phi(-sqrt(n / (n - 1)) t) for a tail, t being Student's quantile with n - 1 degrees of freedom.
     """
     quantile = stats.t.ppf(0.5 + level / 2, seeds - 1)
