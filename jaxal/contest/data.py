@@ -216,9 +216,9 @@ def _dynamics(name: str, task: Task, live: Live, start: ase.Atoms, folder: Path)
     atoms.calc = LabelCalculator(live.label.bind()(), live.system.charge, live.system.spin)
     rng = np.random.default_rng(key_of(name, "test"))
     MaxwellBoltzmannDistribution(atoms, temperature_K=live.test_temperature, rng=rng)
-    dynamics = Langevin(
-        atoms, 0.5 * ase.units.fs, temperature_K=live.test_temperature, friction=0.01 / ase.units.fs, rng=rng
-    )  # pyright: ignore
+    friction = 0.01 / ase.units.fs
+    warm: Any = {"temperature_K": live.test_temperature, "friction": friction, "rng": rng, "fixcm": False}
+    dynamics = Langevin(atoms, 0.5 * ase.units.fs, **warm)
     frames = []
     try:
         dynamics.run(SETTLE)

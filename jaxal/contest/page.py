@@ -14,10 +14,11 @@ from jaxal.contest.summary import SECONDS, Results, finished, summary
 from jaxal.report import STYLE
 
 PAGE, SUMMARY, CSV, LEADERS = "contest.html", "summary.json", "results.csv", "leaderboard.csv"
+ENOUGH = 5  # seeds; the tails of the bootstrap lie beyond all resamples of fewer
 WIDE = "body { max-width: 76rem; } td, th { white-space: nowrap; }"
 CAPTIONS = {
-    "curves": "Error on the test frames, geometric mean over the seeds; bands are 95 % intervals of it (Student). Gray: "
-    "the other strategies.",
+    "curves": "Error on the test frames, geometric mean over the seeds; bands are 95 % intervals of it (Student). "
+    "Gray: the other strategies.",
     "saved": "Fraction of the labels that random selection with the same model needs for the same error and the "
     "strategy does not; 95 % bootstrap intervals, paired over the seeds. Gray intervals hold zero: nothing is shown. "
     "Each interval is for itself: of twenty strategies that save nothing one would seem to save something.",
@@ -118,6 +119,10 @@ def _page(folder: Path, contest: Contest, entered: Sequence[Entrant], results: R
         + "".join(f'<div class="tile"><b>{a}</b><span>{b}</span></div>' for a, b in tiles)
         + "</div>",
     ]
+    if contest.seeds < ENOUGH:
+        sections.append(
+            f"<p><b>{contest.seeds} seeds are few</b>: bootstrap intervals of fewer than {ENOUGH} are too narrow.</p>"
+        )
     if found["ranking"]:
         sections.append(_ranking(folder, found["ranking"]))
     for name, task in found["tasks"].items():

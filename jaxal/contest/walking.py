@@ -18,8 +18,6 @@ from jaxal.structure import Table, masses
 from jaxal.types import GateState, Params, Structure
 from jaxal.walk import Bounds, Candidate, Walk, make_walk, where
 
-MISS_RATE = 0.1  # of the bound that the estimated error is
-
 
 class Visited(NamedTuple):
     """What the walkers [w] of one seed came upon in a round; candidates [c] are looks times walkers."""
@@ -88,12 +86,9 @@ def onwards(visited: Visited, starts: Structure) -> Structure:
 
 
 def factor_of(score: np.ndarray, error: np.ndarray) -> float:
-    """The factor of the score that bounds all but `MISS_RATE` of the errors of labels not trained on (split conformal).
+    """What the score is multiplied with to estimate an error: the median ratio for labels that are not trained on yet.
 
-    Infinite without such labels. See `acquire.gate.conformal`.
+    Infinite without such labels. A bound would not do here: of a poor committee it leaves the walkers nowhere to go.
     """
     use = np.isfinite(score) & np.isfinite(error) & (score > 0)
-    ratio = np.sort(error[use] / score[use])
-    if not len(ratio):
-        return float("inf")
-    return float(ratio[min(len(ratio), int(np.ceil((len(ratio) + 1) * (1 - MISS_RATE) - 1e-6))) - 1])
+    return float(np.median(error[use] / score[use])) if use.any() else float("inf")
