@@ -50,7 +50,8 @@ def measure(prediction: Prediction, reference: np.ndarray, data: Data) -> list[d
     energy = np.asarray(prediction.energy, np.float64).mean(2) + offsets(reference, species)
     found = []
     for seed in range(len(energy)):
-        one = Prediction(*(None if x is None else np.asarray(x, np.float64)[seed] for x in prediction))
+        rows: Any = [None if x is None else np.asarray(x, np.float64)[seed] for x in prediction]
+        one = Prediction(*rows)
         found.append(_of_seed(one, energy[seed], data))
     return found
 

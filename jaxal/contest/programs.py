@@ -163,7 +163,7 @@ def make_select(select: Part, size: int) -> Callable[..., Any]:
 
 def filled(buffer: buffers.Buffer, example: Structure) -> tuple[Structure, Bool[np.ndarray, "s c"]]:
     """The structures of buffers [s c], an example [s] in rows that are not trained on, and which rows are."""
-    labeled = np.asarray(jax.vmap(buffers.trainable)(buffer))
+    labeled: Any = np.asarray(jax.vmap(buffers.trainable)(buffer))
     like = jax.tree.map(lambda x: np.broadcast_to(x[:, None], (*labeled.shape, *x.shape[1:])), example)
     return jax.vmap(where)(labeled, buffer.structure, like), labeled
 

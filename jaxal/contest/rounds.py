@@ -111,10 +111,10 @@ def cast(structures: Structure, labels: Label, reference: np.ndarray, dtype: Any
     species = np.asarray(structures.species)
     offset = np.stack([offsets(reference[s : s + 1], species[s])[0] for s in range(len(reference))])
     relative = np.where(labels.ok, np.asarray(labels.energy) - offset, 0.0)
-    told: Any = Label(
-        relative.astype(dtype), np.asarray(labels.force, dtype), np.asarray(labels.stress, dtype), np.asarray(labels.ok)
-    )
-    return cast_structures(structures, dtype), told
+    energy: Any = relative.astype(dtype)
+    force, stress, ok = (np.asarray(x, kind) for x, kind in zip(labels[1:], (dtype, dtype, bool), strict=True))
+    told: Any = (energy, force, stress, ok)
+    return cast_structures(structures, dtype), Label(*told)
 
 
 def _first_live(contest: Contest, name: str, task: Task, source: Source, seed: int) -> tuple[Structure, Label]:
@@ -214,8 +214,10 @@ def _untrained(arena: Arena, model: Model) -> Standing:
         spread = np.maximum(np.std(np.asarray(label.energy), axis=1), 1e-3)
         label = label._replace(force=np.broadcast_to(spread[:, None, None, None], np.shape(label.force)))
     rows = [
-        training.normalize(*each, float(listed.sum() / one.sum()))
-        for *each, listed, one in zip(_rows(params), _rows(label), _rows(arena.first), near, real, strict=True)
+        training.normalize(weights, labels, structures, float(listed.sum() / atoms.sum()))
+        for weights, labels, structures, listed, atoms in zip(
+            _rows(params), _rows(label), _rows(arena.first), near, real, strict=True
+        )
     ]
     train = program.fresh(jax.tree.map(lambda *x: np.stack([np.asarray(y) for y in x]), *rows))
     committee = program.committee
@@ -350,7 +352,7 @@ def _labeled(
         error = np.linalg.norm(visited.force[every, row] - answers.force, axis=-1).max(-1)
         right = wanted & np.asarray(answers.ok)
         for seed in range(seeds):
-            told = visited.score[seed, row[seed]], error[seed]
+            told: Any = (np.asarray(visited.score)[seed, row[seed]], error[seed])
             found = walking.factor_of(*(x[right[seed]] for x in told))
             factor[seed] = found if np.isfinite(found) else factor[seed]
         walkers = walking.onwards(visited, _starts(arena))

@@ -50,13 +50,13 @@ def make_walking(
         number = starts.charge.shape[0]
         listed = neighbors.find(near, starts)
         said = committees.predict(committee, params, starts, listed)
-        trusted = starts, said.force.mean(1), said.stress.mean(1)
+        trusted: Any = (starts, said.force.mean(1), said.stress.mean(1))
         first, later = jax.random.split(jax.random.wrap_key_data(key))
         walkers = jax.vmap(explorer.init)(jax.random.split(first, number), *trusted)
 
-        def look(carry, key):
+        def look(carry: Any, key: Any) -> Any:
             walkers, listed, trusted = carry
-            nothing = Candidate(*trusted, jnp.full(number, -jnp.inf, dtype), jnp.zeros(number, bool))
+            nothing: Any = Candidate(*trusted, jnp.full(number, -jnp.inf, dtype), jnp.zeros(number, bool))
             begin = Walk(walkers, listed, nothing, jnp.zeros(number, bool), jnp.zeros(number, dtype))
             end = walk(params, gate, bounds, begin)
             now, left = end.candidate, end.candidate.bad | end.full
@@ -68,7 +68,7 @@ def make_walking(
 
         keys = jax.random.split(later, live.looks)
         (_, _, trusted), (*looks, left) = jax.lax.scan(look, (walkers, listed, trusted), keys)
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tuple(looks))
+        flat: Any = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tuple(looks))
         return Visited(*flat, trusted[0], jnp.mean(left.astype(dtype), axis=0))
 
     return over_seeds(walking)
