@@ -13,9 +13,10 @@ from jaxal import neighbors
 from jaxal.committee import Committee
 from jaxal.contest.programs import over_seeds
 from jaxal.contest.schema import Live
+from jaxal.loop import Trusted
 from jaxal.schema import Part
 from jaxal.structure import Table, masses
-from jaxal.types import GateState, Params, Structure
+from jaxal.types import GateState, Key, Neighbors, Params, Structure, WalkerState
 from jaxal.walk import Bounds, Candidate, Walk, make_walk, where
 
 
@@ -50,18 +51,19 @@ def make_walking(
         number = starts.charge.shape[0]
         listed = neighbors.find(near, starts)
         said = committees.predict(committee, params, starts, listed)
-        trusted: Any = (starts, said.force.mean(1), said.stress.mean(1))
+        trusted = Trusted(starts, said.force.mean(1), said.stress.mean(1))
         first, later = jax.random.split(jax.random.wrap_key_data(key))
         walkers = jax.vmap(explorer.init)(jax.random.split(first, number), *trusted)
 
-        def look(carry: Any, key: Any) -> Any:
+        def look(carry: tuple[WalkerState, Neighbors, Trusted], key: Key) -> Any:
             walkers, listed, trusted = carry
-            nothing: Any = Candidate(*trusted, jnp.full(number, -jnp.inf, dtype), jnp.zeros(number, bool))
+            nobody = jnp.full(number, -jnp.inf, dtype), jnp.zeros(number, bool)
+            nothing = Candidate(trusted.structure, trusted.force, trusted.stress, *nobody)
             begin = Walk(walkers, listed, nothing, jnp.zeros(number, bool), jnp.zeros(number, dtype))
             end = walk(params, gate, bounds, begin)
             now, left = end.candidate, end.candidate.bad | end.full
             seen = jnp.isfinite(now.score) & ~end.full
-            trusted = where(seen & ~left, now[:3], trusted)
+            trusted = where(seen & ~left, Trusted(now.structure, now.force, now.stress), trusted)
             fresh = jax.vmap(explorer.init)(jax.random.split(key, number), *trusted)
             walkers = where(left, fresh._replace(step=end.walkers.step), end.walkers)
             return (walkers, end.near, trusted), (now.structure, now.force, now.score, seen, left)
@@ -69,7 +71,7 @@ def make_walking(
         keys = jax.random.split(later, live.looks)
         (_, _, trusted), (*looks, left) = jax.lax.scan(look, (walkers, listed, trusted), keys)
         flat: Any = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tuple(looks))
-        return Visited(*flat, trusted[0], jnp.mean(left.astype(dtype), axis=0))
+        return Visited(*flat, trusted.structure, jnp.mean(left.astype(dtype), axis=0))
 
     return over_seeds(walking)
 
