@@ -1,5 +1,5 @@
 """The command line: `jaxal run`, `resume`, `train`, `validate`, `report`, `status`, `label`, `store`, `list`, `check`,
-`bench`.
+`bench`, `contest`.
 
 Only what a command needs is imported, inside it: `jaxal --help` answers at once. A mistake of the user ends
 with one line on standard error and status 2. A run that Ctrl-C or SIGTERM ends keeps what it has, says how to go
@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jaxal import label_command, store_command
+from jaxal.contest import command as contest_command
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # nothing a program can do about
 LONGEST = 2000  # characters of an error, which may repeat what it was given
@@ -123,6 +124,9 @@ def parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="check a configuration and print it with all defaults")
     _add_config(check)
     check.set_defaults(command=_check)
+    contest = commands.add_parser("contest", help="strategies of choosing labels against each other, over seeds")
+    _add_config(contest)
+    contest_command.add(contest)
     _add_bench(commands.add_parser("bench", help="measure forces, dynamics, the program and training on this machine"))
     return top
 

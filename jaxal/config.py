@@ -182,7 +182,7 @@ def _section(raw: Any, cls: type[T], field: str, folder: Path | None) -> T:
             values[name] = _section(raw.get(name), annotation, dotted, folder)  # pyright: ignore[reportArgumentType]
         elif name in raw:
             values[name] = _convert(raw[name], annotation, dotted, folder)
-        elif each.default is dataclasses.MISSING:
+        elif each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
             raise InputError(f"{dotted}: missing; give {describe(annotation)}")
     return cls(**values)
 
@@ -220,6 +220,10 @@ def _convert(value: Any, annotation: Any, field: str, folder: Path | None) -> An
     if get_origin(annotation) is Annotated:
         annotation, *rest = get_args(annotation)
         notes = tuple(rest)
+    if kinds := _kinds(whole_annotation):
+        return _part(_mapping(value, field), kinds, field, folder)
+    if dataclasses.is_dataclass(annotation):
+        return _section(value, annotation, field, folder)  # pyright: ignore[reportArgumentType]
     origin, arguments = get_origin(annotation), get_args(annotation)
     wrong = InputError(f"{field}: {yaml12.inline(value)} does not fit; give {describe(whole_annotation)}")
     if annotation in (Any, inspect.Parameter.empty):

@@ -8,7 +8,10 @@ A package offers parts with an entry point of the group `jaxal.parts`, whose val
 
 import functools
 import importlib
+import importlib.util
+import sys
 from importlib import metadata
+from pathlib import Path
 
 from jaxal.types import InputError
 from jaxal.uncertainty import METHODS
@@ -52,3 +55,25 @@ def import_parts() -> None:
             raise InputError(
                 f"{GROUP}: {entry.value} of {package} cannot be imported ({told}); mend or remove it"
             ) from error
+
+
+def import_file(path: str | Path) -> None:
+    """Imports a Python file that registers parts. Raises InputError where it is missing or cannot be imported."""
+    import_parts()
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"--part {path}: there is no such file; give a Python file that registers parts")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"--part {path}: not a Python file; give one that registers parts, such as mine.py")
+    module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(path.stem)
+    sys.modules[path.stem] = module  # the annotations of its functions are looked up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        sys.modules.pop(path.stem)
+        if before is not None:
+            sys.modules[path.stem] = before
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"--part {path}: cannot be imported ({told}); mend it") from error

@@ -159,11 +159,13 @@ def to_atoms(structure: Structure, table: Table) -> ase.Atoms:
     )
 
 
-def read_labels(frames: Sequence[ase.Atoms], size: int | None = None, source: str = "data") -> Label:
+def read_labels(
+    frames: Sequence[ase.Atoms], size: int | None = None, source: str = "data", forces: bool = True
+) -> Label:
     """Energies, forces and stresses that the frames carry, padded, float64; stress is NaN where absent.
 
-    Reads ASE's calculator results, else `REF_energy`/`energy` in info and `REF_forces`/`forces` in arrays.
-    Raises InputError that names the frame without energy or forces.
+    Reads ASE's calculator results, else `REF_energy`/`energy` in info and `REF_forces`/`forces` in arrays. Without
+    `forces` they are not read, and zero. Raises InputError that names the frame without energy or forces.
     """
     size = size or max(len(atoms) for atoms in frames)
     energy: Any = np.zeros(len(frames))
@@ -180,11 +182,12 @@ def read_labels(frames: Sequence[ase.Atoms], size: int | None = None, source: st
             for key in (f"REF_{name}", name):
                 if found[name] is None and key in store:
                     found[name] = store[key]
-        for name in ("energy", "forces"):
+        for name in ("energy", "forces") if forces else ("energy",):
             if found[name] is None:
                 raise InputError(f"{source}: frame {row} carries no {name}; give `{name}` or `REF_{name}`")
         energy[row] = float(found["energy"])
-        force[row, : len(atoms)] = found["forces"]
+        if forces:
+            force[row, : len(atoms)] = found["forces"]
         if found["stress"] is not None:
             value = np.asarray(found["stress"], float)
             stress[row] = value.reshape(3, 3) if value.size == 9 else voigt_to_matrix(value)

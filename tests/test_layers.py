@@ -25,7 +25,7 @@ LAYERS = (
     ("memory", "label_command"),
     ("finish", "pooled", "stop"),
     ("segments",),
-    ("run", "offline", "bench"),
+    ("run", "offline", "bench", "contest"),
     ("cli",),
 )
 LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}

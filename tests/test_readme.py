@@ -78,6 +78,8 @@ def test_commands_in_the_text_are_right(monkeypatch):
         if arguments[0] == "bench":
             assert set(given.cases) <= set(CASES)
             parse({}, cls=Bench, overrides=given.set)
+        elif arguments[0] == "contest":
+            assert not given.config.parent.parts or given.config.is_file()
         elif hasattr(given, "config"):
             load(given.config, given.overrides)
 

@@ -1,0 +1,1 @@
+"""The benchmark: strategies of choosing labels against each other, over tasks and seeds (`jaxal contest`)."""

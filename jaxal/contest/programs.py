@@ -1,0 +1,179 @@
+"""The compiled programs of a task: those of a model serve all strategies that have it.
+
+Every program takes all seeds on a leading axis [s]. On accelerators that axis is vmapped; on CPUs, where the small
+matrices of one seed do not fill the cores, threads take the seeds beside each other.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from jaxal import buffer as buffers
+from jaxal import committee as committees
+from jaxal import neighbors, setup
+from jaxal.committee import Committee, backbone
+from jaxal.contest.schema import Model, Task
+from jaxal.precision import exact
+from jaxal.schema import Part
+from jaxal.structure import Table
+from jaxal.train import fit as training
+from jaxal.train import posterior
+from jaxal.types import Candidates, Key, Params, Prediction, Structure
+from jaxal.walk import where
+
+GROUP = {"cpu": 64}  # structures evaluated by one call of a program
+WIDEST = 256  # the same on accelerators
+
+
+def over_seeds(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(one seed's arguments...)` compiled, for arguments and results with a leading axis [s]."""
+    if jax.default_backend() != "cpu":
+        return jax.jit(jax.vmap(function))
+    one = jax.jit(function)
+
+    def each(*arguments: Any) -> Any:
+        here = jax.tree.map(_on_host, arguments)
+        seeds = jax.tree.leaves(here)[0].shape[0]
+        rows = [jax.tree.map(lambda x, seed=seed: x[seed], here) for seed in range(seeds)]
+        # the first alone: it may have to be compiled
+        first = jax.block_until_ready(one(*rows[0]))
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            others = list(threads.map(lambda row: jax.block_until_ready(one(*row)), rows[1:]))
+        return jax.tree.map(lambda *x: np.stack([np.asarray(each) for each in x]), first, *others)
+
+    return each
+
+
+def _on_host(leaf: Any) -> Any:
+    return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.asarray(leaf)
+
+
+def in_groups(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(weights of a seed, structures)` for any number of structures [s b], in groups of one size.
+
+    So one compilation serves whatever number there is. The last group is filled up with its own last structure.
+    """
+    program = over_seeds(function)
+    size = GROUP.get(jax.default_backend(), WIDEST)
+
+    def all_of(params: Any, structures: Structure) -> Any:
+        number = structures.charge.shape[1]
+        found = []
+        for start in range(0, number, size):
+            rows = np.minimum(np.arange(start, start + size), number - 1)
+            found.append(program(params, jax.tree.map(lambda x, rows=rows: x[:, rows], structures)))
+        return jax.tree.map(lambda *x: np.concatenate([np.asarray(y) for y in x], axis=1)[:, :number], *found)
+
+    return all_of
+
+
+class Programs(NamedTuple):
+    """Of one task and model."""
+
+    committee: Committee
+    init: Callable[..., Any]  # (key data, first structure, its neighbors) -> weights
+    fresh: Callable[..., Any]  # (weights) -> training state
+    add: Callable[..., Any]  # (buffer, key data, structures [k], labels [k], wanted, held) -> buffer
+    train: Callable[..., Any]  # (training state, buffer, key data, steps, rate, final rate) -> training state
+    predict: Callable[[Any, Structure], Prediction]  # (weights, structures [s b]) -> [s b ...]
+
+
+def committee_of(model: Model, potential: Part, table: Table) -> Committee:
+    """The committee of a model for the elements of a table."""
+    given = model.committee
+    one = potential.bind()(table)
+    heads = given.members if given.kind == "shared" else 1
+    method = model.uncertainty.bind()(one, len(table))
+    return Committee(one, given.members, given.batching, heads, given.signs, len(table), method)
+
+
+def recipe_of(task: Task, forces: bool, stress: bool) -> training.Recipe:
+    """How a task is trained: on the forces and stresses that there are."""
+    assert task.train is not None
+    recipe = setup.recipe(task.train)
+    weights = recipe.weights
+    weights = weights._replace(force=weights.force if forces else 0.0, stress=weights.stress if stress else 0.0)
+    return recipe._replace(weights=weights)
+
+
+def make_programs(committee: Committee, recipe: training.Recipe, near: neighbors.Spec) -> Programs:
+    """The programs of a model; `near` are the neighbors of everything that is trained on or predicted."""
+
+    def init(key: Array, structure: Structure, listed: Any) -> Params:
+        return committees.init(committee, jax.random.wrap_key_data(key), structure, listed)
+
+    def add(buffer: buffers.Buffer, key: Array, structures: Structure, labels: Any, wanted: Any, held: Any):
+        key = jax.random.wrap_key_data(key)
+        return buffers.add(buffer, key, structures, labels, wanted, held, recipe.bootstrap)[0]
+
+    def train(state: training.TrainState, buffer: buffers.Buffer, key: Array, steps: Any, rate: Any, final: Any):
+        key = jax.random.wrap_key_data(key)
+        state, _ = training.fit(committee, recipe, near, state, buffer, key, steps, rate, final)
+        return posterior.learned(committee, near, state, buffer)
+
+    def predict(params: Params, structures: Structure) -> Prediction:
+        return committees.predict(committee, params, structures, neighbors.find(near, structures))
+
+    return Programs(
+        committee,
+        over_seeds(init),
+        over_seeds(functools.partial(training.init, recipe)),
+        over_seeds(add),
+        over_seeds(train),
+        in_groups(predict),
+    )
+
+
+def make_features(committee: Committee, kernel: Part, near: neighbors.Spec) -> Callable[[Any, Structure], Array]:
+    """The kernel's features of structures [s b], by the first set of weights."""
+    function = kernel.bind()
+
+    @exact
+    def features(params: Params, structures: Structure) -> Float[Array, "b f"]:
+        first = backbone(committee, jax.tree.map(lambda x: x[0], params))
+        return function(committee.potential, first, structures, neighbors.find(near, structures))
+
+    return in_groups(features)
+
+
+def make_score(score: Part) -> Callable[[Prediction, Structure], Float[Array, "s b"]]:
+    """Scores of predictions [s b]."""
+    function = score.bind()
+    return over_seeds(lambda prediction, structures: jax.vmap(function)(prediction, structures))
+
+
+def make_select(select: Part, size: int) -> Callable[..., Any]:
+    """(key data, score [s c], feature, eligible, known, labeled) -> rows [s k], -1 = nothing more is worth a label."""
+    function = select.bind()
+
+    @exact
+    def chosen(key: Array, score: Any, feature: Any, eligible: Bool[Array, "c"], known: Any, labeled: Any):
+        rows = function(jax.random.wrap_key_data(key), Candidates(score, feature, eligible, known, labeled), size)
+        return jnp.where(rows >= 0, jnp.where(eligible[jnp.maximum(rows, 0)], rows, -1), -1)
+
+    return over_seeds(chosen)
+
+
+def filled(buffer: buffers.Buffer, example: Structure) -> tuple[Structure, Bool[np.ndarray, "s c"]]:
+    """The structures of buffers [s c], an example [s] in rows that are not trained on, and which rows are."""
+    labeled: Any = np.asarray(jax.vmap(buffers.trainable)(buffer))
+    like = jax.tree.map(lambda x: np.broadcast_to(x[:, None], (*labeled.shape, *x.shape[1:])), example)
+    return jax.vmap(where)(labeled, buffer.structure, like), labeled
+
+
+def keys(seed: int, seeds: int, *numbers: int) -> np.ndarray:
+    """Key data [s 2]: the same for all strategies, another for each seed of the contest and each set of numbers."""
+    made = []
+    for row in range(seeds):
+        key: Key = jax.random.key(seed)
+        for number in (row, *numbers):
+            key = jax.random.fold_in(key, number)
+        made.append(np.asarray(jax.random.key_data(key)))
+    return np.stack(made)

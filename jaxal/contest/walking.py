@@ -1,0 +1,96 @@
+"""The candidates of a live task: frames that walkers visit under the committee's mean force, in one program."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from jaxal import committee as committees
+from jaxal import neighbors
+from jaxal.committee import Committee
+from jaxal.contest.programs import over_seeds
+from jaxal.contest.schema import Live
+from jaxal.loop import Trusted
+from jaxal.schema import Part
+from jaxal.structure import Table, masses
+from jaxal.types import GateState, Key, Neighbors, Params, Structure, WalkerState
+from jaxal.walk import Bounds, Candidate, Walk, make_walk, where
+
+
+class Visited(NamedTuple):
+    """What the walkers [w] of one seed came upon in a round; candidates [c] are looks times walkers."""
+
+    structure: Structure  # [c]
+    force: Float[Array, "c n 3"]  # committee mean, eV/Å
+    score: Float[Array, "c"]
+    seen: Bool[Array, "c"]  # False: the walker was not on a physical frame between two looks
+    end: Structure  # [w] the last frame that the walker is trusted with
+    lost: Float[Array, "w"]  # fraction of the looks at which it had left the physical
+
+
+def make_walking(
+    committee: Committee, live: Live, score: Part, table: Table, near: neighbors.Spec, numbers: np.ndarray
+) -> Callable[..., Any]:
+    """(weights, factor, structures [w], key data) -> Visited, for all seeds.
+
+    `factor` times the score is the estimated error; before it is known (infinite) the score itself is taken for it.
+    `numbers` are the atomic numbers of the walkers' atoms. As in a run, walkers that leave the physical go back to
+    their last trusted frame with new momenta.
+    """
+    mass = masses(table)[np.searchsorted(table, numbers)]
+
+    def walking(params: Params, factor: Float[Array, ""], starts: Structure, key: Array) -> Visited:
+        dtype = starts.position.dtype
+        explorer = live.explore.part.bind()(jnp.asarray(mass, dtype))
+        walk = make_walk(committee, explorer, score.bind(), table, near, live.every)
+        bounds = Bounds(jnp.asarray(live.implausible, dtype), jnp.asarray(live.closest, dtype))
+        gate = GateState(factor, jnp.zeros((), dtype))
+        number = starts.charge.shape[0]
+        listed = neighbors.find(near, starts)
+        said = committees.predict(committee, params, starts, listed)
+        trusted = Trusted(starts, said.force.mean(1), said.stress.mean(1))
+        first, later = jax.random.split(jax.random.wrap_key_data(key))
+        walkers = jax.vmap(explorer.init)(jax.random.split(first, number), *trusted)
+
+        def look(carry: tuple[WalkerState, Neighbors, Trusted], key: Key) -> Any:
+            walkers, listed, trusted = carry
+            nobody = jnp.full(number, -jnp.inf, dtype), jnp.zeros(number, bool)
+            nothing = Candidate(trusted.structure, trusted.force, trusted.stress, *nobody)
+            begin = Walk(walkers, listed, nothing, jnp.zeros(number, bool), jnp.zeros(number, dtype))
+            end = walk(params, gate, bounds, begin)
+            now, left = end.candidate, end.candidate.bad | end.full
+            seen = jnp.isfinite(now.score) & ~end.full
+            trusted = where(seen & ~left, Trusted(now.structure, now.force, now.stress), trusted)
+            fresh = jax.vmap(explorer.init)(jax.random.split(key, number), *trusted)
+            walkers = where(left, fresh._replace(step=end.walkers.step), end.walkers)
+            return (walkers, end.near, trusted), (now.structure, now.force, now.score, seen, left)
+
+        keys = jax.random.split(later, live.looks)
+        (_, _, trusted), (*looks, left) = jax.lax.scan(look, (walkers, listed, trusted), keys)
+        flat: Any = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tuple(looks))
+        return Visited(*flat, trusted.structure, jnp.mean(left.astype(dtype), axis=0))
+
+    return over_seeds(walking)
+
+
+def onwards(visited: Visited, starts: Structure) -> Structure:
+    """Where the walkers [s w] begin the next round: where they have come, or anew if they were mostly lost."""
+    lost = np.asarray(visited.lost) > 0.5
+
+    def pick(here: Any, start: Any) -> Any:
+        mask = lost.reshape(*lost.shape, *(1,) * (np.ndim(here) - 2))
+        return np.where(mask, np.asarray(start), np.asarray(here))
+
+    return jax.tree.map(pick, visited.end, starts)
+
+
+def factor_of(score: np.ndarray, error: np.ndarray) -> float:
+    """What the score is multiplied with to estimate an error: the median ratio for labels that are not trained on yet.
+
+    Infinite without such labels. A bound would not do here: of a poor committee it leaves the walkers nowhere to go.
+    """
+    use = np.isfinite(score) & np.isfinite(error) & (score > 0)
+    return float(np.median(error[use] / score[use])) if use.any() else float("inf")

@@ -1,0 +1,250 @@
+"""A tiny contest from end to end: random and farthest are in, a killed one ends the same, mistakes cost nothing."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import molecule
+from ase.io import write
+from contest_example import CONTEST, WATER, folder_of, frames
+
+from jaxal import checkpoint
+from jaxal.cli import main
+from jaxal.contest import command, records, schema
+from jaxal.contest.data import STORE
+from jaxal.label.store import open_store
+from jaxal.types import InputError
+
+STRATEGIES = "strategies: {greedy: {select: {name: top_k}}, energetic: {score: {name: energy_spread}}}\n"
+
+
+def held(folder, dir, *overrides, only=()):
+    """Holds the contest of a folder; its results by task and strategy, without times."""
+    command.run(schema.load(folder / "contest.yaml", overrides), dir, only)
+    return numbers(dir)
+
+
+def numbers(dir):
+    return {
+        place: [{name: value for name, value in record.items() if not name.endswith("_s")} for record in found]
+        for place, found in records.read(dir).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return folder_of(tmp_path_factory.mktemp("contest"), CONTEST + WATER + STRATEGIES)
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """The contest of two strategies, uninterrupted."""
+    return held(folder, folder / "whole")
+
+
+def test_every_strategy_and_both_baselines_come_through(folder, whole):
+    assert [strategy for _, strategy in whole] == ["random", "farthest", "greedy", "energetic"]
+    for found in whole.values():
+        assert [(r["round"], r["seed"], r["labels"]) for r in found] == [
+            (number, seed, labels) for number, labels in enumerate((5, 8, 11)) for seed in range(2)
+        ]
+        assert all(np.isfinite(r[name]) for r in found for name in ("force_rmse", "force_max", "energy_rmse", "nll"))
+
+
+def test_strategies_begin_alike_and_choose_differently(whole):
+    def part(strategy, rounds):
+        return [
+            {k: v for k, v in record.items() if k != "strategy"}
+            for record in whole["water", strategy]
+            if record["round"] in rounds
+        ]
+
+    for strategy in ("farthest", "energetic", "greedy"):
+        assert part(strategy, {0}) == part("random", {0})
+        assert part(strategy, {1, 2}) != part("random", {1, 2})
+    first, second = (record for record in part("random", {0}))
+    assert first["force_rmse"] != second["force_rmse"]  # seeds differ in labels and weights
+
+
+def test_what_a_contest_leaves_behind(folder, whole):
+    made = folder / "whole"
+    pictures = {f"{kind}_water.png" for kind in ("curves", "saved", "worst", "calibration")} | {"ranking.png"}
+    assert pictures <= {path.name for path in made.iterdir()}
+    assert all((made / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+    assert not any((made / "states").rglob("*.json")) or not list((made / "states" / "water").iterdir())
+    table = list(csv.DictReader((made / "results.csv").open()))
+    assert len(table) == 4 * 3 * 2
+    assert float(table[0]["force_rmse"]) == whole["water", "random"][0]["force_rmse"]
+    told = json.loads((made / "summary.json").read_text())["tasks"]["water"]["strategies"]
+    error = np.log([[r["force_rmse"] for r in whole["water", "greedy"] if r["seed"] == s] for s in range(2)])
+    assert told["greedy"]["curve"][2][0] == pytest.approx(np.exp(error[:, 2].mean()), rel=1e-4)
+    assert set(told["greedy"]["saved"]) != {None} and "saved" not in told["random"]
+    leaders = list(csv.DictReader((made / "leaderboard.csv").open()))
+    assert {row["strategy"] for row in leaders} == set(told)
+    assert all(re.fullmatch(r"[\d.]+ \[[\d.]+, [\d.]+\]", row["area"]) for row in leaders)
+    page = (made / "contest.html").read_text()
+    for text in ("greedy", "labels saved", "Friedman", "4 of 4", "2 seeds are few"):
+        assert text in page
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("where", ["after the checkpoint", "before the checkpoint"])
+def test_a_killed_contest_ends_with_the_same_numbers(folder, whole, tmp_path, monkeypatch, where):
+    dir, calls = tmp_path / "killed", []
+    save = checkpoint.save
+
+    def dies(place, step, *rest):
+        calls.append(step)
+        if len(calls) == 5 and where == "before the checkpoint":
+            raise Killed
+        save(place, step, *rest)
+        if len(calls) == 5:  # the second strategy, between a round's checkpoint and its results
+            raise Killed
+
+    only = ("random", "greedy", "farthest")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", dies)
+        with pytest.raises(Killed):
+            held(folder, dir, only=only)
+    assert 0 < sum(map(len, numbers(dir).values())) < 3 * 3 * 2
+    found = held(folder, dir, only=only)
+    assert found == {place: whole[place] for place in found} and len(found) == 3
+
+
+def test_a_changed_contest_is_refused_and_a_larger_one_goes_on(folder, whole):
+    dir = folder / "whole"
+    before = (dir / "results.jsonl").read_bytes()
+    for override, field in (
+        ("train.steps=11", "tasks.water.train.steps: is 11 and was 10"),
+        ("seeds=3", "seeds: is 3 and was 2"),
+        ("strategies.greedy.score.name=energy_spread", "strategies.greedy.score.name"),
+    ):
+        with pytest.raises(InputError, match=re.escape(field)):
+            held(folder, dir, override)
+    assert (dir / "results.jsonl").read_bytes() == before
+    found = held(folder, dir, "strategies.late.select.name=top_k", "strategies.late.score.name=mean_force_spread")
+    assert {place: found[place] for place in whole} == whole and len(found["water", "late"]) == 6
+
+
+def test_energies_without_forces_and_a_barrier(tmp_path):
+    folder = folder_of(tmp_path, CONTEST + WATER)
+    for name in ("water.xyz", "test.xyz"):
+        bare = frames(30, int(name == "test.xyz"))
+        for atoms in bare:
+            atoms.calc.results.pop("forces")
+        write(folder / name, bare, format="extxyz")
+    write(folder / "path.xyz", frames(4, 2), format="extxyz")
+    found = held(folder, folder / "out", "tasks.water.path=path.xyz", "budgets=[5,8]", only=("random",))
+    for record in found["water", "random"]:
+        assert "force_rmse" not in record and np.isfinite([record["energy_rmse"], record["barrier_error"]]).all()
+    told = json.loads((folder / "out" / "summary.json").read_text())["tasks"]["water"]
+    assert told["metric"] == "energy_rmse"
+    first, last = (np.mean([r["energy_rmse"] for r in found["water", "random"] if r["round"] == n]) for n in (0, 1))
+    assert max(first, last) < 0.5  # eV/atom: references and offsets fit
+
+
+def test_stress_is_learned_where_there_is_some(tmp_path):
+    write(tmp_path / "copper.xyz", frames(24, 0, crystal=True), format="extxyz")
+    text = CONTEST.replace("cutoff: 3.0", "cutoff: 3.2").replace("holdout: 0.2", "holdout: 0.2, stress_weight: 5.0")
+    (tmp_path / "contest.yaml").write_text(
+        text + "tasks: {copper: {pool: copper.xyz}}\nbudgets: [5, 8]\n".replace("budgets: [5, 8]\n", "")
+    )
+    found = held(tmp_path, tmp_path / "out", "tasks.copper.budgets=[5,8]", only=("random",))
+    assert all(0 < record["stress_rmse"] < 1 for record in found["copper", "random"])
+
+
+LIVE = """
+tasks:
+  water:
+    live:
+      system: {file: start.xyz}
+      explore: {temperature: 300 K, walkers: 2}
+      label: {name: tblite}
+      every: 3
+      looks: 3
+      test_every: 5
+    test_frames: 6
+    path: path.xyz
+    budgets: [5, 8, 11]
+"""
+
+
+def test_a_live_task_pays_for_no_label_twice(tmp_path, monkeypatch):
+    (tmp_path / "contest.yaml").write_text(CONTEST + LIVE)
+    write(tmp_path / "start.xyz", molecule("H2O"))
+    write(tmp_path / "path.xyz", [molecule("H2O"), Atoms("OHH", [[0, 0, 0.12], [0, 0.8, -0.5], [0, -0.75, -0.45]])])
+    monkeypatch.setattr("jaxal.contest.data.SETTLE", 5)
+    found = held(tmp_path, tmp_path / "one", only=("random",))
+    for record in found["water", "random"]:
+        assert record["failed"] == 0 and record["labels"] == (5, 8, 11)[record["round"]]
+        assert np.isfinite([record["force_rmse"], record["barrier_error"]]).all()
+
+    store = tmp_path / "one" / "data" / "water" / STORE
+    opened = open_store(store)
+    rows = len(list(opened.all()))
+    opened.close()
+    assert rows <= 2 * 11 + 6 + 2
+    # again, with all labels known: nothing is calculated
+    (tmp_path / "two" / "data" / "water").mkdir(parents=True)
+    for name in (STORE, "test.xyz"):
+        (tmp_path / "two" / "data" / "water" / name).write_bytes((store.parent / name).read_bytes())
+    (tmp_path / "two" / "contest.json").write_bytes((tmp_path / "one" / "contest.json").read_bytes())
+    assert held(tmp_path, tmp_path / "two", only=("random",)) == found
+    opened = open_store(tmp_path / "two" / "data" / "water" / STORE)
+    assert len(list(opened.all())) == rows
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    "override, told",
+    [
+        ("tasks.water.pool=missing.xyz", "tasks.water.pool: there is no file"),
+        ("data=nowhere", "data: there is no folder"),
+        ("tasks.water.budgets=[8,5]", "tasks.water.budgets: [8, 5] does not fit"),
+        ("tasks.water.budgets=[5]", "tasks.water.budgets: [5] does not fit"),
+        ("budgets=[5,400]", "tasks.water.budgets: 400 is too large; the pool"),
+        ("seeds=1", "seeds: 1 is too small"),
+        ("strategies.mine.select.name=nothing", "strategies.mine.select.name: unknown select"),
+        ("strategies.mine.selct.name=top_k", "strategies.mine.selct: unknown field; did you mean select?"),
+        ("strategies={'a/b': {}}", "strategies: 'a/b' is no name"),
+        ("grids=[{select: [nothing]}]", "grids[0].select: unknown select 'nothing'"),
+        ("grids=[{}]", "grids[0]: empty"),
+        ("strategies.one.committee={members: 1}", "strategies.one: committee.members: 1 has no spread"),
+        ("strategies.random.select.name=top_k", "strategies.random: this name is that of a baseline"),
+        ("tasks.water.live.system.file=test.xyz", "tasks.water: give either pool"),
+        ("tasks={}", "tasks: missing"),
+        ("tasks.water.test=contest.yaml", "contest.yaml: ASE cannot read it"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_is_computed(folder, tmp_path, capsys, override, told):
+    assert main(["contest", str(folder / "contest.yaml"), override, "--dir", str(tmp_path / "new")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("jaxal: error: ") and error.count("\n") == 1 and told in error, error
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_of_something_else_is_refused(folder, tmp_path):
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"is in use and holds no contest\.json"):
+        held(folder, tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "lock"] == ["note.txt"]
+
+
+def test_grids_name_their_strategies_and_every_model_has_baselines(folder):
+    contest = schema.load(
+        folder / "contest.yaml",
+        ["strategies={}", "grids=[{select: all}, {select: [top_k], committee: {members: 3}}]"],
+    )
+    entered = schema.entrants(contest)
+    names = [one.name for one in entered]
+    assert len(set(names)) == len(names) and {"random", "farthest", "top_k"} <= set(names)
+    assert {"full3+top_k", "full3+random", "full3+farthest"} <= set(names)
+    for one in entered:
+        own = schema.baseline(one, entered)
+        assert own.model == one.model and own.select.name == "random"
