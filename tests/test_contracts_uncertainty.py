@@ -371,7 +371,7 @@ def test_one_round_on_the_fly(name, waiting):
         params = setup.new_params(parts.committee, jax.random.key(2), SPEC, structures, labels)
         near = neighbors.Spec(4.0, 0.5, 2, (0, 0, 0))
         static = loop.Static(TABLE, near, SPEC, training.Recipe(batch=2), every=2, looks=2, batch=2, fold=4, queue=8)
-        walkers = jax.tree.map(lambda x: jnp.stack([x[0]] * 2), structures)
+        walkers = waters(2, 14, stretch=1.2, atoms=3)  # where none was trained on
         train = training.init(static.recipe, params)
         state = jax.jit(lambda t, b, w: loop.start(parts, static, t, b, w, jax.random.key(3)))(train, buffer, walkers)
         after, looks = jax.jit(loop.make_segment(parts, static))(state, limits_of(implausible=1e6, steps=2))

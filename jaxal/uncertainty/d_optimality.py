@@ -51,8 +51,9 @@ def d_optimality(
     def init(key: Key, params: Params, structure: Structure, neighbors: Neighbors) -> Params:
         turn = projection(key, width(potential, params, structure, neighbors), size, structure.position.dtype)
         axes = jnp.broadcast_to(jnp.eye(turn.shape[1], dtype=turn.dtype), (species, *(turn.shape[1],) * 2))
-        one = jnp.ones((), turn.dtype)
-        return {**params, "posterior": {"turn": turn, "active": axes, "inverse": axes, "scale": one}}
+        # as after learning from nothing
+        posterior = {"turn": turn, "active": RIDGE * axes, "inverse": axes / RIDGE, "scale": jnp.ones((), turn.dtype)}
+        return {**params, "posterior": posterior}
 
     def swapped(
         posterior: Posterior, active: Float[Array, "s p p"], rows: Float[Array, "c p"], kinds: Int[Array, "c"]
