@@ -4,6 +4,7 @@ import csv
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
 from ase import Atoms
@@ -88,6 +89,15 @@ def test_what_a_contest_leaves_behind(folder, whole):
     page = (made / "contest.html").read_text()
     for text in ("greedy", "labels saved", "Friedman", "4 of 4", "2 seeds are few"):
         assert text in page
+
+
+def test_seeds_as_one_batch_come_to_the_same(folder, whole, tmp_path, monkeypatch):
+    """What accelerators do, here: seeds and members vmapped. Only rounding differs."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "batched")
+    found = held(folder, tmp_path / "batched", only=("random",))
+    for one, other in zip(found["water", "random"], whole["water", "random"], strict=True):
+        assert one["force_rmse"] == pytest.approx(other["force_rmse"], rel=1e-3)
+        assert one["energy_rmse"] == pytest.approx(other["energy_rmse"], rel=1e-2)
 
 
 class Killed(BaseException):

@@ -49,7 +49,7 @@ HEAD = (
     "worst case",
     "barrier error, meV",
     "Spearman",
-    "choice, s",
+    "choice, s a round",
     "all, s",
 )
 
@@ -72,7 +72,7 @@ def leaderboard(task: dict[str, Any]) -> list[tuple[str, ...]]:
                 shown(worst, unit, 2),
                 shown(one["barrier_error"][-1], 1e3) if "barrier_error" in one else "",
                 shown(one["spearman"][-1], 1.0, 2) if "spearman" in one else "",
-                f"{one['choice_s']:.1f}",
+                f"{one['choice_s']:.2f}",
                 f"{one['wall_s']:.0f}",
             )
         )
@@ -173,7 +173,8 @@ def _task(folder: Path, name: str, task: dict[str, Any]) -> str:
     about = (
         f"Area: {task['metric'].replace('_', ' ')} in {unit}, geometric mean over ln(labels); final error: with "
         f"{task['budgets'][-1]} labels; both with 95 % intervals over the seeds. Worst case: "
-        f"{'largest force error, eV/Å' if unit == 'meV/Å' else 'largest energy error, meV/atom'}. Seconds: all seeds."
+        f"{'largest force error, eV/Å' if unit == 'meV/Å' else 'largest energy error, meV/atom'}. Seconds are "
+        "of all seeds; the first strategy of a model pays for its compilation."
     )
     return (
         f"<h1>{html.escape(name)}</h1><table><tr>{head}</tr>{rows}</table>"

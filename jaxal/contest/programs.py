@@ -32,16 +32,24 @@ GROUP = {"cpu": 64}  # structures evaluated by one call of a program
 WIDEST = 256  # the same on accelerators
 
 
-def over_seeds(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function(one seed's arguments...)` compiled, for arguments and results with a leading axis [s]."""
+def over_seeds(function: Callable[..., Any], shared: int = 0) -> Callable[..., Any]:
+    """`function(one seed's arguments...)` compiled, for arguments and results with a leading axis [s].
+
+    The last `shared` arguments have no such axis: all seeds have the same.
+    """
+
+    def batched(*arguments: Any) -> Any:
+        return jax.vmap(function, (0,) * (len(arguments) - shared) + (None,) * shared)(*arguments)
+
     if jax.default_backend() != "cpu":
-        return jax.jit(jax.vmap(function))
+        return jax.jit(batched)
     one = jax.jit(function)
 
     def each(*arguments: Any) -> Any:
-        here = jax.tree.map(_on_host, arguments)
+        own = len(arguments) - shared
+        here, same = jax.tree.map(_on_host, arguments[:own]), arguments[own:]
         seeds = jax.tree.leaves(here)[0].shape[0]
-        rows = [jax.tree.map(lambda x, seed=seed: x[seed], here) for seed in range(seeds)]
+        rows = [(*jax.tree.map(lambda x, seed=seed: x[seed], here), *same) for seed in range(seeds)]
         # the first alone: it may have to be compiled
         first = jax.block_until_ready(one(*rows[0]))
         with ThreadPoolExecutor(os.cpu_count()) as threads:
@@ -126,7 +134,7 @@ def make_programs(committee: Committee, recipe: training.Recipe, near: neighbors
         over_seeds(init),
         over_seeds(functools.partial(training.init, recipe)),
         over_seeds(add),
-        over_seeds(train),
+        over_seeds(train, shared=3),
         in_groups(predict),
     )
 

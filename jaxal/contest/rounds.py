@@ -267,8 +267,8 @@ def _trained(arena: Arena, model: Model, standing: Standing, number: int, clock:
     dtype = np.dtype(arena.contest.precision)
     fit = _programs(arena, model).train
     key = made.keys(arena.contest.seed, seeds, datas.key_of(arena.name), FIT, number)
-    steps = np.full(seeds, train.steps if number else train.initial_steps, np.int32)
-    rate, final = (np.full(seeds, value, dtype) for value in (train.learning_rate, train.final_learning_rate))
+    steps = np.int32(train.steps if number else train.initial_steps)
+    rate, final = (np.asarray(value, dtype) for value in (train.learning_rate, train.final_learning_rate))
     new = fit(standing.train, standing.buffer, key, steps, rate, final)
     jax.block_until_ready(new)
     clock.took("train_s")

@@ -10,13 +10,14 @@ from jaxtyping import Array, Bool, Float
 
 from jaxal import committee as committees
 from jaxal import neighbors
+from jaxal.acquire.gate import conformal
 from jaxal.committee import Committee
 from jaxal.contest.programs import over_seeds
 from jaxal.contest.schema import Live
 from jaxal.loop import Trusted
 from jaxal.schema import Part
 from jaxal.structure import Table, masses
-from jaxal.types import GateState, Key, Neighbors, Params, Structure, WalkerState
+from jaxal.types import Key, Neighbors, Params, Structure, WalkerState
 from jaxal.walk import Bounds, Candidate, Walk, make_walk, where
 
 
@@ -47,7 +48,7 @@ def make_walking(
         explorer = live.explore.part.bind()(jnp.asarray(mass, dtype))
         walk = make_walk(committee, explorer, score.bind(), table, near, live.every)
         bounds = Bounds(jnp.asarray(live.implausible, dtype), jnp.asarray(live.closest, dtype))
-        gate = GateState(factor, jnp.zeros((), dtype))
+        gate = conformal().init()._replace(factor=factor)
         number = starts.charge.shape[0]
         listed = neighbors.find(near, starts)
         said = committees.predict(committee, params, starts, listed)
@@ -57,8 +58,13 @@ def make_walking(
 
         def look(carry: tuple[WalkerState, Neighbors, Trusted], key: Key) -> Any:
             walkers, listed, trusted = carry
-            nobody = jnp.full(number, -jnp.inf, dtype), jnp.zeros(number, bool)
-            nothing = Candidate(trusted.structure, trusted.force, trusted.stress, *nobody)
+            nothing = Candidate(
+                structure=trusted.structure,
+                force=trusted.force,
+                stress=trusted.stress,
+                score=jnp.full(number, -jnp.inf, dtype),
+                bad=jnp.zeros(number, bool),
+            )
             begin = Walk(walkers, listed, nothing, jnp.zeros(number, bool), jnp.zeros(number, dtype))
             end = walk(params, gate, bounds, begin)
             now, left = end.candidate, end.candidate.bad | end.full
@@ -71,7 +77,8 @@ def make_walking(
         keys = jax.random.split(later, live.looks)
         (_, _, trusted), (*looks, left) = jax.lax.scan(look, (walkers, listed, trusted), keys)
         flat: Any = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tuple(looks))
-        return Visited(*flat, trusted.structure, jnp.mean(left.astype(dtype), axis=0))
+        structure, force, values, seen = flat
+        return Visited(structure, force, values, seen, trusted.structure, jnp.mean(left.astype(dtype), axis=0))
 
     return over_seeds(walking)
 
