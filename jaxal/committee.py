@@ -116,6 +116,24 @@ def _by_volume(slope: Float[Array, "*p b 3 3"], structures: Structure) -> Float[
     return jnp.where(volume > 0, slope / jnp.where(volume > 0, volume, 1.0), 0.0)
 
 
+def pullback(potential: Potential, params: Params, structures: Structure, neighbors: Neighbors):
+    """Energies [b] (eV) and features [b n f] of a batch, and the function that turns slopes into forces and stresses.
+
+    It takes the derivatives of any number with respect to these energies and features and returns what its negative
+    slopes are: forces [b n 3] in eV/Å if it is an energy in eV, and the stresses [b 3 3] in eV/Å^3.
+    """
+    strained = _strained(potential, params, structures, neighbors)
+    (energy, feature), pull = jax.vjp(strained, structures.position, jnp.zeros_like(structures.cell))
+
+    def back(
+        share: Float[Array, "b"], slope: Float[Array, "b n f"]
+    ) -> tuple[Float[Array, "b n 3"], Float[Array, "b 3 3"]]:
+        position, strain = pull((share, slope))
+        return -position, _by_volume(strain, structures)
+
+    return energy, feature, back
+
+
 @exact
 def evaluate_heads(
     committee: Committee, params: Params, structures: Structure, neighbors: Neighbors
@@ -125,8 +143,7 @@ def evaluate_heads(
     One forward pass. The pullback through the backbone is linear in what comes from the heads, so it is mapped over
     the heads, or over their mean and its random combinations.
     """
-    strained = _strained(committee.potential, backbone(committee, params), structures, neighbors)
-    (energy, feature), pull = jax.vjp(strained, structures.position, jnp.zeros_like(structures.cell))
+    energy, feature, back = pullback(committee.potential, backbone(committee, params), structures, neighbors)
     added, slope = heads.evaluate(params, feature, structures.species)
     share = jnp.ones_like(added)  # of the backbone's energy
     if committee.signs:
@@ -134,8 +151,8 @@ def evaluate_heads(
         weight = jnp.concatenate([mean, heads.combinations(energy + added, committee.signs)])  # [1 + k, h, b]
         added, slope = jnp.einsum("phb,hb->pb", weight, added), jnp.einsum("phb,hbnf->pbnf", weight, slope)
         share = jnp.zeros_like(added).at[0].set(1.0)
-    pulled = over_members(lambda *back: pull(back), committee.batching)(share, slope)
-    energy, force, stress = share * energy + added, -pulled[0], _by_volume(pulled[1], structures)
+    force, stress = over_members(back, committee.batching)(share, slope)
+    energy = share * energy + added
     if committee.signs:
         energy, force, stress = (heads.antithetic(x) for x in (energy, force, stress))
     return energy, force, stress, feature

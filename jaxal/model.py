@@ -13,9 +13,11 @@ import numpy as np
 from jaxal import neighbors, registry
 from jaxal.committee import Batching, Committee, predict
 from jaxal.types import InputError, Params, Potential, Prediction, Structure
+from jaxal.uncertainty import METHODS
 
 FILE_NAME = "model.npz"
-BUILT_IN = ("jaxal.potential.equivariant", "jaxal.uncertainty.members")  # modules whose parts a model may have
+# modules whose parts a model may have
+BUILT_IN = ("jaxal.potential.equivariant", *(f"jaxal.uncertainty.{name}" for name in METHODS))
 FORMAT = 3
 FIELDS = ("potential", "precision", "charge", "spin", "heads", "signs", "uncertainty")  # of the header, as they are
 

@@ -11,6 +11,7 @@ import importlib
 from importlib import metadata
 
 from jaxal.types import InputError
+from jaxal.uncertainty import METHODS
 
 GROUP = "jaxal.parts"
 LABELERS = "tblite pyscf ase command xtb espresso nwchem cp2k abinit gpaw psi4 orca gaussian vasp teacher"
@@ -19,7 +20,7 @@ MODULES = (
     "jaxal.potential.pair",
     "jaxal.explore.md",
     "jaxal.explore.bias",
-    "jaxal.uncertainty.members",
+    *(f"jaxal.uncertainty.{name}" for name in METHODS),
     "jaxal.acquire.score",
     "jaxal.acquire.gate",
     "jaxal.acquire.kernel",
