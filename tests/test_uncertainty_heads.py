@@ -252,7 +252,7 @@ def test_evidential_spreads_are_closed_forms_with_the_scales_of_what_is_held_out
     variance = [SCALE**2 * beta / (nu * (alpha - 1)) for nu, alpha, beta in (of_energy, of_force)]
     variance = ATOMS**2 * variance[0], 3 * variance[1]
     for spread, right in zip((found.energy_spread, found.force_spread), variance, strict=True):
-        np.testing.assert_allclose(spread, np.sqrt(right), rtol=1e-9)
+        np.testing.assert_allclose(np.asarray(spread), np.sqrt(right), rtol=1e-9)
     squares = (
         np.asarray(found.energy[0] - held.label.energy) ** 2,
         np.sum(np.asarray(found.force[0] - held.label.force) ** 2, axis=-1),

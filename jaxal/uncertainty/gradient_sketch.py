@@ -182,7 +182,8 @@ def gradient_sketch(
     def predict(params: Params, structures: Structure, neighbors: Neighbors) -> Distribution:
         posterior = params["posterior"]
         both: Any = potential._replace(energies=with_gradient)
-        energy, (feature, slope), back = pullback(both, params, structures, neighbors)
+        pulled: Any = pullback(both, params, structures, neighbors)  # its features are a pair
+        energy, (feature, slope), back = pulled
         phi = sketched(over_members(lambda *one: gradient(params, *one), "auto")(structures, neighbors))  # [b d]
         delta = posterior["scale"] * posterior["draw"] @ posterior["root"].T  # [k d]
         moves = expanded(delta, slope.shape[-1])
@@ -191,9 +192,10 @@ def gradient_sketch(
         share = jnp.zeros((1 + samples, *energy.shape), energy.dtype).at[0].set(1.0)
         none = jnp.zeros_like(feature)
         force, stress = over_members(lambda part, move: back(part, (none, move)), "auto")(share, moves)
-        found = jnp.concatenate([energy[None], delta @ phi.T]), force, stress
+        energy = jnp.concatenate([energy[None], delta @ phi.T])
+        energy, force, stress = (heads.antithetic(x) for x in (energy, force, stress))
         spread = posterior["scale"] * root(jnp.sum((phi @ posterior["root"]) ** 2, axis=-1))
         feature = jnp.where((structures.species >= 0)[..., None], feature, 0.0)
-        return Distribution(*(heads.antithetic(x) for x in found), feature, energy_spread=spread)
+        return Distribution(energy, force, stress, feature, energy_spread=spread)
 
     return Uncertainty(init, learn, update, predict)
