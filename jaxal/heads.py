@@ -10,7 +10,7 @@ other collections as they are. The heads' have a leading axis [h] and give energ
 (eV), where the potential has one.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,14 +42,19 @@ def init(
     key_backbone, key_first, key_last = jax.random.split(key, 3)
     inner = potential.init(key_backbone, structure, neighbors)
     size = jax.eval_shape(potential.energy, inner, structure, neighbors)[1].shape[-1]
-    dtype = structure.position.dtype
-    weights = Weights(
-        first=size**-0.5 * jax.random.normal(key_first, (heads, size, WIDTH), dtype),
-        bias=jnp.zeros((heads, WIDTH), dtype),
-        last=WIDTH**-0.5 * jax.random.normal(key_last, (heads, WIDTH, species), dtype),
+    weights = first_weights((key_first, key_last), (heads, size, WIDTH, species), structure.position.dtype)
+    return {**inner, "params": {"backbone": inner["params"], "heads": weights._asdict()}}
+
+
+def first_weights(keys: tuple[Key, Key], sizes: tuple[int, int, int, int], dtype: Any) -> Weights:
+    """Initial weights of sizes (heads, features, hidden units, species), whose outputs have about unit variance."""
+    heads, size, width, species = sizes
+    return Weights(
+        first=size**-0.5 * jax.random.normal(keys[0], (heads, size, width), dtype),
+        bias=jnp.zeros((heads, width), dtype),
+        last=width**-0.5 * jax.random.normal(keys[1], (heads, width, species), dtype),
         shift=jnp.zeros((heads, species), dtype),
     )
-    return {**inner, "params": {"backbone": inner["params"], "heads": weights._asdict()}}
 
 
 def backbone(params: Params) -> Params:
@@ -57,26 +62,41 @@ def backbone(params: Params) -> Params:
     return {**params, "params": params["params"]["backbone"]}
 
 
-def _readout(
+def atomic(weights: Weights, feature: Float[Array, "n f"], species: Int[Array, "n"]) -> Float[Array, "n"]:
+    """Output of one head for each atom, zero for padding."""
+    hidden = jax.nn.silu(feature @ weights.first + weights.bias) * 1.6765  # keeps unit variance
+    kind = jax.nn.one_hot(species, weights.shift.shape[-1], dtype=feature.dtype)  # zeros for padding
+    return jnp.sum(kind * (hidden @ weights.last + weights.shift), axis=-1)
+
+
+def readout(
     weights: Weights, scale: Float[Array, ""], feature: Float[Array, "n f"], species: Int[Array, "n"]
 ) -> Float[Array, ""]:
     """What one head adds to the energy of one structure, eV."""
-    hidden = jax.nn.silu(feature @ weights.first + weights.bias) * 1.6765  # keeps unit variance
-    kind = jax.nn.one_hot(species, weights.shift.shape[-1], dtype=feature.dtype)  # zeros for padding
-    return scale * jnp.sum(kind * (hidden @ weights.last + weights.shift))
+    return scale * jnp.sum(atomic(weights, feature, species))
+
+
+def scale_of(params: Params) -> Float[Array, ""]:
+    """The constant "scale" of the potential, eV; 1 where it has none."""
+    return jax.lax.stop_gradient(jnp.asarray(params.get("constants", {}).get("scale", 1.0)))
 
 
 def _of(params: Params) -> tuple[Weights, Float[Array, ""]]:
-    scale = params.get("constants", {}).get("scale", 1.0)
-    return Weights(**params["params"]["heads"]), jax.lax.stop_gradient(jnp.asarray(scale))
+    return Weights(**params["params"]["heads"]), scale_of(params)
 
 
 def evaluate(
     params: Params, feature: Float[Array, "b n f"], species: Int[Array, "b n"]
 ) -> tuple[Float[Array, "h b"], Float[Array, "h b n f"]]:
     """What every head adds to the energies (eV), and its derivative with respect to the features."""
-    weights, scale = _of(params)
-    slopes = jax.value_and_grad(_readout, argnums=2)
+    return added(*_of(params), feature, species)
+
+
+def added(
+    weights: Weights, scale: Float[Array, ""], feature: Float[Array, "b n f"], species: Int[Array, "b n"]
+) -> tuple[Float[Array, "h b"], Float[Array, "h b n f"]]:
+    """`evaluate` with the weights [h] and the scale (eV) given."""
+    slopes = jax.value_and_grad(readout, argnums=2)
     each = jax.vmap(slopes, (None, None, 0, 0))
     return jax.vmap(each, (0, None, None, None))(weights, scale, feature, species)
 
@@ -85,18 +105,18 @@ def chosen(potential: Potential, head: Int[Array, "b"]) -> Potential:
     """The potential that gives structure b of a batch the energy of member head[b]: one model's work for each."""
     energies = potential.energies or jax.vmap(potential.energy, (None, 0, 0))
 
-    def added(params: Params, structures: Structure, neighbors: Neighbors):
+    def energies_of(params: Params, structures: Structure, neighbors: Neighbors):
         energy, feature = energies(backbone(params), structures, neighbors)
         weights, scale = _of(params)
         # a product with ones and zeros: its transpose is one, too, where that of a gather is a scatter
         pick = jax.nn.one_hot(head, weights.bias.shape[0], dtype=feature.dtype)
         mine = jax.tree.map(lambda x: jnp.tensordot(pick, x, 1), weights)
-        return energy + jax.vmap(_readout, (0, None, 0, 0))(mine, scale, feature, structures.species), feature
+        return energy + jax.vmap(readout, (0, None, 0, 0))(mine, scale, feature, structures.species), feature
 
     def none(params: Params, structure: Structure, neighbors: Neighbors):
         raise NotImplementedError("which head belongs to which structure is known of a batch only")
 
-    return potential._replace(energy=none, energies=added)
+    return potential._replace(energy=none, energies=energies_of)
 
 
 def combinations(energy: Float[Array, "h b"], number: int) -> Float[Array, "k h b"]:

@@ -1,3 +1,12 @@
 """What turns a model into a distribution: each a registered method of one kind (`types.Uncertainty`)."""
 
-METHODS = ("members", "laplace", "gaussian_process", "d_optimality", "density")  # modules that register one
+METHODS = (  # modules that register one
+    "members",
+    "laplace",
+    "gaussian_process",
+    "d_optimality",
+    "density",
+    "dropout",
+    "evidential",
+    "gradient_sketch",
+)

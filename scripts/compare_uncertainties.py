@@ -1,0 +1,220 @@
+r"""Every method of uncertainty on one task: how well it tells errors on unseen frames, and what it costs.
+
+    NPROC=1 XLA_FLAGS=--xla_cpu_multi_thread_eigen=false python scripts/compare_uncertainties.py \
+        --train rmd17_malonaldehyde_train_01.xyz.gz --test rmd17_malonaldehyde_test_01.xyz.gz
+
+Full and shared committees, then each registered method on one set of weights, all trained from the same frames with the
+same number of steps. Scores are the spreads of atoms' force vectors, in closed form where the method has one: the
+largest of a structure against the largest force error, and per atom. The log-likelihood gained is that over one spread
+for all, per force component, with the scale fitted on the frames that are held out of the training. Costs are CPU times
+over those of one model: of a prediction, medians over rounds in which all are timed one after the other; of the
+training with what the method learns after it. Prints a markdown table: means over the seeds ± their standard deviation.
+"""
+
+import argparse
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxal import buffer as buffers
+from jaxal import committee as committees
+from jaxal import finish, neighbors, registry, setup
+from jaxal.committee import Committee
+from jaxal.config import parse
+from jaxal.parts import import_parts
+from jaxal.schema import Offline
+from jaxal.structure import from_atoms, read_frames, read_labels, species_table
+from jaxal.train import fit as training
+from jaxal.types import Label, Params, Structure
+from jaxal.validate.calibration import auroc, likelihood, rank_correlation
+
+POTENTIAL = {"cutoff": 4.5, "channels": 16, "l_max": 2, "layers": 2, "correlation": 2}
+COMMITTEES = {
+    "full committee of 4": {"members": 4},
+    "shared backbone, 4 heads": {"kind": "shared", "members": 4},
+    "shared backbone, 8 heads": {"kind": "shared", "members": 8},
+    "shared backbone, 8 heads, 2 signs": {"kind": "shared", "members": 8, "signs": 2},
+}
+TITLES = ("method", "prediction, × one", "training, × one", "force RMSE, meV/Å", "Spearman, structures")
+TITLES += ("Spearman, atoms", "AUROC, structures", "log-likelihood gained")
+TOGETHER = 16  # structures of a prediction
+
+
+class Data(NamedTuple):
+    """What one seed learns from and is measured on; energies relative to the references."""
+
+    near: neighbors.Spec
+    train: tuple[Structure, Label]
+    held: np.ndarray
+    test: tuple[Structure, Label]
+
+
+class Trained(NamedTuple):
+    """A committee after its training, and the CPU time that took, s."""
+
+    committee: Committee
+    params: Params
+    spent: float
+
+
+def data_of(given: argparse.Namespace, seed: int) -> Data:
+    """Other frames for every seed, the first of them to train on."""
+    rng = np.random.default_rng(seed)
+    sets = []
+    for path, number in ((given.train, given.frames), (given.test, given.unseen)):
+        frames = read_frames(path)
+        sets.append([frames[row] for row in np.sort(rng.permutation(len(frames))[:number])])
+    table = species_table(sets[0] + sets[1])
+    found = [(from_atoms(frames, table, dtype=np.float64), read_labels(frames)) for frames in sets]
+    reference = training.reference_energies(found[0][0], found[0][1].energy, len(table))
+    train, test = (setup.cast(*one, reference, np.dtype("float32")) for one in found)
+    both: Any = jax.tree.map(lambda *x: jnp.concatenate(x), train[0], test[0])
+    near = neighbors.plan(both, POTENTIAL["cutoff"], 0.0, 1.0)
+    return Data(near, train, setup.spread_hold(given.frames, 0.1), test)
+
+
+def variants() -> dict[str, dict[str, Any]]:
+    """Sections of a configuration for each row of the table."""
+    found: dict[str, dict[str, Any]] = {name: {"committee": each} for name, each in COMMITTEES.items()}
+    for name in registry.names("uncertainty"):
+        if name != "members":  # that is what the committees are
+            found[name] = {"committee": {"members": 1}, "uncertainty": {"name": name}}
+    return found
+
+
+def config_of(given: argparse.Namespace, sections: dict[str, Any]) -> Offline:
+    """A configuration for `sections`; its data are not read."""
+    train = {"batch": 8, "learning_rate": 0.01, "energy_weight": 5.0}
+    raw = {"data": {"file": str(given.train)}, "potential": POTENTIAL, "train": train}
+    return parse(raw | sections, "/", Offline)
+
+
+def train(config: Offline, data: Data, table: tuple[int, ...], steps: int, seed: int, one: bool = False) -> Trained:
+    """`one`: a single model without a method, which no configuration allows, since it has no spread."""
+    committee = setup.committee_of(config, table)
+    if one:
+        committee = Committee(committee.potential, 1, species=len(table))
+    key, key_set, key_fit = jax.random.split(jax.random.key(seed), 3)
+    params = setup.new_params(committee, key, data.near, *data.train)
+    buffer = setup.training_set(*data.train, data.held, committee.members, len(data.held), key_set, 1.0)
+    recipe = setup.recipe(config.train)
+    state = training.init(recipe, params)
+    rates = jnp.asarray(config.train.learning_rate), jnp.asarray(config.train.final_learning_rate)
+    fit = finish.compiled_fit(committee, recipe, data.near)
+    given = state, buffer, key_fit, jnp.asarray(steps, jnp.int32), *rates
+    fit = fit.lower(*given).compile()
+    began = time.process_time()
+    state, _ = jax.block_until_ready(fit(*given))
+    assert isinstance(buffer, buffers.Buffer)
+    return Trained(committee, state.average, time.process_time() - began)
+
+
+class Seen(NamedTuple):
+    """Spreads and errors of force vectors, eV/Å [b n]; RMSE of the components."""
+
+    spread: np.ndarray
+    error: np.ndarray
+    rmse: float
+
+
+def program(trained: Trained, near: neighbors.Spec, structures: Structure):
+    """The compiled prediction of `TOGETHER` structures, by parameters, structures and neighbors."""
+    first = jax.tree.map(lambda x: x[:TOGETHER], structures)
+    listed = jax.jit(neighbors.find, static_argnums=0)
+    given = trained.params, first, listed(near, first)
+    return jax.jit(committees.predict, static_argnums=0).lower(trained.committee, *given).compile(), given
+
+
+def see(call: Any, params: Params, near: neighbors.Spec, structures: Structure, labels: Label) -> Seen:
+    """The prediction of all structures beside their labels; all atoms are real."""
+    listed = jax.jit(neighbors.find, static_argnums=0)
+    number, forces, spreads = structures.charge.shape[0], [], []
+    for first in range(0, number, TOGETHER):
+        some = jax.tree.map(lambda x, first=first: x[np.arange(first, first + TOGETHER) % number], structures)
+        found = call(params, some, listed(near, some))
+        force = np.asarray(found.force, np.float64)
+        spread = np.sqrt(force.var(axis=1).sum(-1)) if found.force_spread is None else np.asarray(found.force_spread)
+        forces.append(force.mean(axis=1))
+        spreads.append(spread)
+    gap = np.concatenate(forces)[:number] - np.asarray(labels.force, np.float64)
+    return Seen(np.concatenate(spreads)[:number], np.linalg.norm(gap, axis=-1), float(np.sqrt(np.mean(gap**2))))
+
+
+def measures(held: Seen, test: Seen) -> list[float]:
+    """RMSE, rank correlation per structure and per atom, AUROC of the worst tenth, log-likelihood gained."""
+    widest, worst = test.spread.max(-1), test.error.max(-1)
+    spread, error = np.maximum(test.spread.ravel(), 1e-6), test.error.ravel()
+    scale = likelihood(np.maximum(held.spread.ravel(), 1e-6), held.error.ravel())[0]
+    variance = (scale * spread) ** 2 / 3  # of one component
+    nll = float(np.mean(0.5 * np.log(2 * np.pi * variance) + error**2 / (6 * variance)))
+    constant = likelihood(np.ones_like(error), error)[2]
+    ranked = rank_correlation(widest, worst), rank_correlation(spread, error)
+    return [1e3 * test.rmse, *ranked, auroc(widest, worst > np.quantile(worst, 0.9)), constant - nll]
+
+
+def costs(calls: dict[str, Any], rounds: int) -> dict[str, float]:
+    """CPU time of a prediction, s, medians over the rounds, the first of which is to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds + 1):
+        for name, (call, given) in calls.items():
+            began = time.process_time()
+            for _ in range(5):
+                jax.block_until_ready(call(*given))
+            if turn:
+                times[name].append((time.process_time() - began) / 5)
+    return {name: float(np.median(each)) for name, each in times.items()}
+
+
+def main() -> None:
+    """Trains, measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", type=Path, required=True, help="labeled frames of one composition to learn from")
+    parser.add_argument("--test", type=Path, required=True, help="unseen ones")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="rows of the table whose names begin so")
+    parser.add_argument("--frames", type=int, default=200, help="to train on, a tenth of them held out")
+    parser.add_argument("--unseen", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=1500, help="of 8 structures; full members take their own")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=10)
+    given = parser.parse_args()
+    import_parts()
+    rows = variants()
+    if given.only:
+        rows = {name: each for name, each in rows.items() if name.startswith(tuple(given.only))}
+    table = species_table(read_frames(given.train, ":1"))
+    found: dict[str, list[list[float]]] = {name: [] for name in rows}
+    for seed in range(given.seeds):
+        data = data_of(given, seed)
+        held: Any = jax.tree.map(lambda x, rows=data.held: x[rows], data.train)
+        single = train(config_of(given, next(iter(rows.values()))), data, table, given.steps, seed, one=True)
+        calls = {"": program(single, data.near, data.test[0])}
+        told: dict[str, list[float]] = {}
+        for name, sections in rows.items():
+            done = train(config_of(given, sections), data, table, given.steps, seed)
+            calls[name] = program(done, data.near, data.test[0])
+            seen = [see(calls[name][0], done.params, data.near, each[0], each[1]) for each in (held, data.test)]
+            told[name] = [done.spent / single.spent, *measures(*seen)]
+            print(f"seed {seed}: {name}: {np.round(told[name], 3)}", file=sys.stderr, flush=True)
+        spent = costs(calls, given.rounds)
+        for name, each in told.items():
+            found[name].append([spent[name] / spent[""], *each])
+    device = jax.devices()[0]
+    print(f"{given.train.name}, {given.frames} frames ({round(0.1 * given.frames)} held out), {given.unseen} unseen of")
+    print(f"{given.test.name}; {given.steps} steps, {given.seeds} seeds; {platform.machine()} {device.device_kind},")
+    print(f"Python {platform.python_version()}, jax {jax.__version__}.\n")
+    print("| " + " | ".join(TITLES) + " |\n|" + "---|" * len(TITLES))
+    digits = 1, 1, 1, 2, 2, 2, 2
+    for name, each in found.items():
+        mean, spread = np.mean(each, axis=0), np.std(each, axis=0)
+        cells = [f"{m:.{d}f} ± {s:.{d}f}" for m, s, d in zip(mean, spread, digits, strict=True)]
+        print("| " + " | ".join([name, *cells]) + " |")
+
+
+if __name__ == "__main__":
+    main()
