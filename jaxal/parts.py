@@ -19,11 +19,14 @@ MODULES = (
     "jaxal.potential.pair",
     "jaxal.explore.md",
     "jaxal.explore.bias",
+    "jaxal.explore.seek",
+    "jaxal.explore.descent",
     "jaxal.uncertainty.members",
     "jaxal.acquire.score",
     "jaxal.acquire.gate",
     "jaxal.acquire.kernel",
     "jaxal.acquire.select",
+    "jaxal.acquire.schedule",
     *(f"jaxal.label.{name}" for name in f"{LABELERS} pool cluster".split()),
 )
 

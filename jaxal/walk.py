@@ -4,7 +4,7 @@ On a mesh each device walks its own walkers; only the members' predictions trave
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,11 @@ from ase.data import covalent_radii
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
+from jaxal import ascent, devices, neighbors
 from jaxal import committee as committees
-from jaxal import devices, neighbors
 from jaxal.committee import Committee
 from jaxal.devices import MEMBERS, WALKERS
-from jaxal.types import Explorer, GateState, Neighbors, Params, Prediction, Score, Structure, WalkerState
+from jaxal.types import Bias, Explorer, GateState, Neighbors, Params, Prediction, Score, Structure, WalkerState
 
 
 class Candidate(NamedTuple):
@@ -44,6 +44,7 @@ class Walk(NamedTuple):
     candidate: Candidate
     full: Bool[Array, "w"]  # a physical frame had more neighbors than there is room for
     energy: Float[Array, "w"]  # committee mean of the last frame, eV
+    drift: Any = ()  # what the bias has learned of each walker
 
 
 def make_walk(
@@ -53,6 +54,7 @@ def make_walk(
     table: tuple[int, ...],
     near: neighbors.Spec,
     steps: int,
+    bias: Bias | None = None,
 ) -> Callable[[Params, GateState, Bounds, Walk], Walk]:
     """The function of (parameters [r], gate, bounds, walk) that takes `steps` steps."""
     radii = jnp.asarray(covalent_radii[list(table)], jnp.float32)
@@ -84,11 +86,18 @@ def make_walk(
             prediction = committees.predict_local(committee, params, proposed, close)
         with jax.named_scope("gate"):
             now = jax.vmap(lambda s, n, p: judge(bounds, gate, s, n, p))(proposed, close, prediction)
-        walkers = jax.vmap(explorer.advance)(walk.walkers, proposed, now.force, now.stress)
+        drive, drift = (now.force, now.stress), walk.drift
+        if bias is not None:
+            with jax.named_scope("bias"):
+                given = params, proposed, close, prediction
+                push, drift = ascent.push(bias, committee, drift, *given)
+                drive = now.force + push.force, now.stress + push.stress
+        walkers = jax.vmap(explorer.advance)(walk.walkers, proposed, *drive)
         # from the first unphysical frame to the next look a walker keeps its last physical frame
         bad = walk.candidate.bad | now.bad
         candidate = where(bad, walk.candidate, now)._replace(bad=bad)
-        return Walk(walkers, found, candidate, walk.full | (close.overflow & ~bad), prediction.energy.mean(1))
+        full = walk.full | (close.overflow & ~bad)
+        return Walk(walkers, found, candidate, full, prediction.energy.mean(1), drift)
 
     def walk(params: Params, gate: GateState, bounds: Bounds, start: Walk) -> Walk:
         return jax.lax.fori_loop(0, steps, lambda _, now: step(params, gate, bounds, now), start)

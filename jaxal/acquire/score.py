@@ -11,14 +11,14 @@ from jaxal.registry import register
 from jaxal.types import Prediction, Structure
 
 
-def _root(square: Float[Array, "..."]) -> Float[Array, "..."]:
+def root(square: Float[Array, "..."]) -> Float[Array, "..."]:
     """Square root with a zero gradient at zero, where the true one is infinite."""
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
 
 
 def atom_spread(prediction: Prediction) -> Float[Array, "n"]:
     """Committee standard deviation of each atom's force vector, eV/Å."""
-    return _root(jnp.sum(jnp.var(prediction.force, axis=0), axis=-1))
+    return root(jnp.sum(jnp.var(prediction.force, axis=0), axis=-1))
 
 
 @register("score")
@@ -32,10 +32,10 @@ def mean_force_spread(prediction: Prediction, structure: Structure) -> Float[Arr
     """Root mean square over the atoms of the force spread, eV/Å."""
     real = structure.species >= 0
     square = jnp.sum(jnp.var(prediction.force, axis=0), axis=-1)
-    return _root(jnp.sum(jnp.where(real, square, 0.0)) / jnp.maximum(jnp.sum(real), 1))
+    return root(jnp.sum(jnp.where(real, square, 0.0)) / jnp.maximum(jnp.sum(real), 1))
 
 
 @register("score")
 def energy_spread(prediction: Prediction, structure: Structure) -> Float[Array, ""]:
     """Committee standard deviation of the energy, eV per atom."""
-    return _root(jnp.var(prediction.energy)) / jnp.maximum(jnp.sum(structure.species >= 0), 1)
+    return root(jnp.var(prediction.energy)) / jnp.maximum(jnp.sum(structure.species >= 0), 1)
