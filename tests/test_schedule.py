@@ -126,7 +126,7 @@ def test_one_arm_alone_picks_what_its_selection_does():
 
 
 def test_gains_are_relative_to_the_usual_error():
-    """By hand: half of the error over the mean of the rounds so far, at most one; failed labels and probes count not."""
+    """Half of the error over the mean of the rounds so far, at most one; failed labels and probes do not count."""
     schedule = bandit(of=OF, rule="ucb1")
     course = choose.Course.begun(schedule)
     arm, ok = jnp.asarray([0, 1, 2, -1]), jnp.asarray([True, True, False, True])

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from ase.io import read
 
-from jaxal import compilation, run
+from jaxal import run
 from jaxal.config import load
 from jaxal.types import InputError
 
@@ -30,7 +30,7 @@ ARMS = {
 
 
 def coordinate(positions: np.ndarray) -> np.ndarray:
-    """q of frames [..., n, 3], Å."""
+    """Transfer coordinate of frames [..., n, 3], Å."""
     hydrogen = positions[..., HYDROGEN, :]
     first, second = (np.linalg.norm(hydrogen - positions[..., oxygen, :], axis=-1) for oxygen in (DONOR, ACCEPTOR))
     return first - second
@@ -82,6 +82,4 @@ def main(folder: Path, seeds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(
-        Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs/bias"), int(sys.argv[2]) if len(sys.argv) > 2 else 5
-    )
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs/bias"), int(sys.argv[2]) if len(sys.argv) > 2 else 5)
