@@ -32,8 +32,8 @@ class Course(NamedTuple):
     """How a schedule stands, and the running mean that gains are relative to."""
 
     schedule: Any = ()
-    error: Float[Array, ""] | tuple[()] = ()  # eV/Å, mean over the labels of a round, averaged over the rounds
-    rounds: Float[Array, ""] | tuple[()] = ()
+    error: Any = ()  # [] eV/Å, mean over the labels of a round, averaged over the rounds
+    rounds: Any = ()  # []
 
     @classmethod
     def begun(cls, schedule: Schedule | None) -> "Course":

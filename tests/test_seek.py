@@ -17,6 +17,7 @@ from jaxal.types import Bias, Distribution, GateState, Prediction, Structure, Un
 from jaxal.units import BOLTZMANN
 from jaxal.walk import Bounds, Candidate, Walk, make_walk
 
+predicted = jax.jit(committee.predict, static_argnums=0)
 TABLE, MEMBERS, ATOMS = (1, 8), 3, 4
 MASS = jnp.asarray([15.999, 1.008, 1.008, 15.999])
 
@@ -83,7 +84,7 @@ def total_energy(case: str):
 def test_force_and_stress_are_the_slopes_of_the_bias_energy(case):
     energy, bias, one = total_energy(case)
     _, params, _, structures, near = model()
-    prediction = committee.predict(one, params, structures, near)
+    prediction = predicted(one, params, structures, near)
     found, _ = jax.jit(lambda: ascent.push(bias, one, (), params, structures, near, prediction))()
     none, step = jnp.zeros((2, 3, 3)), 1e-4
     np.testing.assert_allclose(found.energy, energy(structures.position, none), rtol=1e-12)
@@ -106,9 +107,10 @@ def test_force_and_stress_are_the_slopes_of_the_bias_energy(case):
 @pytest.mark.usefixtures("double")
 def test_the_members_closed_form_is_the_gradient_through_the_committee():
     one, params, _, structures, near = model()
-    prediction = committee.predict(one, params, structures, near)
-    short = ascent.rise(one, None, params, structures, near, prediction)
-    long = ascent.rise(one, ascent.energy_deviation, params, structures, near, prediction)
+    prediction = predicted(one, params, structures, near)
+    rise = jax.jit(ascent.rise, static_argnums=(0, 1))
+    short = rise(one, None, params, structures, near, prediction)
+    long = rise(one, ascent.energy_deviation, params, structures, near, prediction)
     for a, b in zip(short, long, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
 
@@ -156,7 +158,7 @@ def test_hyperactive_force_is_a_fraction_of_the_mean_force():
 def test_no_atom_is_pushed_harder_than_the_largest_and_the_direction_stays():
     _, params, _, structures, near = model()
     free, one = CASES["members"][0], model()[0]
-    prediction = committee.predict(one, params, structures, near)
+    prediction = predicted(one, params, structures, near)
     push = lambda bias: ascent.push(bias, one, (), params, structures, near, prediction)[0]  # noqa: E731
     whole = push(free)
     largest = 0.1 * float(jnp.min(jnp.max(jnp.linalg.norm(whole.force, axis=-1), axis=-1)))
@@ -175,8 +177,8 @@ def walked(bias: Bias | None, explorer, score=mean_force_spread, steps=40):
     spec = neighbors.plan(start, 3.0, 0.5)._replace(capacity=ATOMS)
     near = neighbors.find(spec, start)
     walk = make_walk(one, explorer, score, TABLE, spec, steps, bias)
-    predicted = committee.predict(one, params, start, near)
-    force, stress = predicted.force.mean(1), predicted.stress.mean(1)
+    first = predicted(one, params, start, near)
+    force, stress = first.force.mean(1), first.stress.mean(1)
     walkers = jax.vmap(explorer.init)(jax.random.split(jax.random.key(5), 4), start, force, stress)
     bad = jnp.zeros(4, bool)
     nothing = Candidate(start, force, stress, jnp.zeros(4), bad)
@@ -184,8 +186,8 @@ def walked(bias: Bias | None, explorer, score=mean_force_spread, steps=40):
     gate = GateState(jnp.asarray(1.0), jnp.asarray(0.1))
     bounds = Bounds(jnp.asarray(1e6), jnp.asarray(0.2))
     end = jax.jit(walk)(params, gate, bounds, Walk(walkers, near, nothing, bad, jnp.zeros(4), drift))
-    before = jax.vmap(score)(predicted, start)
-    return end, np.asarray(before), np.asarray(predicted.energy.mean(1))
+    before = jax.vmap(score)(first, start)
+    return end, np.asarray(before), np.asarray(first.energy.mean(1))
 
 
 COLD = nvt_langevin(MASS, temperature=50.0, timestep=0.5)
