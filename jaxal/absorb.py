@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxal import committee as committees
 from jaxal import devices, loop, neighbors
 from jaxal import queue as queues
-from jaxal.loop import Lesson, Limits, Parts, State, Static
+from jaxal.looks import Lesson
+from jaxal.loop import Limits, Parts, State, Static
 from jaxal.types import Label, Prediction, Structure
 from jaxal.walk import driving, where
 
@@ -65,7 +66,8 @@ def make_absorb(parts: Parts, static: Static) -> Callable[[State, Limits, Arriva
         hold = arrivals.probe | (jax.random.uniform(key_hold, ok.shape) < limits.holdout)
         factor = state.gate.factor
         state = state._replace(key=key, problems=jnp.where(jnp.any(crowded & ok), loop.NEIGHBORS_FULL, 0))
-        lesson = Lesson(arrivals.structure, score, prediction.force.mean(1), arrivals.label, ok, hold)
+        arm = jnp.where(arrivals.probe, -1, queues.arm_of(state.queue, arrivals.ticket))
+        lesson = Lesson(arrivals.structure, score, prediction.force.mean(1), arrivals.label, ok, hold, arm)
         state, taught = loop.teach(parts, static, limits, state, lesson, (key_add, key_fit))
         failed = jnp.any(arrivals.there & ~ok)
         state = state._replace(

@@ -96,7 +96,7 @@ def evaluate_batch(
 
     zero = jnp.zeros_like(structures.cell)
     slopes, (energy, feature) = jax.grad(total, argnums=(0, 1), has_aux=True)(structures.position, zero)
-    return energy, -slopes[0], _by_volume(slopes[1], structures), feature
+    return energy, -slopes[0], by_volume(slopes[1], structures), feature
 
 
 def _strained(potential: Potential, params: Params, structures: Structure, neighbors: Neighbors):
@@ -104,14 +104,19 @@ def _strained(potential: Potential, params: Params, structures: Structure, neigh
     energies = potential.energies or jax.vmap(potential.energy, (None, 0, 0))
 
     def strained(position, strain):
-        deformation = jnp.eye(3, dtype=position.dtype) + 0.5 * (strain + jnp.swapaxes(strain, -1, -2))
-        moved = structures._replace(position=position @ deformation, cell=structures.cell @ deformation)
-        return energies(params, moved, neighbors)
+        return energies(params, deformed(structures._replace(position=position), strain), neighbors)
 
     return strained
 
 
-def _by_volume(slope: Float[Array, "*p b 3 3"], structures: Structure) -> Float[Array, "*p b 3 3"]:
+def deformed(structures: Structure, strain: Float[Array, "b 3 3"]) -> Structure:
+    """The structures under the symmetric part of a strain each."""
+    deformation = jnp.eye(3, dtype=structures.position.dtype) + 0.5 * (strain + jnp.swapaxes(strain, -1, -2))
+    return structures._replace(position=structures.position @ deformation, cell=structures.cell @ deformation)
+
+
+def by_volume(slope: Float[Array, "*p b 3 3"], structures: Structure) -> Float[Array, "*p b 3 3"]:
+    """A derivative with respect to strain over the volume of the cells; zero where there is none."""
     volume = jnp.abs(jnp.linalg.det(structures.cell))[:, None, None]
     return jnp.where(volume > 0, slope / jnp.where(volume > 0, volume, 1.0), 0.0)
 
@@ -129,7 +134,7 @@ def pullback(potential: Potential, params: Params, structures: Structure, neighb
         share: Float[Array, "b"], slope: Float[Array, "b n f"]
     ) -> tuple[Float[Array, "b n 3"], Float[Array, "b 3 3"]]:
         position, strain = pull((share, slope))
-        return -position, _by_volume(strain, structures)
+        return -position, by_volume(strain, structures)
 
     return energy, feature, back
 

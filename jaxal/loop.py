@@ -24,13 +24,28 @@ from jaxal import buffer as buffers
 from jaxal import committee as committees
 from jaxal import devices, neighbors
 from jaxal import queue as queues
-from jaxal.choose import Chooser, choose
+from jaxal.choose import Chooser, Course, choose, taught
 from jaxal.devices import MEMBERS, WALKERS
+from jaxal.looks import Lesson, Look, Taught, Trusted
 from jaxal.train import fit as training
 from jaxal.train import posterior
 from jaxal.train.calibrate import Fresh, Judge, calibrate
 from jaxal.train.loss import force_rmse, max_force_error
-from jaxal.types import Explorer, Gate, GateState, Kernel, Key, Label, Neighbors, Score, Select, Structure, WalkerState
+from jaxal.types import (
+    Bias,
+    Explorer,
+    Gate,
+    GateState,
+    Kernel,
+    Key,
+    Label,
+    Neighbors,
+    Schedule,
+    Score,
+    Select,
+    Structure,
+    WalkerState,
+)
 from jaxal.units import BOLTZMANN
 from jaxal.walk import Bounds, Candidate, Drive, Walk, driving, make_walk, where
 
@@ -57,6 +72,9 @@ class Parts(NamedTuple):
     # in the program, energies relative to the references; None: what is to be labeled waits in the queue
     label: Callable[[Structure, Bool[Array, "k"]], Label] | None
     drive: Drive = "mean"  # whose force moves a walker
+    bias: Bias | None = None  # drives walkers beside the committee's mean force
+    schedule: Schedule | None = None  # None: `select` picks every label
+    arms: tuple[Select, ...] = ()  # the selections of the schedule
 
 
 class Static(NamedTuple):
@@ -86,14 +104,6 @@ class Limits(NamedTuple):
     final_rate: Float[Array, ""]  # learning rate at the end of each training
 
 
-class Trusted(NamedTuple):
-    """Where a walker goes back to: its last frame that needed no label, or that got one."""
-
-    structure: Structure
-    force: Float[Array, "*w n 3"]  # that moves the walker
-    stress: Float[Array, "*w 3 3"]
-
-
 class State(NamedTuple):
     """Everything that goes on from one segment to the next."""
 
@@ -109,35 +119,15 @@ class State(NamedTuple):
     key: Key
     labels: Int[Array, ""]  # asked for, failed ones included
     problems: Int[Array, ""]
-
-
-class Look(NamedTuple):
-    """What one look reports; stacked over the looks of a segment."""
-
-    structure: Structure  # [w] of the walkers, at the look
-    energy: Float[Array, "w"]  # committee mean, eV, relative to the references
-    temperature: Float[Array, "w"]  # K, with 3n degrees of freedom
-    estimate: Float[Array, "w"]  # estimated error, eV/Å
-    flagged: Bool[Array, "w"]
-    unphysical: Bool[Array, "w"]
-    walker: Int[Array, "k"]  # that was labeled; -1 = none
-    probe: Bool[Array, "k"]
-    ok: Bool[Array, "k"]
-    label_estimate: Float[Array, "k"]  # eV/Å, before training
-    label_error: Float[Array, "k"]  # largest force error of an atom before training, eV/Å
-    label_rmse: Float[Array, "k"]  # force RMSE before training, eV/Å
-    factor: Float[Array, ""]
-    threshold: Float[Array, ""]
-    coverage: Float[Array, ""]  # labels since the start whose error was within the estimated one; NaN before the first
-    loss: Float[Array, ""]  # mean of the members' training losses; NaN where nothing was trained
-    fold_rmse: Float[Array, ""]  # force RMSE of the committee mean on the held-out labels; NaN if not evaluated
+    drift: Any = ()  # what the bias has learned of each walker [w]
+    course: Course = Course()  # of the schedule
 
 
 Segment = Callable[[State, Limits], tuple[State, Look]]
 
 
 # How a state divides over the devices of a mesh; what is not named, being small and read by all, is whole on each.
-_DIVIDED = {"walkers": P(WALKERS), "trusted": P(WALKERS), "near": P(WALKERS), "train": P(MEMBERS)}
+_DIVIDED = {"walkers": P(WALKERS), "trusted": P(WALKERS), "near": P(WALKERS), "train": P(MEMBERS), "drift": P(WALKERS)}
 LAYOUT: Any = State._make(_DIVIDED.get(name, P()) for name in State._fields)
 
 
@@ -169,6 +159,8 @@ def start(
         key=key,
         labels=buffer.count,
         problems=jnp.where(jnp.any(near.overflow), NEIGHBORS_FULL, 0).astype(jnp.int32),
+        drift=() if parts.bias is None else jax.vmap(parts.bias.init)(structures),
+        course=Course.begun(parts.schedule),
     )
     return devices.laid(parts.committee.mesh, LAYOUT, state)
 
@@ -176,9 +168,10 @@ def start(
 def make_segment(parts: Parts, static: Static) -> Segment:
     """The function to compile: (state, limits) -> (state, looks). Donate the state."""
     mesh = parts.committee.mesh
-    walking = parts.committee, parts.explorer, parts.score, static.table, static.near, static.every, parts.drive
-    walk = make_walk(*walking)
-    chooser = Chooser(parts.committee, parts.kernel, parts.select, static.train_near, static.batch)
+    walking = parts.committee, parts.explorer, parts.score, static.table, static.near, static.every
+    walk = make_walk(*walking, parts.drive, parts.bias)
+    picks = parts.select, static.train_near, static.batch, parts.schedule, parts.arms
+    chooser = Chooser(parts.committee, parts.kernel, *picks)
 
     def look(limits: Limits, state: State, _) -> tuple[State, Look]:
         trusted, walkers = state.trusted, state.walkers
@@ -194,20 +187,22 @@ def make_segment(parts: Parts, static: Static) -> Segment:
             jnp.full(number, -jnp.inf, trusted.force.dtype),  # below every threshold: no gate asks for it
             jnp.zeros(number, bool),
         )
-        start = Walk(walkers, state.near, nothing, jnp.zeros(number, bool), jnp.zeros(number, trusted.force.dtype))
+        zero = jnp.zeros(number, trusted.force.dtype)
+        start = Walk(walkers, state.near, nothing, jnp.zeros(number, bool), zero, state.drift)
         bounds = Bounds(limits.implausible, limits.closest)
         end = walk(state.train.average, state.gate, bounds, start)
         # what a look decides it decides on every device alike: a few numbers of each walker
         candidate, full, energy = devices.laid(mesh, P(), (end.candidate, end.full, end.energy))
         problems = state.problems | jnp.where(jnp.any(full), NEIGHBORS_FULL, 0)
-        state = state._replace(walkers=end.walkers, near=end.near)
+        state = state._replace(walkers=end.walkers, near=end.near, drift=end.drift)
         gate, flagged = parts.gate.step(state.gate, candidate.score)
         estimate = jnp.where(jnp.isfinite(gate.factor), gate.factor, 1.0) * candidate.score
         probe = jax.random.uniform(key_probe, (number,)) < limits.probe
         wants = flagged | (probe & ~candidate.bad)
         score = jnp.where(probe, jnp.inf, candidate.score)
         given = state.train.average, state.buffer, candidate.structure, score, wants
-        chosen, crowded = choose(chooser, key_select, *given)
+        used = state.labels / jnp.maximum(limits.budget, 1)
+        chosen, crowded, arm = choose(chooser, key_select, *given, state.course, used)
         problems |= jnp.where(crowded, NEIGHBORS_FULL, 0)
         left = jnp.maximum(limits.budget - state.labels, 0)
         lost = (problems & UNDONE) != 0  # this segment will be undone: a label asked for now would not be used
@@ -215,9 +210,9 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         state = state._replace(gate=gate, problems=problems)
         keys = key_add, key_hold, key_fit
         if parts.label is None:
-            state, report = put_off(state, candidate, chosen, probe, estimate)
+            state, report = put_off(state, candidate, chosen, probe, arm)
         else:
-            state, report = learn(limits, state, candidate, chosen, probe, estimate, keys)
+            state, report = learn(limits, state, candidate, chosen, probe, estimate, arm, keys)
 
         # Back to the trusted frame: walkers that are unphysical, those whose frame the method cannot label, and those
         # whose label nobody waits for.
@@ -253,7 +248,7 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         )
         return devices.laid(mesh, LAYOUT, state), devices.laid(mesh, P(), out)
 
-    def learn(limits, state: State, candidate: Candidate, chosen, probe, estimate, keys):
+    def learn(limits, state: State, candidate: Candidate, chosen, probe, estimate, arm, keys):
         """Labels the chosen walkers' candidates, adds them to the training set and retrains."""
         key_add, key_hold, key_fit = keys
         wanted = chosen >= 0
@@ -268,10 +263,11 @@ def make_segment(parts: Parts, static: Static) -> Segment:
             label = parts.label(picked.structure, wanted)
             ok = label.ok & wanted
             hold = is_probe | (jax.random.uniform(key_hold, wanted.shape) < limits.holdout)
-            lesson = Lesson(picked.structure, picked.score, picked.force, label, ok, hold)
-            state, taught = teach(parts, static, limits, state, lesson, (key_add, key_fit))
+            given = picked.structure, picked.score, picked.force, label, ok, hold
+            lesson = Lesson(*given, jnp.where(is_probe, -1, arm))
+            state, told = teach(parts, static, limits, state, lesson, (key_add, key_fit))
             state = state._replace(labels=state.labels + jnp.sum(wanted, dtype=jnp.int32))
-            return state, (ok, taught.error, taught.rmse, taught.loss, taught.fold_rmse)
+            return state, (ok, told.error, told.rmse, told.loss, told.fold_rmse)
 
         def skip(state: State):
             none = jnp.full(wanted.shape, jnp.nan, candidate.force.dtype)
@@ -294,18 +290,11 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         }
         return state, report
 
-    def put_off(state: State, candidate: Candidate, chosen, probe, estimate):
+    def put_off(state: State, candidate: Candidate, chosen, probe, arm):
         """The chosen walkers' candidates wait in the queue; no label comes at this look."""
         wanted, row = chosen >= 0, jnp.maximum(chosen, 0)
         asked = jax.tree.map(lambda x: x[row], candidate.structure)
-        queue = queues.push(
-            state.queue,
-            asked,
-            candidate.score[row],
-            probe[row],
-            chosen,
-            wanted,
-        )
+        queue = queues.push(state.queue, asked, candidate.score[row], probe[row], chosen, wanted, arm)
         # What is asked for counts as known: nobody asks for the like of it before the label is there.
         train = posterior.updated(parts.committee, static.train_near, state.train, asked, wanted)
         none = jnp.full(wanted.shape, jnp.nan, candidate.force.dtype)
@@ -322,31 +311,11 @@ def make_segment(parts: Parts, static: Static) -> Segment:
     return segment
 
 
-class Lesson(NamedTuple):
-    """Labels that have come, and what the committee said of them before."""
-
-    structure: Structure  # [k]
-    score: Float[Array, "k"]
-    force: Float[Array, "k n 3"]  # eV/Å, committee mean
-    label: Label  # [k]
-    ok: Bool[Array, "k"]  # the others are not learned from
-    hold: Bool[Array, "k"]  # held out
-
-
-class Taught(NamedTuple):
-    """How wrong the committee was before a lesson, and how it stands after it."""
-
-    error: Float[Array, "k"]  # eV/Å, largest force error of an atom; NaN where not ok
-    rmse: Float[Array, "k"]  # eV/Å, force RMSE; NaN where not ok
-    loss: Float[Array, ""]  # mean of the members' training losses
-    fold_rmse: Float[Array, ""]  # eV/Å, force RMSE of the committee mean on the held-out labels
-
-
 def teach(
     parts: Parts, static: Static, limits: Limits, state: State, lesson: Lesson, keys: tuple[Key, Key]
 ) -> tuple[State, Taught]:
     """Adds labels to the training set, retrains all members and calibrates the gate."""
-    structure, score, force, label, ok, hold = lesson
+    structure, score, force, label, ok, hold, arm = lesson
     key_add, key_fit = keys
     buffer, full = buffers.add(state.buffer, key_add, structure, label, ok, hold, static.recipe.bootstrap)
     steps = jnp.where(jnp.any(ok & ~hold), limits.steps, 0)
@@ -356,6 +325,7 @@ def teach(
         train = posterior.learned(parts.committee, static.train_near, train, buffer)
     error = max_force_error(force, structure, label)
     fresh = state.fresh.push(score, error, ok)
+    course = state.course if arm is None else taught(parts.schedule, state.course, arm, error, ok)
     with jax.named_scope("gate"):
         gate = state.gate if parts.gate.observe is None else parts.gate.observe(state.gate, score, error, ok)
         gate, fold, crowded = calibrate(judge_of(parts, static), gate, train.average, buffer, fresh)
@@ -367,7 +337,8 @@ def teach(
         | jnp.where(jnp.any(near.overflow & ok) | crowded, NEIGHBORS_FULL, 0)
         | jnp.where(finite, 0, NOT_FINITE)
     )
-    state = state._replace(buffer=buffer, fresh=fresh, train=train, gate=gate, problems=problems.astype(jnp.int32))
+    state = state._replace(buffer=buffer, fresh=fresh, train=train, gate=gate, course=course)
+    state = state._replace(problems=problems.astype(jnp.int32))
     each = jax.vmap(lambda f, s, lab: force_rmse(f[None], _one(s), _one(lab), jnp.ones(1, bool)))
     nan = jnp.asarray(jnp.nan, force.dtype)
     rmse = each(force, structure, label)

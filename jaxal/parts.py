@@ -23,6 +23,8 @@ MODULES = (
     "jaxal.potential.pair",
     "jaxal.explore.md",
     "jaxal.explore.bias",
+    "jaxal.explore.seek",
+    "jaxal.explore.descent",
     *(f"jaxal.uncertainty.{name}" for name in METHODS),
     "jaxal.uncertainty.calibrate",
     "jaxal.acquire.score",
@@ -34,6 +36,7 @@ MODULES = (
     "jaxal.acquire.select",
     "jaxal.acquire.select_distance",
     "jaxal.acquire.select_gaussian",
+    "jaxal.acquire.schedule",
     *(f"jaxal.label.{name}" for name in f"{LABELERS} pool cluster".split()),
 )
 

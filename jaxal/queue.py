@@ -23,6 +23,7 @@ class Queue(NamedTuple):
     walker: Int[Array, "q"]  # that came upon it
     ticket: Int[Array, "q"]
     sent: Bool[Array, "q"]  # its calculation has begun
+    arm: Int[Array, "q"]  # of the schedule, that picked it; -1 = none
     next: Int[Array, ""]  # ticket of the next row
 
 
@@ -37,6 +38,7 @@ def init(example: Structure, capacity: int) -> Queue:
         walker=jnp.full(capacity, -1, jnp.int32),
         ticket=jnp.full(capacity, -1, jnp.int32),
         sent=jnp.zeros(capacity, bool),
+        arm=jnp.full(capacity, -1, jnp.int32),
         next=jnp.zeros((), jnp.int32),
     )
 
@@ -53,13 +55,16 @@ def push(
     probe: Bool[Array, "k"],
     walker: Int[Array, "k"],
     wanted: Bool[Array, "k"],
+    arm: Int[Array, "k"] | None = None,
 ) -> Queue:
     """Takes in the wanted of k structures; where room lacks, probes come before others, then the larger score.
 
     Of equals the older stays. Every wanted structure uses up a ticket, taken in or not.
     """
     ticket = jnp.where(wanted, queue.next + jnp.cumsum(wanted, dtype=jnp.int32) - 1, -1)
-    new = Queue(structures, score, probe, walker.astype(jnp.int32), ticket, jnp.zeros(wanted.shape, bool), queue.next)
+    arm = jnp.full(wanted.shape, -1, jnp.int32) if arm is None else arm
+    sent = jnp.zeros(wanted.shape, bool)
+    new = Queue(structures, score, probe, walker.astype(jnp.int32), ticket, sent, arm, queue.next)
     both = jax.tree.map(lambda old, more: jnp.concatenate([old, more]), _rows(queue), _rows(new))
     # the last key counts first
     order = jnp.lexsort((both.ticket, -both.score, ~both.probe, ~both.sent, both.ticket < 0))
@@ -78,6 +83,12 @@ def keep(queue: Queue, rows: Bool[Array, "q"]) -> Queue:
 def holds(queue: Queue, tickets: Int[Array, "a"]) -> Bool[Array, "q"]:
     """Rows with one of the tickets."""
     return jnp.any(queue.ticket[:, None] == tickets[None, :], axis=1) & (queue.ticket >= 0)
+
+
+def arm_of(queue: Queue, tickets: Int[Array, "a"]) -> Int[Array, "a"]:
+    """The arm that picked the row of each ticket, -1 where there is no such row."""
+    same = (tickets[:, None] == queue.ticket[None, :]) & (tickets >= 0)[:, None]
+    return jnp.max(jnp.where(same, queue.arm[None, :], -1), axis=1, initial=-1)
 
 
 def _rows(queue: Queue) -> Queue:

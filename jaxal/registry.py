@@ -16,9 +16,11 @@ KINDS = (
     "explorer",
     "uncertainty",
     "score",
+    "bias",
     "gate",
     "kernel",
     "select",
+    "schedule",
 )
 
 _table: dict[str, dict[str, Callable]] = {kind: {} for kind in KINDS}

@@ -58,6 +58,8 @@ ExecutorPart = Annotated[Part, Kinds(("executor",), "local")]
 UncertaintyPart = Annotated[Part, Kinds(("uncertainty",), "members")]
 KernelPart = Annotated[Part, Kinds(("kernel",), "mean_feature")]
 SelectPart = Annotated[Part, Kinds(("select",), "top_k")]
+BiasPart = Annotated[Part, Kinds(("bias",), "none")]
+SchedulePart = Annotated[Part, Kinds(("schedule",), "single")]
 
 
 @dataclass(frozen=True)
@@ -205,9 +207,11 @@ class Config:
     uncertainty: UncertaintyPart
     explore: Explore
     score: ScorePart
+    bias: BiasPart
     gate: Gate
     kernel: KernelPart
     select: SelectPart
+    schedule: SchedulePart
     label: Label
     executor: ExecutorPart
     train: Train

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool
 
 from jaxal import buffer as buffers
 from jaxal import committee as committees
-from jaxal import devices, loop, neighbors
+from jaxal import devices, loop, neighbors, registry
 from jaxal.committee import Committee
 from jaxal.label.bridge import host_label
 from jaxal.label.executor import Executor, Setting
@@ -309,6 +309,7 @@ def parts_of(config: Config, atoms: ase.Atoms, table: Table, label: LabelFunctio
     """The functions of the run; without a `label` what is to be labeled waits in the queue."""
     dtype = dtype_of(config.precision)
     mass = jnp.asarray(masses(table)[np.searchsorted(table, atoms.numbers)], dtype)
+    schedule = config.schedule.bind()()
     return loop.Parts(
         committee=committee_of(config, table),
         explorer=config.explore.part.bind()(mass),
@@ -318,6 +319,9 @@ def parts_of(config: Config, atoms: ase.Atoms, table: Table, label: LabelFunctio
         select=config.select.bind(),
         label=label,
         drive=config.explore.drive,
+        bias=config.bias.bind()(config.score.bind()),
+        schedule=schedule,
+        arms=tuple(registry.get("select", name) for name in (schedule.of if schedule else ())),
     )
 
 

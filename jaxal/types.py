@@ -150,6 +150,20 @@ class Explorer(NamedTuple):
 Score = Callable[[Prediction, Structure], Float[Array, ""]]  # larger = less certain
 
 
+class Bias(NamedTuple):
+    """An energy that drives walkers to where the committee is unsure; scores, labels and reports are without it.
+
+    It is a function of one measure u of a structure's uncertainty, so its force is -dE/du du/dx. What it has learned of
+    a walker is a state of fixed shapes in the dtype of the positions; `learn` is given u, du/dx and the mean force.
+    """
+
+    measure: Score | None  # None: the standard deviation of the energy, eV
+    init: Callable[[Structure], PyTree]
+    learn: Callable[[PyTree, Float[Array, ""], Float[Array, "n 3"], Float[Array, "n 3"]], PyTree]
+    energy: Callable[[PyTree, Float[Array, ""], Structure], Float[Array, ""]]  # eV
+    largest: float  # eV/Å, of the bias force on an atom; a larger one scales the whole bias down
+
+
 class GateState(NamedTuple):
     """What a gate has learned: the factor that turns a score into an estimated error, and its threshold.
 
@@ -196,6 +210,21 @@ Kernel = Callable[[Potential, Params, Structure, Neighbors], Float[Array, "b f"]
 
 # (key, candidates, size) -> rows of the candidates, -1 = nothing more is worth a label
 Select = Callable[[Key, Candidates, int], Int[Array, "k"]]
+
+
+class Schedule(NamedTuple):
+    """Which of several selections, the arms, picks each label of a look.
+
+    The state has fixed shapes. `choose` is given the fraction of the label budget that is used up and gives an arm for
+    each of `size` labels; `learn` is given labels that have come [k]: the arm of each, -1 = none that counts, and its
+    gain between 0 and 1.
+    """
+
+    of: tuple[str, ...]  # names of the selections
+    init: Callable[[], PyTree]
+    choose: Callable[[Key, PyTree, Float[Array, ""], int], Int[Array, "k"]]
+    learn: Callable[[PyTree, Int[Array, "k"], Float[Array, "k"]], PyTree]
+
 
 # A reference potential written in JAX, called inside the program without a callback.
 Oracle = Potential

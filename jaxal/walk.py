@@ -6,7 +6,7 @@ a mesh each device walks its own walkers; only the members' predictions travel.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,12 @@ from ase.data import covalent_radii
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxal import ascent, devices, neighbors
 from jaxal import committee as committees
-from jaxal import devices, neighbors
 from jaxal.committee import Committee
 from jaxal.devices import MEMBERS, WALKERS
 from jaxal.types import (
+    Bias,
     Explorer,
     GateState,
     InputError,
@@ -59,6 +60,7 @@ class Walk(NamedTuple):
     candidate: Candidate
     full: Bool[Array, "w"]  # a physical frame had more neighbors than there is room for
     energy: Float[Array, "w"]  # committee mean of the last frame, eV
+    drift: Any = ()  # what the bias has learned of each walker
 
 
 def driving(
@@ -87,6 +89,7 @@ def make_walk(
     near: neighbors.Spec,
     steps: int,
     drive: Drive = "mean",
+    bias: Bias | None = None,
 ) -> Callable[[Params, GateState, Bounds, Walk], Walk]:
     """The function of (parameters [r], gate, bounds, walk) that takes `steps` steps."""
     radii = jnp.asarray(covalent_radii[list(table)], jnp.float32)
@@ -124,11 +127,18 @@ def make_walk(
         moves = driving(drive, prediction, own(proposed.charge.shape[0]))
         with jax.named_scope("gate"):
             now = jax.vmap(lambda s, n, p, m: judge(bounds, gate, s, n, p, m))(proposed, close, prediction, moves)
-        walkers = jax.vmap(explorer.advance)(walk.walkers, proposed, now.drive, now.stress)
+        push, drift = moves, walk.drift
+        if bias is not None:
+            with jax.named_scope("bias"):
+                given = params, proposed, close, prediction
+                extra, drift = ascent.push(bias, committee, drift, *given)
+                push = moves[0] + extra.force, moves[1] + extra.stress
+        walkers = jax.vmap(explorer.advance)(walk.walkers, proposed, *push)
         # from the first unphysical frame to the next look a walker keeps its last physical frame
         bad = walk.candidate.bad | now.bad
         candidate = where(bad, walk.candidate, now)._replace(bad=bad)
-        return Walk(walkers, found, candidate, walk.full | (close.overflow & ~bad), prediction.energy.mean(1))
+        full = walk.full | (close.overflow & ~bad)
+        return Walk(walkers, found, candidate, full, prediction.energy.mean(1), drift)
 
     def walk(params: Params, gate: GateState, bounds: Bounds, start: Walk) -> Walk:
         return jax.lax.fori_loop(0, steps, lambda _, now: step(params, gate, bounds, now), start)

@@ -19,6 +19,7 @@ from jaxal.types import Candidates, Prediction, Structure
 import_parts()
 
 TESTED = {"score", "gate", "kernel", "select", "uncertainty", "explorer", "potential", "oracle", "labeler", "executor"}
+TESTED |= {"bias", "schedule"}  # in test_contracts_seek.py
 DTYPES = [jnp.float32, jnp.float64]
 
 

@@ -61,6 +61,7 @@ def make_walking(
             nothing = Candidate(
                 structure=trusted.structure,
                 force=trusted.force,
+                drive=trusted.force,
                 stress=trusted.stress,
                 score=jnp.full(number, -jnp.inf, dtype),
                 bad=jnp.zeros(number, bool),
