@@ -61,7 +61,7 @@ def test_structures_in_groups_are_as_those_all_together(members, count, signs, m
     monkeypatch.setattr(committee, "CACHED", 3 * atoms * slots)  # room for three: two divide four
     grouped = jax.jit(lambda *given: committee.predict(whole, *given))
     assert str(jax.make_jaxpr(grouped)(params, *four)).count("length=2") > 0
-    for one, other in zip(grouped(params, *four), together, strict=True):
+    for one, other in zip(jax.tree.leaves(grouped(params, *four)), jax.tree.leaves(together), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
@@ -74,7 +74,7 @@ def test_members_are_single_models(members, count, periodic):
     params = random_params(whole, periodic)
     found = predict(whole, params, structures, near)
     wide = predict(whole._replace(batching="vmap"), params, structures, near)
-    for a, b in zip(found, wide, strict=True):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wide), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
     assert found.force.shape == (3, members, *structures.position.shape[1:])
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxal import choose
-from jaxal.acquire import select
+from jaxal import choose, registry
+from jaxal.acquire import select, select_distance
 from jaxal.acquire.schedule import annealed, bandit, mixture
 from jaxal.types import Candidates, InputError
 
@@ -98,7 +98,7 @@ def candidates(eligible=12) -> Candidates:
 @functools.cache
 def scheduled(schedule_of, **options):
     schedule = schedule_of(of=OF, **options)
-    arms = tuple(getattr(select, name) for name in OF)
+    arms = tuple(registry.get("select", name) for name in OF)
     chooser = choose.Chooser(None, None, select.top_k, None, 6, schedule, arms)  # pyright: ignore
     state = schedule.init()
     return jax.jit(lambda key, given, used: choose._scheduled(chooser, schedule, key, given, state, used))
@@ -121,7 +121,7 @@ def test_one_arm_alone_picks_what_its_selection_does():
     np.testing.assert_array_equal(rows, select.top_k(jax.random.key(0), given, 6))
     assert np.all(arms == 0)
     rows, arms = scheduled(annealed)(jax.random.key(6), given, jnp.asarray(0.5))
-    np.testing.assert_array_equal(rows, select.farthest(jax.random.key(0), given, 6))
+    np.testing.assert_array_equal(rows, select_distance.farthest(jax.random.key(0), given, 6))
     assert np.all(arms == 1)
 
 
