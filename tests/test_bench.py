@@ -62,7 +62,9 @@ def test_measure_counts_units_beside_the_reference(monkeypatch):
     assert found.per_s == pytest.approx(1e3 / found.wall_ms) and found.ratio_cpu == pytest.approx(found.cpu_ms)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=() if c in ("md", "train") else pytest.mark.slow) for c in CASES]
+)
 def test_every_case_gives_a_whole_record(case, tmp_path):
     out = tmp_path / "records.jsonl"
     shown = []
@@ -85,6 +87,7 @@ def test_every_case_gives_a_whole_record(case, tmp_path):
         assert record["parts"]["forces"] > 0 and record["parts"]["training"] > 0
 
 
+@pytest.mark.slow
 def test_committees_of_both_kinds_are_swept(tmp_path):
     given = {"kinds": ["full", "shared"], "signs": [0, 2], "members": [1, 6], "walkers": [1]}
     records = command.bench(sweep("forces", **given), tmp_path / "records.jsonl", lambda line: None)

@@ -299,7 +299,7 @@ COMMITTEES = {"full": (3, 1, 0), "shared": (4, 4, 0), "estimated spread": (4, 4,
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("periodic", [False, True])
+@pytest.mark.parametrize("periodic", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", COMMITTEES)
 @every("potential")
 def test_prediction_of_a_committee(name, kind, periodic):

@@ -78,7 +78,10 @@ def test_symmetric_product_is_ours(works, l_max, l_out, correlation):
 
 @pytest.mark.parametrize(
     "atoms, layers, batching",
-    [(molecule("CH3CH2OH"), 1, "vmap"), (bulk("Si", "diamond", 5.43, cubic=True), 2, "map")],
+    [
+        (molecule("CH3CH2OH"), 1, "vmap"),
+        pytest.param(bulk("Si", "diamond", 5.43, cubic=True), 2, "map", marks=pytest.mark.slow),
+    ],
     ids=["molecule", "crystal"],
 )
 def test_a_committee_predicts_and_trains_as_with_ours(works, atoms, layers, batching):

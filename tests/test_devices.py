@@ -157,6 +157,7 @@ def test_a_run_on_eight_devices_is_the_run_on_one(alone, eight):
     assert_alike(eight, alone)
 
 
+@pytest.mark.slow
 def test_a_killed_run_on_eight_devices_resumes_bit_for_bit(config, eight):
     killed = config.parent / "killed"
     process = started("run", config, "--dir", killed, count=8, errors=config.parent / "errors")
