@@ -198,6 +198,7 @@ def test_command_line(tmp_path):
         assert bad.returncode == 2 and bad.stderr.startswith(f"jaxal: error: bench: {words[0]} {words[1]}")
 
 
+@pytest.mark.slow
 def test_precisions_share_weights_and_positions(monkeypatch):
     found = {}
     calculate = CASES["forces"]

@@ -319,7 +319,7 @@ def test_prediction_of_a_committee(name, kind, periodic):
         batch = jax.tree.map(lambda x: x[None], structure)
         return jax.tree.map(lambda x: x[0], predict(batch, neighbors.find(spec, batch)))
 
-    energy, force, stress, feature = one(structure, spec)
+    energy, force, stress, feature, *_ = one(structure, spec)
     rows = 2 * signs * whole.replicas or members
     assert energy.shape == (rows,) and force.shape == (rows, 6, 3) and stress.shape == (rows, 3, 3)
     size = float(jnp.max(jnp.abs(force)))
@@ -335,7 +335,7 @@ def test_prediction_of_a_committee(name, kind, periodic):
         cell=structure.cell @ turn.T,
     )
     expected = (energy, force[:, order] @ turn.T, turn @ stress @ turn.T, feature[order])
-    for found, right in zip(one(other, spec), expected, strict=True):
+    for found, right in zip(one(other, spec)[:4], expected, strict=True):
         close(found, right)
 
     # padding with garbage in it, in a batch, more room for neighbors, and a walker beside that has gone wrong

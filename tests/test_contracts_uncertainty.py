@@ -39,7 +39,7 @@ NAMES = [n for n in registry.names("uncertainty") if registry.get("uncertainty",
 DTYPES = [jnp.float32, jnp.float64]
 
 every = pytest.mark.parametrize("name", NAMES)
-both = pytest.mark.parametrize("dtype", DTYPES)
+both = pytest.mark.parametrize("dtype", [DTYPES[0], pytest.param(DTYPES[1], marks=pytest.mark.slow)])
 
 
 @pytest.fixture(autouse=True)

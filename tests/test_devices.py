@@ -152,6 +152,7 @@ def test_devices_wait_longer_than_xla_does_by_itself():
     assert python(HERE / "devices_wait.py", 0, 60, count=2).stdout.split() == ["20.0", "1"]
 
 
+@pytest.mark.slow
 def test_a_run_on_eight_devices_is_the_run_on_one(alone, eight):
     assert load(alone / "config.yaml").devices == 1 and load(eight / "config.yaml").devices == 8
     assert_alike(eight, alone)
