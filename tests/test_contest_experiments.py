@@ -22,7 +22,7 @@ def raw(name: str, tmp_path: Path, *overrides: str) -> schema.Contest:
 
 
 @pytest.mark.parametrize("name", ["malonaldehyde.yaml", "live.yaml", "all.yaml"])
-def test_it_loads_and_has_what_the_issue_wants(name, tmp_path):
+def test_it_loads_and_has_its_strategies(name, tmp_path):
     contest = raw(name, tmp_path)
     assert contest.seeds >= 5
     names = {one.name for one in schema.entrants(contest)}
