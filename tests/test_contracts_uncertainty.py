@@ -304,7 +304,9 @@ def test_an_empty_training_set_is_finite(name):
     assert finite(params["posterior"]) and finite(predict(params, waters(2, 12)))
 
 
-@every
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in ("laplace", "dropout") else pytest.mark.slow) for n in NAMES]
+)
 def test_a_model_file_keeps_the_method(name, tmp_path):
     """With the equivariant potential, in single precision."""
     with jax.enable_x64(False):
