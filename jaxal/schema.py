@@ -185,7 +185,7 @@ class Data:
     spin: Annotated[int, Unit("", 0)] = 0  # number of unpaired electrons, where a frame's info has no `spin`
 
 
-def _spread_of(committee: Committee, uncertainty: Part) -> None:
+def spread_of(committee: Committee, uncertainty: Part) -> None:
     """Raises InputError where there is nothing that a spread could come from."""
     if uncertainty.name == "members" and committee.members < 2:
         raise InputError(
@@ -224,7 +224,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises InputError where committee, uncertainty and drive do not go together."""
-        _spread_of(self.committee, self.uncertainty)
+        spread_of(self.committee, self.uncertainty)
         if self.explore.drive == "member" and self.committee.signs:
             raise InputError(
                 f"explore.drive: member needs the forces of all members; give committee.signs = 0, not "
@@ -253,4 +253,4 @@ class Offline:
 
     def __post_init__(self) -> None:
         """Raises InputError where committee and uncertainty do not go together."""
-        _spread_of(self.committee, self.uncertainty)
+        spread_of(self.committee, self.uncertainty)

@@ -12,12 +12,13 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, DotProduct, Exponentiation
 from sklearn.mixture import GaussianMixture
 
+from jaxal.acquire.score import root
 from jaxal.uncertainty import gaussian, mixture
 from jaxal.uncertainty.d_optimality import d_optimality
 from jaxal.uncertainty.density import density
 from jaxal.uncertainty.gaussian_process import gaussian_process
 from jaxal.uncertainty.maxvol import maxvol
-from jaxal.uncertainty.scale import FLOOR, likelihood_scale, root
+from jaxal.uncertainty.scale import FLOOR, likelihood_scale
 
 pytestmark = pytest.mark.usefixtures("double")
 

@@ -11,9 +11,10 @@ from scipy.special import expit
 from scipy.stats import t as student
 
 from jaxal.types import Distribution, Label, Lessons, Neighbors, Potential, Structure
+from jaxal.uncertainty import features
 from jaxal.uncertainty.dropout import dropout
 from jaxal.uncertainty.evidential import Evidence, epistemic, evidential, negative_log_likelihood
-from jaxal.uncertainty.gradient_sketch import gradient_sketch, probes_of, signs
+from jaxal.uncertainty.gradient_sketch import gradient_sketch, signs
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -285,7 +286,7 @@ def observed(params, structure, probes, noise):
     def of(flat, position):
         return energy({**params, "params": back(flat)}, structure._replace(position=position), near)[0]
 
-    along = np.asarray(probes_of(structure, probes))
+    along = np.asarray(features.directions(structure, "probes", probes))
     cross = np.asarray(jax.jacfwd(jax.jacfwd(of, 1))(flat, structure.position))  # [n 3 P], of the energy's slopes
     first = np.asarray(jax.jacfwd(of)(flat, structure.position))[None]
     forces = -np.einsum("rnx,nxp->rp", along, cross)
@@ -330,7 +331,7 @@ def test_the_sketched_posterior_is_that_of_bayesian_linear_regression(directions
 
     # of the strengths on the grid none makes the residuals of the held-out forces more likely
     held = jax.tree.map(lambda x: x[8:10], lessons)
-    along = jax.vmap(probes_of, (0, None))(held.structure, probes)
+    along = jax.vmap(lambda one: features.directions(one, "probes", probes))(held.structure)
     found = method.predict(params, held.structure, held.neighbors)
     gap = np.asarray(jnp.einsum("jrnx,jnx->jr", along, found.force.mean(0) - held.label.force)).ravel()
     gap = gap / (noise[1] * np.sqrt(probes))

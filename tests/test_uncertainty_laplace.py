@@ -18,7 +18,8 @@ from closed_features import (
     taught,
 )
 
-from jaxal.uncertainty.laplace import directions, laplace
+from jaxal.uncertainty.features import directions
+from jaxal.uncertainty.laplace import laplace
 from jaxal.uncertainty.scale import FLOOR
 
 pytestmark = pytest.mark.usefixtures("double")

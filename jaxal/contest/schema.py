@@ -29,7 +29,7 @@ from jaxal.schema import (
     System,
     Train,
     UncertaintyPart,
-    _spread_of,
+    spread_of,
 )
 from jaxal.types import InputError
 from jaxal.units import Unit
@@ -196,7 +196,7 @@ def entrants(contest: Contest) -> tuple[Entrant, ...]:
         if found.setdefault(name, entrant) != entrant:
             raise InputError(f"strategies.{name}: two different strategies have this name; give one another")
         try:
-            _spread_of(*model)
+            spread_of(*model)
         except InputError as error:
             raise InputError(f"strategies.{name}: {error}") from None
     models = list(dict.fromkeys([default, *(entrant.model for entrant in found.values())]))

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxal.acquire.kernel import atom_features
+from jaxal.acquire.score import root
 from jaxal.registry import register
 from jaxal.types import Distribution, Key, Lessons, Neighbors, Params, Posterior, Potential, Structure, Uncertainty
 from jaxal.uncertainty import mixture
 from jaxal.uncertainty.features import closed_form, if_any, kept, of_lessons, projection, residuals, scales, used, width
 from jaxal.uncertainty.mixture import Density, Moments
-from jaxal.uncertainty.scale import root
 from jaxal.units import Unit
 
 

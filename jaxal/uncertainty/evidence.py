@@ -24,7 +24,7 @@ def fitted(
     values = jnp.maximum(values, 0.0)
     part = (told @ vectors) ** 2
     top = jnp.where(values[-1] > 0, values[-1], 1.0)
-    least = -6 if rows.dtype == jnp.float32 else -12
+    least = -6 if rows.dtype == jnp.float32 else -8
     strengths = top * jnp.logspace(least, 0, STRENGTHS, dtype=rows.dtype)
 
     def surprise(strength: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:

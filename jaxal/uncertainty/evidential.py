@@ -12,6 +12,7 @@ from jax.scipy.special import gammaln
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxal import heads
+from jaxal.acquire.score import root
 from jaxal.committee import evaluate_batch
 from jaxal.registry import register
 from jaxal.types import (
@@ -27,7 +28,6 @@ from jaxal.types import (
     Uncertainty,
 )
 from jaxal.uncertainty.features import each, residuals, scales, used, width
-from jaxal.uncertainty.scale import root
 from jaxal.units import Unit
 
 NAME = "evidential"  # of its weights among the potential's

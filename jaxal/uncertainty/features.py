@@ -118,3 +118,18 @@ def closed_form(
 def if_any(wanted: Bool[Array, "k"], new: Posterior, old: Posterior) -> Posterior:
     """`new` where anything was wanted, else `old` to the last bit."""
     return jax.tree.map(lambda a, b: jnp.where(jnp.any(wanted), a, b), new, old)
+
+
+def directions(structure: Structure, rows: str, probes: int) -> Float[Array, "r n 3"]:
+    """Unit vectors of all force components, or random signs that depend on where the atoms are; zero where padded."""
+    number, dtype = structure.position.shape[0], structure.position.dtype
+    real = structure.species >= 0
+    if rows == "forces":
+        found = jnp.eye(3 * number, dtype=dtype).reshape(-1, number, 3)
+    else:
+        bits = jax.lax.bitcast_convert_type(structure.position.astype(jnp.float32), jnp.uint32)
+        odd = 2 * jnp.arange(3 * number, dtype=jnp.uint32).reshape(number, 3) + 1
+        seed = jnp.sum(jnp.where(real[:, None], bits * odd, jnp.uint32(0)), dtype=jnp.uint32)
+        key = jax.random.fold_in(jax.random.key(0), seed)
+        found = jax.random.rademacher(key, (probes, number, 3), dtype)
+    return jnp.where(real[:, None], found, 0.0)

@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
 from jaxal import heads
+from jaxal.acquire.score import root
 from jaxal.committee import over_members, pullback
 from jaxal.registry import register
 from jaxal.types import (
@@ -27,8 +28,8 @@ from jaxal.types import (
     Uncertainty,
 )
 from jaxal.uncertainty import evidence, gaussian
+from jaxal.uncertainty.features import directions as displacements
 from jaxal.uncertainty.features import each, if_any, kept, residuals, used
-from jaxal.uncertainty.scale import root
 from jaxal.units import Unit
 
 WORD = 32  # signs in one random number
@@ -39,16 +40,6 @@ def signs(seed: int, direction: Any, size: int, dtype) -> Float[Array, "t"]:
     key = jax.random.fold_in(jax.random.key(seed), direction // WORD)
     bits = jax.random.bits(key, (size,), jnp.uint32) >> jnp.asarray(direction % WORD, jnp.uint32)
     return 1 - 2 * (bits & 1).astype(dtype)
-
-
-def probes_of(structure: Structure, number: int) -> Float[Array, "r n 3"]:
-    """Displacements of random signs that depend on where the atoms are; zero where padded."""
-    real = (structure.species >= 0)[:, None]
-    bits = jax.lax.bitcast_convert_type(structure.position.astype(jnp.float32), jnp.uint32)
-    odd = 2 * jnp.arange(bits.size, dtype=jnp.uint32).reshape(bits.shape) + 1
-    key = jax.random.fold_in(jax.random.key(0), jnp.sum(jnp.where(real, bits * odd, 0), dtype=jnp.uint32))
-    found = jax.random.rademacher(key, (number, *structure.position.shape), structure.position.dtype)
-    return jnp.where(real, found, 0.0)
 
 
 @register("uncertainty")
@@ -135,7 +126,7 @@ def gradient_sketch(
             return -jax.grad(of)(structure.position)
 
         _, pull = jax.vjp(forces, params["params"])
-        along = jax.lax.map(lambda w: ravel_pytree(pull(w))[0], probes_of(structure, probes))
+        along = jax.lax.map(lambda w: ravel_pytree(pull(w))[0], displacements(structure, "probes", probes))
         return sketched(jnp.concatenate([first, along / (force_noise * probes**0.5)]))
 
     def init(key: Key, params: Params, structure: Structure, neighbors: Neighbors) -> Params:
@@ -154,7 +145,8 @@ def gradient_sketch(
         errors = residuals(potential, params, lessons)
         told, there = row[errors.row], errors.valid[:, None]
         if probes:
-            along = jax.vmap(probes_of, (0, None))(jax.tree.map(lambda x: x[errors.row], structures), probes)
+            judging = jax.tree.map(lambda x: x[errors.row], structures)
+            along = jax.vmap(lambda one: displacements(one, "probes", probes))(judging)
             gap = jnp.einsum("jrnx,jnx->jr", along, errors.force) / (force_noise * probes**0.5)
             told, there = told[:, 1:], there & jnp.any(along != 0, axis=(2, 3))
         else:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxal import heads
 from jaxal.acquire.kernel import atom_features
+from jaxal.acquire.score import root
 from jaxal.committee import over_members, pullback
 from jaxal.registry import register
 from jaxal.types import (
@@ -25,34 +26,15 @@ from jaxal.types import (
     Structure,
     Uncertainty,
 )
-from jaxal.uncertainty import gaussian
-from jaxal.uncertainty.features import each, if_any, kept, residuals, used, width
-from jaxal.uncertainty.scale import floored, likelihood_scale, root
+from jaxal.uncertainty import evidence, gaussian
+from jaxal.uncertainty.features import directions, each, if_any, kept, residuals, used, width
 from jaxal.units import Unit
-
-STRENGTHS = 13  # prior strengths that are compared
-Directions = Float[Array, "r n 3"]
 
 
 def sums(feature: Float[Array, "n f"], species: Int[Array, "n"], kinds: int) -> Float[Array, "d"]:
     """Sums of the features over the atoms of each species, one species after the other."""
     kind = jax.nn.one_hot(species, kinds, dtype=feature.dtype)  # zeros for padding
     return (kind.T @ feature).reshape(-1)
-
-
-def directions(structure: Structure, rows: str, probes: int) -> Directions:
-    """Unit vectors of all force components, or random signs that depend on where the atoms are; zero where padded."""
-    number, dtype = structure.position.shape[0], structure.position.dtype
-    real = structure.species >= 0
-    if rows == "forces":
-        found = jnp.eye(3 * number, dtype=dtype).reshape(-1, number, 3)
-    else:
-        bits = jax.lax.bitcast_convert_type(structure.position.astype(jnp.float32), jnp.uint32)
-        odd = 2 * jnp.arange(3 * number, dtype=jnp.uint32).reshape(number, 3) + 1
-        seed = jnp.sum(jnp.where(real[:, None], bits * odd, jnp.uint32(0)), dtype=jnp.uint32)
-        key = jax.random.fold_in(jax.random.key(0), seed)
-        found = jax.random.rademacher(key, (probes, number, 3), dtype)
-    return jnp.where(real[:, None], found, 0.0)
 
 
 @register("uncertainty")
@@ -130,38 +112,18 @@ def laplace(
         structure, neighbors = used(lessons)[:2]
         row = each(lambda *one: observed(params, *one), structure, neighbors)  # [c q d]
         trained = jnp.where(lessons.trained[:, None, None], row, 0.0).reshape(-1, row.shape[-1])
-        values, vectors = jnp.linalg.eigh(trained.T @ trained)
-        values = jnp.maximum(values, 0.0)
         errors = residuals(potential, params, lessons)
         told, there = row[errors.row], errors.valid[:, None]
         if rows == "energy":
-            gap = errors.energy / (energy_noise * jnp.maximum(jnp.sum(errors.real, axis=1), 1))
+            gap = (errors.energy / (energy_noise * jnp.maximum(jnp.sum(errors.real, axis=1), 1)))[:, None]
         else:
             judging = jax.tree.map(lambda x: x[errors.row], structure)
             along = jax.vmap(lambda one: directions(one, rows, probes))(judging)
             gap = jnp.einsum("jrnx,jnx->jr", along, errors.force) / noise_along()
             told, there = told[:, 1:], there & jnp.any(along != 0, axis=(2, 3))
-        square, there = (gap**2).reshape(-1), there.reshape(-1)
-        part = (told.reshape(-1, row.shape[-1]) @ vectors) ** 2
-
-        # the smallest strength that rounding leaves to tell from nothing, up to the largest eigenvalue
-        top = jnp.where(values[-1] > 0, values[-1], 1.0)
-        least = -5 if row.dtype == jnp.float32 else -8
-        strengths = top * jnp.logspace(least, 0, STRENGTHS, dtype=row.dtype)
-
-        def surprise(strength: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-            """Twice the negative log-likelihood with the most likely scale, and that scale."""
-            variance = part @ (1 / (values + strength))
-            scale = likelihood_scale(square, variance, there)
-            log = jnp.sum(jnp.where(there, jnp.log(floored(variance, there)), 0.0))
-            return log + 2 * jnp.sum(there) * jnp.log(scale), scale
-
-        surprises, choices = jax.lax.map(surprise, strengths)
-        best = jnp.argmin(surprises)
-        # with nothing to judge by the prior is that of weights of 1 eV
-        strength = jnp.where(jnp.any(there), strengths[best], 1.0)
-        covariance_root = gaussian.inverse_root(values + strength, vectors)
-        return {**params["posterior"], "root": covariance_root, "scale": choices[best]}
+        told = told.reshape(-1, row.shape[-1])
+        covariance_root, scale = evidence.fitted(trained, told, gap.reshape(-1), there.reshape(-1))
+        return {**params["posterior"], "root": covariance_root, "scale": scale}
 
     def update(params: Params, structures: Structure, neighbors: Neighbors, wanted: Bool[Array, "k"]) -> Posterior:
         old = params["posterior"]

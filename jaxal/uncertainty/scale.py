@@ -6,11 +6,6 @@ from jaxtyping import Array, Bool, Float
 FLOOR = 1e-2  # of the mean variance
 
 
-def root(square: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Square root with a zero gradient at zero, where the true one is infinite."""
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
-
-
 def floored(variance: Float[Array, "c"], mask: Bool[Array, "c"]) -> Float[Array, "c"]:
     """Variances no smaller than `FLOOR` times their mean over the mask, and 1 outside of it.
 
