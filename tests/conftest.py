@@ -11,8 +11,11 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=1 {QUICK}")  # also in commands tests start
+os.environ.setdefault(  # also in commands that tests start
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
+    " --xla_llvm_disable_expensive_passes=true",
+)
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # what is tested is compiled, and nobody's home is used
 
 import jax
@@ -25,7 +28,7 @@ MANY = 20_000  # of the 65,530 mappings that Linux gives a process; one file of 
 
 
 @pytest.fixture(scope="module", autouse=True)
-def programs():
+def mappings():
     """Drops compiled programs before they are too many: each keeps its own mappings, and the first too many crashes."""
     yield
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY:
