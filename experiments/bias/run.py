@@ -25,7 +25,7 @@ HYDROGEN, DONOR, ACCEPTOR = 5, 4, 3  # atoms of malonaldehyde.xyz
 REGION = 0.3  # Å, |q| of the proton-transfer region
 ARMS = {
     "none": ["bias.name=none"],
-    "uncertainty_driven": ["bias.name=uncertainty_driven", "bias.height=1.0", "bias.width=0.02"],
+    "uncertainty_driven": ["bias.name=uncertainty_driven", "bias.height=0.2", "bias.width=0.02"],
 }
 
 
@@ -55,7 +55,7 @@ def measured(directory: Path) -> dict[str, Any]:
         "high": float(q.max()),
         "inside": float(np.mean(np.abs(q) < REGION)),
         "first_ps": first,
-        "first_labels": None if first is None else max(before, default=10),  # ten before the dynamics
+        "first_labels": None if first is None else max(before, default=40),  # forty before the dynamics
     }
 
 
