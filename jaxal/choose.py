@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxal import buffer as buffers
-from jaxal import neighbors
+from jaxal import neighbors, registry
 from jaxal.committee import Committee, backbone
 from jaxal.precision import exact
 from jaxal.types import Candidates, Kernel, Key, Params, Schedule, Select, Structure
@@ -76,7 +76,8 @@ def choose(
         if chooser.schedule is None:
             chosen, arm = exact(chooser.select)(key, candidates, chooser.size), none
         else:
-            chosen, arm = _scheduled(chooser, chooser.schedule, key, candidates, course.schedule, jnp.asarray(used))
+            by = chooser.schedule, chooser.arms, chooser.size
+            chosen, arm = scheduled(*by, key, candidates, course.schedule, jnp.asarray(used))
         return chosen, jnp.any(crowded & wants), arm
 
     none = jnp.full(chooser.size, -1, jnp.int32)
@@ -87,18 +88,32 @@ def choose(
     return jax.lax.cond(jnp.any(wants), among, nobody)
 
 
-def _scheduled(
-    chooser: Chooser, schedule: Schedule, key: Key, candidates: Candidates, state: Any, used: Float[Array, ""]
+def arms_of(schedule: Schedule | None) -> tuple[Select, ...]:
+    """The selections of a schedule, with their default options."""
+    return tuple(registry.get("select", name) for name in (schedule.of if schedule else ()))
+
+
+def scheduled(
+    schedule: Schedule,
+    arms: tuple[Select, ...],
+    size: int,
+    key: Key,
+    candidates: Candidates,
+    state: Any,
+    used: Float[Array, ""],
 ) -> tuple[Int[Array, "k"], Int[Array, "k"]]:
-    """Rows and the arm of each. Arm after arm picks its share of what is left; one without a share is not run."""
-    size = chooser.size
+    """Rows [`size`] and the arm of each, -1 = none.
+
+    Arm after arm picks its share of what is left; one without a share is not run. `state` is the schedule's, `used` the
+    fraction of the label budget that is spent.
+    """
     key_arm, key = jax.random.split(key)
     drawn = schedule.choose(key_arm, state, used, size)
     # as many draws count as there are labels to give: the shares of a few labels are those of many
     counts = jnp.arange(size) < jnp.sum(candidates.eligible)
-    share = jnp.sum((drawn[None, :] == jnp.arange(len(chooser.arms))[:, None]) & counts[None, :], axis=1)
+    share = jnp.sum((drawn[None, :] == jnp.arange(len(arms))[:, None]) & counts[None, :], axis=1)
     rows, picked_by = jnp.full(size, -1, jnp.int32), jnp.full(size, -1, jnp.int32)
-    for number, select in enumerate(chooser.arms):
+    for number, select in enumerate(arms):
 
         def pick(left: Bool[Array, "c"], select: Select = select, number: int = number) -> Int[Array, "k"]:
             one = jax.random.fold_in(key, number)

@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool
 
 from jaxal import buffer as buffers
 from jaxal import committee as committees
-from jaxal import devices, loop, neighbors, registry
+from jaxal import devices, loop, neighbors
+from jaxal.choose import arms_of
 from jaxal.committee import Committee
 from jaxal.label.bridge import host_label
 from jaxal.label.executor import Executor, Setting
@@ -321,7 +322,7 @@ def parts_of(config: Config, atoms: ase.Atoms, table: Table, label: LabelFunctio
         drive=config.explore.drive,
         bias=config.bias.bind()(config.score.bind()),
         schedule=schedule,
-        arms=tuple(registry.get("select", name) for name in (schedule.of if schedule else ())),
+        arms=arms_of(schedule),
     )
 
 

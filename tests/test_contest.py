@@ -260,3 +260,59 @@ def test_grids_name_their_strategies_and_every_model_has_baselines(folder):
     for one in entered:
         own = schema.baseline(one, entered)
         assert own.model == one.model and own.select.name == "random"
+
+
+SEEKING = {
+    "annealed": {"schedule": {"name": "annealed", "of": ["random", "top_k"]}},
+    "learned": {"schedule": {"name": "bandit", "of": ["top_k", "random"], "rule": "ucb1"}},
+}
+
+
+def test_schedules_choose_by_their_arms(folder, whole, tmp_path):
+    """A bandit begins with its first arm and then plays the other; on its way from random the second is a mixture."""
+    found = held(folder, tmp_path / "out", f"strategies={json.dumps(SEEKING)}", only=("annealed", "learned"))
+
+    def part(records, number):
+        return [{k: v for k, v in r.items() if k != "strategy"} for r in records if r["round"] == number]
+
+    assert part(found["water", "learned"], 1) == part(whole["water", "greedy"], 1)
+    assert part(found["water", "learned"], 2) != part(whole["water", "greedy"], 2)
+    assert part(found["water", "annealed"], 1) != part(whole["water", "greedy"], 1)
+    labels = [[r["labels"] for r in found["water", name] if r["seed"] == 0] for name in SEEKING]
+    assert labels == [[5, 8, 11]] * 2
+
+
+def test_walkers_of_a_live_task_may_be_driven(tmp_path, monkeypatch):
+    """A bias, and one member in place of the mean, lead elsewhere; what they begin with is the same."""
+    (tmp_path / "contest.yaml").write_text(CONTEST + LIVE)
+    write(tmp_path / "start.xyz", molecule("H2O"))
+    write(tmp_path / "path.xyz", [molecule("H2O")] * 2)
+    monkeypatch.setattr("jaxal.contest.data.SETTLE", 5)
+    select = {"select": {"name": "random"}}
+    strategies = {"pushed": select | {"bias": {"name": "hyperactive"}}, "thompson": select | {"drive": "member"}}
+    override = f"strategies={json.dumps(strategies)}"
+    found = held(tmp_path, tmp_path / "out", override, only=("random", "pushed", "thompson"))
+    first = [[r["force_rmse"] for r in found["water", name] if r["round"] == 0] for name in ("random", *strategies)]
+    last = [[r["force_rmse"] for r in found["water", name] if r["round"] == 2] for name in ("random", *strategies)]
+    assert first[0] == first[1] == first[2] and len({tuple(one) for one in last}) == 3
+    assert np.all(np.isfinite(last))
+
+
+@pytest.mark.parametrize(
+    "strategy, told",
+    [
+        (
+            {"schedule": SEEKING["learned"]["schedule"], "select": {"name": "top_k"}},
+            "strategies.one.select: does not go",
+        ),
+        ({"bias": {"name": "hyperactive"}}, "strategies.one.bias: nothing is driven in tasks.water"),
+        ({"drive": "member"}, "strategies.one.drive: nothing is driven in tasks.water"),
+        ({"schedule": {"name": "bandit", "of": ["top_k", "nothing"]}}, "schedule.of: unknown select 'nothing'"),
+    ],
+)
+def test_what_a_strategy_cannot_be_is_one_line(folder, tmp_path, capsys, strategy, told):
+    override = f"strategies={json.dumps({'one': strategy})}"
+    assert main(["contest", str(folder / "contest.yaml"), override, "--dir", str(tmp_path / "new")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and told in error, error
+    assert not (tmp_path / "new").exists()

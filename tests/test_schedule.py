@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxal import choose, registry
+from jaxal import choose
 from jaxal.acquire import select, select_distance
 from jaxal.acquire.schedule import annealed, bandit, mixture
 from jaxal.types import Candidates, InputError
@@ -98,10 +98,9 @@ def candidates(eligible=12) -> Candidates:
 @functools.cache
 def scheduled(schedule_of, **options):
     schedule = schedule_of(of=OF, **options)
-    arms = tuple(registry.get("select", name) for name in OF)
-    chooser = choose.Chooser(None, None, select.top_k, None, 6, schedule, arms)  # pyright: ignore
+    arms = choose.arms_of(schedule)
     state = schedule.init()
-    return jax.jit(lambda key, given, used: choose._scheduled(chooser, schedule, key, given, state, used))
+    return jax.jit(lambda key, given, used: choose.scheduled(schedule, arms, 6, key, given, state, used))
 
 
 @pytest.mark.parametrize("eligible", [0, 1, 4, 12])

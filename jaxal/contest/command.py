@@ -42,7 +42,8 @@ def run(contest: Any, folder: Path, only: tuple[str, ...] = ()) -> Path:
     """
     from jaxal import lock
     from jaxal.contest import data as datas
-    from jaxal.contest import page, records, rounds, schema
+    from jaxal.contest import page, records, schema
+    from jaxal.contest.arena import arena as ready
     from jaxal.contest.show import display
 
     entered = schema.entrants(contest)
@@ -72,7 +73,7 @@ def run(contest: Any, folder: Path, only: tuple[str, ...] = ()) -> Path:
                 task = contest.tasks[name]
                 show(f"{name}: preparing", 0)
                 with datas.opened(name, task, folder / records.DATA / name, contest.precision) as source:
-                    arena = rounds.arena(contest, name, task, source)
+                    arena = ready(contest, name, task, source)
                     for entrant in mine:
                         _compete(arena, entrant, folder, results, show)
         return page.write(folder, contest, entered, records.read(folder))

@@ -130,7 +130,7 @@ def _page(folder: Path, contest: Contest, entered: Sequence[Entrant], results: R
     strategies = "".join(
         f"<tr><td>{escape(one.name)}</td><td>{escape(one.model.uncertainty.name)}</td>"
         f"<td>{one.model.committee.kind} {one.model.committee.members}</td><td>{escape(one.score.name)}</td>"
-        f"<td>{escape(one.kernel.name)}</td><td>{escape(one.select.name)}</td></tr>"
+        f"<td>{escape(one.kernel.name)}</td><td>{escape(one.selection)}</td></tr>"
         for one in entered
     )
     head = "".join(f"<th>{x}</th>" for x in ("strategy", "uncertainty", "committee", "score", "kernel", "selection"))

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 from jaxal import buffer as buffers
 from jaxal import committee as committees
 from jaxal import neighbors, setup
+from jaxal.choose import Course, arms_of, scheduled, taught
 from jaxal.committee import Committee, backbone
 from jaxal.contest.schema import Model, Task
 from jaxal.precision import exact
@@ -157,16 +158,50 @@ def make_score(score: Part) -> Callable[[Prediction, Structure], Float[Array, "s
     return over_seeds(lambda prediction, structures: jax.vmap(function)(prediction, structures))
 
 
-def make_select(select: Part, size: int) -> Callable[..., Any]:
-    """(key data, score [s c], feature, eligible, known, labeled) -> rows [s k], -1 = nothing more is worth a label."""
-    function = select.bind()
+def make_select(select: Part, schedule: Part, size: int) -> Callable[..., Any]:
+    """The choice of `size` candidates, by one selection or by a schedule of several.
+
+    (key data, score [s c], feature, eligible, known, labeled, state of the schedule, spent fraction of the budget
+    [s]) -> rows [s k], -1 = nothing more is worth a label, and the arm of the schedule that picked each, -1 = none.
+    """
+    one, several = select.bind(), schedule.bind()()
+    arms = arms_of(several)
 
     @exact
-    def chosen(key: Array, score: Any, feature: Any, eligible: Bool[Array, "c"], known: Any, labeled: Any):
-        rows = function(jax.random.wrap_key_data(key), Candidates(score, feature, eligible, known, labeled), size)
-        return jnp.where(rows >= 0, jnp.where(eligible[jnp.maximum(rows, 0)], rows, -1), -1)
+    def chosen(
+        key: Array,
+        score: Any,
+        feature: Any,
+        eligible: Bool[Array, "c"],
+        known: Any,
+        labeled: Any,
+        state: Any,
+        used: Any,
+    ):
+        given = Candidates(score, feature, eligible, known, labeled)
+        if several is None:
+            rows = one(jax.random.wrap_key_data(key), given, size)
+            arm = jnp.full(size, -1, jnp.int32)
+        else:
+            rows, arm = scheduled(several, arms, size, jax.random.wrap_key_data(key), given, state, used)
+        rows = jnp.where(rows >= 0, jnp.where(eligible[jnp.maximum(rows, 0)], rows, -1), -1)
+        return rows, jnp.where(rows >= 0, arm, -1)
 
     return over_seeds(chosen)
+
+
+def begun(schedule: Part, seeds: int) -> Course:
+    """The course of a schedule before the first label [s]; empty where nothing is scheduled."""
+    one = Course.begun(schedule.bind()())
+    return jax.tree.map(lambda x: np.broadcast_to(np.asarray(x)[None], (seeds, *np.shape(x))), one)
+
+
+def make_lessons(schedule: Part) -> Callable[..., Course]:
+    """(course [s], arm [s k], error of the committee before it learned [s k], ok [s k]) -> course [s]."""
+    several = schedule.bind()()
+    if several is None:
+        return lambda course, *_: course
+    return over_seeds(functools.partial(taught, several))
 
 
 def filled(buffer: buffers.Buffer, example: Structure) -> tuple[Structure, Bool[np.ndarray, "s c"]]:

@@ -16,15 +16,15 @@ import numpy as np
 
 from jaxal import buffer as buffers
 from jaxal import checkpoint, neighbors, setup
+from jaxal.choose import Course
 from jaxal.contest import data as datas
 from jaxal.contest import programs as made
 from jaxal.contest import walking
-from jaxal.contest.data import Source, paid
-from jaxal.contest.measure import measure, offsets
-from jaxal.contest.schema import Contest, Entrant, Model, Task
-from jaxal.structure import to_atoms
+from jaxal.contest.arena import Arena, cast, cast_structures, kept, of_all, rows_of
+from jaxal.contest.measure import measure
+from jaxal.contest.schema import Entrant, Model
 from jaxal.train import fit as training
-from jaxal.types import InputError, Label, Structure
+from jaxal.types import InputError, Structure
 
 INIT, FIT, ADD, SELECT, WALK = range(5)  # what a key is for
 Records = list[dict[str, Any]]
@@ -40,96 +40,7 @@ class Standing(NamedTuple):
     failed: np.ndarray  # [s]
     walkers: Structure  # [s w]; none in a task with a pool
     factor: np.ndarray  # [s] of the score, that bounds the error
-
-
-class Arena(NamedTuple):
-    """A task ready to be competed in."""
-
-    contest: Contest
-    name: str
-    task: Task
-    source: Source
-    near: neighbors.Spec
-    drawn: np.ndarray  # [s k] their rows of the pool
-    first: Structure  # [s k] the first structures, as the program has them
-    first_label: Label  # [s k] relative to the references
-    reference: np.ndarray  # [s z] eV
-    exam: Structure  # [s e]
-    kept: dict[Any, Any]  # programs, and the standing after the first round, of the models and parts so far
-
-    @property
-    def seeds(self) -> int:
-        """How many."""
-        return self.contest.seeds
-
-
-def arena(contest: Contest, name: str, task: Task, source: Source) -> Arena:
-    """The task with its first labels, the same for all strategies. Raises InputError where the labeler fails."""
-    data, count = source.data, task.budgets[0]
-    dtype = setup.dtype_of(contest.precision)
-    assert task.potential is not None
-    cutoff = task.potential.bind()(data.table).cutoff
-    everything = jax.tree.map(lambda *x: np.concatenate(x), data.pool, data.exam)
-    near = neighbors.plan(everything, cutoff, 0.0, 1.0 if task.live is None else 2.0)
-    rows, drawn = [], []
-    for seed in range(contest.seeds):
-        rng = np.random.default_rng([contest.seed, seed, datas.key_of(name)])
-        if data.labels is not None:
-            chosen = rng.permutation(len(data.labels.energy))[:count]
-            drawn.append(chosen)
-            rows.append(jax.tree.map(lambda x, chosen=chosen: np.asarray(x)[chosen], (data.pool, data.labels)))
-        else:
-            rows.append(_first_live(contest, name, task, source, seed))
-    structures, labels = jax.tree.map(lambda *x: np.stack(x), *rows)
-    reference = np.stack(
-        [
-            training.reference_energies(jax.tree.map(lambda x, ok=ok: x[ok], one), label.energy[ok], len(data.table))
-            for one, label, ok in zip(_rows(structures), _rows(labels), labels.ok, strict=True)
-        ]
-    )
-    first, first_label = cast(structures, labels, reference, dtype)
-    exam = _of_all(cast_structures(data.exam, dtype), contest.seeds)
-    return Arena(contest, name, task, source, near, np.array(drawn, int), first, first_label, reference, exam, {})
-
-
-def _rows(tree: Any) -> list[Any]:
-    return [jax.tree.map(lambda x, row=row: x[row], tree) for row in range(jax.tree.leaves(tree)[0].shape[0])]
-
-
-def _of_all(structures: Structure, seeds: int) -> Structure:
-    """The same structures for all seeds, without copies."""
-    return jax.tree.map(lambda x: np.broadcast_to(x[None], (seeds, *np.shape(x))), structures)
-
-
-def cast_structures(structures: Structure, dtype: Any) -> Any:
-    """Positions and cells in the program's precision."""
-    return structures._replace(position=np.asarray(structures.position, dtype), cell=np.asarray(structures.cell, dtype))
-
-
-def cast(structures: Structure, labels: Label, reference: np.ndarray, dtype: Any) -> tuple[Structure, Label]:
-    """Structures and labels [s k] as the program has them: energies relative to the references of each seed [s z]."""
-    species = np.asarray(structures.species)
-    offset = np.stack([offsets(reference[s : s + 1], species[s])[0] for s in range(len(reference))])
-    relative = np.where(labels.ok, np.asarray(labels.energy) - offset, 0.0)
-    energy: Any = relative.astype(dtype)
-    force, stress, ok = (np.asarray(x, kind) for x, kind in zip(labels[1:], (dtype, dtype, bool), strict=True))
-    told: Any = (energy, force, stress, ok)
-    return cast_structures(structures, dtype), Label(*told)
-
-
-def _first_live(contest: Contest, name: str, task: Task, source: Source, seed: int) -> tuple[Structure, Label]:
-    """The start structures and displaced copies of them, labeled."""
-    assert source.service is not None and task.live is not None
-    data = source.data
-    starts = [to_atoms(one, data.table) for one in _rows(data.pool)]
-    number = int(np.random.default_rng([contest.seed, seed, datas.key_of(name)]).integers(2**31))
-    frames = setup.first_structures(starts, task.budgets[0], number)
-    structures = setup.from_atoms(frames, data.table, dtype=np.dtype(contest.precision))
-    labels = paid(source.service, structures, np.ones(len(frames), bool))
-    if not np.asarray(labels.ok)[: len(starts)].all() or np.asarray(labels.ok).sum() < 2:
-        assert task.live is not None
-        raise InputError(f"tasks.{name}.live.label: {task.live.label.name} fails on {task.live.system.file}")
-    return cast_structures(structures, np.float64), labels
+    course: Course  # [s] of the schedule
 
 
 def compete(
@@ -147,9 +58,10 @@ def compete(
     if checkpoint.latest(folder) is None:
         begun(0)
         standing, records = _first_round(arena, entrant)
+        standing = _entered(standing, entrant)
         checkpoint.save(folder, 0, standing, {"records": records})
     else:
-        standing, host, _ = checkpoint.restore(folder, _untrained(arena, entrant.model))
+        standing, host, _ = checkpoint.restore(folder, _entered(_untrained(arena, entrant.model), entrant))
         records = host["records"]
     told(records)
     for number in range(records[-1]["round"] + 1, len(arena.task.budgets)):
@@ -162,6 +74,11 @@ def compete(
         told(records)
     shutil.rmtree(folder, ignore_errors=True)
     return records
+
+
+def _entered(standing: Standing, entrant: Entrant) -> Standing:
+    """The standing of a model as one strategy begins from it."""
+    return standing._replace(course=made.begun(entrant.schedule, len(standing.paid)))
 
 
 class _Clock:
@@ -185,13 +102,7 @@ def _programs(arena: Arena, model: Model) -> made.Programs:
         committee = made.committee_of(model, part, data.table)
         return made.make_programs(committee, made.recipe_of(arena.task, data.forces, data.stress), arena.near)
 
-    return _kept(arena, ("programs", model), make)
-
-
-def _kept(arena: Arena, key: Any, make: Callable[[], Any]) -> Any:
-    if key not in arena.kept:
-        arena.kept[key] = make()
-    return arena.kept[key]
+    return kept(arena, ("programs", model), make)
 
 
 def _untrained(arena: Arena, model: Model) -> Standing:
@@ -216,7 +127,7 @@ def _untrained(arena: Arena, model: Model) -> Standing:
     rows = [
         training.normalize(weights, labels, structures, float(listed.sum() / atoms.sum()))
         for weights, labels, structures, listed, atoms in zip(
-            _rows(params), _rows(label), _rows(arena.first), near, real, strict=True
+            rows_of(params), rows_of(label), rows_of(arena.first), near, real, strict=True
         )
     ]
     train = program.fresh(jax.tree.map(lambda *x: np.stack([np.asarray(y) for y in x]), *rows))
@@ -237,7 +148,8 @@ def _untrained(arena: Arena, model: Model) -> Standing:
     if data.labels is not None:
         np.put_along_axis(taken, arena.drawn, True, axis=1)
     walkers = jax.tree.map(lambda x: x[:, :0], arena.first) if task.live is None else _starts(arena)
-    return Standing(train, buffer, taken, np.full(seeds, count), np.sum(~ok, axis=1), walkers, np.full(seeds, np.inf))
+    paid, failed, factor = np.full(seeds, count), np.sum(~ok, axis=1), np.full(seeds, np.inf)
+    return Standing(train, buffer, taken, paid, failed, walkers, factor, Course())
 
 
 def _starts(arena: Arena) -> Structure:
@@ -246,7 +158,7 @@ def _starts(arena: Arena) -> Structure:
     assert live is not None
     pool = cast_structures(arena.source.data.pool, arena.contest.precision)
     rows = np.arange(live.explore.walkers) % np.shape(pool.charge)[0]
-    return _of_all(jax.tree.map(lambda x: np.asarray(x)[rows], pool), arena.seeds)
+    return of_all(jax.tree.map(lambda x: np.asarray(x)[rows], pool), arena.seeds)
 
 
 def _first_round(arena: Arena, entrant: Entrant) -> tuple[Standing, Records]:
@@ -257,7 +169,7 @@ def _first_round(arena: Arena, entrant: Entrant) -> tuple[Standing, Records]:
         standing = _trained(arena, entrant.model, _untrained(arena, entrant.model), 0, clock)
         return standing, _results(arena, entrant, standing, 0, clock)
 
-    standing, records = _kept(arena, ("first", entrant.model), make)
+    standing, records = kept(arena, ("first", entrant.model), make)
     return standing, [record | {"strategy": entrant.name} for record in records]
 
 
@@ -275,69 +187,83 @@ def _trained(arena: Arena, model: Model, standing: Standing, number: int, clock:
     return standing._replace(train=new)
 
 
+class Offer(NamedTuple):
+    """What a strategy chooses from."""
+
+    structure: Structure  # [s c]
+    score: np.ndarray  # [s c]
+    eligible: np.ndarray  # [s c]
+    energy: np.ndarray | None  # [s c] committee mean, eV, relative to the references; None in a live task
+    force: np.ndarray  # [s c n 3] committee mean, eV/Å
+    visited: walking.Visited | None  # in a live task
+
+
 def _bought(arena: Arena, entrant: Entrant, standing: Standing, number: int, clock: _Clock) -> Standing:
     """The strategy chooses candidates, whose labels are added."""
-    data, seeds, seed = arena.source.data, arena.seeds, arena.contest.seed
     program, params = _programs(arena, entrant.model), standing.train.average
-    committee, task_key = program.committee, datas.key_of(arena.name)
-    size = arena.task.budgets[number] - arena.task.budgets[number - 1]
-    live = arena.task.live
-    visited = None
-    if live is None:
-        among = _of_all(cast_structures(data.pool, arena.contest.precision), seeds)
-        prediction = program.predict(params, among)
-        clock.took("predict_s")
-        score = _kept(arena, ("score", entrant.score), lambda: made.make_score(entrant.score))(prediction, among)
-        eligible = ~np.asarray(standing.taken)
-    else:
-        walk = _kept(
-            arena,
-            ("walk", entrant.model, entrant.score),
-            lambda: walking.make_walking(committee, live, entrant.score, data.table, arena.near, _numbers(arena)),
-        )
-        factor = np.asarray(standing.factor, arena.contest.precision)
-        key = made.keys(seed, seeds, task_key, WALK, number)
-        visited = jax.tree.map(np.asarray, walk(params, factor, standing.walkers, key))
-        clock.took("walk_s")
-        among, score, eligible = visited.structure, visited.score, visited.seen
-    score = np.asarray(score)
-    eligible = eligible & np.isfinite(score)
-    features = _kept(
+    offer = _offered(arena, entrant, standing, number, clock)
+    features = kept(
         arena,
         ("features", entrant.model, entrant.kernel),
-        lambda: made.make_features(committee, entrant.kernel, arena.near),
+        lambda: made.make_features(program.committee, entrant.kernel, arena.near),
     )
+    among, budgets = offer.structure, arena.task.budgets
     filled, labeled = made.filled(standing.buffer, jax.tree.map(lambda x: np.asarray(x)[:, 0], among))
     known, own = features(params, filled), features(params, among)
     clock.took("features_s")
-    select = _kept(arena, ("select", entrant.select, size), lambda: made.make_select(entrant.select, size))
-    key = made.keys(seed, seeds, task_key, SELECT, number)
-    rows = np.asarray(select(key, np.where(eligible, score, 0), own, eligible, known, labeled))
+    size = budgets[number] - budgets[number - 1]
+    parts = entrant.select, entrant.schedule, size
+    select = kept(arena, ("select", *parts), lambda: made.make_select(*parts))
+    key = made.keys(arena.contest.seed, arena.seeds, datas.key_of(arena.name), SELECT, number)
+    score, used = np.where(offer.eligible, offer.score, 0), np.asarray(standing.paid / budgets[-1], np.float32)
+    chosen = select(key, score, own, offer.eligible, known, labeled, standing.course.schedule, used)
+    rows, arm = map(np.asarray, chosen)
     clock.took("select_s")
-    return _labeled(arena, program, standing, among, visited, rows, number, clock)
+    return _labeled(arena, entrant, standing, offer, rows, arm, number, clock)
 
 
-def _numbers(arena: Arena) -> np.ndarray:
-    """Atomic numbers of a live task's atoms."""
-    data = arena.source.data
-    return np.asarray(data.table)[np.asarray(data.pool.species)[0]]
+def _offered(arena: Arena, entrant: Entrant, standing: Standing, number: int, clock: _Clock) -> Offer:
+    """The pool as the committee sees it, or what its walkers visit."""
+    data, live, params = arena.source.data, arena.task.live, standing.train.average
+    program = _programs(arena, entrant.model)
+    if live is None:
+        among = of_all(cast_structures(data.pool, arena.contest.precision), arena.seeds)
+        prediction = program.predict(params, among)
+        clock.took("predict_s")
+        judge = kept(arena, ("score", entrant.score), lambda: made.make_score(entrant.score))
+        score = np.asarray(judge(prediction, among))
+        eligible = ~np.asarray(standing.taken) & np.isfinite(score)
+        energy, force = (np.asarray(x).mean(2) for x in (prediction.energy, prediction.force))
+        return Offer(among, score, eligible, energy, force, None)
+    numbers = np.asarray(data.table)[np.asarray(data.pool.species)[0]]
+    walk = kept(
+        arena,
+        ("walk", entrant.model, entrant.score, entrant.bias, entrant.drive),
+        lambda: walking.make_walking(program.committee, live, entrant, data.table, arena.near, numbers),
+    )
+    factor = np.asarray(standing.factor, arena.contest.precision)
+    key = made.keys(arena.contest.seed, arena.seeds, datas.key_of(arena.name), WALK, number)
+    visited = jax.tree.map(np.asarray, walk(params, factor, standing.walkers, key))
+    clock.took("walk_s")
+    eligible = visited.seen & np.isfinite(visited.score)
+    return Offer(visited.structure, visited.score, eligible, None, visited.force, visited)
 
 
 def _labeled(
     arena: Arena,
-    program: made.Programs,
+    entrant: Entrant,
     standing: Standing,
-    among: Structure,
-    visited: walking.Visited | None,
+    offer: Offer,
     rows: np.ndarray,
+    arm: np.ndarray,
     number: int,
     clock: _Clock,
 ) -> Standing:
     """The standing with the labels of the chosen rows [s k] of the candidates in the training set."""
-    seeds, wanted = arena.seeds, rows >= 0
+    seeds, wanted, visited = arena.seeds, rows >= 0, offer.visited
     data, every = arena.source.data, np.arange(seeds)[:, None]
     row = np.maximum(rows, 0)
-    picked = jax.tree.map(lambda x: np.asarray(x)[every, row], among)
+    picked = jax.tree.map(lambda x: np.asarray(x)[every, row], offer.structure)
     taken, walkers, factor = np.array(standing.taken), standing.walkers, np.array(standing.factor)
     if visited is None:
         assert data.labels is not None
@@ -349,17 +275,23 @@ def _labeled(
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), picked)
         paid = datas.paid(arena.source.service, flat, wanted.reshape(-1))
         answers = jax.tree.map(lambda x: np.asarray(x).reshape(*rows.shape, *np.shape(x)[1:]), paid)
-        error = np.linalg.norm(visited.force[every, row] - answers.force, axis=-1).max(-1)
-        right = wanted & np.asarray(answers.ok)
-        for seed in range(seeds):
-            told: Any = (np.asarray(visited.score)[seed, row[seed]], error[seed])
-            found = walking.factor_of(*(x[right[seed]] for x in told))
-            factor[seed] = found if np.isfinite(found) else factor[seed]
         walkers = walking.onwards(visited, _starts(arena))
     structures, labels = cast(picked, answers, arena.reference, np.dtype(arena.contest.precision))
     ok = wanted & np.asarray(labels.ok)
+    if data.forces:
+        error = np.linalg.norm(offer.force[every, row] - np.asarray(answers.force), axis=-1).max(-1)
+    else:
+        assert offer.energy is not None
+        error = np.abs(offer.energy[every, row] - np.asarray(labels.energy))
+    if visited is not None:
+        for seed in range(seeds):
+            told: Any = (np.asarray(visited.score)[seed, row[seed]], error[seed])
+            found = walking.factor_of(*(x[ok[seed]] for x in told))
+            factor[seed] = found if np.isfinite(found) else factor[seed]
+    lessons = kept(arena, ("lessons", entrant.schedule), lambda: made.make_lessons(entrant.schedule))
+    course = lessons(standing.course, arm, np.asarray(error, np.float32), ok)
     key = made.keys(arena.contest.seed, seeds, datas.key_of(arena.name), ADD, number)
-    buffer = program.add(standing.buffer, key, structures, labels, ok, np.zeros_like(ok))
+    buffer = _programs(arena, entrant.model).add(standing.buffer, key, structures, labels, ok, np.zeros_like(ok))
     clock.took("label_s")
     return standing._replace(
         buffer=buffer,
@@ -368,6 +300,7 @@ def _labeled(
         failed=standing.failed + (wanted & ~ok).sum(1),
         walkers=walkers,
         factor=factor,
+        course=course,
     )
 
 

@@ -1,7 +1,7 @@
 """The fields of a contest, and the entrants that follow from them.
 
-A strategy is what decides which labels are bought: uncertainty, committee, score, kernel and selection. What it leaves
-out is the contest's.
+A strategy is what decides which labels are bought: uncertainty, committee, score, kernel and selection, or a schedule
+of selections. In live tasks it may also drive the walkers. What it leaves out is the contest's.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from jaxal import config as configs
 from jaxal import registry
 from jaxal.schema import (
+    BiasPart,
     Committee,
     Count,
     Explore,
@@ -24,6 +25,7 @@ from jaxal.schema import (
     Part,
     PotentialPart,
     Precision,
+    SchedulePart,
     ScorePart,
     SelectPart,
     System,
@@ -39,6 +41,8 @@ NAME = re.compile(r"[A-Za-z0-9_.+-]+")  # of a task or strategy: it is a folder'
 ALL = "all"
 Names = tuple[str, ...] | Literal["all"]
 AXES = ("uncertainty", "score", "kernel", "select")
+Drive = Literal["mean", "member"]
+SINGLE, UNBIASED = Part("schedule", "single", ()), Part("bias", "none", ())
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,9 @@ class Strategy:
     score: ScorePart | None = None
     kernel: KernelPart | None = None
     select: SelectPart | None = None
+    schedule: SchedulePart | None = None  # several selections in place of one
+    bias: BiasPart | None = None  # of the walkers, in live tasks; default: none
+    drive: Drive | None = None  # of the walkers, in live tasks; default: that of the task's `explore`
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,18 @@ class Entrant(NamedTuple):
     score: Part
     kernel: Part
     select: Part
+    schedule: Part = SINGLE
+    bias: Part = UNBIASED
+    drive: Drive | None = None  # None: that of the task
+
+    @property
+    def selection(self) -> str:
+        """What chooses, in a word."""
+        return self.select.name if self.schedule == SINGLE else self.schedule.name
+
+    def is_plain(self, select: str) -> bool:
+        """Whether it is this selection, with nothing beside it."""
+        return self.select.name == select and (self.schedule, self.bias, self.drive) == (SINGLE, UNBIASED, None)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Contest:
@@ -191,8 +210,11 @@ def entrants(contest: Contest) -> tuple[Entrant, ...]:
     found: dict[str, Entrant] = {}
     for name, strategy in _listed(contest):
         model = Model(strategy.committee or contest.committee, strategy.uncertainty or contest.uncertainty)
-        parts = (getattr(strategy, kind) or getattr(contest, kind) for kind in ("score", "kernel", "select"))
-        entrant = Entrant(name, model, *parts)
+        score, kernel = strategy.score or contest.score, strategy.kernel or contest.kernel
+        select = strategy.select or contest.select
+        own = strategy.schedule or SINGLE, strategy.bias or UNBIASED, strategy.drive
+        entrant = Entrant(name, model, score, kernel, select, *own)
+        _fits(contest, strategy, entrant)
         if found.setdefault(name, entrant) != entrant:
             raise InputError(f"strategies.{name}: two different strategies have this name; give one another")
         try:
@@ -206,19 +228,40 @@ def entrants(contest: Contest) -> tuple[Entrant, ...]:
     for model in models:
         own = [entrant for entrant in found.values() if entrant.model == model]
         for select in BASELINES:
-            if not any(entrant.select.name == select for entrant in own):
+            if not any(entrant.is_plain(select) for entrant in own):
                 name = select if model == default else f"{_model_name(model, default, models)}+{select}"
                 if name in found:
                     raise InputError(f"strategies.{name}: this name is that of a baseline; give another")
                 part = _default_part("select", select, contest)
                 own.append(Entrant(name, model, contest.score, contest.kernel, part))
-        ordered += sorted(own, key=lambda entrant: (entrant.select.name not in BASELINES, entrant.select.name))
-    return tuple(sorted(ordered, key=lambda entrant: (models.index(entrant.model), entrant.select.name != "random")))
+        ordered += sorted(own, key=lambda entrant: (not any(map(entrant.is_plain, BASELINES)), entrant.selection))
+    return tuple(sorted(ordered, key=lambda entrant: (models.index(entrant.model), not entrant.is_plain("random"))))
 
 
 def baseline(entrant: Entrant, entered: Sequence[Entrant]) -> Entrant:
     """Random selection with the same model: what the entrant's choice is measured against."""
-    return next(each for each in entered if each.model == entrant.model and each.select.name == "random")
+    return next(each for each in entered if each.model == entrant.model and each.is_plain("random"))
+
+
+def _fits(contest: Contest, strategy: Strategy, entrant: Entrant) -> None:
+    """Raises InputError, with the field, where the parts of a strategy do not go with each other or with a task."""
+    field = f"strategies.{entrant.name}"
+    if strategy.select is not None and entrant.schedule != SINGLE:
+        raise InputError(f"{field}.select: does not go with a schedule, whose selections are schedule.of; leave it out")
+    try:
+        entrant.schedule.bind()()
+        entrant.bias.bind()(entrant.score.bind())
+    except InputError as error:
+        raise InputError(f"{field}: {error}") from None
+    pools = [name for name, task in contest.tasks.items() if task.live is None]
+    for name, given in (("bias", entrant.bias != UNBIASED), ("drive", entrant.drive is not None)):
+        if given and pools:
+            raise InputError(f"{field}.{name}: nothing is driven in tasks.{pools[0]}, which has a pool; leave it out")
+    committee = entrant.model.committee
+    if entrant.drive == "member" and (committee.members == 1 or committee.signs):
+        raise InputError(
+            f"{field}.drive: member needs the forces of several members; give mean, or a committee of more"
+        )
 
 
 def _listed(contest: Contest) -> Iterator[tuple[str, Strategy]]:

@@ -1,4 +1,4 @@
-"""The candidates of a live task: frames that walkers visit under the committee's mean force, in one program."""
+"""The candidates of a live task: frames that the committee's walkers visit, in one program."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,12 +13,11 @@ from jaxal import neighbors
 from jaxal.acquire.gate import conformal
 from jaxal.committee import Committee
 from jaxal.contest.programs import over_seeds
-from jaxal.contest.schema import Live
+from jaxal.contest.schema import Entrant, Live
 from jaxal.loop import Trusted
-from jaxal.schema import Part
 from jaxal.structure import Table, masses
 from jaxal.types import Key, Neighbors, Params, Structure, WalkerState
-from jaxal.walk import Bounds, Candidate, Walk, make_walk, where
+from jaxal.walk import Bounds, Candidate, Walk, driving, make_walk, where
 
 
 class Visited(NamedTuple):
@@ -33,31 +32,35 @@ class Visited(NamedTuple):
 
 
 def make_walking(
-    committee: Committee, live: Live, score: Part, table: Table, near: neighbors.Spec, numbers: np.ndarray
+    committee: Committee, live: Live, entrant: Entrant, table: Table, near: neighbors.Spec, numbers: np.ndarray
 ) -> Callable[..., Any]:
     """(weights, factor, structures [w], key data) -> Visited, for all seeds.
 
+    The strategy's score judges the frames; its drive and bias move the walkers, and what a bias learns is of one round.
     `factor` times the score is the estimated error; before it is known (infinite) the score itself is taken for it.
     `numbers` are the atomic numbers of the walkers' atoms. As in a run, walkers that leave the physical go back to
     their last trusted frame with new momenta.
     """
     mass = masses(table)[np.searchsorted(table, numbers)]
+    score, drive = entrant.score.bind(), entrant.drive or live.explore.drive
+    bias = entrant.bias.bind()(score)
 
     def walking(params: Params, factor: Float[Array, ""], starts: Structure, key: Array) -> Visited:
         dtype = starts.position.dtype
         explorer = live.explore.part.bind()(jnp.asarray(mass, dtype))
-        walk = make_walk(committee, explorer, score.bind(), table, near, live.every)
+        walk = make_walk(committee, explorer, score, table, near, live.every, drive, bias)
         bounds = Bounds(jnp.asarray(live.implausible, dtype), jnp.asarray(live.closest, dtype))
         gate = conformal().init()._replace(factor=factor)
         number = starts.charge.shape[0]
         listed = neighbors.find(near, starts)
         said = committees.predict(committee, params, starts, listed)
-        trusted = Trusted(starts, said.force.mean(1), said.stress.mean(1))
+        trusted = Trusted(starts, *driving(drive, said, jnp.arange(number)))
+        drift = () if bias is None else jax.vmap(bias.init)(starts)
         first, later = jax.random.split(jax.random.wrap_key_data(key))
         walkers = jax.vmap(explorer.init)(jax.random.split(first, number), *trusted)
 
-        def look(carry: tuple[WalkerState, Neighbors, Trusted], key: Key) -> Any:
-            walkers, listed, trusted = carry
+        def look(carry: tuple[WalkerState, Neighbors, Trusted, Any], key: Key) -> Any:
+            walkers, listed, trusted, drift = carry
             nothing = Candidate(
                 structure=trusted.structure,
                 force=trusted.force,
@@ -66,17 +69,17 @@ def make_walking(
                 score=jnp.full(number, -jnp.inf, dtype),
                 bad=jnp.zeros(number, bool),
             )
-            begin = Walk(walkers, listed, nothing, jnp.zeros(number, bool), jnp.zeros(number, dtype))
+            begin = Walk(walkers, listed, nothing, jnp.zeros(number, bool), jnp.zeros(number, dtype), drift)
             end = walk(params, gate, bounds, begin)
             now, left = end.candidate, end.candidate.bad | end.full
             seen = jnp.isfinite(now.score) & ~end.full
-            trusted = where(seen & ~left, Trusted(now.structure, now.force, now.stress), trusted)
+            trusted = where(seen & ~left, Trusted(now.structure, now.drive, now.stress), trusted)
             fresh = jax.vmap(explorer.init)(jax.random.split(key, number), *trusted)
             walkers = where(left, fresh._replace(step=end.walkers.step), end.walkers)
-            return (walkers, end.near, trusted), (now.structure, now.force, now.score, seen, left)
+            return (walkers, end.near, trusted, end.drift), (now.structure, now.force, now.score, seen, left)
 
         keys = jax.random.split(later, live.looks)
-        (_, _, trusted), (*looks, left) = jax.lax.scan(look, (walkers, listed, trusted), keys)
+        (_, _, trusted, _), (*looks, left) = jax.lax.scan(look, (walkers, listed, trusted, drift), keys)
         flat: Any = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tuple(looks))
         structure, force, values, seen = flat
         return Visited(structure, force, values, seen, trusted.structure, jnp.mean(left.astype(dtype), axis=0))

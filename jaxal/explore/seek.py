@@ -49,8 +49,9 @@ def uncertainty_driven(
     """Uncertainty-driven dynamics: a bias that saturates, E = height (exp(-u^2 / (N width^2)) - 1).
 
     `height` A in eV, `width` B. With `measure` energy u is the standard deviation of the committee's energy, N the
-    number of atoms and B in eV: as published, A (exp(-sigma^2 / (M N B^2)) - 1), with sigma^2 = M u^2 summed over the M
-    members; where a sum has a factor before it, B takes that up. With `measure` score u is the run's score, N = 1 and B in the score's unit.
+    number of atoms and B in eV: as published, A (exp(-sigma^2 / (M N B^2)) - 1), where sigma^2 = M u^2 is the sum over
+    the M members; a factor before that sum is one in B. With `measure` score u is the run's score, N = 1 and B in the
+    score's unit.
     `largest` (eV/Å) is the largest bias force on an atom. Periodic cells get the stress of the same energy.
 
     Kulichenko et al., Nat. Comput. Sci. 3, 230 (2023); bias stress: Zaverkin et al., arXiv:2312.01416.
