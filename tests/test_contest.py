@@ -53,6 +53,7 @@ def test_every_strategy_and_both_baselines_come_through(folder, whole):
             (number, seed, labels) for number, labels in enumerate((5, 8, 11)) for seed in range(2)
         ]
         assert all(np.isfinite(r[name]) for r in found for name in ("force_rmse", "force_max", "energy_rmse", "nll"))
+        assert all(0 < r["miscalibration"] < 0.5 and 0 < r["crps"] < r["force_mae"] for r in found)
 
 
 def test_strategies_begin_alike_and_choose_differently(whole):

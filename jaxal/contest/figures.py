@@ -76,8 +76,9 @@ def worst(task: dict[str, Any]) -> Figure:
 
 
 def calibration(task: dict[str, Any]) -> Figure:
-    """How well the spread ranks the errors, and how likely it makes them, against the number of labels."""
+    """How well the spread ranks the errors, how likely it makes them, how often it holds them; over the labels."""
     panels = [("spearman", "Spearman of error and spread"), ("nll", "NLL per force component")]
+    panels += [("miscalibration", "miscalibration area, scale fitted")]
     panels = [panel for panel in panels if any(panel[0] in found for found in task["strategies"].values())]
     figure = Figure(figsize=(6.6, 2.9 * len(panels) + 0.6), layout="constrained")
     for axes, (name, text) in zip(np.ravel(np.asarray(figure.subplots(len(panels)))), panels, strict=True):

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxal.contest.data import Data
 from jaxal.types import Prediction
-from jaxal.validate.calibration import calibration
+from jaxal.validate.calibration import calibration, normal
 
 PER_SEED = (
     "labels",
@@ -24,6 +24,9 @@ PER_SEED = (
     "nll_constant",
     "scale",
     "auroc",
+    "crps",
+    "miscalibration",
+    "sharpness",
 )
 UNITS = {
     "force_rmse": "eV/Å, per component",
@@ -35,6 +38,8 @@ UNITS = {
     "stress_rmse": "eV/Å^3, per component",
     "barrier_error": "eV",
     "nll": "ln(eV/Å), per component",
+    "crps": "eV/Å, per component; eV/atom where there are no forces",
+    "sharpness": "eV/Å, per component; eV/atom where there are no forces",
 }
 
 
@@ -73,12 +78,15 @@ def _of_seed(prediction: Prediction, energy: np.ndarray, data: Data) -> dict[str
         spread = np.sqrt(members.var(1).sum(-1)) if closed is None else np.asarray(closed)[tests]
         told = calibration(spread[real], length, factor=1.0)
         values |= {name: getattr(told, name) for name in ("nll", "nll_constant", "scale")}
+        law = normal(error, np.repeat(spread[real][:, None] / np.sqrt(3), 3, axis=1))  # of one component
     else:
         members = np.asarray(prediction.energy)[tests]
         closed = prediction.energy_spread
         spread = (members.std(1) if closed is None else np.asarray(closed)[tests]) / atoms
         told = calibration(spread, np.abs(miss), factor=1.0)
+        law = normal(miss, spread)
     values |= {"spearman": told.spearman, "auroc": told.auroc}
+    values |= {"crps": law.crps, "miscalibration": law.area, "sharpness": law.sharpness}
     if data.stress:
         triangle = np.triu_indices(3)
         error = np.asarray(prediction.stress)[tests].mean(1) - np.asarray(answers.stress)[tests]
