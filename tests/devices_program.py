@@ -1,4 +1,7 @@
-"""Run by test_devices on eight devices in 64 bits: committee, training and segments on meshes against one device."""
+"""Run by test_devices on eight devices in 64 bits: committee, training and segments on meshes against one device.
+
+With `seeking` only segments whose walkers are driven by one member each and by a bias, and whose labels by a bandit.
+"""
 
 import sys
 
@@ -11,15 +14,20 @@ from jaxal import committee, devices, loop, neighbors, setup
 from jaxal.acquire import gate as gates
 from jaxal.acquire import select as selects
 from jaxal.acquire.kernel import mean_feature
+from jaxal.acquire.schedule import bandit
 from jaxal.acquire.score import max_force_spread
+from jaxal.choose import arms_of
 from jaxal.explore.md import nvt_langevin
+from jaxal.explore.seek import hyperactive
 from jaxal.label.bridge import host_label
+from jaxal.parts import import_parts
 from jaxal.potential.equivariant import equivariant
 from jaxal.potential.pair import morse
 from jaxal.structure import from_atoms
 from jaxal.train import fit as training
 from jaxal.types import InputError, Label
 
+import_parts()
 TABLE, WALKERS, MEMBERS = (1, 8), 8, 4
 ORACLE = morse(TABLE, sigma=1.2, epsilon=2.0, alpha=1.5, cutoff=4.0)
 SPEC = neighbors.Spec(4.0, 0.0, 2, (0, 0, 0))
@@ -46,8 +54,19 @@ def of(mesh):
     return committee.Committee(POTENTIAL, MEMBERS, mesh=mesh)
 
 
-def start(mesh):
-    """(state, static, parts, buffer) of a small run on a mesh."""
+def seeking():
+    """Parts that differ from walker to walker and learn."""
+    schedule = bandit(of=("top_k", "random"), rule="ucb1")
+    return {
+        "drive": "member",
+        "bias": hyperactive(max_force_spread, measure="score"),
+        "schedule": schedule,
+        "arms": arms_of(schedule),
+    }
+
+
+def start(mesh, more):
+    """(state, static, parts, buffer) of a small run on a mesh, with `more` parts."""
     frames = setup.first_structures(molecule("H2O"), 8, 0)
     structures = jax.tree.map(jnp.asarray, from_atoms(frames, TABLE, dtype=float))
     labels = oracle(structures, jnp.ones(8, bool))
@@ -62,6 +81,7 @@ def start(mesh):
         kernel=mean_feature,
         select=selects.top_k,
         label=lambda structures, wanted: host_label(answer, structures, wanted, mesh),
+        **more,
     )
     near = neighbors.Spec(4.0, 0.5, 2, (0, 0, 0))
     static = loop.Static(TABLE, near, SPEC, RECIPE, every=4, looks=3, batch=3, fold=4)
@@ -99,9 +119,9 @@ def models(mesh, train, buffer):
     return eight, three, *fit(train, buffer, jax.random.key(4), *rates)
 
 
-def segment(mesh):
+def segment(mesh, more):
     """(state after a segment, looks, labels asked for) on a mesh."""
-    state, static, parts, _ = start(mesh)
+    state, static, parts, _ = start(mesh, more)
     ASKED.clear()
     after, looks = jax.block_until_ready(jax.jit(loop.make_segment(parts, static))(state, limits()))
     jax.effects_barrier()
@@ -120,21 +140,40 @@ def refused(*asked):
         return str(error)
 
 
+def mesh_of(walkers, members):
+    there = np.array(jax.devices()).reshape(walkers, members)
+    return jax.sharding.Mesh(there, (devices.WALKERS, devices.MEMBERS))
+
+
+def seek():
+    other, other_looks, other_asked = segment(None, seeking())
+    assert other_asked == [3, 3, 3] and np.all(np.asarray(other.drift.count) == 12)
+    for walkers, members in ((4, 2), (2, 4)):
+        name = f"{walkers}x{members}"
+        state, looks, asked = segment(mesh_of(walkers, members), seeking())
+        alike(state._replace(near=()), other._replace(near=()), name)
+        alike(looks, other_looks, name)
+        assert asked == other_asked
+        assert all(rows(leaf) == ({WALKERS // walkers}, 8) for leaf in jax.tree.leaves(state.drift))
+        print(f"{name} alike", flush=True)
+
+
 def main():
     assert len(jax.devices()) == 8
+    if sys.argv[1:] == ["seeking"]:
+        return seek()
     # (devices, walkers, members): members divide first, walkers over what is left
     assert [devices.number("auto", *given) for given in ((8, 4), (8, 3), (3, 4), (5, 5), (1, 2))] == [8, 8, 6, 5, 2]
     assert dict(devices.mesh(8, 4).shape) == {devices.WALKERS: 2, devices.MEMBERS: 4}
     assert "explore.walkers (3) does not divide over 2 rows; give 1, 2, 3, 4, 6" in refused(8, 3, 4)
     assert "devices: 9 is too large, there are 8; give 1, 2, 4, 8" in refused(9, 8, 4)
-    state, _, _, buffer = start(None)
+    state, _, _, buffer = start(None, {})
     given = jax.device_get((state.train, buffer))
-    expected = models(None, *given), segment(None)
+    expected = models(None, *given), segment(None, {})
     assert expected[1][2] == [3, 3, 3]
     for walkers, members, whole in ((8, 1, False), (4, 2, True), (2, 4, True)):
         name = f"{walkers}x{members}"
-        there = np.array(jax.devices()).reshape(walkers, members)
-        mesh = jax.sharding.Mesh(there, (devices.WALKERS, devices.MEMBERS))
+        mesh = mesh_of(walkers, members)
         found = models(mesh, *given)
         alike(found, expected[0], name)
         # what is divided is divided
@@ -142,7 +181,7 @@ def main():
         assert rows(found[1].force) == ({3}, 8)
         assert all(rows(leaf) == ({MEMBERS // members}, 8) for leaf in jax.tree.leaves(found[2]))
         if whole:
-            (state, looks, asked), (other, other_looks, _) = segment(mesh), expected[1]
+            (state, looks, asked), (other, other_looks, _) = segment(mesh, {}), expected[1]
             # a device renews the lists of its own walkers only, so their order may be another
             alike(state._replace(near=()), other._replace(near=()), name)
             alike(looks, other_looks, name)

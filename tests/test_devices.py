@@ -141,6 +141,13 @@ def test_committee_training_and_segment_on_every_mesh_are_those_of_one_device():
     assert done.stdout.split("\n")[:3] == ["8x1 alike", "4x2 alike", "2x4 alike"]
 
 
+@pytest.mark.slow
+def test_what_drives_walkers_on_every_mesh_is_what_does_on_one_device():
+    """Each walker follows a member, which may be on another device, and a bias that learns of it; a bandit chooses."""
+    done = python(HERE / "devices_program.py", "seeking", JAX_ENABLE_X64="1")
+    assert done.stdout.split("\n")[:2] == ["4x2 alike", "2x4 alike"]
+
+
 def test_devices_wait_for_a_label_as_long_as_they_are_told_to():
     impatient = python(HERE / "devices_wait.py", 1, 6, count=2, check=False)
     assert impatient.returncode == -signal.SIGABRT  # that is what the limits are for
