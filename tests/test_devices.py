@@ -202,6 +202,17 @@ def test_two_processes_run_as_one(config, alone):
 
 
 @pytest.mark.slow
+def test_two_processes_pool_their_labels_as_one(config):
+    """With a lag, so that labels come in the same order: the run on two processes is the run on one device."""
+    pooled = ("label.mode=pooled", "label.lag=1", "label.queue=16", "label.workers=1")
+    one = config.parent / "pooled alone"
+    python("-m", "jaxal.cli", "run", config, *pooled, "--dir", one, count=1)
+    for status, error in together(config.parent, "run", config.name, *pooled, "--dir", "pooled by two"):
+        assert status == 0, error
+    assert_alike(config.parent / "pooled by two", one)
+
+
+@pytest.mark.slow
 def test_two_killed_processes_resume_as_one(config, alone):
     out = config.parent / "two killed"
     both, _ = pair(config.parent, "run", config.name, "--dir", out.name)
