@@ -1,6 +1,6 @@
 """All tests run on the CPU; a test that needs 64 bits asks for the fixture `double`, one of faults for `faults`.
 
-Most of their time is compilation, so LLVM does not optimize here: a third less time, the same programs. Who sets
+Most of their time is compilation, so LLVM optimizes little here: a third less time, the same programs. Who sets
 XLA_FLAGS tests what LLVM makes of them as users get it.
 """
 
@@ -13,7 +13,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault(  # also in commands that tests start
     "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
+    "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=1"
     " --xla_llvm_disable_expensive_passes=true",
 )
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # what is tested is compiled, and nobody's home is used

@@ -64,7 +64,7 @@ atoms.info["virial"] = np.diag([1.0, 2.0, 3.0])
         ("del atoms.arrays['forces']", "no forces"),
         ("del atoms.info['energy']", "no energy"),
         ("del atoms.info['virial']", r"no stress .* label\.stress=false"),
-        ("atoms.info['virial'] = np.ones(4)", "4"),
+        ("atoms.info['virial'] = np.ones(4)", "virial"),
     ],
 )  # fmt: skip
 def test_an_output_that_does_not_fit_fails_with_a_reason(spoiled, reason, tmp_path):
