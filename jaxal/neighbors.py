@@ -9,7 +9,7 @@ host; too few of any is reported in `Neighbors.overflow`, never silently wrong.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,8 +64,9 @@ def plan(structures: Structure, cutoff: float, skin: float = 0.0, margin: float 
     bins also serve cells that a barostat makes shorter by the factor `shrink`. For an open structure the capacity never
     exceeds atoms - 1.
     """
-    position, species, cell = (np.asarray(x) for x in structures[:3])
-    position, species, cell = (x.reshape(-1, *x.shape[-tail:]) for x, tail in ((position, 2), (species, 1), (cell, 2)))
+    lead = np.ndim(structures.charge)
+    flat = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *np.shape(x)[lead:]), structures)
+    position, species, cell = flat[:3]
     reach = cutoff + skin
     shrunk = [shrink * c.astype(float) for c in cell]
     images = np.max([_images(c, reach) for c in shrunk], axis=0)
@@ -75,9 +76,7 @@ def plan(structures: Structure, cutoff: float, skin: float = 0.0, margin: float 
         three = int(bins[0]), int(bins[1]), int(bins[2])
         most = max(_fullest(three, p.astype(float), s, c) for p, s, c in zip(position, species, cell, strict=True))
         spec = spec._replace(images=(0, 0, 0), bins=three, bin_slots=int(np.ceil(1.5 * most)) + 2)
-    none: Any = np.int32(0)
-    rows = zip(position, species, cell, strict=True)
-    frames = [jax.tree.map(jnp.asarray, Structure(p, s, c, none, none)) for p, s, c in rows]
+    frames = [jax.tree.map(lambda x, row=row: jnp.asarray(x[row]), flat) for row in range(len(position))]
 
     def slots(each: Spec, margin: float) -> int:
         room = max(1, int(np.ceil(margin * max(int(np.max(_counts(each, frame))) for frame in frames))))

@@ -11,6 +11,7 @@ from typing import Any
 import ase
 import ase.io
 import numpy as np
+from ase.constraints import FixAtoms
 from ase.data import atomic_masses, chemical_symbols, covalent_radii
 from ase.neighborlist import neighbor_list
 
@@ -116,6 +117,8 @@ def from_atoms(
     position: Any = np.zeros((len(frames), size, 3), dtype)  # Any: the host's Structure holds numpy arrays
     species: Any = np.full((len(frames), size), -1, np.int32)
     cell: Any = np.zeros((len(frames), 3, 3), dtype)
+    mass: Any = np.ones((len(frames), size), dtype)
+    fixed: Any = np.zeros((len(frames), size), bool)
     for row, atoms in enumerate(frames):
         if len(atoms) > size:
             raise InputError(f"frame {row} has {len(atoms)} atoms; there is room for {size}")
@@ -123,9 +126,11 @@ def from_atoms(
         species[row, : len(atoms)] = _rows(atoms.numbers, table)
         if atoms.pbc.all():
             cell[row] = atoms.cell.array
+        mass[row, : len(atoms)] = atoms.get_masses()
+        fixed[row, : len(atoms)] = fixed_atoms(atoms)
     charges: Any = np.array([electrons(atoms, "charge", charge, row) for row, atoms in enumerate(frames)], np.int32)
     spins: Any = np.array([electrons(atoms, "spin", spin, row) for row, atoms in enumerate(frames)], np.int32)
-    return Structure(position, species, cell, charges, spins)
+    return Structure(position, species, cell, mass, fixed, charges, spins)
 
 
 def electrons(atoms: ase.Atoms, name: str, default: int = 0, row: int = 0) -> int:
@@ -144,17 +149,29 @@ def electrons(atoms: ase.Atoms, name: str, default: int = 0, row: int = 0) -> in
     return int(value)
 
 
+def fixed_atoms(atoms: ase.Atoms) -> np.ndarray:
+    """Which atoms the frame's FixAtoms hold in place, [n] bool."""
+    fixed = np.zeros(len(atoms), bool)
+    for constraint in atoms.constraints:
+        if isinstance(constraint, FixAtoms):
+            fixed[constraint.index] = True
+    return fixed
+
+
 def to_atoms(structure: Structure, table: Table) -> ase.Atoms:
     """One unbatched structure as ASE atoms, without its padding; charge and spin go into `info`."""
     species = np.asarray(structure.species)
     real = species >= 0
     cell = np.asarray(structure.cell, np.float64)
     periodic = bool(np.any(cell != 0))
+    fixed = np.flatnonzero(np.asarray(structure.fixed)[real])
     return ase.Atoms(
         numbers=np.asarray(table)[species[real]],
         positions=np.asarray(structure.position, np.float64)[real],
+        masses=np.asarray(structure.mass, np.float64)[real],
         cell=cell if periodic else None,
         pbc=periodic,
+        constraint=FixAtoms(fixed) if len(fixed) else None,
         info={"charge": int(structure.charge), "spin": int(structure.spin)},
     )
 

@@ -24,6 +24,8 @@ class Structure(NamedTuple):
     position: Float[Array, "*b n 3"]  # Å
     species: Int[Array, "*b n"]  # row of the species table, -1 = padding
     cell: Float[Array, "*b 3 3"]  # Å, rows are lattice vectors; zeros = not periodic
+    mass: Float[Array, "*b n"]  # amu; isotopes are the file's, padding has 1
+    fixed: Bool[Array, "*b n"]  # atoms that nothing moves
     charge: Int[Array, "*b"]  # e
     spin: Int[Array, "*b"]  # number of unpaired electrons
 

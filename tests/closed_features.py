@@ -4,6 +4,7 @@ derivatives written out in numpy, and `SHELLS`, whose features are invariants of
 import jax
 import jax.numpy as jnp
 import numpy as np
+from structures import plain
 
 from jaxal import neighbors
 from jaxal.potential.radial import envelope
@@ -39,7 +40,7 @@ def structures_of(count, atoms, seed, kinds=KINDS, size=1.0) -> Structure:
     zero = jnp.zeros(count, jnp.int32)
     species = jnp.asarray(np.arange(atoms) % kinds + np.zeros((count, 1)), jnp.int32)
     position = jnp.asarray(size * rng.normal(size=(count, atoms, 3)))
-    return Structure(position, species, jnp.zeros((count, 3, 3)), zero, zero)
+    return plain(position, species, jnp.zeros((count, 3, 3)), zero, zero)
 
 
 def nothing_near(structures) -> Neighbors:

@@ -6,10 +6,11 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from structures import plain
 
 from jaxal import devices
 from jaxal.label.bridge import host_label
-from jaxal.types import Label, Structure
+from jaxal.types import Label
 
 patience, seconds = (float(word) for word in sys.argv[1:])
 if patience:
@@ -26,7 +27,7 @@ def slow(structures, wanted):
 
 
 def look(total, wants):
-    structures = Structure(jnp.ones((2, 3, 3)), jnp.zeros((2, 3), int), jnp.zeros((2, 3, 3)), *jnp.zeros((2, 2), int))
+    structures = plain(jnp.ones((2, 3, 3)), jnp.zeros((2, 3), int), jnp.zeros((2, 3, 3)), *jnp.zeros((2, 2), int))
     none = Label(jnp.zeros(2), jnp.zeros((2, 3, 3)), jnp.zeros((2, 3, 3)), jnp.zeros(2, bool))
     wanted = jnp.asarray([True, False])
     label = jax.lax.cond(wants, lambda: host_label(slow, structures, wanted, mesh), lambda: none)

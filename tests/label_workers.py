@@ -4,17 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from structures import plain
 
 from jaxal.label.service import Recipe, Record, label_service
 from jaxal.label.task import Task
-from jaxal.types import Structure
 
 
 def batch_of(task: Task) -> tuple[Any, tuple[int, ...]]:
     """The task alone as a batch of padded structures, and the table of its species."""
     table = np.unique(task.numbers)
     fields: Any = (task.position, np.searchsorted(table, task.numbers), task.cell, task.charge, task.spin)
-    return Structure(*(np.asarray(field)[None] for field in fields)), tuple(int(number) for number in table)  # pyright: ignore
+    return plain(*(np.asarray(field)[None] for field in fields)), tuple(int(number) for number in table)  # pyright: ignore
 
 
 def through_workers(name: str, options: dict[str, Any], task: Task, store: Path, timeout: float = 300.0) -> Record:

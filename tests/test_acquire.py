@@ -3,9 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from structures import plain
 
 from jaxal.acquire import gate, score
-from jaxal.types import Prediction, Structure
+from jaxal.types import Prediction
 
 RNG = np.random.default_rng(0)
 FORCE = RNG.normal(size=(4, 5, 3))  # four members, five atoms, of which the last two are padding
@@ -14,7 +15,7 @@ REAL = 3
 PREDICTION = Prediction(
     jnp.asarray(ENERGY, jnp.float32), jnp.asarray(FORCE, jnp.float32), jnp.zeros((4, 3, 3)), jnp.zeros((5, 2))
 )
-STRUCTURE = Structure(jnp.zeros((5, 3)), jnp.asarray([0, 0, 1, -1, -1]), jnp.zeros((3, 3)), jnp.int32(0), jnp.int32(0))
+STRUCTURE = plain(jnp.zeros((5, 3)), jnp.asarray([0, 0, 1, -1, -1]), jnp.zeros((3, 3)), jnp.int32(0), jnp.int32(0))
 
 
 def test_scores_are_what_they_say():

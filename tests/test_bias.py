@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from structures import plain
 
 from jaxal import registry
 from jaxal.check import check
 from jaxal.config import load
 from jaxal.explore import bias, md
-from jaxal.types import InputError, Structure
+from jaxal.types import InputError
 from jaxal.units import BOLTZMANN
 
 MASS = np.array([12.011, 35.45, 1.008, 35.45])  # amu
@@ -27,7 +28,7 @@ def double():
 def structure(cell=0.0, dtype=np.float64):
     """Four atoms; d(0, 1) - d(0, 3) is 1.9 - 2.6 Å."""
     position = np.array([[0.0, 0, 0], [0, 0, 1.9], [1.0, 0.2, 0.1], [0.3, 0, -np.sqrt(2.6**2 - 0.09)]])
-    return Structure(
+    return plain(
         jnp.asarray(position, dtype),
         jnp.zeros(4, jnp.int32),
         cell * jnp.eye(3, dtype=dtype),
@@ -66,7 +67,7 @@ def run(explorer, walkers, steps, field=lambda structure: NOTHING):
 
 def coordinate(walkers, pairs=((0, 1), (0, 3))):
     return np.asarray(
-        jnp.vectorize(lambda p, c: bias.value(pairs, Structure(p, None, c, None, None)), signature="(n,d),(d,d)->()")(
+        jnp.vectorize(lambda p, c: bias.value(pairs, plain(p, None, c, None, None)), signature="(n,d),(d,d)->()")(
             walkers.structure.position, walkers.structure.cell
         )
     )
@@ -192,9 +193,9 @@ def test_a_bond_through_the_boundary_is_short():
     far = position.copy()
     far[1] += 2 * cell[0] - cell[2]
     for place in (position, far):
-        given = Structure(jnp.asarray(place), None, jnp.asarray(cell), None, None)
+        given = plain(jnp.asarray(place), None, jnp.asarray(cell), None, None)
         assert float(bias.value(((0, 1),), given)) == pytest.approx(np.linalg.norm(position[1] - position[0]))
-    same = Structure(jnp.zeros((4, 3)), None, jnp.asarray(cell), None, None)
+    same = plain(jnp.zeros((4, 3)), None, jnp.asarray(cell), None, None)
     slope = jax.grad(lambda p: bias.value(((0, 1),), same._replace(position=p)))(same.position)
     assert np.all(np.isfinite(slope)), "atoms in one place have no direction, but a finite gradient"
 

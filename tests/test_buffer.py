@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from structures import plain
 
 from jaxal import buffer as buffers
 from jaxal.types import Label, Structure
@@ -17,7 +18,7 @@ def batch(count: int, seed: int = 0, dtype=jnp.float32) -> tuple[Structure, Labe
     def real(*shape):
         return jnp.asarray(rng.normal(size=(count, *shape)), dtype)
 
-    structures = Structure(
+    structures = plain(
         position=real(ATOMS, 3),
         species=jnp.asarray(rng.integers(0, 3, (count, ATOMS)), jnp.int32),
         cell=real(3, 3),

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from structures import plain
 
 from jaxal import registry
 from jaxal.parts import import_parts
@@ -62,7 +63,7 @@ def prediction_of(dtype, atoms=6, padded=0, members=4) -> tuple[Prediction, Stru
         feature=filled(total, 4),
     )
     species = jnp.asarray([0, 1, 1, 0, 1, 0][:atoms] + [-1] * padded, jnp.int32)
-    structure = Structure(filled(total, 3), species, jnp.zeros((3, 3), dtype), jnp.int32(0), jnp.int32(0))
+    structure = plain(filled(total, 3), species, jnp.zeros((3, 3), dtype), jnp.int32(0), jnp.int32(0))
     return prediction, structure
 
 

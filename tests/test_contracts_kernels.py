@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
+from structures import plain
 
 from jaxal import neighbors, registry
 from jaxal.acquire import kernel, kernel_soap
@@ -31,7 +32,7 @@ def batch_of(dtype, periodic=False, count=3) -> Structure:
     rng = np.random.default_rng(6)
     grid = 1.6 * np.array([(x, y, 0) for x in range(3) for y in range(2)], float)
     cell = np.array([[5.0, 0, 0], [0.4, 3.4, 0], [0, 0.3, 3.0]]) * periodic
-    return Structure(
+    return plain(
         jnp.asarray(grid + rng.normal(0, 0.2, (count, 6, 3)), dtype),
         jnp.asarray([[0, 1, 2, 0, 1, 0]] * count, jnp.int32),
         jnp.asarray([cell] * count, dtype),

@@ -15,6 +15,7 @@ import pytest
 from ase.build import molecule
 from label_programs import write_potcars
 from scipy.spatial.transform import Rotation
+from structures import plain
 
 from jaxal import committee, neighbors, registry
 from jaxal import model as models
@@ -105,7 +106,7 @@ MASS = np.array([1.008, 12.011, 15.999, 28.085])  # amu
 def frame(dtype) -> Structure:
     """Four atoms in a periodic cell that no explorer refuses."""
     rng = np.random.default_rng(5)
-    return Structure(
+    return plain(
         jnp.asarray(rng.uniform(0, 6, (4, 3)), dtype),
         jnp.asarray([0, 1, 2, 3], jnp.int32),
         jnp.asarray(np.diag([6.0, 6.5, 7.0]), dtype),
@@ -201,7 +202,7 @@ def atoms_of(table, periodic) -> Structure:
     rng = np.random.default_rng(6)
     grid = 2.0 * np.array([(x, y, z) for x in range(3) for y in range(2) for z in range(1)])
     cell = np.array([[6.0, 0, 0], [0.4, 4.0, 0], [0, 0.3, 3.0]]) * periodic
-    return Structure(
+    return plain(
         jnp.asarray(grid + rng.normal(0, 0.15, grid.shape)),
         jnp.asarray(np.arange(6) % len(table), jnp.int32),
         jnp.asarray(cell),

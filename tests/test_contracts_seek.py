@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from structures import plain
 
 from jaxal import registry
 from jaxal.acquire.score import max_force_spread
@@ -34,7 +35,7 @@ def structure_of(dtype) -> Structure:
     """Four atoms, of which the last is padding."""
     position = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), dtype)
     zero = jnp.int32(0)
-    return Structure(position, jnp.asarray([0, 1, 1, -1], jnp.int32), jnp.zeros((3, 3), dtype), zero, zero)
+    return plain(position, jnp.asarray([0, 1, 1, -1], jnp.int32), jnp.zeros((3, 3), dtype), zero, zero)
 
 
 @every("bias")

@@ -5,13 +5,13 @@ import pytest
 from ase.build import bulk, molecule
 from ase.io import read, write
 from store_example import ME, done, entries, filled, good, labeled, mixed_store, refused, water
+from structures import plain
 
 from jaxal import setup
 from jaxal.config import load
 from jaxal.label import exchange
 from jaxal.label.service import label_service
 from jaxal.label.task import Backend, Result, Task, failed
-from jaxal.types import Structure
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_a_run_finds_what_was_imported(tmp_path, capsys, path):
     called = []
     backend = Backend(lambda task: called.append(task) or failed(task, "called"), lambda task: None, "mine", "1")
     service = label_service(backend, table=(1, 8), store=path)
-    structure = Structure(
+    structure = plain(
         np.float32(atoms.positions)[None], np.array([[1, 0, 0]]), np.zeros((1, 3, 3), np.float32), *np.array([[1], [0]])
     )
     answer = service.label(structure, np.array([True]))

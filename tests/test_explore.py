@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from jax_md import energy as forms
 from jax_md import simulate
+from structures import plain
 
 from jaxal import registry
 from jaxal.explore import md
-from jaxal.types import InputError, Structure
+from jaxal.types import InputError
 from jaxal.units import BOLTZMANN, GPA, TIME_UNIT
 
 ALL = ("nve", "nvt_langevin", "nvt_nose_hoover", "npt_nose_hoover")
@@ -32,7 +33,7 @@ def example(dtype=np.float64, cell=CELL):
     """Eight atoms near the corners of a grid in a periodic cell."""
     grid = np.stack(np.meshgrid(*[[0.0, 0.5]] * 3, indexing="ij"), -1).reshape(-1, 3)
     position = grid @ cell + 0.1 * np.random.default_rng(0).normal(size=(8, 3))
-    return Structure(
+    return plain(
         jnp.asarray(position, dtype),
         jnp.zeros(8, jnp.int32),
         jnp.asarray(cell, dtype),
@@ -174,7 +175,7 @@ def test_velocity_in_angstrom_per_fs(name):
     explorer = registry.get("explorer", name)(
         np.array([4.0, 9.0]), temperature=300.0, timestep=0.25, **({"friction": 0.0} if "langevin" in name else {})
     )
-    structure = Structure(
+    structure = plain(
         jnp.asarray([[0.0, 0, 0], [3.0, 0, 0]]), jnp.zeros(2, jnp.int32), 50.0 * jnp.eye(3), jnp.int32(0), jnp.int32(0)
     )
     nothing = jnp.zeros((2, 3)), jnp.zeros((3, 3))
@@ -359,7 +360,7 @@ def test_options_are_stated_with_units():
 
 def test_single_atom():
     explorer = registry.get("explorer", "nve")(np.array([39.95]), temperature=100.0)
-    structure = Structure(jnp.zeros((1, 3)), jnp.zeros(1, jnp.int32), jnp.zeros((3, 3)), jnp.int32(0), jnp.int32(0))
+    structure = plain(jnp.zeros((1, 3)), jnp.zeros(1, jnp.int32), jnp.zeros((3, 3)), jnp.int32(0), jnp.int32(0))
     walker = explorer.init(jax.random.key(0), structure, jnp.zeros((1, 3)), jnp.zeros((3, 3)))
     assert md.degrees_of_freedom(walker) == 3
     assert float(md.temperature(walker)) > 0

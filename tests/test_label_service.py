@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.build import molecule
+from structures import plain
 
 import jaxal.label.tblite  # registers
 from jaxal.label.bridge import host_label
@@ -30,7 +31,7 @@ def batch_of(count=3, padded=2, dtype=np.float32, charge=0, spin=0) -> Structure
     species = np.full((count, n), -1, np.int32)
     species[:, :3] = [2, 0, 0]
     electrons = (np.full(count, charge, np.int32), np.full(count, spin, np.int32))
-    return Structure(position, species, np.zeros((count, 3, 3), dtype), *electrons)  # pyright: ignore
+    return plain(position, species, np.zeros((count, 3, 3), dtype), *electrons)  # pyright: ignore
 
 
 @pytest.fixture
@@ -283,7 +284,8 @@ def label(batch, wanted):
 @jax.jit
 def run(x):
     def step(x, _):
-        s = Structure(jnp.sin(x), jnp.zeros((4, n), int), jnp.ones((4, 3, 3)), jnp.zeros(4, int), jnp.zeros(4, int))
+        free = jnp.ones((4, n)), jnp.zeros((4, n), bool)
+            s = Structure(jnp.sin(x), jnp.zeros((4, n), int), jnp.ones((4, 3, 3)), *free, *jnp.zeros((2, 4), int))
         return host_label(label, s, jnp.ones(4, bool)).force, None
     return jax.lax.scan(step, x, length=20)[0]
 print(run(jnp.ones((4, n, 3))).sum())

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from structures import plain
 
 from jaxal import queue as queues
-from jaxal.types import Structure
 
 ATOMS, CAPACITY = 2, 5
 
@@ -17,7 +17,7 @@ def structures(values):
     position = jnp.zeros((len(values), ATOMS, 3)).at[:, 0, 0].set(values)
     number = len(values)
     species = jnp.zeros((number, ATOMS), jnp.int32)
-    return Structure(position, species, jnp.zeros((number, 3, 3)), *jnp.zeros((2, number), jnp.int32))
+    return plain(position, species, jnp.zeros((number, 3, 3)), *jnp.zeros((2, number), jnp.int32))
 
 
 def empty(capacity=CAPACITY):

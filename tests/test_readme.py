@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.io import read
+from structures import plain
 
 from jaxal import model as models
 from jaxal import neighbors, registry, schema
@@ -133,9 +134,7 @@ def test_the_example_part_keeps_the_contract():
     prediction = score.Prediction(
         jnp.zeros(4), jnp.asarray(rng.normal(size=(4, 5, 3)), jnp.float32), jnp.zeros((4, 3, 3)), jnp.zeros((5, 2))
     )
-    structure = score.Structure(
-        jnp.zeros((5, 3)), jnp.asarray([0, 0, 1, -1, -1]), jnp.zeros((3, 3)), jnp.int32(0), jnp.int32(0)
-    )
+    structure = plain(jnp.zeros((5, 3)), jnp.asarray([0, 0, 1, -1, -1]), jnp.zeros((3, 3)), jnp.int32(0), jnp.int32(0))
     low, high = (float(f(prediction, structure)) for f in (score.mean_force_spread, score.max_force_spread))
     assert low <= float(new(prediction, structure, power=8.0)) <= high
     slope = jax.grad(lambda force: new(prediction._replace(force=force), structure))(jnp.zeros((4, 5, 3)))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
+from structures import plain
 
 from jaxal.acquire import environments, improvement, score
 from jaxal.types import Prediction, Structure
@@ -21,7 +22,7 @@ SPECIES = np.array([0, 0, 1, 1, -1, -1])
 def given(**more) -> tuple[Prediction, Structure]:
     single = functools.partial(jnp.asarray, dtype=jnp.float32)
     prediction = Prediction(single(ENERGY), single(FORCE), jnp.zeros((MEMBERS, 3, 3)), single(FEATURE))
-    room = Structure(jnp.zeros((TOTAL, 3)), jnp.asarray(SPECIES), jnp.zeros((3, 3)), jnp.int32(0), jnp.int32(0))
+    room = plain(jnp.zeros((TOTAL, 3)), jnp.asarray(SPECIES), jnp.zeros((3, 3)), jnp.int32(0), jnp.int32(0))
     return prediction._replace(**{name: single(value) for name, value in more.items()}), room
 
 

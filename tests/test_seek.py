@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from structures import plain
 
 from jaxal import ascent, committee, neighbors
 from jaxal.acquire.gate import threshold
@@ -31,7 +32,7 @@ def model(dtype="float64"):
     cell = np.stack([np.zeros((3, 3)), np.diag([4.0, 4.4, 4.8]) + 0.2])
     species = jnp.asarray([[1, 0, 0, 1]] * 2, jnp.int32)
     zero = jnp.zeros(2, jnp.int32)
-    structures = Structure(jnp.asarray(position, dtype), species, jnp.asarray(cell, dtype), zero, zero)
+    structures = plain(jnp.asarray(position, dtype), species, jnp.asarray(cell, dtype), zero, zero)
     one = committee.Committee(equivariant(TABLE, cutoff=3.0, channels=2, l_max=1, layers=1, radial=4), MEMBERS)
     spec = neighbors.plan(structures, 3.0, 0.5)
     near = neighbors.find(spec, structures)

@@ -9,6 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from scipy.special import expit
 from scipy.stats import t as student
+from structures import plain
 
 from jaxal.types import Distribution, Label, Lessons, Neighbors, Potential, Structure
 from jaxal.uncertainty import features
@@ -38,7 +39,7 @@ def structures_of(count, seed) -> Structure:
     rng = np.random.default_rng(seed)
     zero = jnp.zeros(count, jnp.int32)
     species = jnp.asarray(np.arange(ATOMS) % KINDS + np.zeros((count, 1)), jnp.int32)
-    return Structure(jnp.asarray(rng.normal(size=(count, ATOMS, 3))), species, jnp.zeros((count, 3, 3)), zero, zero)
+    return plain(jnp.asarray(rng.normal(size=(count, ATOMS, 3))), species, jnp.zeros((count, 3, 3)), zero, zero)
 
 
 def nothing_near(structures) -> Neighbors:
