@@ -20,6 +20,7 @@ class Buffer(NamedTuple):
     structure: Structure
     label: Label
     weight: Float[Array, "m c"]  # bootstrap weight, mean 1
+    share: Float[Array, "c 3"]  # weights of energy, forces and stress in the loss
     held_out: Bool[Array, "c"]  # never trained on: calibration and early stopping
     count: Int[Array, ""]
 
@@ -39,6 +40,7 @@ def init(example: Structure, members: int, capacity: int) -> Buffer:
         structure=empty._replace(species=jnp.full((capacity, atoms), -1, jnp.int32)),
         label=label,
         weight=jnp.zeros((members, capacity), dtype),
+        share=jnp.ones((capacity, 3), dtype),
         held_out=jnp.zeros(capacity, bool),
         count=jnp.zeros((), jnp.int32),
     )
@@ -62,11 +64,13 @@ def add(
     wanted: Bool[Array, "k"],
     held_out: Bool[Array, "k"],
     bootstrap: float,
+    share: Float[Array, "k 3"] | None = None,
 ) -> tuple[Buffer, Bool[Array, ""]]:
     """Appends the wanted rows in order; returns the buffer, unchanged if they do not all fit, and whether so.
 
     Bootstrap weights are drawn from a gamma distribution of mean 1 and variance `bootstrap`: 1 is the Bayesian
     bootstrap (Rubin, Ann. Stat. 9, 130, 1981), which, unlike counts, leaves no label out; 0 gives weight 1 to all.
+    `share` weighs energy, forces and stress of each row in the loss (default: 1).
     Raises ValueError at trace time if shapes or dtypes do not fit the buffer.
     """
     for mine, new in zip(jax.tree.leaves(buffer[:2]), jax.tree.leaves((structures, labels)), strict=True):
@@ -89,6 +93,7 @@ def add(
         structure=structure,
         label=label,
         weight=buffer.weight.at[:, place].set(weight, mode="drop"),
+        share=put(buffer.share, jnp.ones((rows, 3), buffer.share.dtype) if share is None else share),
         held_out=put(buffer.held_out, held_out),
         count=jnp.where(overflow, buffer.count, total),
     )
@@ -106,7 +111,13 @@ def grow(buffer: Buffer, size: int) -> Buffer:
         return jnp.pad(x, widths, constant_values=value)
 
     structure = jax.tree.map(pad, buffer.structure)._replace(species=pad(buffer.structure.species, 0, -1))
-    return Buffer(structure, jax.tree.map(pad, buffer.label), pad(buffer.weight, 1), pad(buffer.held_out), buffer.count)
+    return buffer._replace(
+        structure=structure,
+        label=jax.tree.map(pad, buffer.label),
+        weight=pad(buffer.weight, 1),
+        share=pad(buffer.share, 0, 1),
+        held_out=pad(buffer.held_out),
+    )
 
 
 def rows(buffer: Buffer, chosen: Int[Array, "b"] | np.ndarray) -> tuple[Structure, Label]:

@@ -14,7 +14,8 @@ import numpy as np
 from ase.calculators import calculator as base
 
 from jaxal import model as models
-from jaxal.structure import from_atoms, matrix_to_voigt
+from jaxal.data.labels import matrix_to_voigt
+from jaxal.structure import from_atoms
 from jaxal.types import InputError, Prediction, Structure
 
 

@@ -7,11 +7,15 @@ from typing import Any
 import ase
 import numpy as np
 
+from jaxal.data import files
+from jaxal.data import frames as door
+from jaxal.data.frames import MOST_ATOMS, overlap
+from jaxal.errors import InputError
 from jaxal.explore.md import NEEDS_CELL
+from jaxal.label import framed
 from jaxal.label.task import Task
 from jaxal.schema import Config, System
-from jaxal.structure import MOST_ATOMS, electrons, masses, overlap, read_frames, species_table
-from jaxal.types import InputError
+from jaxal.structure import masses, species_table
 
 
 def start_structures(system: System) -> list[ase.Atoms]:
@@ -20,18 +24,23 @@ def start_structures(system: System) -> list[ase.Atoms]:
     Raises InputError for a file that cannot be read, a frame that is not there, frames of different atoms, and a
     supercell of a molecule.
     """
-    frames = read_frames(system.file)
+    frames = files.read(system.file, labeled=False)
     listed = range(len(frames)) if system.index == "all" else system.index
     if listed == ():
         raise InputError("system.index: an empty list does not fit; give frames such as [0, 1], or all")
     chosen = [listed] if isinstance(listed, int) else list(listed)
+    starts: list[ase.Atoms] = []
     for index in chosen:
         if not -len(frames) <= index < len(frames):
             held = f"{len(frames)} frames, 0 to {len(frames) - 1}"
             raise InputError(f"system.index: {index} does not fit; {system.file} holds {held}")
-    starts, first = [], frames[chosen[0]]
     for index in chosen:
-        atoms = frames[index]
+        try:
+            frame = door.with_electrons(frames[index], system.charge, system.spin, "system")
+        except InputError as error:
+            raise InputError(f"{system.file}: frame {index}: {error}") from None
+        atoms = door.to_atoms(door.stripped(frame))
+        first = starts[0] if starts else atoms
         if not np.array_equal(atoms.numbers, first.numbers) or atoms.pbc.any() != first.pbc.any():
             what = "the same atoms in the same order, all with a cell or none"
             raise InputError(f"system.index: frames {chosen[0]} and {index} of {system.file} differ; they need {what}")
@@ -45,15 +54,8 @@ def start_structures(system: System) -> list[ase.Atoms]:
                     f"system.supercell: {list(system.supercell)} makes {number} atoms; give at most {MOST_ATOMS}"
                 )
             atoms = atoms.repeat(system.supercell)
-        starts.append(of_system(system, atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc))
+        starts.append(atoms)
     return starts
-
-
-def of_system(system: System, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: Any) -> ase.Atoms:
-    """Atoms with the charge and spin of the configuration."""
-    found = ase.Atoms(numbers, positions, cell=cell, pbc=pbc)
-    found.info = {"charge": system.charge, "spin": system.spin}
-    return found
 
 
 def check(config: Config) -> None:
@@ -105,11 +107,9 @@ def check(config: Config) -> None:
         _built("executor", config.executor.bind())
 
 
-def task_of(atoms: ase.Atoms, charge: int = 0, spin: int = 0) -> Task:
-    """A structure as a labeler takes it; charge and spin are those of its info, where it has them."""
-    cell = atoms.cell.array if atoms.pbc.all() else np.zeros((3, 3))
-    unpaired = electrons(atoms, "spin", spin)
-    return Task(atoms.numbers, atoms.positions, cell, electrons(atoms, "charge", charge), unpaired)
+def task_of(atoms: ase.Atoms) -> Task:
+    """A structure as a labeler takes it."""
+    return framed.task_of(door.of_atoms(atoms, labeled=False))
 
 
 def _built(section: str, build: Callable[[], Any]) -> Any:

@@ -16,9 +16,12 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxal import label_command, store_command
 from jaxal.contest import command as contest_command
+from jaxal.errors import InputError, InputWarning
+from jaxal.label.task import LabelError
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # nothing a program can do about
 LONGEST = 2000  # characters of an error, which may repeat what it was given
@@ -40,7 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif rest:
         words.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        given.command(given)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", InputWarning)
+            warnings.showwarning = _warned
+            given.command(given)
         sys.stdout.flush()
     except KeyboardInterrupt:  # not in a run at work, which comes to an end in order
         print(f"\njaxal: interrupted{_how_to_go_on(given)}", file=sys.stderr)
@@ -49,15 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if _is_of_store(error) and not getattr(given, "distributed", False):  # told without loading JAX
-            print(f"jaxal: error: {' '.join(str(error).split())}", file=sys.stderr)
-            return 2
-        from jaxal.types import InputError
-
         if isinstance(error, OSError) and (error.filename or error.errno in DISK):
             print(f"jaxal: error: {error}{_how_to_go_on(given)}", file=sys.stderr)
             return 2
-        if not isinstance(error, InputError):
+        alone = getattr(given, "distributed", False) and isinstance(error, LabelError)  # of one process
+        if not isinstance(error, InputError) or alone:
             if getattr(given, "distributed", False):
                 traceback.print_exc()
                 os._exit(1)  # at once: an ordinary exit waits for the other processes, which wait for this one
@@ -67,11 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _is_of_store(error: Exception) -> bool:
-    """Whether an error is a mistake of the user's that a label store, or a run folder, told."""
-    from jaxal.label.task import LabelError
-
-    return isinstance(error, LabelError)
+def _warned(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """A warning as one line; where in the program it was given is of no use to who gave the input."""
+    name = "warning" if issubclass(category, InputWarning) else category.__name__
+    print(f"jaxal: {name}: {' '.join(str(message).split())[:LONGEST]}", file=sys.stderr)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -208,7 +209,6 @@ def _devices_of(folder: Path) -> int:
     """How many devices a run had; 1 where its configuration cannot be read, which is told of later."""
     from jaxal import yaml12
     from jaxal.config import FILE_NAME
-    from jaxal.types import InputError
 
     try:
         had = yaml12.parse((folder / FILE_NAME).read_text(), FILE_NAME)["devices"]
@@ -234,7 +234,6 @@ def _processes(given: argparse.Namespace, least: int = 1) -> Callable:
 def _old_folder(folder: Path) -> None:
     """Raises InputError where no run is."""
     from jaxal.config import FILE_NAME
-    from jaxal.types import InputError
 
     if not (folder / FILE_NAME).is_file():
         raise InputError(f"{folder}: not a run folder, it holds no {FILE_NAME}; `jaxal run CONFIG` starts a run")
@@ -263,7 +262,6 @@ def _validate(given: argparse.Namespace) -> None:
 
 def _report(given: argparse.Namespace) -> None:
     from jaxal.config import FILE_NAME
-    from jaxal.types import InputError
 
     if not (given.dir / FILE_NAME).is_file():
         raise InputError(f"{given.dir}: not a run folder, it holds no {FILE_NAME}; give the folder of a run")
@@ -283,7 +281,6 @@ def _list(given: argparse.Namespace) -> None:
     from jaxal import registry
     from jaxal.config import describe, unit_of
     from jaxal.parts import import_parts
-    from jaxal.types import InputError
     from jaxal.yaml12 import inline
 
     if given.kind is not None and given.kind not in registry.KINDS:
@@ -317,8 +314,6 @@ def _check(given: argparse.Namespace) -> None:
 def _bench(given: argparse.Namespace) -> None:
     if given.threads is not None:  # read when the backend starts, so before jax is imported
         if given.threads < 1:
-            from jaxal.types import InputError
-
             raise InputError(f"bench: --threads {given.threads}: give 1 or more")
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC", "PJRT_NPROC"):
             os.environ[name] = str(given.threads)
@@ -361,8 +356,6 @@ def _new_folder(given: argparse.Namespace) -> Path:
 
         refuse_used(folder)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        from jaxal.types import InputError
-
         raise InputError(f"{folder}: is not an empty folder; give a new one with --dir")
     return folder
 

@@ -5,7 +5,10 @@ import dataclasses
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxal.data.frames import Frame
 
 WAIT_AND_SEE = 50  # frames between two lines of progress
 SHOWN = 10  # failures
@@ -44,7 +47,7 @@ def _check(config: Any) -> None:
     import numpy as np
 
     from jaxal.check import check, start_structures, task_of
-    from jaxal.label.task import formula
+    from jaxal.data.electrons import formula
     from jaxal.setup import open_service
     from jaxal.structure import from_atoms, species_table
     from jaxal.types import InputError
@@ -65,7 +68,8 @@ def _check(config: Any) -> None:
         raise InputError(f"label: {config.label.part.name} fails on {config.system.file}: {record.reason}")
     force = found.force[0]
     rows = {
-        "structure": f"{formula(task)}, {len(atoms)} atoms, charge {task.charge}, {task.spin} unpaired electrons",
+        "structure": f"{formula(task.numbers)}, {len(atoms)} atoms",
+        "electrons": f"charge {task.charge}, {task.spin} unpaired",
         "method": backend.method,
         "version": backend.version,
         "energy": f"{found.energy[0]:.6f} eV",
@@ -73,7 +77,7 @@ def _check(config: Any) -> None:
         "net force": f"{np.linalg.norm(force.sum(axis=0)):.2g} eV/Å",
         "wall time": f"{record.seconds:.3g} s",
     }
-    if task.cell.any():
+    if np.isfinite(found.stress[0]).all():
         rows["pressure"] = f"{-np.trace(found.stress[0]) / 3:.6f} eV/Å^3"
     print("\n".join(f"{name:<14} {value}" for name, value in rows.items()))
 
@@ -82,33 +86,41 @@ def _file(config: Any, data: Path, out: Path, store: Path, force: bool, retry: b
     """Labels every frame of a file. What the store holds is not calculated again, but with `retry` what has failed."""
     import numpy as np
 
-    from jaxal.check import task_of
-    from jaxal.label import exchange
-    from jaxal.label.store import Entry, label_key
+    from jaxal.data import files
+    from jaxal.data.frames import overlap, with_electrons
+    from jaxal.data.labels import Numbers
+    from jaxal.label import framed
+    from jaxal.label.store import label_key
     from jaxal.setup import open_service
-    from jaxal.structure import from_atoms, overlap, read_frames, species_table
+    from jaxal.structure import from_frames, species_table
     from jaxal.types import InputError
 
-    exchange.writable(out, force)
-    frames = read_frames(data)
-    for number, atoms in enumerate(frames):
-        if reason := overlap(atoms, config.gate.closest):
-            raise InputError(f"{data}: frame {number}: {reason}; leave it out")
+    files.writable(out, force)
+    frames = files.read(data, labeled=False)
+    for number, frame in enumerate(frames):
+        try:
+            frames[number] = with_electrons(frame, config.system.charge, config.system.spin, "system")
+            if reason := overlap(frame, config.gate.closest):
+                raise InputError(f"{reason}; leave it out")
+        except InputError as error:
+            raise InputError(f"{data}: frame {number}: {error}") from None
     table = species_table(frames)
-    batch = from_atoms(frames, table, config.system.charge, config.system.spin, dtype=np.float64)
+    batch = from_frames(frames, table, dtype=np.float64)
     backend = config.label.part.bind()()
-    tasks = [task_of(atoms, config.system.charge, config.system.spin) for atoms in frames]
+    tasks = [framed.task_of(frame) for frame in frames]
     for number, task in enumerate(tasks):
         try:
             backend.check(task)
         except ValueError as error:
             raise InputError(f"{data}: frame {number}: {error}") from None
     failures: list[str] = []
+    luggage = [framed.luggage(frame) for frame in frames]
     service = open_service(config, table, store, np.zeros(len(table)), retry_failed=retry)
     try:
         for start in range(0, len(frames), WAIT_AND_SEE):
-            part = type(batch)(*(leaf[start : start + WAIT_AND_SEE] for leaf in batch))
-            service.label(part, np.ones(len(part.species), bool))  # pyright: ignore
+            rows = slice(start, start + WAIT_AND_SEE)
+            part = type(batch)(*(leaf[rows] for leaf in batch))
+            service.label(part, np.ones(len(part.species), bool), luggage[rows])  # pyright: ignore
             if trouble := service.trouble():
                 raise InputError(trouble)
             records = enumerate(service.drain(), start)
@@ -116,13 +128,15 @@ def _file(config: Any, data: Path, out: Path, store: Path, force: bool, retry: b
             done = min(start + WAIT_AND_SEE, len(frames))
             print(f"{done} of {len(frames)} frames, {len(failures)} failed", flush=True)
 
-        def labeled() -> Iterator[Entry]:
-            for task in tasks:
+        def labeled() -> "Iterator[Frame]":
+            for frame, task in zip(frames, tasks, strict=True):
                 entry = service.store.get(label_key(task, backend.method, backend.version))
                 if entry is not None and entry.status == "done":
-                    yield entry
+                    energy, force, stress = entry.result[:3]
+                    origin = framed.frame_of(entry).origin
+                    yield frame._replace(numeric=Numbers(energy, force, stress), origin=origin)
 
-        count = exchange.write(out, labeled(), force)
+        count = files.write(out, labeled(), force)
     finally:
         service.close()
     for failure in failures[:SHOWN]:

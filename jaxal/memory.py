@@ -106,8 +106,6 @@ def walker_structures(run: Run) -> Structure:
     return setup.from_atoms(
         [run.starts[walker % len(run.starts)] for walker in range(config.explore.walkers)],
         run.table,
-        config.system.charge,
-        config.system.spin,
         dtype=np.dtype(config.precision),
     )
 

@@ -2,8 +2,8 @@
 
 import time
 from pathlib import Path
+from typing import NamedTuple
 
-import ase
 import jax
 import numpy as np
 
@@ -11,9 +11,11 @@ from jaxal import finish, neighbors, records, report, setup
 from jaxal.acquire.gate import conformal
 from jaxal.acquire.score import max_force_spread
 from jaxal.config import resolved
+from jaxal.data import dataset
+from jaxal.data.frames import Frame
 from jaxal.progress import Status, display
-from jaxal.schema import Offline
-from jaxal.structure import from_atoms, read_frames, read_labels, species_table
+from jaxal.schema import Data, Offline, Train
+from jaxal.structure import from_frames, labels_of, shares_of
 from jaxal.train import fit as training
 from jaxal.train.calibrate import Judge, calibrate
 from jaxal.types import InputError
@@ -29,17 +31,10 @@ def train(config: Offline, directory: Path) -> None:
         raise InputError(f"{directory}: the folder is in use; give another with --dir")
     dtype = setup.dtype_of(config.precision)
     data = config.data
-    frames = read_frames(data.file)
-    extra = read_frames(data.validation) if data.validation else []
-    table = species_table(frames + extra)
-    held = np.r_[np.zeros(len(frames), bool), np.ones(len(extra), bool)]
-    if not extra:
-        held = setup.spread_hold(len(frames), config.train.holdout) if len(frames) > 1 else held
-    if not extra and (held.all() or not held.any()):
-        raise InputError(
-            f"data.file: {data.file} holds {len(frames)} structure; one to train and one to hold out are needed"
-        )
-    structures, labels, reference = _device(config, frames, extra, table, held, dtype)
+    frames, held, isolated = _data(data, config.train)
+    table = dataset.species_of(frames)
+    charge, spin = dataset.one_surface(frames, f"{data.file}")
+    structures, labels, reference = _device(config, frames, isolated, table, held, dtype)
     config = resolved(config, directory)
     records.versions(directory)
     began = time.monotonic()
@@ -59,7 +54,8 @@ def train(config: Offline, directory: Path) -> None:
         key, key_set, key_fit = jax.random.split(jax.random.key(config.seed), 3)
         recipe = setup.recipe(config.train)
         params = setup.new_params(committee, key, near, structures, labels)
-        buffer = setup.training_set(structures, labels, held, committee.members, len(held), key_set, recipe.bootstrap)
+        drawn = committee.members, len(held), key_set, recipe.bootstrap, shares_of(frames)
+        buffer = setup.training_set(structures, labels, held, *drawn)
         gate = conformal()
         judge = Judge(committee, max_force_spread, gate, near, finish.fold_of(held))
         state = training.init(recipe, params)
@@ -88,10 +84,10 @@ def train(config: Offline, directory: Path) -> None:
             table=table,
             reference=reference,
             precision=config.precision,
-            charge=data.charge,
-            spin=data.spin,
+            charge=charge,
+            spin=spin,
         )
-        records.write_training(directory, buffer, table, reference)
+        records.write_frames(directory / records.TRAINING, map(records.marked, frames, held))
         status("validation", error)
         finish.validated(directory, config.data.validation)
         note("done")
@@ -99,24 +95,59 @@ def train(config: Offline, directory: Path) -> None:
         status("done", error)
 
 
+class _Data(NamedTuple):
+    """What is trained on and what is held out."""
+
+    frames: list[Frame]
+    held: np.ndarray  # [b] bool
+    isolated: dict[int, float]  # atomic number -> eV, of free atoms
+
+
+def _data(data: Data, train: Train) -> _Data:
+    """The frames of the files, checked together, before anything is computed.
+
+    Copies of a structure stay on one side. Raises InputError where nothing would be left to train on or to hold out,
+    and for held-out elements that no frame to train on has.
+    """
+
+    def read(file: Path) -> dataset.Labeled:
+        return dataset.labeled(file, "data", data.charge, data.spin, data.method)
+
+    frames, isolated = read(data.file)
+    group = dataset.tell_duplicates(frames, str(data.file))
+    if data.validation is None:
+        held = dataset.held_out(frames, group, train.holdout)
+        if not held.any():
+            what = f"holds {int(group.max()) + 1} different structures that can be held out and trained on"
+            raise InputError(f"data.file: {data.file} {what}; two at least are needed, or data.validation")
+        return _Data(frames, held, isolated)
+    extra, more = read(data.validation)
+    dataset.check_elements(extra, dataset.species_of(frames), f"data.validation: {data.validation}", "data.file")
+    dataset.one_surface([*frames, *extra], f"{data.file} and {data.validation}")
+    both = dataset.groups([*frames, *extra])
+    known = np.isin(both[len(frames) :], both[: len(frames)])
+    if known.all():
+        raise InputError(f"data.validation: {data.validation} holds no structure that is not in data.file, too")
+    if known.any():
+        dataset.tell(f"data.validation: {int(known.sum())} of {len(extra)} frames are in data.file, too; left out")
+    extra = [frame for frame, one in zip(extra, known, strict=True) if not one]
+    return _Data([*frames, *extra], np.r_[np.zeros(len(frames), bool), np.ones(len(extra), bool)], more | isolated)
+
+
 def _device(
     config: Offline,
-    frames: list[ase.Atoms],
-    extra: list[ase.Atoms],
+    frames: list[Frame],
+    isolated: dict[int, float],
     table: tuple[int, ...],
     held: np.ndarray,
     dtype: np.dtype,
 ):
     """Structures and labels on the device, energies relative to references fitted to what is trained on."""
-    size = max(len(atoms) for atoms in frames + extra)
-    data = config.data
-    host = from_atoms(frames + extra, table, data.charge, data.spin, size, np.float64)
-    told = [
-        read_labels(part, size, str(path)) for part, path in ((frames, data.file), (extra, data.validation)) if part
-    ]
-    labels = jax.tree.map(lambda *x: np.concatenate(x), *told)
-    if config.train.stress_weight and np.isnan(labels.stress).any():
+    host, labels = from_frames(frames, table, dtype=np.float64), labels_of(frames)
+    periodic = np.any(np.asarray(host.cell) != 0, axis=(1, 2))
+    if config.train.stress_weight and np.isnan(labels.stress[periodic]).any():
         raise InputError("train.stress_weight: some periodic structures carry no stress; give 0 or data with stress")
     fitted = jax.tree.map(lambda x: x[~held], host)
-    reference = training.reference_energies(fitted, labels.energy[~held], len(table))
+    free = {table.index(z): energy for z, energy in isolated.items() if z in table}
+    reference = training.reference_energies(fitted, labels.energy[~held], len(table), free)
     return *setup.cast(host, labels, reference, dtype), reference

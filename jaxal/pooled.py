@@ -18,6 +18,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxal import devices, loop, memory, queue, records, setup
 from jaxal.absorb import Absorbed, Arrivals
+from jaxal.data.frames import of_atoms
+from jaxal.data.labels import Numbers, known
 from jaxal.label import cost
 from jaxal.label.dispatch import Dispatch, Landed, ledger_keys, open_dispatch
 from jaxal.label.executor import Recipe
@@ -74,7 +76,8 @@ def opened(run: Run) -> Iterator[Desk]:
     backend = recipe.build()
     store = open_store(run.store)
     try:
-        kept = keeper(store, backend, max_force=labeling.max_force, net_force=labeling.net_force)
+        caps = labeling.max_force, labeling.net_force
+        kept = keeper(store, backend, max_force=caps[0], net_force=caps[1], carried=setup.carried_by(run.atoms))
         opener = run.opener or setup.executor_of(run.config, run.directory)
         executor = opener(recipe, labeling.timeout)
         dispatch = open_dispatch(executor, kept, run.directory / LEDGER)
@@ -290,7 +293,9 @@ def _came(run: Run, progress: Progress, items: Sequence[_Item]) -> Came:
     reference = np.asarray(progress.reference)
     offset = [reference[np.searchsorted(run.table, item.task.numbers)].sum() for item in items]
     ok = np.array([item.result.ok for item in items])
-    stacked = [np.stack([getattr(item.result, name) for item in items]) for name in ("force", "stress")]
+    fixed = of_atoms(run.atoms, labeled=False).fixed
+    learned = [known(Numbers(*item.result[:3]), fixed) for item in items]
+    stacked = [np.stack([getattr(numbers, name) for numbers in learned]) for name in ("force", "stress")]
     force, stress = (np.where(ok[:, None, None], values, 0.0) for values in stacked)
     energy = np.where(ok, [item.result.energy for item in items], 0.0) - np.where(ok, offset, 0.0)
     return Came(

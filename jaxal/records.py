@@ -12,17 +12,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import ase
 import jax
 import numpy as np
-from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io import write
 
 from jaxal import devices, lock, loop
 from jaxal.buffer import Buffer
 from jaxal.config import FILE_NAME, INPUTS, PARTIAL
+from jaxal.data import files
+from jaxal.data.frames import Frame
 from jaxal.metrics import METRICS
-from jaxal.structure import Table, matrix_to_voigt, to_atoms
+from jaxal.structure import Table, to_frame
 from jaxal.types import InputError
 
 TRAJECTORY, TRAINING, VERSIONS = "trajectory.xyz", "training.xyz", "versions.json"
@@ -102,32 +101,28 @@ def versions(directory: Path) -> None:
 def write_training(directory: Path, buffer: Buffer, table: Table, reference: np.ndarray) -> None:
     """Writes training.xyz: every label with total energy, forces, stress and whether it was held out."""
     count = int(buffer.count)
-    structures, labels = jax.tree.map(lambda x: np.asarray(x)[:count], (buffer.structure, buffer.label))
+    structures, labels, held = jax.tree.map(lambda x: np.asarray(x)[:count], (*buffer[:2], buffer.held_out))
     frames = []
     for row in range(count):
         structure, label = jax.tree.map(lambda x, row=row: x[row], (structures, labels))
-        atoms = to_atoms(structure, table)
-        real = structure.species >= 0
-        results = {
-            "energy": float(label.energy) + float(np.sum(reference[structure.species[real]])),
-            "forces": np.asarray(label.force, float)[real],
-        }
-        if atoms.pbc.all():
-            results["stress"] = matrix_to_voigt(np.asarray(label.stress, float))
-        atoms.calc = SinglePointCalculator(atoms, **results)
-        atoms.info["held_out"] = bool(buffer.held_out[row])
-        frames.append(atoms)
+        frames.append(marked(to_frame(structure, table, label, reference), held[row]))
     write_frames(directory / TRAINING, frames)
 
 
-def write_frames(path: Path, frames: Sequence[ase.Atoms], append: bool = False) -> None:
-    """Extended XYZ; a whole file is replaced only when the new one is complete."""
-    if append:
-        write(path, list(frames), format="extxyz", append=True)
-        return
-    part = path.with_name(path.name + ".part")
-    write(part, list(frames), format="extxyz")
-    part.replace(path)
+def marked(frame: Frame, held: bool) -> Frame:
+    """The frame, with `held_out` in its info."""
+    return with_info(frame, held_out=bool(held))
+
+
+def with_info(frame: Frame, **info: Any) -> Frame:
+    """The frame with more in its info, in place of what it carried under these names."""
+    merged = dict(frame.carried.info) | info
+    return frame._replace(carried=frame.carried._replace(info=tuple(merged.items())))
+
+
+def write_frames(path: Path, frames: Iterable[Frame]) -> None:
+    """Extended XYZ; a file that is there is replaced only when the new one is complete."""
+    files.write(path, frames, force=True)
 
 
 def write_walkers(
@@ -140,18 +135,18 @@ def write_walkers(
             continue
         for walker in range(looks.energy.shape[1]):
             structure = jax.tree.map(lambda x, at=(row, walker): x[at], looks.structure)
-            atoms = to_atoms(structure, table)
+            frame = to_frame(structure, table)
             energy = float(looks.energy[row, walker]) + float(np.sum(reference[structure.species]))
-            atoms.info |= {
+            info = {
                 "look": first + row,
                 "walker": walker,
                 "model_energy": energy,
                 "estimated_error": plain(looks.estimate[row, walker]) or 0.0,
                 "temperature": float(looks.temperature[row, walker]),
             }
-            frames.append(atoms)
+            frames.append(with_info(frame, **info))
     if frames:
-        write_frames(directory / TRAJECTORY, frames, append=True)
+        files.append(directory / TRAJECTORY, frames)
 
 
 def label_records(

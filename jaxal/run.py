@@ -17,8 +17,9 @@ import numpy as np
 
 from jaxal import buffer as buffers
 from jaxal import checkpoint, devices, finish, lock, loop, memory, neighbors, pooled, records, setup, stop, yaml12
-from jaxal.check import check, of_system, start_structures
+from jaxal.check import check, start_structures
 from jaxal.config import FILE_NAME, dump, load, parse, resolved
+from jaxal.data import frames
 from jaxal.label.executor import one
 from jaxal.label.service import Service
 from jaxal.label.task import Enough
@@ -90,9 +91,10 @@ def _go(config: Config, directory: Path, interrupted: Callable[[], bool], change
     def start() -> list[Any]:
         check(config)
         starts = start_structures(config.system)
-        return [[atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc] for atoms in starts]
+        stripped = [frames.stripped(frames.of_atoms(atoms, labeled=False)) for atoms in starts]
+        return [[f.numbers, f.position, f.cell, f.mass, f.fixed, f.charge, f.spin] for f in stripped]
 
-    starts = [of_system(config.system, *told) for told in devices.from_first(start)]
+    starts = [frames.to_atoms(frames.bare(*told)) for told in devices.from_first(start)]
     opening = one(setup.executor_of(config, directory))
     with suppress(Enough), display() if devices.first() else nullcontext(_unseen) as show, opening as opener:
         run = Run(config, directory, starts, species_table(starts), show, time.monotonic(), interrupted, opener)
@@ -195,7 +197,11 @@ def _labels(run: Run, progress: Progress) -> Iterator[Labels]:
     waited = [0.0]
 
     def opening() -> None:
-        services.append(setup.open_service(config, run.table, run.store, reference, opener=run.opener))
+        services.append(
+            setup.open_service(
+                config, run.table, run.store, reference, opener=run.opener, carried=setup.carried_by(run.atoms)
+            )
+        )
 
     devices.from_first(opening)
 

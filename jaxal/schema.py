@@ -68,8 +68,8 @@ class System:
 
     file: Path  # any file ASE reads
     index: int | Literal["all"] | tuple[int, ...] = 0  # frames of the file, walkers take them in turn; -1 is the last
-    charge: int = 0  # e
-    spin: Annotated[int, Unit("", 0)] = 0  # number of unpaired electrons
+    charge: int | None = None  # e; default: what the file says, else 0
+    spin: Annotated[int, Unit("", 0)] | None = None  # number of unpaired electrons; likewise
     supercell: tuple[Count, Count, Count] = (1, 1, 1)  # repetitions along the three lattice vectors
 
 
@@ -181,8 +181,9 @@ class Data:
 
     file: Path  # any file ASE reads, with energies and forces
     validation: Path | None = None  # held-out frames; default: the fraction train.holdout of `file`
-    charge: int = 0  # e, where a frame's info has no `charge`
-    spin: Annotated[int, Unit("", 0)] = 0  # number of unpaired electrons, where a frame's info has no `spin`
+    charge: int | None = None  # e, where a frame does not say it; default: 0
+    spin: Annotated[int, Unit("", 0)] | None = None  # number of unpaired electrons; likewise
+    method: str | None = None  # of the labels that are taken, where frames name several
 
 
 def spread_of(committee: Committee, uncertainty: Part) -> None:

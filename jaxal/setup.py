@@ -16,6 +16,8 @@ from jaxal import committee as committees
 from jaxal import devices, loop, neighbors
 from jaxal.choose import arms_of
 from jaxal.committee import Committee
+from jaxal.data.frames import of_atoms, stripped
+from jaxal.label import framed
 from jaxal.label.bridge import host_label
 from jaxal.label.executor import Executor, Setting
 from jaxal.label.executor import Recipe as LabelRecipe
@@ -93,6 +95,11 @@ def first_structures(atoms: ase.Atoms | Sequence[ase.Atoms], number: int, seed: 
     return frames
 
 
+def carried_by(start: ase.Atoms) -> bytes:
+    """What all structures of a run carry into its label store: the masses and fixed atoms of its start."""
+    return framed.luggage(stripped(of_atoms(start, labeled=False)))
+
+
 def executor_of(config: Config, directory: Path) -> Opener:
     """What opens the executor of a run, whose folder is `directory`, for a labeler and a time limit in seconds."""
 
@@ -110,11 +117,12 @@ def open_service(
     enough: Callable[[], bool] = lambda: False,
     opener: Opener | None = None,
     retry_failed: bool = False,
+    carried: bytes = b"",
 ) -> Service:
     """The labels of a host method, relative to `reference` (eV per species), kept in `store`, until `enough()`.
 
     `opener` opens the executor; by default it is one of its own, which writes into the folder of the store. With
-    `retry_failed` what the store remembers as failed is calculated again.
+    `retry_failed` what the store remembers as failed is calculated again. `carried`: see `label_service`.
     """
     part = config.label.part
     return label_service(
@@ -128,6 +136,7 @@ def open_service(
         net_force=config.label.net_force,
         enough=enough,
         retry_failed=retry_failed,
+        carried=carried,
     )
 
 
@@ -174,7 +183,7 @@ def first_labels(
     starts = [atoms] if isinstance(atoms, ase.Atoms) else atoms
     table = species_table(starts)
     frames = first_structures(starts, config.label.initial, config.seed)
-    structures = from_atoms(frames, table, config.system.charge, config.system.spin, dtype=np.float64)
+    structures = from_atoms(frames, table, dtype=np.float64)
     zero = np.zeros(len(table))
     wanted = np.ones(len(frames), bool)
     if config.label.part.kind == "oracle":
@@ -187,7 +196,7 @@ def first_labels(
         labels = Label(energy, force, stress, told.ok)
         reason = "the force cap label.max_force"
     else:
-        service = open_service(config, table, store, zero, enough, opener)
+        service = open_service(config, table, store, zero, enough, opener, carried=carried_by(starts[0]))
         try:
             # the program will ask in its own precision: the first structures are rounded to it, too
             rounded: Any = structures._replace(position=np.float64(np.asarray(structures.position, config.precision)))
@@ -223,13 +232,21 @@ def cast(structures: Structure, labels: Label, reference: np.ndarray, dtype: Any
 
 
 def training_set(
-    structures: Structure, labels: Label, held: np.ndarray, members: int, capacity: int, key: Key, bootstrap: float
+    structures: Structure,
+    labels: Label,
+    held: np.ndarray,
+    members: int,
+    capacity: int,
+    key: Key,
+    bootstrap: float,
+    share: np.ndarray | None = None,
 ) -> buffers.Buffer:
-    """A buffer that holds the given labels (device arrays, [b]); `held` marks those held out."""
+    """A buffer that holds the labels (device arrays, [b]); `held` marks those held out, `share` weighs them [b 3]."""
     number = structures.charge.shape[0]
     empty = buffers.init(jax.tree.map(lambda x: x[0], structures), members, max(capacity, number))
     add = jax.jit(buffers.add, static_argnums=6)
-    return add(empty, key, structures, labels, labels.ok, jnp.asarray(held), bootstrap)[0]
+    weights = None if share is None else jnp.asarray(share, empty.share.dtype)
+    return add(empty, key, structures, labels, labels.ok, jnp.asarray(held), bootstrap, weights)[0]
 
 
 def spread_hold(number: int, fraction: float) -> np.ndarray:

@@ -31,14 +31,15 @@ def add(store: argparse.ArgumentParser) -> None:
     export = _action(actions, "export", "write the labels to a file that ASE reads", _export)
     export.add_argument("file", metavar="FILE", type=Path, help="extended XYZ (.xyz, .extxyz, also .gz) or .db")
     export.add_argument("--status", choices=STATUSES, default="done", help="of the labels (default: done)")
+    export.add_argument("--method", metavar="TEXT", help="of the labels, as in `list --json` (default: all)")
     export.add_argument("--force", action="store_true", help="replace the file if it is there")
 
     labeled = _action(actions, "import", "add labeled structures of a file, any format ASE reads", _import)
     labeled.add_argument("file", metavar="FILE", type=Path, help="structures with energies and forces")
     labeled.add_argument("--method", metavar="TEXT", help="as in `list --json` (default: each frame's own)")
     labeled.add_argument("--version", metavar="TEXT", help="of the code, as there (default: each frame's own)")
-    labeled.add_argument("--charge", type=int, default=0, help="e, where a frame does not say it (default: 0)")
-    labeled.add_argument("--spin", type=int, default=0, help="unpaired electrons, likewise (default: 0)")
+    labeled.add_argument("--charge", type=int, help="e, where a frame does not say it (default: 0)")
+    labeled.add_argument("--spin", type=int, help="unpaired electrons, likewise (default: 0)")
 
     merge = _action(actions, "merge", "add what a store lacks of other stores, also of runs at work", _merge)
     merge.add_argument("sources", metavar="SOURCE", type=Path, nargs="+", help="stores or run folders, only read")
@@ -111,7 +112,7 @@ def _times(group: dict[str, Any]) -> tuple[Any, ...]:
 def _export(given: argparse.Namespace) -> None:
     from jaxal.label import exchange
 
-    count = exchange.export(_store(given.path), given.file, given.status, given.force, WAIT)
+    count = exchange.export(_store(given.path), given.file, given.status, given.method, given.force, WAIT)
     print(f"{given.file}: {count} labels")
 
 

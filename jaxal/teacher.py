@@ -22,8 +22,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import numpy as np
-
+from jaxal.data.labels import voigt_to_matrix
 from jaxal.label.task import (
     LabelError,
     Result,
@@ -64,10 +63,7 @@ def load(path: Path) -> tuple[bytes, Callable[[Task], Result]]:
             atoms.info = {"charge": task.charge, "spin": task.spin}
             calculator.calculate(atoms)
             found = calculator.results
-            tensor = None
-            if periodic(task):
-                xx, yy, zz, yz, xz, xy = found["stress"]
-                tensor = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+            tensor = voigt_to_matrix(found["stress"]) if periodic(task) else None
             return answered(task, found["energy"], found["forces"], tensor)
         except (LabelError, InputError) as error:
             return failed(task, str(error))

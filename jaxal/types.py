@@ -10,12 +10,10 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from jaxal.errors import InputError as InputError
+
 Key = PRNGKeyArray
 Params = PyTree
-
-
-class InputError(ValueError):
-    """A mistake of the user's. One line: the field or file, what was wrong, what would be right."""
 
 
 class Structure(NamedTuple):
@@ -31,11 +29,11 @@ class Structure(NamedTuple):
 
 
 class Label(NamedTuple):
-    """What a reference calculation says of a structure (or of a batch)."""
+    """What a reference calculation says of a structure (or of a batch); a number that nobody knows is NaN."""
 
     energy: Float[Array, "*b"]  # eV; in the program relative to the reference energies of the species
     force: Float[Array, "*b n 3"]  # eV/Å
-    stress: Float[Array, "*b 3 3"]  # eV/Å^3, ASE's sign (positive under tension); zeros if not periodic
+    stress: Float[Array, "*b 3 3"]  # eV/Å^3, ASE's sign (positive under tension)
     ok: Bool[Array, "*b"]  # False: the calculation failed, the numbers mean nothing
 
 

@@ -31,11 +31,11 @@ from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from jaxal import checkpoint, config, model
+from jaxal.data.files import read as read_frames
 from jaxal.label.command import answer_in
 from jaxal.label.exchange import import_labels
 from jaxal.label.store import open_store
 from jaxal.label.task import LabelError, Result, Task, guarded
-from jaxal.structure import read_frames
 from jaxal.types import InputError
 
 LIMIT = 20.0  # s

@@ -9,9 +9,9 @@ from structures import plain
 
 from jaxal import setup
 from jaxal.config import load
-from jaxal.label import exchange
+from jaxal.data import files
 from jaxal.label.service import label_service
-from jaxal.label.task import Backend, Result, Task, failed
+from jaxal.label.task import NO_STRESS, Backend, Result, Task, failed
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def odd_rows() -> list[tuple[Task, Result]]:
             task = task._replace(cell=np.eye(3) * 7 + rng.normal(size=(3, 3)) / 3)
         # half of a step of the key's rounding: the digits decide on which side it falls
         task.position[0, 0] = 1.0000005 + 1e-16 * number
-        stress = rng.normal(size=(3, 3)) if number % 2 else np.zeros((3, 3))
+        stress = rng.normal(size=(3, 3)) if number % 2 else NO_STRESS
         stress = stress + stress.T if number == 3 else stress
         rows.append((task, Result(rng.normal() * 1e4, rng.normal(size=(3, 3)), stress, True, "", 1 / 3)))
     return rows
@@ -90,7 +90,7 @@ def test_export_replaces_a_file_only_if_told_and_only_by_a_whole_one(tmp_path, c
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(exchange, "_write_xyz", broken)
+        patch.setattr(files, "_write_xyz", broken)
         assert "cannot be written (OSError: No space" in refused(capsys, "store", "export", mixed, file, "--force")
     assert file.read_text() == "mine" and not list(tmp_path.glob("*.part"))
     done(capsys, "store", "export", mixed, file, "--force")
@@ -171,21 +171,21 @@ def test_import_takes_charge_and_spin_of_the_frame_and_leaves_known_labels_alone
         ({"energy": float("nan")}, "energy: not a finite number"),
         ({"forces": np.full((3, 3), np.nan)}, "forces: not a finite number"),
         ({"stress": np.full(6, np.inf)}, "stress: not a finite number"),
-        ({"charge": 0.5}, "charge: 0.5 is not a whole number"),
-        ({"spin": "up"}, "spin: 'up' is not a whole number"),
-        ({"spin": -1}, "spin: -1 is no number of unpaired electrons"),
+        ({"charge": 0.5}, "charge '0.5' is not a whole number"),
+        ({"spin": "up"}, "spin 'up' is not a whole number"),
+        ({"spin": -1}, "spin -1 cannot be; give a number of unpaired electrons"),
         ({"pbc": [True, True, False]}, "periodic in 2 directions"),
-        ({"pbc": True}, "periodic, but without a cell"),
-        ({"positions": np.full((3, 3), np.nan)}, "structure: a position or cell vector is not finite"),
+        ({"pbc": True}, "periodic, but its cell has no volume"),
+        ({"positions": np.full((3, 3), np.nan)}, "a position is not a finite number"),
     ],
 )
 def test_import_names_the_frame_and_writes_nothing(tmp_path, capsys, path, change, expected):
     bad = labeled(molecule("H2O"), **{k: v for k, v in change.items() if k in ("energy", "forces", "stress")})
     bad.info |= {name: change[name] for name in ("charge", "spin") if name in change}
-    bad.pbc = change.get("pbc", False)
-    if "positions" in change:
-        bad.positions = change["positions"]
-        bad.calc.atoms.positions = change["positions"]  # ASE forgets the results of atoms that have moved
+    bad.pbc = change.get("pbc", "stress" in change)
+    bad.cell = np.eye(3) * 9 * ("stress" in change)
+    bad.positions = change.get("positions", bad.positions)
+    bad.calc.atoms = bad.copy()  # ASE forgets the results of atoms that have changed
     write(tmp_path / "data.traj", [labeled(molecule("H2O")), bad])
     line = refused(capsys, "store", "import", path, tmp_path / "data.traj", "--method", "m", "--version", "1")
     assert line.startswith(f"{tmp_path / 'data.traj'}: frame 1: {expected}")
@@ -199,7 +199,9 @@ def test_import_refuses_other_files_and_an_unknown_method(tmp_path, capsys, mixe
     assert "version: neither" in line
     assert "there is no such file" in refused(capsys, "store", "import", mixed, tmp_path / "none.xyz")
     (tmp_path / "notes.xyz").write_text("not a structure")
-    assert "ASE cannot read it" in refused(capsys, "store", "import", mixed, tmp_path / "notes.xyz")
+    assert "frame 0 (line 1): begins with 'not a structure'" in refused(
+        capsys, "store", "import", mixed, tmp_path / "notes.xyz"
+    )
     foreign = filled(tmp_path / "store.db", (water(), good(1.0)))  # SQLite, but not ASE's
     before = foreign.read_bytes()
     assert "ASE cannot read it" in refused(capsys, "store", "import", mixed, foreign)

@@ -14,8 +14,10 @@ from label_programs import EMT, rattled
 
 from jaxal.check import task_of
 from jaxal.cli import main
+from jaxal.data import files
+from jaxal.data.frames import MOST_ATOMS, overlap, to_atoms
 from jaxal.label.tblite import tblite
-from jaxal.structure import MOST_ATOMS, from_atoms, overlap, read_frames, read_labels
+from jaxal.structure import from_atoms, labels_of
 from jaxal.types import InputError
 
 WATER = rattled(molecule("H2O"))
@@ -72,14 +74,14 @@ def test_check_shows_one_label(folder, capsys, workers):
     shown = dict(re.findall(r"^(.{14}) (.+)$", capsys.readouterr().out, re.MULTILINE))
     rows = {name.strip(): value for name, value in shown.items()}
     backend = tblite()
-    result = backend.calculate(task_of(read_frames("water.xyz")[0]))
+    result = backend.calculate(task_of(to_atoms(files.read("water.xyz")[0])))
     assert float(rows["energy"].removesuffix(" eV")) == pytest.approx(result.energy, abs=1e-6)
     largest = np.linalg.norm(result.force, axis=1).max()
     assert float(rows["largest force"].removesuffix(" eV/Å")) == pytest.approx(largest, abs=1e-6)
     assert float(rows["net force"].removesuffix(" eV/Å")) < 1e-10
     assert float(rows["wall time"].removesuffix(" s")) > 0
     assert rows["method"] == backend.method and rows["version"] == backend.version
-    assert rows["structure"] == "H2O, 3 atoms, charge 0, 0 unpaired electrons"
+    assert rows["structure"] == "H2O, 3 atoms" and rows["electrons"] == "charge 0, 0 unpaired"
     assert not (folder / "mark").exists() and not list(folder.glob("*.sqlite"))
 
 
@@ -104,13 +106,13 @@ def test_check_shows_the_pressure_of_a_crystal(folder, capsys):
         (["system.charge=1"], r"system\.spin: 0 unpaired electrons are impossible"),
         (["system.file=uranium.xyz", "label={name: tblite}"], r"label: GFN2-xTB does not know U"),
         (["system.file=none.xyz"], r"none\.xyz"),
-        (["system.file=nan.xyz"], r"nan\.xyz: frame 0 has a position that is not a finite number"),
-        (["system.file=lattice.xyz"], r"lattice\.xyz: frame 0 has a lattice vector that is not a finite number"),
-        (["system.file=flat.xyz"], r"flat\.xyz: frame 0 is periodic but its cell has no volume"),
+        (["system.file=nan.xyz"], r"nan\.xyz: frame 0: a position is not a finite number"),
+        (["system.file=lattice.xyz"], r"lattice\.xyz: frame 0: a lattice vector is not a finite number"),
+        (["system.file=flat.xyz"], r"flat\.xyz: frame 0: periodic, but its cell has no volume"),
         (["system.file=overlap.xyz"], r"system\.file: .*atoms 0 \(H\) and 1 \(H\) are 0\.05 Å apart, less than 0\.5"),
         (["system.file=same.xyz", "gate.closest=0"], r"atoms 0 \(H\) and 1 \(H\) are 0 Å apart, less than 0\.2"),
         (["system.file=copper.xyz"], r"atoms 0 \(Cu\) and 0 \(Cu\) are 1 Å apart"),
-        (["system.file=huge.xyz"], rf"huge\.xyz: frame 0 has {MOST_ATOMS + 1} atoms; give at most {MOST_ATOMS}"),
+        (["system.file=huge.xyz"], rf"huge\.xyz: frame 0: {MOST_ATOMS + 1} atoms; give at most {MOST_ATOMS}"),
         (["system.file=crystal.xyz", "system.supercell=[100, 100, 100]"], r"system\.supercell: .* makes 1000000 atoms"),
     ],
 )
@@ -164,17 +166,17 @@ def test_every_frame_is_labeled_in_order_and_paid_for_once(folder, capsys):
     assert label("--data", "data.xyz", "--out", "labeled.xyz", "label.workers=2") == 0
     assert "5 of 5 frames, 0 failed\nlabeled.xyz: 5 labels; labeled.sqlite has them, too\n" in capsys.readouterr().out
     assert paid(folder) == 5
-    found = read_frames("labeled.xyz")
-    labels = read_labels(found)
+    found = files.read("labeled.xyz")
+    labels = labels_of(found)
     from ase.calculators.emt import EMT as Emt
 
     for row, (before, after) in enumerate(zip(frames, found, strict=True)):
         before.calc = Emt()
-        np.testing.assert_allclose(after.positions, before.positions, atol=1e-7)
+        np.testing.assert_allclose(after.position, before.positions, atol=1e-7)
         assert labels.energy[row] == pytest.approx(before.get_potential_energy(), abs=1e-6)
-        np.testing.assert_allclose(labels.force[row, : len(after)], before.get_forces(), atol=1e-6)
+        np.testing.assert_allclose(labels.force[row, : len(after.numbers)], before.get_forces(), atol=1e-6)
     np.testing.assert_allclose(labels.stress[4], frames[4].get_stress(voigt=False), atol=1e-8)
-    assert (found[1].info["charge"], found[1].info["spin"], found[0].info["charge"]) == (3, 1, 0)
+    assert (found[1].charge, found[1].spin, found[0].charge) == (3, 1, 0)
 
     assert "is there already; --force replaces it" in refusal(capsys, "--data", "data.xyz", "--out", "labeled.xyz")
     assert label("--data", "data.xyz", "--out", "labeled.xyz", "--force") == 0
@@ -190,7 +192,7 @@ def test_frames_that_fail_are_left_out_and_listed(folder, capsys):
     said = capsys.readouterr().out
     assert "3 of 3 frames, 1 failed\n" in said and "labeled.xyz: 2 labels" in said
     assert re.search(r"^frame 1: python.* ended with exit status 1: no electrons left", said, re.MULTILINE)
-    assert [len(atoms) for atoms in read_frames("labeled.xyz")] == [3, 3]
+    assert [len(frame.numbers) for frame in files.read("labeled.xyz")] == [3, 3]
 
     before = paid(folder)
     assert label("--data", "data.xyz", "--out", "labeled.xyz", "--force") == 0

@@ -55,8 +55,8 @@ atoms.info["virial"] = np.diag([1.0, 2.0, 3.0])
         ("open(sys.argv[2], 'w').close(); sys.exit(0)", "not extended XYZ"),
         ("write(sys.argv[2], atoms); s = open(sys.argv[2]).read(); open(sys.argv[2], 'w').write(s[:-30]); sys.exit(0)",
          "not extended XYZ"),
-        ("atoms.info['energy'] = float('nan')", "not finite"),
-        ("atoms.arrays['forces'][1, 2] = np.inf", "not finite"),
+        ("atoms.info['energy'] = float('nan')", "not a finite number"),
+        ("atoms.arrays['forces'][1, 2] = np.inf", "not a finite number"),
         ("atoms = atoms[:-1]", "other atoms"),
         ("atoms.numbers[0] = 1", "other atoms"),
         ("atoms.positions[:2] = atoms.positions[1::-1]", "other positions"),
@@ -82,7 +82,7 @@ def test_a_virial_becomes_a_stress_and_a_wrapped_atom_is_the_same():
     volume = abs(np.linalg.det(COPPER.cell))
     np.testing.assert_allclose(result.stress, -np.diag([1.0, 2.0, 3.0]) / volume)
     result = command(**script(text), stress=False).calculate(COPPER)
-    assert result.ok and not result.stress.any()
+    assert result.ok and np.isnan(result.stress).all()
 
 
 def test_files_are_copied_and_part_of_the_key(tmp_path):

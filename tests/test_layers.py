@@ -13,7 +13,8 @@ LONGEST = 400  # lines
 # nothing below `run` knows of a run. What stands lower than its subject suggests does so because a part needs it:
 # the model file knows how to predict, so `validate` and `calculator` need no training code.
 LAYERS = (
-    ("units", "types", "registry", "precision", "compilation", "metrics", "extxyz"),
+    ("errors",),
+    ("units", "types", "registry", "precision", "compilation", "metrics", "data"),
     ("structure", "neighbors", "buffer", "heads", "queue", "schema", "yaml12", "devices", "lock"),
     ("potential", "committee", "acquire", "label"),
     ("uncertainty", "ascent"),

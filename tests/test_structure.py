@@ -10,17 +10,10 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import atomic_masses
 from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 
-from jaxal.structure import (
-    from_atoms,
-    masses,
-    matrix_to_voigt,
-    read_frames,
-    read_labels,
-    species_table,
-    to_atoms,
-    voigt_to_matrix,
-)
-from jaxal.types import InputError
+from jaxal.data import dataset, files, frames
+from jaxal.data.labels import matrix_to_voigt, voigt_to_matrix
+from jaxal.errors import InputError
+from jaxal.structure import from_atoms, labels_of, masses, species_table, to_atoms
 
 
 def crystal() -> Atoms:
@@ -97,12 +90,11 @@ def test_voigt_order_is_ases():
 
 def test_frames_are_read_in_order(tmp_path):
     path = tmp_path / "frames.xyz"
-    frames = [molecule("H2O"), crystal(), molecule("NH3")]
-    ase.io.write(path, frames)
-    found = read_frames(path)
-    assert [len(atoms) for atoms in found] == [3, 4, 4]
-    np.testing.assert_allclose(found[1].positions, frames[1].positions, atol=1e-7)
-    assert [len(atoms) for atoms in read_frames(path, index="1")] == [4]
+    structures = [molecule("H2O"), crystal(), molecule("NH3")]
+    ase.io.write(path, structures)
+    found = files.read(path)
+    assert [len(frame.numbers) for frame in found] == [3, 4, 4]
+    np.testing.assert_allclose(found[1].position, structures[1].positions, atol=1e-7)
 
 
 def broken(name: str, atoms: Atoms) -> Atoms:
@@ -120,30 +112,30 @@ def broken(name: str, atoms: Atoms) -> Atoms:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("slab", "frame 1 is periodic in 2 directions; use none or three"),
-        ("wire", "frame 1 is periodic in 1 directions; use none or three"),
-        ("flat", "frame 1 is periodic but its cell has no volume"),
-        ("nan", "frame 1 has a position that is not a finite number"),
+        ("slab", "frame 1: periodic in 2 directions; use none or three"),
+        ("wire", "frame 1: periodic in 1 directions; use none or three"),
+        ("flat", "frame 1: periodic, but its cell has no volume"),
+        ("nan", "frame 1: a position is not a finite number"),
     ],
 )
 def test_frames_that_cannot_be_are_refused(tmp_path, name, words):
     path = tmp_path / "frames.traj"
     ase.io.write(path, [molecule("H2O"), broken(name, molecule("H2O"))])
     with pytest.raises(InputError, match=words) as error:
-        read_frames(path)
+        files.read(path)
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
 
 
 def test_files_that_are_not_there_or_not_structures_are_named(tmp_path):
     with pytest.raises(InputError, match=r"none\.xyz: there is no such file"):
-        read_frames(tmp_path / "none.xyz")
+        files.read(tmp_path / "none.xyz")
     with pytest.raises(InputError, match="there is no such file"):
-        read_frames(tmp_path)
+        files.read(tmp_path)
     path = tmp_path / "text.xyz"
     for text in ("three atoms of water\n", "2\n\nH 0 0 0\n", ""):
         path.write_text(text)
         with pytest.raises(InputError, match=r"text\.xyz: [^\n]*$"):
-            read_frames(path)
+            files.read(path)
 
 
 # ---------------------------------------------------------------- labels
@@ -157,17 +149,21 @@ def labeled(atoms: Atoms) -> Atoms:
     return atoms
 
 
+def read(*structures: Atoms):
+    return labels_of([frames.of_atoms(atoms) for atoms in structures])
+
+
 def test_labels_are_read_from_results_of_any_size_and_cell(tmp_path):
-    frames = [labeled(molecule("H2O")), labeled(crystal())]
-    ase.io.write(tmp_path / "data.xyz", frames)
-    found = read_labels(read_frames(tmp_path / "data.xyz"), size=6)
+    structures = [labeled(molecule("H2O")), labeled(crystal())]
+    ase.io.write(tmp_path / "data.xyz", structures)
+    found = labels_of(files.read(tmp_path / "data.xyz"), size=6)
     assert found.force.shape == (2, 6, 3) and found.ok.all()
-    for row, atoms in enumerate(frames):
+    for row, atoms in enumerate(structures):
         assert found.energy[row] == pytest.approx(atoms.get_potential_energy(), abs=1e-7)
         np.testing.assert_allclose(found.force[row, : len(atoms)], atoms.get_forces(), atol=1e-7)
         assert not found.force[row, len(atoms) :].any()
-    np.testing.assert_allclose(found.stress[1], frames[1].get_stress(voigt=False), atol=1e-9)
-    assert not found.stress[0].any()
+    np.testing.assert_allclose(found.stress[1], structures[1].get_stress(voigt=False), atol=1e-9)
+    assert np.isnan(found.stress[0]).all(), "an open structure has no stress"
 
 
 @pytest.mark.parametrize("names", [("REF_energy", "REF_forces", "REF_stress"), ("energy", "forces", "stress")])
@@ -178,36 +174,37 @@ def test_labels_are_read_from_info_and_arrays(tmp_path, names, voigt):
     atoms.info[names[0]] = truth.get_potential_energy()
     atoms.arrays[names[1]] = truth.get_forces()
     atoms.info[names[2]] = truth.get_stress(voigt=voigt)
-    found = read_labels([atoms])
+    found = read(atoms)
     assert found.energy[0] == truth.get_potential_energy()
     np.testing.assert_array_equal(found.force[0], truth.get_forces())
     np.testing.assert_allclose(found.stress[0], truth.get_stress(voigt=False), atol=1e-15)
     # and through a file
     ase.io.write(tmp_path / "data.xyz", atoms)
-    again = read_labels(read_frames(tmp_path / "data.xyz"))
+    again = labels_of(files.read(tmp_path / "data.xyz"))
     np.testing.assert_allclose(again.force, found.force, atol=1e-7)
     np.testing.assert_allclose(again.stress, found.stress, atol=1e-9)
 
 
-def test_reference_keys_come_before_plain_ones():
-    atoms = molecule("H2O")
-    atoms.info.update(REF_energy=-1.0, energy=-2.0)
-    atoms.arrays.update(REF_forces=np.ones((3, 3)), forces=np.zeros((3, 3)))
-    found = read_labels([atoms])
-    assert found.energy[0] == -1.0 and np.all(found.force == 1)
-
-
-def test_what_is_missing_is_named_with_its_frame():
+def test_what_is_missing_is_named_with_its_frame(tmp_path):
     good = labeled(molecule("H2O"))
     bare, half = molecule("H2O"), molecule("H2O")
     half.calc = SinglePointCalculator(half, energy=-1.0)
-    with pytest.raises(InputError, match=r"^data\.xyz: frame 1 carries no energy; give `energy` or `REF_energy`$"):
-        read_labels([good, bare], source="data.xyz")
-    with pytest.raises(InputError, match="frame 2 carries no forces"):
-        read_labels([good, good, half])
+    for name, structures, words in (
+        ("bare", [good, bare], r"bare\.xyz: frame 1: carries no energy; give `energy` or `REF_energy`$"),
+        ("half", [good, good, half], "frame 2: carries no forces"),
+    ):
+        ase.io.write(tmp_path / f"{name}.xyz", structures)
+        with pytest.raises(InputError, match=words):
+            dataset.labeled(tmp_path / f"{name}.xyz", "data")
 
 
 def test_an_unknown_stress_of_a_crystal_is_not_zero():
     atoms = crystal()
     atoms.calc = SinglePointCalculator(atoms, energy=1.0, forces=np.zeros((4, 3)))
-    assert np.isnan(read_labels([atoms]).stress).all()
+    assert np.isnan(read(atoms).stress).all()
+
+
+def test_results_of_other_positions_do_not_count():
+    atoms = labeled(molecule("H2O"))
+    atoms.positions[0, 2] += 0.1
+    assert np.isnan(read(atoms).energy).all(), "the calculator has not seen these positions"

@@ -34,7 +34,7 @@ def batch(periodic=False):
 def test_loss_is_the_weighted_mean_of_penalties(huber):
     structures, label, (energy, force, stress) = batch(periodic=True)
     weights = LossWeights(2.0, 3.0, 5.0, huber)
-    found = loss(weights, energy, force, stress, structures, label)
+    found = loss(weights, energy, force, stress, structures, label, jnp.ones((len(energy), 3)))
 
     def penalty(x):
         x = np.abs(np.asarray(x, float))
@@ -52,7 +52,7 @@ def test_padding_and_unknown_stresses_do_not_count_and_have_finite_gradients():
     structures, label, (energy, force, stress) = batch(periodic=True)
     unknown = label._replace(stress=label.stress.at[0].set(jnp.nan))
     weights = LossWeights(1.0, 1.0, 1.0, None)
-    value = lambda f, s: loss(weights, energy, f, s, structures, unknown)  # noqa: E731
+    value = lambda f, s: loss(weights, energy, f, s, structures, unknown, jnp.ones((len(energy), 3)))  # noqa: E731
     garbage = force.at[1, 2].set(1e6)
     assert float(value(force, stress)) == pytest.approx(float(value(garbage, stress)))
     slopes = jax.grad(value, argnums=(0, 1))(force, stress)

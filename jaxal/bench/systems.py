@@ -7,7 +7,8 @@ import ase
 import ase.build
 import ase.io
 
-from jaxal.structure import read_frames
+from jaxal.data.files import read
+from jaxal.data.frames import stripped, to_atoms
 from jaxal.types import InputError
 
 RATTLE = 0.05  # Å
@@ -28,7 +29,7 @@ def build(name: str, seed: int = 0) -> ase.Atoms:
     elif name[:2] == "si" and name[2:].isdecimal():
         atoms = _silicon(name, int(name[2:]))
     elif Path(name).is_file():
-        return read_frames(Path(name), "0")[0]
+        return to_atoms(stripped(read(name, labeled=False)[0]))
     else:
         raise InputError(f"bench: --system {name!r} is none of aspirin, ethanol, si64 (8, 64, 216, ...) or a file")
     atoms.rattle(RATTLE, seed=seed)

@@ -57,7 +57,9 @@ def arena(contest: Contest, name: str, task: Task, source: Source) -> Arena:
     structures, labels = jax.tree.map(lambda *x: np.stack(x), *rows)
     reference = np.stack(
         [
-            training.reference_energies(jax.tree.map(lambda x, ok=ok: x[ok], one), label.energy[ok], len(data.table))
+            training.reference_energies(
+                jax.tree.map(lambda x, ok=ok: x[ok], one), label.energy[ok], len(data.table), data.isolated
+            )
             for one, label, ok in zip(rows_of(structures), rows_of(labels), labels.ok, strict=True)
         ]
     )

@@ -4,9 +4,10 @@ Host side, numpy, float64, energies absolute.
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import ase
@@ -16,15 +17,16 @@ import numpy as np
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
-from jaxal import records
-from jaxal.check import of_system, start_structures, task_of
+from jaxal.check import start_structures, task_of
 from jaxal.contest.schema import Live, Task
+from jaxal.data import dataset, files
+from jaxal.data.frames import Frame, of_atoms, overlap, stripped, with_electrons
 from jaxal.explore.md import NEEDS_CELL
 from jaxal.label.calculator import LabelCalculator
 from jaxal.label.executor import Recipe
 from jaxal.label.service import Service, label_service
 from jaxal.label.task import LabelError
-from jaxal.structure import Table, from_atoms, overlap, read_frames, read_labels, species_table
+from jaxal.structure import Table, from_atoms, from_frames, labels_of, shares_of, species_table
 from jaxal.types import InputError, Label, Structure
 
 SETTLE = 1000  # steps of the labeler's dynamics before its first frame
@@ -42,6 +44,8 @@ class Data(NamedTuple):
     tests: int  # rows of the exam that are test frames
     forces: bool
     stress: bool  # the labels have some
+    share: np.ndarray | None = None  # [b 3] weights of the pool's energies, forces and stresses; None: 1
+    isolated: Mapping[int, float] = MappingProxyType({})  # row of the table -> energy of the free atom, eV
 
 
 class Source(NamedTuple):
@@ -68,13 +72,13 @@ def check(name: str, task: Task) -> None:
     if task.live is not None:
         _check_live(name, task, task.live)
         return
-    frames, tests = _frames(task)
-    if len(frames) < task.budgets[-1]:
+    given = _frames(name, task)
+    if len(given.pool) < task.budgets[-1]:
         raise InputError(
-            f"tasks.{name}.budgets: {task.budgets[-1]} is too large; the pool {task.pool} has {len(frames)} frames "
+            f"tasks.{name}.budgets: {task.budgets[-1]} is too large; the pool {task.pool} has {len(given.pool)} frames "
             f"besides those of the test"
         )
-    if not tests:
+    if not given.test:
         raise InputError(f"tasks.{name}.test: no frame is left for the test; give a file, or a larger pool")
 
 
@@ -111,43 +115,66 @@ def paid(service: Service, structures: Structure, wanted: np.ndarray) -> Label:
     return labels
 
 
-def _frames(task: Task) -> tuple[list[ase.Atoms], list[ase.Atoms]]:
-    """The frames of the pool and of the test: without a file for it every so manieth of the pool."""
-    frames = read_frames(task.pool)
+class _Files(NamedTuple):
+    """The labeled frames of a task."""
+
+    pool: list[Frame]
+    test: list[Frame]
+    path: list[Frame]
+    isolated: dict[int, float]  # atomic number -> eV, of free atoms
+    forces: bool
+
+
+def _frames(name: str, task: Task) -> _Files:
+    """Pool, test and path: without a file for the test every so manieth of the pool. Copies of a structure of the pool
+    are no test: they are left out of it, told by a warning.
+
+    Raises InputError for frames that cannot be used, or that do not belong together.
+    """
+    section = f"tasks.{name}"
+
+    def read(file: str) -> dataset.Labeled:
+        return dataset.labeled(file, section, task.charge, task.spin, task.method, forces=False)
+
+    pool, isolated = read(task.pool)
+    group = dataset.tell_duplicates(pool, task.pool)
     if task.test:
-        tests = read_frames(task.test)
+        test, more = read(task.test)
+        isolated = more | isolated
+        both = dataset.groups([*pool, *test])
+        known = np.isin(both[len(pool) :], both[: len(pool)])
+        if known.any():
+            dataset.tell(f"{section}.test: {int(known.sum())} of {len(test)} frames are in the pool, too; left out")
+            test = [frame for frame, one in zip(test, known, strict=True) if not one]
     else:
-        rows = spaced(len(frames), min(task.test_frames, len(frames) // 3))
-        tests = [frames[row] for row in rows]
-        frames = [frames[row] for row in np.setdiff1d(np.arange(len(frames)), rows)]
-    return [frames[row] for row in spaced(len(frames), task.pool_frames)], [
-        tests[row] for row in spaced(len(tests), task.test_frames)
-    ]
-
-
-def _has_forces(frames: list[ase.Atoms]) -> bool:
-    first = frames[0]
-    known = first.calc.results if first.calc is not None else {}
-    return "forces" in known or any(name in first.arrays for name in ("forces", "REF_forces"))
+        held = np.isin(group, spaced(int(group.max()) + 1, min(task.test_frames, (int(group.max()) + 1) // 3)))
+        test = [frame for frame, one in zip(pool, held, strict=True) if one]
+        pool = [frame for frame, one in zip(pool, held, strict=True) if not one]
+    path = read(task.path).frames if task.path else []
+    pool = [pool[row] for row in spaced(len(pool), task.pool_frames)]
+    test = [test[row] for row in spaced(len(test), task.test_frames)]
+    if pool:
+        dataset.one_surface([*pool, *test, *path], section)
+        table = dataset.species_of(pool)
+        for part, file in ((test, task.test or task.pool), (path, task.path)):
+            dataset.check_elements(part, table, file, f"the pool {task.pool}")
+    forces = all(np.isfinite(frame.label.force).any() for frame in [*pool, *test])
+    return _Files(pool, test, path, isolated, forces)
 
 
 def _of_file(name: str, task: Task) -> Data:
     check(name, task)
-    frames, tests = _frames(task)
-    path = read_frames(task.path) if task.path else []
-    table = species_table(frames)
-    size = max(len(atoms) for atoms in [*frames, *tests, *path])
-    forces = _has_forces(frames) and _has_forces(tests)
-    pool = from_atoms(frames, table, task.charge, task.spin, size, np.float64)
-    exam = from_atoms([*tests, *path], table, task.charge, task.spin, size, np.float64)
-    labels = read_labels(frames, size, task.pool, forces)
-    answers = read_labels(tests, size, task.test or task.pool, forces)
-    if path:  # only its energies are asked for
-        answers = jax.tree.map(lambda *x: np.concatenate(x), answers, read_labels(path, size, task.path, False))
+    pool, test, path, isolated, forces = _frames(name, task)
     if task.metric == "force" and not forces:
         raise InputError(f"tasks.{name}.metric: force does not fit, {task.pool} or its test has no forces; give energy")
-    stress = bool(np.any(np.asarray(pool.cell) != 0) and np.any(np.isfinite(labels.stress)))
-    return Data(table, pool, labels, exam, answers, len(tests), forces, stress)
+    table = species_table(pool)
+    size = max(len(frame.numbers) for frame in [*pool, *test, *path])
+    structures = from_frames(pool, table, size=size, dtype=np.float64)
+    exam = from_frames([*test, *path], table, size=size, dtype=np.float64)
+    labels, answers = labels_of(pool, size), labels_of([*test, *path], size)
+    stress = bool(np.any(np.isfinite(labels.stress)))
+    free = {table.index(z): energy for z, energy in isolated.items() if z in table}
+    return Data(table, structures, labels, exam, answers, len(test), forces, stress, shares_of(pool), free)
 
 
 def _check_live(name: str, task: Task, live: Live) -> None:
@@ -185,13 +212,12 @@ def _of_dynamics(
     folder: Path,
     precision: str,
 ) -> Data:
-    tests = read_frames(task.test) if task.test else _dynamics(name, task, live, starts[0], folder)
+    start = of_atoms(starts[0], labeled=False)
+    tests = _like(name, live, start, task.test) if task.test else _dynamics(name, task, live, starts[0], folder)
     tests = [tests[row] for row in spaced(len(tests), task.test_frames)]
-    path = read_frames(task.path) if task.path else []
-    frames = [of_system(live.system, a.numbers, a.positions, a.cell.array, a.pbc) for a in [*tests, *path]]
-    if any(len(atoms) != len(starts[0]) for atoms in frames):
-        raise InputError(f"tasks.{name}: the frames of test and path need the atoms of {live.system.file}")
-    exam = _rounded(from_atoms(frames, table, dtype=np.float64), precision)
+    path = _like(name, live, start, task.path) if task.path else []
+    frames = [*tests, *path]
+    exam = _rounded(from_frames(frames, table, dtype=np.float64), precision)
     answers = paid(service, exam, np.ones(len(frames), bool))
     keep = np.flatnonzero(np.asarray(answers.ok))
     tested = int((keep < len(tests)).sum())
@@ -202,18 +228,31 @@ def _of_dynamics(
     return Data(table, pool, None, exam, answers, tested, True, bool(starts[0].pbc.all()))
 
 
+def _like(name: str, live: Live, start: Frame, file: str | Path) -> list[Frame]:
+    """The structures of a file, which are of the atoms and the electrons that the walkers start from."""
+    frames = files.read(file, labeled=False)
+    for number, frame in enumerate(frames):
+        try:
+            frames[number] = stripped(with_electrons(frame, start.charge, start.spin, f"tasks.{name}.live.system"))
+        except InputError as error:
+            raise InputError(f"{file}: frame {number}: {error}") from None
+        if not np.array_equal(frame.numbers, start.numbers) or frame.periodic != start.periodic:
+            raise InputError(f"{file}: frame {number} needs the atoms of {live.system.file}, in their order")
+    return frames
+
+
 def _rounded(structures: Structure, precision: str) -> Any:
     """Positions as the program will have them: the labels are of the same structures."""
     return structures._replace(position=np.float64(np.asarray(structures.position, precision)))
 
 
-def _dynamics(name: str, task: Task, live: Live, start: ase.Atoms, folder: Path) -> list[ase.Atoms]:
+def _dynamics(name: str, task: Task, live: Live, start: ase.Atoms, folder: Path) -> list[Frame]:
     """Frames of the labeler's own Langevin dynamics, calculated once and kept in `folder`."""
     kept = folder / "test.xyz"
     if kept.is_file():
-        return read_frames(kept)
+        return files.read(kept, labeled=False)
     atoms = start.copy()
-    atoms.calc = LabelCalculator(live.label.bind()(), live.system.charge, live.system.spin)
+    atoms.calc = LabelCalculator(live.label.bind()())
     rng = np.random.default_rng(key_of(name, "test"))
     MaxwellBoltzmannDistribution(atoms, temperature_K=live.test_temperature, rng=rng)
     friction = 0.01 / ase.units.fs
@@ -224,11 +263,11 @@ def _dynamics(name: str, task: Task, live: Live, start: ase.Atoms, folder: Path)
         dynamics.run(SETTLE)
         for _ in range(task.test_frames):
             dynamics.run(live.test_every)
-            frames.append(ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc))
+            frames.append(stripped(of_atoms(atoms, labeled=False)))
     except Exception as error:
         raise InputError(
             f"tasks.{name}.live: the labeler's dynamics at {live.test_temperature:g} K fails ({error}); give a lower "
             "test_temperature, or a file as test"
         ) from error
-    records.write_frames(kept, frames)
-    return read_frames(kept)  # as a later start will have them: rounded
+    files.write(kept, frames)
+    return frames

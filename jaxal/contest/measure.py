@@ -66,6 +66,8 @@ def _of_seed(prediction: Prediction, energy: np.ndarray, data: Data) -> dict[str
     species = np.asarray(data.exam.species)[tests]
     real = species >= 0
     atoms = real.sum(-1)
+    if data.forces:
+        real &= np.isfinite(np.asarray(answers.force)[tests]).all(-1)
     miss = (energy - np.asarray(answers.energy))[tests] / atoms
     values: dict[str, Any] = {"energy_rmse": _rms(miss), "energy_mae": np.mean(np.abs(miss))}
     values["energy_max"] = np.max(np.abs(miss))

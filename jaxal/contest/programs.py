@@ -89,7 +89,7 @@ class Programs(NamedTuple):
     committee: Committee
     init: Callable[..., Any]  # (key data, first structure, its neighbors) -> weights
     fresh: Callable[..., Any]  # (weights) -> training state
-    add: Callable[..., Any]  # (buffer, key data, structures [k], labels [k], wanted, held) -> buffer
+    add: Callable[..., Any]  # (buffer, key data, structures [k], labels [k], wanted, held, shares [k 3]) -> buffer
     train: Callable[..., Any]  # (training state, buffer, key data, steps, rate, final rate) -> training state
     predict: Callable[[Any, Structure], Prediction]  # (weights, structures [s b]) -> [s b ...]
 
@@ -118,9 +118,9 @@ def make_programs(committee: Committee, recipe: training.Recipe, near: neighbors
     def init(key: Array, structure: Structure, listed: Any) -> Params:
         return committees.init(committee, jax.random.wrap_key_data(key), structure, listed)
 
-    def add(buffer: buffers.Buffer, key: Array, structures: Structure, labels: Any, wanted: Any, held: Any):
+    def add(buffer: buffers.Buffer, key: Array, structures: Structure, labels: Any, wanted: Any, held: Any, share: Any):
         key = jax.random.wrap_key_data(key)
-        return buffers.add(buffer, key, structures, labels, wanted, held, recipe.bootstrap)[0]
+        return buffers.add(buffer, key, structures, labels, wanted, held, recipe.bootstrap, share)[0]
 
     def train(state: training.TrainState, buffer: buffers.Buffer, key: Array, steps: Any, rate: Any, final: Any):
         key = jax.random.wrap_key_data(key)

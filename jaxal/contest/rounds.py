@@ -143,6 +143,7 @@ def _untrained(arena: Arena, model: Model) -> Standing:
         arena.first_label,
         ok,
         np.broadcast_to(held[None], (seeds, count)),
+        _shares(arena, arena.drawn) if task.live is None else np.ones((seeds, count, 3), label.energy.dtype),
     )
     taken = np.zeros((seeds, np.shape(data.pool.charge)[0]), bool)
     if data.labels is not None:
@@ -185,6 +186,13 @@ def _trained(arena: Arena, model: Model, standing: Standing, number: int, clock:
     jax.block_until_ready(new)
     clock.took("train_s")
     return standing._replace(train=new)
+
+
+def _shares(arena: Arena, rows: np.ndarray) -> np.ndarray:
+    """What rows of the pool [s k] count in the loss, [s k 3]."""
+    share = arena.source.data.share
+    assert share is not None
+    return share[rows].astype(np.dtype(arena.contest.precision))
 
 
 class Offer(NamedTuple):
@@ -279,7 +287,8 @@ def _labeled(
     structures, labels = cast(picked, answers, arena.reference, np.dtype(arena.contest.precision))
     ok = wanted & np.asarray(labels.ok)
     if data.forces:
-        error = np.linalg.norm(offer.force[every, row] - np.asarray(answers.force), axis=-1).max(-1)
+        gap = offer.force[every, row] - np.asarray(answers.force)
+        error = np.linalg.norm(np.where(np.isfinite(gap), gap, 0.0), axis=-1).max(-1)
     else:
         assert offer.energy is not None
         error = np.abs(offer.energy[every, row] - np.asarray(labels.energy))
@@ -291,7 +300,8 @@ def _labeled(
     lessons = kept(arena, ("lessons", entrant.schedule), lambda: made.make_lessons(entrant.schedule))
     course = lessons(standing.course, arm, np.asarray(error, np.float32), ok)
     key = made.keys(arena.contest.seed, seeds, datas.key_of(arena.name), ADD, number)
-    buffer = _programs(arena, entrant.model).add(standing.buffer, key, structures, labels, ok, np.zeros_like(ok))
+    share = np.ones((*ok.shape, 3), labels.energy.dtype) if data.labels is None else _shares(arena, row)
+    buffer = _programs(arena, entrant.model).add(standing.buffer, key, structures, labels, ok, np.zeros_like(ok), share)
     clock.took("label_s")
     return standing._replace(
         buffer=buffer,

@@ -77,8 +77,9 @@ class Task:
     metric: Literal["auto", "force", "energy"] = "auto"  # what ranks; auto: the force error, where there are forces
     potential: PotentialPart | None = None  # default: that of the contest
     train: Train | None = None  # default: that of the contest
-    charge: int = 0  # e, where a frame's info has no `charge`
-    spin: Annotated[int, Unit("", 0)] = 0  # number of unpaired electrons, where a frame's info has no `spin`
+    charge: int | None = None  # e, where a frame does not say it; default: 0
+    spin: Annotated[int, Unit("", 0)] | None = None  # number of unpaired electrons; likewise
+    method: str | None = None  # of the labels that are taken, where frames name several
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,12 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from jaxal.data.electrons import symbol
 from jaxal.label.cells import check_box, in_box, k_mesh
 from jaxal.label.pseudopotential import valence
 from jaxal.label.scratch import Finished, arguments, check_program, contents, in_scratch, program_version, run
 from jaxal.label.task import (
+    NO_STRESS,
     Backend,
     LabelError,
     Result,
@@ -23,7 +25,6 @@ from jaxal.label.task import (
     guarded,
     one_line,
     periodic,
-    symbol,
 )
 from jaxal.registry import register
 from jaxal.units import BOHR, HARTREE, Unit
@@ -234,7 +235,7 @@ def _result(task: Task, said: str) -> Result:
     stress = re.search(r"^ +strten((?:\s+[-+\dE.]+){6})", said, re.MULTILINE)
     if not energies or len(forces) < n or not stress:
         return failed(task, "abinit printed no energy, no forces or no stress")
-    tensor = np.zeros((3, 3))
+    tensor = NO_STRESS.copy()
     if periodic(task):
         xx, yy, zz, yz, xz, xy = np.array(stress[1].split(), float) * (HARTREE / BOHR**3)
         tensor = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxal.label.task import (
+    NO_STRESS,
     Backend,
     LabelError,
     Result,
@@ -42,7 +43,7 @@ def ase(
     number + 1), name the calculator's own keywords; they are then always passed. A calculator that writes files
     gets an empty folder of its own for every label, unless the options name a directory.
     A calculator that itself runs on JAX needs `workers: 1` or more (a host labeler must not touch JAX).
-    A periodic structure needs a calculator with a stress; `stress: false` does without and gives zeros.
+    A periodic structure needs a calculator with a stress; `stress: false` does without.
     """
     given = dict(options or {})
     spin_keyword = unpaired_keyword or multiplicity_keyword
@@ -112,7 +113,7 @@ def ase(
             free = "free_energy" in engine.implemented_properties
             energy = float(atoms.get_potential_energy(force_consistent=free))
             force = np.array(atoms.get_forces(apply_constraint=False), dtype=float)
-            tensor = np.zeros((3, 3))
+            tensor = NO_STRESS.copy()
             if periodic(task) and stress:
                 tensor = np.array(atoms.get_stress(voigt=False), dtype=float)
         return Result(energy, force, tensor, True, "", 0.0)

@@ -7,7 +7,9 @@ import numpy as np
 from ase.calculators.calculator import CalculationFailed, Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from jaxal.label.task import Backend, Task
+from jaxal.data import frames
+from jaxal.label import framed
+from jaxal.label.task import Backend
 
 
 class LabelCalculator(Calculator):
@@ -18,8 +20,8 @@ class LabelCalculator(Calculator):
 
     implemented_properties = ["energy", "forces", "stress"]  # noqa: RUF012
 
-    def __init__(self, backend: Backend, charge: int = 0, spin: int = 0) -> None:
-        """`charge` in e, `spin` the number of unpaired electrons, of every structure."""
+    def __init__(self, backend: Backend, charge: int | None = None, spin: int | None = None) -> None:
+        """`charge` in e, `spin` the number of unpaired electrons, of every structure; None: as the structure says."""
         super().__init__()
         self.backend, self.charge, self.spin = backend, charge, spin
         self.seconds: list[float] = []  # of each label so far
@@ -29,17 +31,16 @@ class LabelCalculator(Calculator):
     ) -> None:
         """One label."""
         super().calculate(atoms, properties, system_changes)
-        given: Any = self.atoms
-        periodic = bool(given.pbc.all())
-        if "stress" in (properties or ()) and not periodic:
+        frame = frames.of_atoms(self.atoms, labeled=False)  # pyright: ignore[reportArgumentType]
+        frame = frames.with_electrons(frame, self.charge, self.spin, "the calculator")
+        if "stress" in (properties or ()) and not frame.periodic:
             raise PropertyNotImplementedError("stress: the structure has no periodic cell")
-        cell = given.cell.array if periodic else np.zeros((3, 3))
-        task = Task(given.numbers, given.positions, cell, self.charge, self.spin)
+        task = framed.task_of(frame)
         self.backend.check(task)
         result = self.backend.calculate(task)
         if not result.ok:
             raise CalculationFailed(result.reason)
         self.seconds.append(result.seconds)
         self.results = {"energy": result.energy, "forces": result.force}
-        if periodic:
+        if not np.isnan(result.stress).any():
             self.results["stress"] = full_3x3_to_voigt_6_stress(result.stress)

@@ -3,13 +3,14 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from jaxal import extxyz
+from jaxal.data import extxyz, frames
+from jaxal.errors import InputError
 from jaxal.label.scratch import arguments, check_program, contents, in_scratch, run
 from jaxal.label.task import (
+    NO_STRESS,
     Backend,
     LabelError,
     Result,
@@ -44,7 +45,8 @@ def command(
     (number of unpaired electrons). The output holds the same atoms in the same order, as the last frame, with
     `energy` (eV) in its info, `forces` (eV/Å) for each atom and, if periodic, `stress` (eV/Å^3, positive under
     tension, 6 or 9 numbers in ASE's order) or `virial` (eV, minus the volume times the stress); `stress: false`
-    does without and gives zeros. `converged=F` in its info says that the numbers mean nothing.
+    does without. It is read as any labeled file is: a `free_energy` comes before the energy, `REF_...` before both.
+    `converged=F` in its info says that the numbers mean nothing.
 
     `method` says what the program calculates and `version` which release of it; with the command and the contents
     of `files` they are the key of a label. So another method needs another text where the command stays the same.
@@ -115,43 +117,24 @@ def extended_xyz(task: Task) -> str:
 
 def answer_in(task: Task, path: Path, stress: bool) -> Result:
     """The label in an extended XYZ file, or why there is none in it."""
-    from ase.io import read
-
-    if reason := extxyz.damage(path, known=True):
-        return failed(task, f"the output is damaged: {reason}")
     try:
-        atoms: Any = read(path, index=-1, format="extxyz")
-    except Exception as error:  # ASE raises what its parser happens to meet
-        return failed(task, f"the output is not extended XYZ ({type(error).__name__}: {error})")
-    found = {**atoms.info, **atoms.arrays, **(atoms.calc.results if atoms.calc else {})}
-    if len(atoms) != len(task.numbers) or np.any(atoms.numbers != task.numbers):
+        *_, atoms = extxyz.read(path)
+        if not atoms.info.pop("converged", True):
+            return failed(task, "the program says that it did not converge")
+        frame = frames.of_atoms(atoms)
+    except InputError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        return failed(task, f"the output is not extended XYZ that can be read ({reason})")
+    if len(frame.numbers) != len(task.numbers) or np.any(frame.numbers != task.numbers):
         return failed(task, "the output has other atoms than the input, or in another order")
-    if elsewhere(task, atoms.positions):
+    if elsewhere(task, frame.position):
         return failed(task, "the output has other positions than the input; atoms stay in their order and place")
-    if not found.get("converged", True):
-        return failed(task, "the program says that it did not converge")
-    for name, unit in (("energy", "eV"), ("forces", "eV/Å")):
-        if name not in found:
+    energy, force, tensor = frame.numeric
+    for name, unit, values in (("energy", "eV", energy), ("forces", "eV/Å", force)):
+        if not np.all(np.isfinite(values)):
             return failed(task, f"the output has no {name} ({unit})")
-    tensor: Any = np.zeros((3, 3))
-    if periodic(task) and stress:
-        if "stress" in found:
-            tensor = _square(found["stress"])
-        elif "virial" in found:
-            tensor = -_square(found["virial"]) / abs(np.linalg.det(task.cell))
-        else:
-            return failed(task, "the output has no stress (eV/Å^3) and no virial (eV); give label.stress=false")
-    energy, force = np.asarray(found["energy"], float), np.asarray(found["forces"], float)
-    if energy.shape != () or force.shape != (len(task.numbers), 3) or tensor.shape != (3, 3):
-        return failed(task, f"the output has the wrong shapes: energy {energy.shape}, forces {force.shape}")
-    if not (np.isfinite(energy) and np.all(np.isfinite(force)) and np.all(np.isfinite(tensor))):
-        return failed(task, "the output has numbers that are not finite")
-    return Result(float(energy), force, tensor, True, "", 0.0)
-
-
-def _square(values: Any) -> np.ndarray:
-    """A symmetric tensor [3, 3] from 9 numbers, or 6 in the order xx yy zz yz xz xy."""
-    flat = np.asarray(values, float).ravel()
-    if flat.size == 6:
-        return flat[[0, 5, 4, 5, 1, 3, 4, 3, 2]].reshape(3, 3)
-    return flat.reshape(3, 3)
+    if not (periodic(task) and stress):
+        tensor = NO_STRESS.copy()
+    elif not np.all(np.isfinite(tensor)):
+        return failed(task, "the output has no stress (eV/Å^3) and no virial (eV); give label.stress=false")
+    return Result(energy, force, tensor, True, "", 0.0)

@@ -10,9 +10,11 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from jaxal.data.electrons import symbol
 from jaxal.label.cells import check_box, in_box
 from jaxal.label.scratch import Finished, arguments, check_program, contents, in_scratch, program_version, run
 from jaxal.label.task import (
+    NO_STRESS,
     Backend,
     LabelError,
     Result,
@@ -23,7 +25,6 @@ from jaxal.label.task import (
     guarded,
     one_line,
     periodic,
-    symbol,
 )
 from jaxal.registry import register
 from jaxal.units import BOHR, GPA, HARTREE, Unit
@@ -300,7 +301,7 @@ def _result(task: Task, output: str) -> Result:
     tensor = re.findall(r"^ STRESS\| +[xyz] +(\S+) +(\S+) +(\S+)$", told, re.MULTILINE)
     if not energies or len(forces) < n or (periodic(task) and len(tensor) < 3):
         return failed(task, "cp2k printed no energy, no forces or no stress")
-    stress = np.zeros((3, 3))
+    stress = NO_STRESS.copy()
     if periodic(task) and unit:
         stress = -np.array(tensor[:3], float) * (GPA if unit[1] == "GPa" else 1e-4 * GPA)
     return Result(float(energies[-1]) * HARTREE, np.array(forces, float) * (HARTREE / BOHR), stress, True, "", 0.0)

@@ -10,10 +10,12 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from ase.data import atomic_masses
 
+from jaxal.data.electrons import symbol
 from jaxal.label.cells import check_box, in_box, k_mesh
 from jaxal.label.pseudopotential import valence
 from jaxal.label.scratch import Finished, arguments, check_program, contents, in_scratch, program_version, run
 from jaxal.label.task import (
+    NO_STRESS,
     Backend,
     LabelError,
     Result,
@@ -24,7 +26,6 @@ from jaxal.label.task import (
     guarded,
     one_line,
     periodic,
-    symbol,
 )
 from jaxal.registry import register
 from jaxal.units import BOHR, HARTREE, Unit
@@ -206,7 +207,7 @@ def _result(task: Task, output: str) -> Result:
     if not energies or len(forces) < n or not stress:
         return failed(task, "pw.x printed no energy, no forces or no stress")
     force = np.array(forces, float) * (RYDBERG / BOHR)
-    tensor = np.zeros((3, 3))
+    tensor = NO_STRESS.copy()
     if periodic(task):
         tensor = -np.array(stress[1].split(), float).reshape(3, 6)[:, :3] * (RYDBERG / BOHR**3)
     return Result(float(energies[-1]) * RYDBERG, force, tensor, True, "", 0.0)

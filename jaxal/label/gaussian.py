@@ -7,6 +7,7 @@ from typing import Annotated
 
 import numpy as np
 
+from jaxal.data.electrons import symbol
 from jaxal.label.scratch import arguments, check_program, in_scratch, program_version, run
 from jaxal.label.task import (
     Backend,
@@ -21,7 +22,6 @@ from jaxal.label.task import (
     guarded,
     one_line,
     periodic,
-    symbol,
 )
 from jaxal.registry import register
 from jaxal.units import BOHR, HARTREE, Unit

@@ -15,7 +15,7 @@ class Keeper(NamedTuple):
 
     key: Callable[[Task], str]
     known: Callable[[str, Task], tuple[int, Result] | None]  # (row, result) where nothing has to be paid
-    committed: Callable[[Task, Result], tuple[int, Result]]  # what the store holds once the result is in it
+    committed: Callable[..., tuple[int, Result]]  # (task, result, carried=None): what the store holds once it is in it
     entry: Callable[[str], Entry | None]
 
 
@@ -26,11 +26,13 @@ def keeper(
     max_force: float = MAX_FORCE,
     net_force: float = NET_FORCE,
     retry_failed: bool = False,
+    carried: bytes = b"",
 ) -> Keeper:
     """The labels of `backend` in `store`.
 
     The caps, in eV/Å, are not part of a label's key: other caps judge the stored numbers anew. With `retry_failed`
-    what the store remembers as failed is not known.
+    what the store remembers as failed is not known. `carried` is what the structures carry (`jaxal.label.framed`),
+    where a call does not say it.
     """
 
     def key_of(task: Task) -> str:
@@ -47,10 +49,10 @@ def keeper(
             store.judge(key, "done" if verdict.ok else "rejected", verdict.reason)
         return entry.row, verdict
 
-    def committed(task: Task, result: Result) -> tuple[int, Result]:
+    def committed(task: Task, result: Result, own: bytes | None = None) -> tuple[int, Result]:
         if result.ok and not _fits(task, result):
             result = failed(task, "the labeler's arrays have the wrong shape", result.seconds)
-        entry = store.put(task, result, backend.method, backend.version)
+        entry = store.put(task, result, backend.method, backend.version, carried if own is None else own)
         found = known(entry.key, task) if entry.status != "failed" else None
         return found or (entry.row, entry.result)
 

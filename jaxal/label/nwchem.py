@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 
 import numpy as np
 
+from jaxal.data.electrons import symbol
 from jaxal.label.scratch import arguments, check_program, in_scratch, program_version, run
 from jaxal.label.task import (
+    NO_STRESS,
     Backend,
     LabelError,
     Result,
@@ -19,7 +21,6 @@ from jaxal.label.task import (
     guarded,
     one_line,
     periodic,
-    symbol,
 )
 from jaxal.registry import register
 from jaxal.units import BOHR, HARTREE, Unit
@@ -171,4 +172,4 @@ def _result(task: Task, output: str) -> Result:
         return failed(task, "nwchem printed no energy or no gradient")
     gradient = np.array([row.split()[3:] for row in rows], float)
     force = -gradient * (HARTREE / BOHR)
-    return Result(float(energies[-1]) * HARTREE, force, np.zeros((3, 3)), True, "", 0.0)
+    return Result(float(energies[-1]) * HARTREE, force, NO_STRESS.copy(), True, "", 0.0)

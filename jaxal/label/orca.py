@@ -9,6 +9,7 @@ from typing import Annotated
 
 import numpy as np
 
+from jaxal.data.electrons import symbol
 from jaxal.label.scratch import LAUNCHERS, arguments, check_program, in_scratch, program_version, run
 from jaxal.label.task import (
     Backend,
@@ -23,7 +24,6 @@ from jaxal.label.task import (
     guarded,
     one_line,
     periodic,
-    symbol,
 )
 from jaxal.registry import register
 from jaxal.units import BOHR, HARTREE, Unit

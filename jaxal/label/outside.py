@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxal.data.electrons import symbol
 from jaxal.label.scratch import PATIENCE, run
-from jaxal.label.task import LabelError, Result, Task, failed, one_line, symbol
+from jaxal.label.task import NO_STRESS, LabelError, Result, Task, failed, one_line
 
 DRIVER, REQUEST, ANSWER = "driver.py", "request.json", "answer.json"
 _accepted: set[tuple[str, ...]] = set()
@@ -82,7 +83,7 @@ def result_of(task: Task, answer: dict[str, Any]) -> Result:
     try:
         energy = float(answer["energy"])
         force = np.array(answer["force"], float).reshape(len(task.numbers), 3)
-        stress = np.array(answer.get("stress") or np.zeros((3, 3)), float).reshape(3, 3)
+        stress = np.array(answer.get("stress") or NO_STRESS, float).reshape(3, 3)
     except (KeyError, TypeError, ValueError) as error:
         return failed(task, f"the driver's answer does not fit ({one_line(error)})")
     return Result(energy, force, stress, True, "", 0.0)

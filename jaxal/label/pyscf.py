@@ -5,7 +5,9 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from jaxal.data.electrons import symbol
 from jaxal.label.task import (
+    NO_STRESS,
     Backend,
     LabelError,
     Result,
@@ -18,7 +20,6 @@ from jaxal.label.task import (
     guarded,
     one_line,
     periodic,
-    symbol,
 )
 from jaxal.registry import register
 from jaxal.units import BOHR, HARTREE, Unit
@@ -126,7 +127,7 @@ def pyscf(
         slope = gradient.kernel()
         slope = slope.get() if hasattr(slope, "get") else slope  # from the GPU
         force = -np.asarray(slope) * (HARTREE / BOHR)
-        return Result(float(correlated.e_tot) * HARTREE, force, np.zeros((3, 3)), True, "", 0.0)
+        return Result(float(correlated.e_tot) * HARTREE, force, NO_STRESS.copy(), True, "", 0.0)
 
     grid = "" if hartree_fock else f" grid_level={grid_level!r} with response"
     return Backend(

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from jaxal.data.labels import Numbers, known
 from jaxal.label import cost
 from jaxal.label.accept import MAX_FORCE, NET_FORCE
 from jaxal.label.executor import Executor, Recipe, in_process, run_all
@@ -34,6 +35,12 @@ class Batch(Protocol):
     def cell(self) -> np.ndarray: ...  # noqa: D102  [k, 3, 3] Å
 
     @property
+    def mass(self) -> np.ndarray: ...  # noqa: D102  [k, n] amu
+
+    @property
+    def fixed(self) -> np.ndarray: ...  # noqa: D102  [k, n] bool
+
+    @property
     def charge(self) -> np.ndarray: ...  # noqa: D102  [k] e
 
     @property
@@ -45,7 +52,7 @@ class Labels(NamedTuple):
 
     energy: np.ndarray  # [k] eV, relative to the reference energies
     force: np.ndarray  # [k, n, 3] eV/Å
-    stress: np.ndarray  # [k, 3, 3] eV/Å^3
+    stress: np.ndarray  # [k, 3, 3] eV/Å^3; NaN where there is none
     ok: np.ndarray  # [k] bool
 
 
@@ -62,7 +69,7 @@ class Record(NamedTuple):
 class Service(NamedTuple):
     """An open labeler. `store` is the open label store, closed with it."""
 
-    label: Callable[[Batch, np.ndarray], Labels]  # (structures [k], wanted [k] bool)
+    label: Callable[..., Labels]  # (structures [k], wanted [k] bool, what each carries [k] = None)
     check: Callable[[Batch], None]  # raises LabelError for a structure the method cannot treat
     drain: Callable[[], list[Record]]  # records since the last call, oldest first
     trouble: Callable[[], str]  # why no label can be committed any more, empty while all is well
@@ -84,6 +91,7 @@ def label_service(
     net_force: float = NET_FORCE,
     retry_failed: bool = False,
     enough: Callable[[], bool] = lambda: False,
+    carried: bytes = b"",
 ) -> Service:
     """Opens the store and the workers.
 
@@ -111,6 +119,9 @@ def label_service(
     enough
         Asked before each calculation. Once it holds, no other is begun, and `label` raises Enough when those that
         were begun are in the store.
+    carried
+        What the structures carry besides (`jaxal.label.framed`), for the rows of the store, where a call of `label`
+        does not say it.
 
     With several workers the rows of the store are in the order in which the labels landed. Raises LabelError for
     options that cannot be, and for a file that is not a label store.
@@ -124,7 +135,7 @@ def label_service(
     troubles: list[str] = []
     times: list[tuple[Task, float]] = []  # of calculations, once they are needed
     opened = open_store(store)
-    kept = keeper(opened, backend, max_force=max_force, net_force=net_force, retry_failed=retry_failed)
+    kept = keeper(opened, backend, max_force=max_force, net_force=net_force, retry_failed=retry_failed, carried=carried)
 
     def no_more() -> bool:
         return bool(troubles) or enough()
@@ -150,7 +161,7 @@ def label_service(
         seconds = cost.expected(times)
         return [keys[row] for row in cost.order([0.0] * len(keys), [*map(seconds, tasks.values())], place.slots)]
 
-    def answers(tasks: dict[str, Task]) -> dict[str, tuple[int, Result, bool]]:
+    def answers(tasks: dict[str, Task], own: dict[str, bytes]) -> dict[str, tuple[int, Result, bool]]:
         """(row, result, from the store) of each key. Every landed result is committed at once."""
         found: dict[str, tuple[int, Result, bool]] = {}
         for key, task in tasks.items():
@@ -163,7 +174,7 @@ def label_service(
             if result.ok and times:
                 times.append((tasks[key], result.seconds))
             try:
-                found[key] = (*kept.committed(tasks[key], result), False)
+                found[key] = (*kept.committed(tasks[key], result, own.get(key)), False)
             except Exception as error:  # a full disk: a label that is not committed is not a label
                 troubles.append(f"the label store {store} failed: {one_line(error)}")
                 found[key] = (0, failed(tasks[key], troubles[-1], result.seconds), False)
@@ -176,7 +187,7 @@ def label_service(
             raise LabelError(troubles[0]) from None
         return found
 
-    def label(batch: Batch, wanted: np.ndarray) -> Labels:
+    def label(batch: Batch, wanted: np.ndarray, own: Sequence[bytes] | None = None) -> Labels:
         species = np.asarray(batch.species)
         dtype = np.asarray(batch.position).dtype
         labels = _empty(species.shape, dtype)
@@ -186,10 +197,11 @@ def label_service(
             keys = {index: kept.key(task) for index, task in tasks.items()}
             # Walkers may stand on the same frame: it is paid for once.
             wanted_tasks = {keys[index]: tasks[index] for index in chosen}
+            carries = {} if own is None else {keys[index]: own[index] for index in chosen}
             try:
                 if troubles:  # nothing more is paid for that could not be kept
                     raise LabelError(troubles[0])
-                found = answers(wanted_tasks)
+                found = answers(wanted_tasks, carries)
             except Exception as error:  # the store or the executor itself: nothing of this call counts as a label
                 reason = f"labeling failed: {one_line(error)}"
                 troubles.append(reason)
@@ -201,7 +213,8 @@ def label_service(
             if result.ok:
                 atoms = species[index] >= 0
                 labels.energy[index] = result.energy - offset[species[index][atoms]].sum()
-                labels.force[index, atoms] = result.force
+                fixed = np.asarray(batch.fixed[index])[atoms]
+                labels.force[index, atoms] = known(Numbers(result.energy, result.force, result.stress), fixed).force
                 labels.stress[index] = result.stress
                 labels.ok[index] = True
         return labels

@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxal.label.task import LabelError, Result, Task, one_line
 
-SCHEMA = 1
+SCHEMA = 2
 APPLICATION = 0x4A61_7861  # "Jaxa", SQLite's application_id of a label store
 PATIENCE = 60.0  # s to wait for another process that writes
 PAGE = 256  # rows read at a time by `all`
@@ -40,7 +40,7 @@ CREATE TABLE label (
     spin INTEGER NOT NULL,
     energy REAL,             -- eV; SQLite keeps a NaN as NULL
     force BLOB NOT NULL,     -- float64 [n, 3], eV/Å
-    stress BLOB NOT NULL,    -- float64 [3, 3], eV/Å^3
+    stress BLOB NOT NULL,    -- float64 [3, 3], eV/Å^3; NaN where there is none
     status TEXT NOT NULL CHECK (status IN ('done', 'rejected', 'failed')),
     reason TEXT NOT NULL,
     method TEXT NOT NULL,
@@ -48,14 +48,15 @@ CREATE TABLE label (
     seconds REAL NOT NULL,   -- wall time
     host TEXT NOT NULL,
     attempt INTEGER NOT NULL,
-    created TEXT NOT NULL    -- UTC
+    created TEXT NOT NULL,   -- UTC
+    carried BLOB NOT NULL DEFAULT x''  -- what the frame carried besides, see `jaxal.label.framed`
 )
 """
 COLUMNS = (
     "row, key, numbers, position, cell, charge, spin, energy, force, stress, status, reason, method, version, "
-    "seconds, host, attempt, created"
+    "seconds, host, attempt, created, carried"
 )
-INSERT = f"INSERT INTO label ({COLUMNS.removeprefix('row, ')}) VALUES ({', '.join('?' * 17)})"
+INSERT = f"INSERT INTO label ({COLUMNS.removeprefix('row, ')}) VALUES ({', '.join('?' * 18)})"
 # Numbers that the device may have seen are never replaced, only a failure is.
 PUT = f"""
 {INSERT}
@@ -80,13 +81,14 @@ class Entry(NamedTuple):
     host: str
     attempt: int  # how often it was calculated
     created: str  # UTC, ISO 8601
+    carried: bytes  # see `jaxal.label.framed`
 
 
 class Store(NamedTuple):
     """An open store. Every function may be called from any thread."""
 
     get: Callable[[str], Entry | None]  # key -> entry
-    put: Callable[[Task, Result, str, str], Entry]  # (task, result, method, version) -> what the store now holds
+    put: Callable[..., Entry]  # (task, result, method, version, carried=b"") -> what the store now holds
     judge: Callable[[str, Status, str], None]  # (key, done or rejected, reason): the verdict on a row with numbers
     all: Callable[[], Iterator[Entry]]  # in the order of insertion
     counts: Callable[[], dict[str, int]]  # rows by status
@@ -103,13 +105,15 @@ def label_key(task: Task, method: str, version: str) -> str:
     return digest.hexdigest()
 
 
-def new_row(key: str, task: Task, result: Result, status: Status, method: str, version: str) -> tuple:
+def new_row(
+    key: str, task: Task, result: Result, status: Status, method: str, version: str, carried: bytes = b""
+) -> tuple:
     """A row for INSERT, of a first attempt made here and now; `key` is its `label_key`."""
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
     return (
         *(key, np.ascontiguousarray(task.numbers, "<i8").tobytes(), _blob(task.position), _blob(task.cell)),
         *(int(task.charge), int(task.spin), float(result.energy), _blob(result.force), _blob(result.stress)),
-        *(status, result.reason, method, version, float(result.seconds), socket.gethostname(), 1, created),
+        *(status, result.reason, method, version, float(result.seconds), socket.gethostname(), 1, created, carried),
     )
 
 
@@ -152,8 +156,10 @@ def connect_to_read(path: str | Path, patience: float = PATIENCE) -> sqlite3.Con
         connection = sqlite3.connect(
             f"{path.resolve().as_uri()}?{mode}", timeout=patience, isolation_level=None, uri=True
         )
+        if _check(connection, path) == 1:
+            zero, absent = (f"x'{_blob(x).hex()}'" for x in (_ZERO, _ABSENT))
+            connection.execute(_AS_TWO.replace("?1", zero).replace("?2", absent))
         connection.execute("PRAGMA query_only = ON")
-        _check(connection, path)
     except (sqlite3.Error, ValueError) as error:  # ValueError: what SQLite says of a damaged file may be no text
         if connection is not None:
             connection.close()
@@ -200,9 +206,9 @@ def open_store(path: str | Path) -> Store:
             row = connection.execute(f"SELECT {COLUMNS} FROM label WHERE key = ?", (key,)).fetchone()
             return entry_of(row) if row else None
 
-    def put(task: Task, result: Result, method: str, version: str) -> Entry:
+    def put(task: Task, result: Result, method: str, version: str, carried: bytes = b"") -> Entry:
         key = label_key(task, method, version)
-        values = new_row(key, task, result, "done" if result.ok else "failed", method, version)
+        values = new_row(key, task, result, "done" if result.ok else "failed", method, version, carried)
         with lock:
             connection.execute(PUT, values)  # autocommit: on the disk when this returns
             entry = get(key)
@@ -250,8 +256,10 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
             connection.execute(TABLE)
             connection.execute(f"PRAGMA user_version = {SCHEMA}")
             connection.execute(f"PRAGMA application_id = {APPLICATION}")
-        else:
-            _check(connection, path)
+        elif _check(connection, path) == 1:
+            connection.execute("ALTER TABLE label ADD COLUMN carried BLOB NOT NULL DEFAULT x''")
+            connection.execute("UPDATE label SET stress = ? WHERE stress = ?", (_blob(_ABSENT), _blob(_ZERO)))
+            connection.execute(f"PRAGMA user_version = {SCHEMA}")
         connection.execute("COMMIT")
     except BaseException:
         with contextlib.suppress(sqlite3.Error):
@@ -270,14 +278,25 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA journal_mode = WAL").fetchone()
 
 
-def _check(connection: sqlite3.Connection, path: Path) -> None:
-    """Raises LabelError where the file is no label store of this schema."""
+# A store of schema 1 had zeros where there was no stress, and nothing of what a frame carried.
+_ZERO, _ABSENT = np.zeros((3, 3)), np.full((3, 3), np.nan)
+_AS_TWO = f"""
+CREATE TEMP VIEW label AS SELECT {
+    COLUMNS.replace("stress", "iif(stress = ?1, ?2, stress) AS stress").replace("carried", "x'' AS carried")
+} FROM main.label
+"""
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> int:
+    """The schema of the file. Raises LabelError where it is no label store, or one of a later schema."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     if application != APPLICATION:
         raise LabelError(f"{path}: an SQLite file, but not a label store; give another path")
-    if version != SCHEMA:
-        raise LabelError(f"{path}: label store of schema {version}, this program reads {SCHEMA}; use a new file")
+    if not 1 <= version <= SCHEMA:
+        what = "a later jaxal has written it" if version > SCHEMA else "no jaxal has written it"
+        raise LabelError(f"{path}: label store of schema {version}, this one reads 1 to {SCHEMA}; {what}")
+    return version
 
 
 def _blob(array: np.ndarray) -> bytes:
@@ -291,10 +310,10 @@ def _array(blob: bytes, *shape: int) -> np.ndarray:
 def entry_of(row: tuple) -> Entry:
     """A row of COLUMNS as an entry."""
     number, key, numbers, position, cell, charge, spin, energy, force, stress, status, reason = row[:12]
-    method, version, seconds, host, attempt, created = row[12:]
+    method, version, seconds, host, attempt, created, carried = row[12:]
     task = Task(
         np.frombuffer(numbers, "<i8").astype(np.int64), _array(position, -1, 3), _array(cell, 3, 3), charge, spin
     )
     energy = float("nan") if energy is None else energy
     result = Result(energy, _array(force, -1, 3), _array(stress, 3, 3), status == "done", reason, seconds)
-    return Entry(number, key, task, result, status, method, version, host, attempt, created)
+    return Entry(number, key, task, result, status, method, version, host, attempt, created, bytes(carried))

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxal.data.electrons import formula
 from jaxal.label.store import PATIENCE, connect_to_read, told
-from jaxal.label.task import Task, formula
 
 STATUSES = ("done", "rejected", "failed")
 FIELDS = "row, key, numbers, charge, spin, method, version, status, energy, seconds, host, attempt, created, reason"
@@ -85,7 +85,7 @@ def _times(seconds: list[float]) -> dict[str, Any]:
 def _row(values: tuple) -> dict[str, Any]:
     row: dict[str, Any] = dict(zip(FIELDS.split(", "), values, strict=True))
     numbers = np.frombuffer(row.pop("numbers"), "<i8")
-    row["formula"] = formula(Task(numbers, np.zeros((0, 3)), np.zeros((3, 3)), 0, 0))
+    row["formula"] = formula(numbers)
     row["atoms"] = len(numbers)
     row["energy"] = row["energy"] if row["energy"] is not None and math.isfinite(row["energy"]) else None
     return row

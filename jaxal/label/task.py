@@ -13,18 +13,18 @@ from typing import Any, NamedTuple
 
 import msgpack
 import numpy as np
-from ase.data import chemical_symbols
+
+from jaxal.data.electrons import check_electrons
+from jaxal.errors import InputError
 
 MOVED = 1e-4  # Å; by so much a program may round the positions
 ARRAY = "__array__"  # the key of an array in a message
+NO_STRESS = np.full((3, 3), np.nan)  # of an open structure, or of a method that has none
 REASON_LENGTH = 300  # characters of a reason: it is shown on one line
 
 
-class LabelError(ValueError):
-    """A mistake of the user: one line, what was wrong and what would be right.
-
-    It is not `jaxal.types.InputError` because that module loads JAX, which a host labeler must not.
-    """
+class LabelError(InputError):
+    """A mistake in what a method is to calculate, or in a label: one line, what was wrong and what would be right."""
 
 
 class Enough(BaseException):
@@ -46,7 +46,7 @@ class Result(NamedTuple):
 
     energy: float  # eV, total
     force: np.ndarray  # [n, 3] eV/Å
-    stress: np.ndarray  # [3, 3] eV/Å^3, positive under tension; zeros if not periodic
+    stress: np.ndarray  # [3, 3] eV/Å^3, positive under tension; NaN where there is none
     ok: bool
     reason: str  # why not, in one line; empty if ok
     seconds: float  # wall time
@@ -70,7 +70,9 @@ def packed(value: Any) -> bytes:
 
     def plain(other: Any) -> Any:
         if isinstance(other, np.ndarray):
-            kind = "<i8" if other.dtype.kind in "iu" else "<f8"
+            kind = {"i": "<i8", "u": "<i8", "b": "|b1", "U": other.dtype.newbyteorder("<").str}.get(
+                other.dtype.kind, "<f8"
+            )
             return {ARRAY: [kind, list(other.shape), np.ascontiguousarray(other, kind).tobytes()]}
         if isinstance(other, np.generic):
             return other.item()
@@ -97,18 +99,19 @@ def unpacked(message: bytes) -> Any:
 
 def failed(task: Task, reason: str, seconds: float = 0.0) -> Result:
     """The answer of a calculation that gave no numbers."""
-    return Result(0.0, np.zeros((len(task.numbers), 3)), np.zeros((3, 3)), False, one_line(reason), seconds)
+    return Result(0.0, np.zeros((len(task.numbers), 3)), NO_STRESS.copy(), False, one_line(reason), seconds)
 
 
 def answered(task: Task, energy: float, force: np.ndarray, stress: np.ndarray | None = None) -> Result:
-    """The label that a program wrote: energy in eV, force [n, 3] in eV/Å, stress [3, 3] in eV/Å^3; zeros without.
+    """The label that a program wrote: energy in eV, force [n, 3] in eV/Å, stress [3, 3] in eV/Å^3 or None.
 
     A failure where the shapes do not fit or a number is not finite.
     """
-    found = np.asarray(force, float), np.zeros((3, 3)) if stress is None else np.asarray(stress, float)
+    found = np.asarray(force, float), NO_STRESS.copy() if stress is None else np.asarray(stress, float)
     if found[0].shape != (len(task.numbers), 3) or found[1].shape != (3, 3):
         return failed(task, f"the program wrote forces {found[0].shape} for {len(task.numbers)} atoms")
-    if not (np.isfinite(energy) and all(np.all(np.isfinite(values)) for values in found)):
+    there = found if stress is not None else found[:1]
+    if not (np.isfinite(energy) and all(np.all(np.isfinite(values)) for values in there)):
         return failed(task, "the program wrote numbers that are not finite")
     return Result(float(energy), *found, True, "", 0.0)
 
@@ -178,25 +181,10 @@ def check_spin(task: Task, electrons: int | None = None) -> None:
 
     `electrons` replaces the number in the neutral atoms, for a method that hides some of them.
     """
-    neutral = int(np.sum(task.numbers)) if electrons is None else electrons
-    count = neutral - task.charge
-    if task.spin < 0 or count < 0 or task.spin > count or (count - task.spin) % 2:
-        right = "0, 2, 4, ..." if count % 2 == 0 else "1, 3, 5, ..."
-        where = f"{formula(task)} with charge {task.charge:+d} has {count} electrons"
-        if count < 0:
-            raise LabelError(f"charge: {task.charge:+d} is more than the {neutral} electrons of {formula(task)}")
-        raise LabelError(f"spin: {task.spin} unpaired electrons are impossible, {where}; give {right} up to {count}")
-
-
-def formula(task: Task) -> str:
-    """Chemical formula, elements by atomic number: `H4C2O` for acetaldehyde."""
-    numbers, counts = np.unique(task.numbers, return_counts=True)
-    return "".join(f"{symbol(int(z))}{count if count > 1 else ''}" for z, count in zip(numbers, counts, strict=True))
-
-
-def symbol(number: int) -> str:
-    """Symbol of an element, or its number where there is none."""
-    return chemical_symbols[number] if 0 < number < len(chemical_symbols) else f"Z={number}"
+    try:
+        check_electrons(task.numbers, int(task.charge), int(task.spin), electrons)
+    except InputError as error:
+        raise LabelError(str(error)) from None
 
 
 def code_version(package: str) -> str:

@@ -5,7 +5,9 @@ from typing import Annotated, Literal
 
 import numpy as np
 
+from jaxal.data.electrons import symbol
 from jaxal.label.task import (
+    NO_STRESS,
     Backend,
     LabelError,
     Result,
@@ -16,7 +18,6 @@ from jaxal.label.task import (
     code_version,
     guarded,
     periodic,
-    symbol,
     volume,
 )
 from jaxal.registry import register
@@ -81,7 +82,7 @@ def tblite(
             calculator.add("alpb-solvation", solvent)
         answer = calculator.singlepoint()  # raises where the SCF does not converge
         force = -np.array(answer.get("gradient")) * (HARTREE / BOHR)
-        stress = np.zeros((3, 3))
+        stress = NO_STRESS.copy()
         if periodic(task):
             stress = np.array(answer.get("virial")) * (HARTREE / volume(task))
         return Result(float(answer.get("energy")) * HARTREE, force, stress, True, "", 0.0)

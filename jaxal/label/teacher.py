@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Annotated, NamedTuple
 
+from jaxal.data.electrons import symbol
 from jaxal.label.scratch import arguments, check_program
 from jaxal.label.task import (
     Backend,
@@ -28,7 +29,6 @@ from jaxal.label.task import (
     guarded,
     one_line,
     packed,
-    symbol,
     unpacked,
 )
 from jaxal.registry import register

@@ -10,9 +10,11 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from jaxal.data.electrons import symbol
 from jaxal.label.cells import check_box, in_box, k_mesh
 from jaxal.label.scratch import Finished, arguments, check_program, contents, in_scratch, program_version, run
 from jaxal.label.task import (
+    NO_STRESS,
     Backend,
     LabelError,
     Result,
@@ -24,7 +26,6 @@ from jaxal.label.task import (
     failed,
     guarded,
     periodic,
-    symbol,
 )
 from jaxal.registry import register
 from jaxal.units import GPA, Unit
@@ -109,7 +110,7 @@ def vasp(
             return failed(task, reason)
         result = _result(placed, folder / "vasprun.xml")
         back = np.argsort(order)
-        return result._replace(force=result.force[back], stress=result.stress if periodic(task) else np.zeros((3, 3)))
+        return result._replace(force=result.force[back], stress=result.stress if periodic(task) else NO_STRESS.copy())
 
     def calculate(task: Task) -> Result:
         check(task)

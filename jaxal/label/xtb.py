@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 
 import numpy as np
 
+from jaxal.data.electrons import symbol
 from jaxal.label.scratch import arguments, check_program, in_scratch, program_version, run
 from jaxal.label.task import (
+    NO_STRESS,
     Backend,
     LabelError,
     Result,
@@ -18,7 +20,6 @@ from jaxal.label.task import (
     failed,
     guarded,
     periodic,
-    symbol,
 )
 from jaxal.label.tblite import HEAVIEST, LANTHANIDES
 from jaxal.registry import register
@@ -102,4 +103,4 @@ def _result(task: Task, path: Path) -> Result:
         return failed(task, "xtb ended well but wrote no gradient")
     energy = float(lines[1].partition("energy =")[2].split()[0])
     gradient = np.array([line.split() for line in lines[2 + n : 2 + 2 * n]], float)
-    return Result(energy * HARTREE, -gradient * (HARTREE / BOHR), np.zeros((3, 3)), True, "", 0.0)
+    return Result(energy * HARTREE, -gradient * (HARTREE / BOHR), NO_STRESS.copy(), True, "", 0.0)

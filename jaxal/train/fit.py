@@ -7,6 +7,7 @@ compiles anything. The dynamics use the exponential moving average of the weight
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -93,7 +94,7 @@ def _fit_local(
 
     method = committee.uncertainty
 
-    def batch_loss(trained, constants, head, key, structures, labels):
+    def batch_loss(trained, constants, head, key, structures, labels, share):
         with jax.named_scope("neighbors"):
             near = neighbors.find(spec, structures)
         params = {**constants, "params": trained}
@@ -101,7 +102,7 @@ def _fit_local(
         if method is not None and method.potential is not None:
             potential = method.potential(key)
         energy, force, stress, feature = evaluate_batch(potential, params, structures, near)
-        total = loss(recipe.weights, energy, force, stress, structures, labels)
+        total = loss(recipe.weights, energy, force, stress, structures, labels, share)
         if method is not None and method.penalty is not None:
             said = Distribution(energy[None], force[None], stress[None], feature)
             total += method.penalty(params, structures, labels, said)
@@ -116,7 +117,8 @@ def _fit_local(
             chosen, head = buffers.sample(key, buffer, weight, recipe.batch)
             structures, labels = buffers.rows(buffer, chosen)
             mask = jax.random.fold_in(key, 1)
-            value, slope = jax.value_and_grad(batch_loss)(trained, constants, head, mask, structures, labels)
+            given = structures, labels, buffer.share[chosen]
+            value, slope = jax.value_and_grad(batch_loss)(trained, constants, head, mask, *given)
             update, memory = transformation.update(slope, memory, trained)
             progress = i / jnp.maximum(steps, 1)
             now = final_rate + 0.5 * (rate - final_rate) * (1 + jnp.cos(np.pi * progress))
@@ -135,15 +137,27 @@ def _fit_local(
     return run(state.params, state.average, state.optimizer, weight, keys)
 
 
-def reference_energies(structures: Structure, energy: Any, kinds: int) -> np.ndarray:
-    """Energy per species by least squares over the compositions, eV, float64. Host side.
+def reference_energies(
+    structures: Structure, energy: Any, kinds: int, isolated: Mapping[int, float] | None = None
+) -> np.ndarray:
+    """Energy per species, eV, float64: that of its free atom where `isolated` has it, by row of the table. Host side.
 
-    What compositions leave undetermined gets the smallest norm, so a single composition shares its energy
-    among its atoms.
+    The others by least squares over the compositions, of structures whose energy is known. What compositions leave
+    undetermined gets the smallest norm, so a single composition shares its energy among its atoms.
     """
     species = np.asarray(structures.species)
     counts = np.stack([(species == kind).sum(-1) for kind in range(kinds)], -1).astype(float)
-    return np.linalg.lstsq(counts, np.asarray(energy, float), rcond=1e-8)[0]
+    energy = np.asarray(energy, float)
+    reference = np.zeros(kinds)
+    free = dict(isolated or {})
+    for kind, value in free.items():
+        reference[kind] = value
+    others = [kind for kind in range(kinds) if kind not in free]
+    there = np.isfinite(energy)
+    if others and there.any():
+        rest = (energy - counts @ reference)[there]
+        reference[others] = np.linalg.lstsq(counts[there][:, others], rest, rcond=1e-8)[0]
+    return reference
 
 
 def normalize(params: Params, labels: Label, structures: Structure, mean_neighbors: float) -> Params:
@@ -153,7 +167,7 @@ def normalize(params: Params, labels: Label, structures: Structure, mean_neighbo
     if "constants" not in params:
         return params
     real = np.asarray(structures.species) >= 0
-    scale = float(np.sqrt(np.mean(np.asarray(labels.force)[real] ** 2)))
+    scale = float(np.sqrt(np.nanmean(np.asarray(labels.force)[real] ** 2)))
     values = {"scale": max(scale, 1e-3), "neighbors": max(mean_neighbors, 1.0)}
     constants = {name: jnp.full_like(old, values[name]) for name, old in params["constants"].items()}
     return {**params, "constants": constants}

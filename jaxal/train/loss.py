@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxal.types import Label, Structure
 
@@ -32,32 +32,50 @@ def loss(
     stress: Float[Array, "b 3 3"],
     structures: Structure,
     labels: Label,
+    share: Float[Array, "b 3"],
 ) -> Float[Array, ""]:
-    """Weighted mean penalty over the batch; padded atoms and absent (NaN) stresses do not count."""
+    """Weighted mean penalty over the batch; padded atoms and absent (NaN) numbers do not count.
+
+    `share` weighs the energy, the forces and the stress of each structure.
+    """
     real = structures.species >= 0
     atoms = jnp.maximum(jnp.sum(real, axis=1), 1)
-    total = weights.energy * jnp.mean(_penalty((energy - labels.energy) / atoms, weights.huber))
-    error = jnp.where(real[:, :, None], force - labels.force, 0.0)
-    total += weights.force * jnp.sum(_penalty(error, weights.huber)) / (3 * jnp.sum(real))
+    known = jnp.isfinite(labels.energy)
+    error = jnp.where(known, energy - jnp.where(known, labels.energy, 0.0), 0.0) / atoms
+    total = weights.energy * jnp.sum(share[:, 0] * _penalty(error, weights.huber)) / jnp.maximum(jnp.sum(known), 1)
+    known = real[:, :, None] & jnp.isfinite(labels.force)
+    error = jnp.where(known, force - jnp.where(known, labels.force, 0.0), 0.0)
+    each = jnp.sum(_penalty(error, weights.huber), axis=(1, 2))
+    total += weights.force * jnp.sum(share[:, 1] * each) / jnp.maximum(jnp.sum(known), 1)
     if weights.stress:
         volume = jnp.abs(jnp.linalg.det(structures.cell))
         known = jnp.isfinite(labels.stress) & (volume > 0)[:, None, None]
         virial = (stress - jnp.where(known, labels.stress, 0.0)) * (volume / atoms)[:, None, None]
         virial = jnp.where(known, virial, 0.0)
-        total += weights.stress * jnp.sum(_penalty(virial, weights.huber)) / jnp.maximum(jnp.sum(known), 1)
+        each = jnp.sum(_penalty(virial, weights.huber), axis=(1, 2))
+        total += weights.stress * jnp.sum(share[:, 2] * each) / jnp.maximum(jnp.sum(known), 1)
     return total
 
 
 def force_rmse(
     force: Float[Array, "b n 3"], structures: Structure, labels: Label, count: Float[Array, "b"]
 ) -> Float[Array, ""]:
-    """Root mean square force component error over the rows where `count` is true, eV/Å; NaN if none is."""
-    real = (structures.species >= 0) & count[:, None]
-    square = jnp.sum(jnp.where(real[:, :, None], (force - labels.force) ** 2, 0.0))
-    return jnp.sqrt(square / (3 * jnp.sum(real)))
+    """Root mean square error of the known force components of the rows where `count` is true, eV/Å; NaN if none is."""
+    error, known = force_errors(force, structures, labels)
+    known &= count[:, None, None]
+    return jnp.sqrt(jnp.sum(jnp.where(known, error**2, 0.0)) / jnp.sum(known))
 
 
 def max_force_error(force: Float[Array, "b n 3"], structures: Structure, labels: Label) -> Float[Array, "b"]:
-    """Largest norm of an atom's force error in each structure, eV/Å."""
-    norm = jnp.linalg.norm(force - labels.force, axis=-1)
-    return jnp.max(jnp.where(structures.species >= 0, norm, 0.0), axis=-1)
+    """Largest norm of an atom's force error in each structure, eV/Å, over what is known; NaN where no force is."""
+    error, known = force_errors(force, structures, labels)
+    norm = jnp.max(jnp.linalg.norm(error, axis=-1), axis=-1)
+    return jnp.where(jnp.any(known, axis=(1, 2)), norm, jnp.nan)
+
+
+def force_errors(
+    force: Float[Array, "b n 3"], structures: Structure, labels: Label
+) -> tuple[Float[Array, "b n 3"], Bool[Array, "b n 3"]]:
+    """Errors of the force components, eV/Å, and which of them are known; zero for those that are not."""
+    known = (structures.species >= 0)[:, :, None] & jnp.isfinite(labels.force)
+    return jnp.where(known, force - jnp.where(known, labels.force, 0.0), 0.0), known

@@ -146,8 +146,10 @@ def evidential(
         kinds, scale = structures.species, heads.scale_of(params)
         real = kinds >= 0
         count = jnp.maximum(jnp.sum(real, axis=-1), 1)
-        energy = (said.energy[0] - labels.energy) / (scale * count)
-        force = jnp.where(real[..., None], said.force[0] - labels.force, 0.0) / scale
+        known = jnp.isfinite(labels.energy)
+        energy = jnp.where(known, said.energy[0] - jnp.where(known, labels.energy, 0.0), 0.0) / (scale * count)
+        known = real[..., None] & jnp.isfinite(labels.force)
+        force = jnp.where(known, said.force[0] - jnp.where(known, labels.force, 0.0), 0.0) / scale
         feature = said.feature
         if trains == "head":
             energy, force, feature = jax.lax.stop_gradient((energy, force, feature))

@@ -88,7 +88,9 @@ def residuals(potential: Potential, params: Params, lessons: Lessons) -> Residua
 
     energy, force = each(one, structures, neighbors)
     real = structures.species >= 0
-    gap = jnp.where(real[..., None], force - label.force, 0.0)
+    known = real[..., None] & jnp.isfinite(label.force)
+    gap = jnp.where(known, force - jnp.where(known, label.force, 0.0), 0.0)
+    valid &= jnp.isfinite(label.energy)
     return Residuals(row, valid, real, jnp.where(valid, energy - label.energy, 0.0), gap)
 
 

@@ -12,8 +12,10 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from jaxal import model as models
-from jaxal.structure import from_atoms, read_frames, read_labels
-from jaxal.types import InputError, Label, Prediction, Structure
+from jaxal.data import dataset
+from jaxal.data.frames import Frame
+from jaxal.structure import from_frames, labels_of
+from jaxal.types import Label, Prediction, Structure
 from jaxal.units import GPA
 from jaxal.validate.calibration import Calibration, Covered, Normal, calibration, coverage_by, normal
 from jaxal.validate.errors import Errors, Statistic, atom_errors, compare
@@ -86,31 +88,30 @@ def validate(path: str | Path, data: str | Path, *, threshold: float | None = No
     structures without energy or forces, and elements that the model does not know.
     """
     model = models.load(Path(path))
-    return measure(model, read_frames(data), threshold=threshold, name=str(path), source=str(data))
+    frames = dataset.labeled(data, "the model", model.charge, model.spin).frames
+    return measure(model, frames, threshold=threshold, name=str(path), source=str(data))
 
 
 def measure(
     model: models.Model,
-    frames: list[ase.Atoms],
+    frames: list[Frame],
     *,
     threshold: float | None = None,
     name: str = "model",
     source: str = "data",
 ) -> Validation:
     """Measure a model on labeled frames; `name` and `source` say in the result what they were."""
-    reference = read_labels(frames, source=source)
+    dataset.check_elements(frames, model.table, source, "the model")
+    reference = labels_of(frames)
     dtype = np.float64 if model.precision == "float64" else np.float32
-    structure = from_atoms(frames, model.table, model.charge, model.spin, dtype=dtype)
-    for field, trained in (("charge", model.charge), ("spin", model.spin)):
-        given = getattr(structure, field)
-        if np.any(given != trained):
-            row = int(np.argmax(given != trained))
-            raise InputError(f"{source}: frame {row} has {field} {given[row]}, but the model was trained at {trained}")
+    structure = from_frames(frames, model.table, dtype=dtype)
     predicted = predict_all(model, structure)
     species = np.asarray(structure.species)
     error = atom_errors(predicted.label.force, reference.force, species)
-    ok = np.asarray(predicted.label.ok) & np.asarray(reference.ok)
-    real = (species >= 0) & ok[:, None]
+    known = (species >= 0) & np.isfinite(error)
+    error = np.where(known, error, 0.0)
+    ok = np.asarray(predicted.label.ok) & np.asarray(reference.ok) & known.any(axis=-1)
+    real = known & ok[:, None]
     widest, worst = predicted.spread.max(axis=-1)[ok], error.max(axis=-1)[ok]
     residual = (np.asarray(predicted.label.force) - np.asarray(reference.force, np.float64))[real]
     atoms = (species >= 0).sum(axis=-1)[ok]

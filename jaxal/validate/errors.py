@@ -91,6 +91,6 @@ def compare(predicted: Label, reference: Label, structure: Structure, table: Tab
 
 
 def atom_errors(predicted: Any, reference: Any, species: np.ndarray) -> np.ndarray:
-    """Length of each atom's force error, eV/Å, [b n]; zero at padding."""
+    """Length of each atom's force error, eV/Å, [b n]; zero at padding, NaN where the reference is not known."""
     length = np.linalg.norm(np.asarray(predicted, np.float64) - np.asarray(reference, np.float64), axis=-1)
     return np.where(species >= 0, length, 0.0)

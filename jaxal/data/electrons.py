@@ -1,0 +1,103 @@
+"""Charge and unpaired electrons of a structure: where a file may say them, and which numbers can be."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from jaxal.errors import InputError
+
+# names in a frame's info, in lower case; those of a multiplicity hold the number of unpaired electrons + 1
+CHARGE = ("charge", "total_charge", "net_charge", "system_charge")
+UNPAIRED = ("spin", "unpaired", "unpaired_electrons", "num_unpaired_electrons", "uhf")
+MULTIPLICITY = ("multiplicity", "spin_multiplicity")
+KEYS = frozenset(CHARGE + UNPAIRED + MULTIPLICITY)
+LARGEST = 10**6
+
+
+class Electrons(NamedTuple):
+    """What is said of the electrons of a structure; None where nobody says it."""
+
+    charge: int | None = None  # e
+    spin: int | None = None  # number of unpaired electrons
+
+
+def whole(value: Any, name: str) -> int:
+    """A whole number of any type. Raises InputError for anything else."""
+    try:
+        number = float(np.asarray(value).reshape(()))
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not number.is_integer() or abs(number) >= LARGEST:
+        raise InputError(f"{name} {str(value)[:30]!r} is not a whole number")
+    return int(number)
+
+
+def electrons_of(info: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> Electrons:
+    """What the info of a frame says, else its initial charges and magnetic moments where their sums are whole.
+
+    Sums of zero say nothing: files that know no charges are full of them. Raises InputError for what is no whole
+    number and for names that contradict each other.
+    """
+    charges = {name: whole(value, name) for name, value in _named(info, CHARGE)}
+    spins = {name: whole(value, name) for name, value in _named(info, UNPAIRED)}
+    spins |= {name: whole(value, name) - 1 for name, value in _named(info, MULTIPLICITY)}
+    for name, value in spins.items():
+        if value < 0:
+            right = "1 or more" if name.lower() in MULTIPLICITY else "a number of unpaired electrons, 0 or more"
+            raise InputError(f"{name} {info[name]} cannot be; give {right}")
+    return Electrons(
+        _agreed(charges, info, _sum(arrays, "initial_charges")),
+        _agreed(spins, info, _sum(arrays, "initial_magmoms", absolute=True)),
+    )
+
+
+def check_electrons(numbers: np.ndarray, charge: int, spin: int, neutral: int | None = None) -> None:
+    """Raises InputError where so many unpaired electrons cannot be with these atoms [n] and this charge.
+
+    `neutral` replaces the number of electrons of the neutral atoms, for a method that hides some of them.
+    """
+    neutral = int(np.sum(numbers)) if neutral is None else neutral
+    count = neutral - charge
+    name = formula(numbers)
+    if count < 0:
+        raise InputError(f"charge: {charge:+d} is more than the {neutral} electrons of {name}")
+    if spin < 0 or spin > count or (count - spin) % 2:
+        right = "0, 2, 4, ..." if count % 2 == 0 else "1, 3, 5, ..."
+        where = f"{name} with charge {charge:+d} has {count} electrons"
+        raise InputError(f"spin: {spin} unpaired electrons are impossible, {where}; give {right} up to {count}")
+
+
+def formula(numbers: np.ndarray) -> str:
+    """Chemical formula, elements by atomic number: `H4C2O` for acetaldehyde."""
+    kinds, counts = np.unique(numbers, return_counts=True)
+    return "".join(f"{symbol(int(z))}{count if count > 1 else ''}" for z, count in zip(kinds, counts, strict=True))
+
+
+def symbol(number: int) -> str:
+    """Symbol of an element, or its number where there is none."""
+    return chemical_symbols[number] if 0 < number < len(chemical_symbols) else f"Z={number}"
+
+
+def _named(info: Mapping[str, Any], names: tuple[str, ...]) -> list[tuple[str, Any]]:
+    return [(key, value) for key, value in info.items() if str(key).lower() in names and value is not None]
+
+
+def _agreed(values: dict[str, int], info: Mapping[str, Any], weak: int | None) -> int | None:
+    if len(set(values.values())) > 1:
+        listed = " and ".join(f"{name}={info[name]}" for name in values)
+        raise InputError(f"{listed} contradict each other; give one of them")
+    return next(iter(values.values()), weak)
+
+
+def _sum(arrays: Mapping[str, np.ndarray] | None, name: str, absolute: bool = False) -> int | None:
+    if arrays is None or name not in arrays:
+        return None
+    values = np.asarray(arrays[name], float)
+    if values.ndim != 1 or not np.all(np.isfinite(values)):  # moments with a direction have no number
+        return None
+    total = float(values.sum())
+    if abs(total - round(total)) > 1e-6 or round(total) == 0:
+        return None
+    return abs(round(total)) if absolute else round(total)

@@ -1,0 +1,190 @@
+"""Files of structures in and out: any format ASE reads; extended XYZ and ASE databases are written.
+
+A file is written whole or not at all, with all digits of every number.
+"""
+
+import contextlib
+import gzip
+import sqlite3
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ase
+import ase.db
+import ase.io
+import numpy as np
+from ase.io.formats import filetype
+
+from jaxal.data import extxyz, frames
+from jaxal.data.extxyz import one_line
+from jaxal.data.frames import Carried, Frame
+from jaxal.errors import InputError, InputWarning
+
+XYZ, DATABASE = (".xyz", ".extxyz", ".xyz.gz", ".extxyz.gz"), (".db",)
+TYPED = ("lammps-dump-text", "lammps-dump-binary")  # formats whose atoms may have types in place of elements
+JSON = (str, int, float, bool, type(None))
+ARRAYS = "arrays"  # in the data of a database row: what a frame carries for each atom
+
+
+def read(path: str | Path, labeled: bool = True) -> list[Frame]:
+    """All frames of a file, in order.
+
+    Raises InputError for a missing or unreadable file, and with the number of the frame (from 0) for one that cannot be
+    carried (`frames.of_atoms`). Without `labeled` energies, forces and stresses are not looked for.
+    """
+    path = Path(path)
+    read_frames = []
+    for number, atoms in enumerate(_atoms_in(path)):
+        try:
+            read_frames.append(frames.of_atoms(atoms, labeled))
+        except InputError as error:
+            raise InputError(f"{path}: frame {number}: {error}") from None
+    if not read_frames:
+        raise InputError(f"{path}: holds no structure")
+    return read_frames
+
+
+def _atoms_in(path: Path) -> Iterator[ase.Atoms]:
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file; give structures in a format that ASE reads")
+    if path.suffix in (".db", ".json"):
+        return iter(_database(path))
+    if extxyz.is_extended(path):
+        return extxyz.read(path)
+    return iter(_others(path))
+
+
+def _others(path: Path) -> list[ase.Atoms]:
+    try:
+        form = filetype(str(path))
+        if form in TYPED and not _names_elements(path):
+            raise InputError(f"{path}: its atoms have types, not elements; dump them with a column `element`")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of readers; what matters is looked at afterwards
+            atoms = ase.io.read(path, index=":")
+    except InputError:
+        raise
+    except Exception as error:  # ASE's readers raise anything at all
+        raise InputError(f"{path}: ASE cannot read it ({one_line(error)})") from error
+    return atoms if isinstance(atoms, list) else [atoms]
+
+
+def _names_elements(path: Path) -> bool:
+    """Whether a dump of LAMMPS has a column of elements, or of masses, which tell them."""
+    with open(path, "rb") as file:
+        for line in file:
+            if line.startswith(b"ITEM: ATOMS"):
+                return bool({b"element", b"mass"} & set(line.split()))
+    return False
+
+
+def _database(path: Path) -> list[ase.Atoms]:
+    """The rows of an ASE database; their data and key-value pairs are the info of a frame."""
+    try:
+        if path.suffix == ".db":
+            with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as plain:
+                plain.execute("SELECT 1 FROM systems")  # ASE would make its tables in any SQLite file
+        rows = []
+        for row in ase.db.connect(path, use_lock_file=False).select():
+            atoms = row.toatoms()
+            atoms.info |= dict(row.data) | row.key_value_pairs
+            for name, values in _pairs(atoms.info.pop(ARRAYS, None)):
+                atoms.set_array(name, np.asarray(values))
+            rows.append(atoms)
+        return rows
+    except Exception as error:  # ASE's readers raise anything at all
+        raise InputError(f"{path}: ASE cannot read it ({one_line(error)})") from error
+
+
+def _pairs(arrays: Any) -> Iterable[tuple[str, Any]]:
+    return arrays.items() if isinstance(arrays, dict) else ()
+
+
+def writable(file: str | Path, force: bool = False) -> Path:
+    """Raises InputError where frames cannot go into a file of this name, or would replace it without `force`."""
+    file = Path(file)
+    if not file.name.lower().endswith(XYZ + DATABASE):
+        raise InputError(f"{file}: unknown kind of file; give a name that ends in {', '.join(XYZ + DATABASE)}")
+    if file.exists() and not force:
+        raise InputError(f"{file}: is there already; --force replaces it")
+    return file
+
+
+def write(file: str | Path, written: Iterable[Frame], force: bool = False) -> int:
+    """Writes frames as extended XYZ (also .gz) or an ASE database, by the file's name, and returns how many.
+
+    Without any there will be no file. What a frame carries and the file cannot is left out with a warning. Raises
+    InputError where the file exists (unless `force`) or cannot be written.
+    """
+    file = writable(file, force)
+    part = file.with_name(file.name + ".part")
+    to = _write_database if file.name.lower().endswith(DATABASE) else _write_xyz
+    try:
+        part.unlink(missing_ok=True)
+        count = to(part, map(portable, written), file.name.lower())
+        if count:
+            part.replace(file)
+    except (OSError, sqlite3.Error) as error:
+        raise InputError(f"{file}: cannot be written ({one_line(error)})") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+    return count
+
+
+def append(file: Path, written: Iterable[Frame]) -> None:
+    """Adds frames to the end of an extended XYZ file."""
+    with open(file, "a", encoding="utf-8") as end:
+        end.writelines(map(extxyz.text_of, written))
+
+
+def portable(frame: Frame) -> Frame:
+    """The frame without what no file can hold of its info (objects of Python), told by a warning."""
+    kept, lost = [], []
+    for key, value in frame.carried.info:
+        (kept if _plain(value) else lost).append((key, value))
+    if lost:
+        names = ", ".join(sorted(key for key, _ in lost))
+        warnings.warn(f"info that files cannot hold is left out: {names}", InputWarning, stacklevel=2)
+    return frame._replace(carried=Carried(tuple(kept), frame.carried.arrays)) if lost else frame
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "biufU"
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _plain(item) for key, item in value.items())
+    return (
+        all(map(_plain, value))
+        if isinstance(value, Sequence) and not isinstance(value, str)
+        else isinstance(value, JSON)
+    )
+
+
+def _write_xyz(path: Path, written: Iterable[Frame], name: str) -> int:
+    count = 0
+    with gzip.open(path, "wt", encoding="utf-8") if name.endswith(".gz") else open(path, "w", encoding="utf-8") as file:
+        for frame in written:
+            file.write(extxyz.text_of(frame))
+            count += 1
+    return count
+
+
+def _write_database(path: Path, written: Iterable[Frame], name: str) -> int:
+    del name
+    count = 0
+    connected: Any = ase.db.connect(path, type="db", use_lock_file=False)
+    with connected as database:  # one transaction
+        for frame in written:
+            atoms = frames.to_atoms(frame)
+            data: dict[str, Any] = frames.info_of(frame)
+            known = {"initial_magmoms", "initial_charges", "tags", "momenta"}  # ASE has places of its own for these
+            arrays = {key: values for key, values in frame.carried.arrays if key not in known}
+            pairs = {"status": frame.origin.status} if frame.origin.status else {}
+            database.write(atoms, data=data | ({ARRAYS: arrays} if arrays else {}), **pairs)
+            count += 1
+    return count

@@ -1,0 +1,338 @@
+"""The one door for data from outside: ASE's atoms become frames here, and nothing else reads what they carry.
+
+A frame is one structure with its electrons, masses, fixed atoms, label, weights and provenance, and with whatever else
+it carried, so that all of it can be written again. What a frame cannot carry is refused in one line.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import ase
+import numpy as np
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms, FixCartesian, FixScaled
+from ase.data import atomic_masses, chemical_symbols, covalent_radii
+from ase.neighborlist import neighbor_list
+
+from jaxal.data import electrons as charges
+from jaxal.data import labels
+from jaxal.data.labels import Numbers, Share
+from jaxal.errors import InputError
+
+# No reference method labels more, and a committee on several walkers has no memory for them.
+MOST_ATOMS = 10_000
+NEAREST = 0.2  # of the sum of two atoms' covalent radii: 0.12 Å for H2, far below what any dynamics visits
+FLAT = 1e-6  # Å^3; a cell of less has no volume
+STANDARD = 1e-4  # amu; a mass so near the element's own is the element's own
+ISOLATED = ("isolatedatom", "isolated_atom", "isolated atom")  # config_type of free atoms, in lower case
+ORIGIN = ("method", "version", "key", "status", "reason", "seconds")
+GEOMETRY = frozenset({"numbers", "positions", "masses"})
+
+
+class Origin(NamedTuple):
+    """Where a label comes from, as a label store says it; empty where nobody says it."""
+
+    method: str = ""
+    version: str = ""
+    key: str = ""
+    status: str = ""
+    reason: str = ""
+    seconds: float = 0.0  # wall time
+
+
+class Carried(NamedTuple):
+    """What else a frame carried: `info` of the frame, and `arrays` with a row for each atom."""
+
+    info: tuple[tuple[str, Any], ...] = ()
+    arrays: tuple[tuple[str, np.ndarray], ...] = ()
+
+
+class Frame(NamedTuple):
+    """One structure from outside; numpy, float64."""
+
+    numbers: np.ndarray  # [n] atomic numbers
+    position: np.ndarray  # [n 3] Å
+    cell: np.ndarray  # [3 3] Å, rows are lattice vectors; of an open structure it is only carried
+    periodic: bool  # in all three directions, or in none
+    mass: np.ndarray  # [n] amu
+    fixed: np.ndarray  # [n] bool, atoms that nothing moves
+    charge: int | None  # e; None where nobody says it
+    spin: int | None  # number of unpaired electrons; likewise
+    numeric: Numbers  # as the file has them; NaN where absent
+    share: Share
+    isolated: bool  # a free atom, whose energy is the reference of its element
+    origin: Origin
+    carried: Carried
+
+    @property
+    def lattice(self) -> np.ndarray:
+        """The cell [3 3] that counts: zeros for an open structure."""
+        return self.cell if self.periodic else np.zeros((3, 3))
+
+    @property
+    def label(self) -> Numbers:
+        """The numbers that can be learned from, see `labels.known`."""
+        return labels.known(self.numeric, self.fixed, self.share)
+
+
+def of_atoms(atoms: ase.Atoms, labeled: bool = True) -> Frame:
+    """A frame of ASE's atoms. Without `labeled` no energies, forces and stresses are looked for.
+
+    Results of a calculator count only where they are of these very atoms. Raises InputError for what cannot be carried:
+    no atoms or too many, dummy atoms, partial occupancies, constraints other than fixed atoms, positions or cells that
+    are not finite, cells that repeat in one or two directions, electrons that cannot be.
+    """
+    numbers = np.array(atoms.numbers, np.int64)
+    _check_atoms(atoms, numbers)
+    cell, periodic = _cell_of(atoms)
+    info = {str(key): value for key, value in atoms.info.items()}
+    electrons = charges.electrons_of(info, atoms.arrays)
+    if electrons.spin is not None and not periodic:  # the bands of a crystal hold as many as they like
+        charges.check_electrons(numbers, electrons.charge or 0, electrons.spin)
+    share = labels.share_of(info)
+    numeric = Numbers(float("nan"), np.full((len(numbers), 3), np.nan), np.full((3, 3), np.nan))
+    status = _text(info.get("status"))
+    if labeled and status != "failed":
+        zero = np.zeros((3, 3))
+        numeric = labels.numbers_of(info, atoms.arrays, _results(atoms), cell if periodic else zero)
+    isolated = _text(info.get("config_type")).strip().lower() in ISOLATED
+    if isolated and len(numbers) != 1:
+        raise InputError(f"config_type={info['config_type']}, but it has {len(numbers)} atoms; a free atom is one")
+    return Frame(
+        numbers=numbers,
+        position=np.array(atoms.positions, float),
+        cell=cell,
+        periodic=periodic,
+        mass=np.array(atoms.get_masses(), float),
+        fixed=_fixed(atoms),
+        charge=electrons.charge,
+        spin=electrons.spin,
+        numeric=numeric,
+        share=share,
+        isolated=isolated,
+        origin=_origin(info),
+        carried=_carried(atoms, info),
+    )
+
+
+def to_atoms(frame: Frame, labeled: bool = True) -> ase.Atoms:
+    """The frame as ASE's atoms, with all that it carries; its numbers as results of a calculator."""
+    atoms = ase.Atoms(
+        numbers=frame.numbers,
+        positions=frame.position,
+        cell=frame.cell if frame.cell.any() else None,
+        pbc=frame.periodic,
+        info=info_of(frame),
+        constraint=FixAtoms(np.flatnonzero(frame.fixed)) if frame.fixed.any() else None,
+    )
+    if isotopes(frame):
+        atoms.set_masses(frame.mass)  # pyright: ignore[reportArgumentType]
+    for name, values in frame.carried.arrays:
+        atoms.set_array(name, np.array(values))
+    if labeled and (results := results_of(frame)):
+        atoms.calc = SinglePointCalculator(atoms, **results)
+    return atoms
+
+
+def bare(
+    numbers: np.ndarray,
+    position: np.ndarray,
+    cell: np.ndarray,
+    mass: np.ndarray,
+    fixed: np.ndarray,
+    charge: int | None,
+    spin: int | None,
+    numeric: Numbers | None = None,
+) -> Frame:
+    """A frame of nothing but this; a cell of zeros is an open structure."""
+    cell = np.asarray(cell, float)
+    nothing = Numbers(float("nan"), np.full((len(numbers), 3), np.nan), np.full((3, 3), np.nan))
+    return Frame(
+        numbers=np.asarray(numbers, np.int64),
+        position=np.asarray(position, float),
+        cell=cell,
+        periodic=bool(cell.any()),
+        mass=np.asarray(mass, float),
+        fixed=np.asarray(fixed, bool),
+        charge=charge,
+        spin=spin,
+        numeric=nothing if numeric is None else numeric,
+        share=Share(),
+        isolated=False,
+        origin=Origin(),
+        carried=Carried(),
+    )
+
+
+def stripped(frame: Frame) -> Frame:
+    """The structure of a frame with its masses, fixed atoms and electrons, without anything else."""
+    return bare(frame.numbers, frame.position, frame.lattice, frame.mass, frame.fixed, frame.charge, frame.spin)
+
+
+def results_of(frame: Frame) -> dict[str, Any]:
+    """The numbers of a frame that are there, by ASE's names; a stress in six numbers."""
+    energy, force, stress = frame.numeric
+    results: dict[str, Any] = {}
+    if not np.isnan(energy):
+        results["energy"] = energy
+    if not np.isnan(force).any():
+        results["forces"] = force
+    if not np.isnan(stress).any():
+        results["stress"] = labels.matrix_to_voigt(stress)
+    return results
+
+
+def info_of(frame: Frame) -> dict[str, Any]:
+    """What the info of ASE's atoms holds of a frame, by the names that `of_atoms` reads."""
+    info: dict[str, Any] = dict(frame.carried.info)
+    info |= {name: value for name, value in (("charge", frame.charge), ("spin", frame.spin)) if value is not None}
+    info |= {name: value for name, value in frame.origin._asdict().items() if value}
+    stress = frame.numeric.stress
+    return info | ({labels.MATRIX: stress} if not np.array_equal(stress, stress.T, equal_nan=True) else {})
+
+
+def isotopes(frame: Frame) -> bool:
+    """Whether an atom has another mass than its element's average."""
+    return bool(np.any(np.abs(frame.mass - atomic_masses[frame.numbers]) > STANDARD))
+
+
+def with_electrons(frame: Frame, charge: int | None, spin: int | None, section: str) -> Frame:
+    """The frame with the charge and spin that the configuration gives in `section`, 0 where nobody says any.
+
+    Raises InputError where frame and configuration differ, and where an open structure cannot have those electrons.
+    """
+    values = {}
+    for name, configured in (("charge", charge), ("spin", spin)):
+        own = getattr(frame, name)
+        if own is not None and configured is not None and own != configured:
+            what = f"its {name} is {own}, but {section}.{name} is {configured}"
+            raise InputError(f"{what}; give the same, or leave it out")
+        values[name] = own if configured is None else configured
+    if values["spin"] is not None and not frame.periodic:
+        try:
+            charges.check_electrons(frame.numbers, values["charge"] or 0, values["spin"])
+        except InputError as error:
+            raise InputError(str(error) if charge is None and spin is None else f"{section}.{error}") from None
+    return frame._replace(charge=values["charge"] or 0, spin=values["spin"] or 0)
+
+
+def overlap(frame: Frame | ase.Atoms, closest: float) -> str:
+    """Which two atoms are nearer than this part of the sum of their covalent radii, in words; empty where none are.
+
+    Periodic images count. What a reference method says of such a frame is nonsense, if it says anything.
+    """
+    if isinstance(frame, Frame):
+        frame = ase.Atoms(frame.numbers, frame.position, cell=frame.lattice, pbc=frame.periodic)
+    part = max(closest, NEAREST)
+    first, second, distance = neighbor_list("ijd", frame, part * covalent_radii[frame.numbers])
+    if len(distance) == 0:
+        return ""
+    worst = int(np.argmin(distance))
+    i, j = int(first[worst]), int(second[worst])
+    names = f"atoms {i} ({chemical_symbols[frame.numbers[i]]}) and {j} ({chemical_symbols[frame.numbers[j]]})"
+    return f"{names} are {distance[worst]:.3g} Å apart, less than {part:g} of the sum of their covalent radii"
+
+
+def _check_atoms(atoms: ase.Atoms, numbers: np.ndarray) -> None:
+    if len(numbers) == 0:
+        raise InputError("no atoms; give at least one")
+    if len(numbers) > MOST_ATOMS:
+        raise InputError(f"{len(numbers)} atoms; give at most {MOST_ATOMS}")
+    if (numbers < 1).any() or (numbers >= len(chemical_symbols)).any():
+        row = int(np.flatnonzero((numbers < 1) | (numbers >= len(chemical_symbols)))[0])
+        raise InputError(f"atom {row} is a dummy atom (X), which has no element; remove it or name its element")
+    if not np.all(np.isfinite(atoms.positions)):
+        raise InputError("a position is not a finite number")
+    masses = atoms.get_masses()
+    if not np.all(np.isfinite(masses)) or np.any(masses <= 0):
+        row = int(np.argmin(np.where(np.isfinite(masses), masses, -1.0)))
+        raise InputError(f"masses: atom {row} has {masses[row]:g} amu; give more than 0")
+    _check_occupancies(atoms)
+
+
+def _check_occupancies(atoms: ase.Atoms) -> None:
+    sites: Any = atoms.info.get("occupancy")
+    what = "a site that is shared or partly empty is no structure; give a supercell with whole atoms"
+    if isinstance(sites, Mapping):
+        for site, kinds in sites.items():
+            shares = {str(symbol): float(part) for symbol, part in kinds.items()}
+            if len(shares) > 1 or abs(sum(shares.values()) - 1) > 1e-6:
+                listed = ", ".join(f"{symbol} {part:g}" for symbol, part in shares.items())
+                raise InputError(f"site {site} has occupancies {listed}; {what}")
+    for name in ("occupancy", "occupancies"):
+        values = atoms.arrays.get(name)
+        if values is None or values.dtype.kind not in "iuf" or values.ndim != 1:
+            continue
+        partial = np.flatnonzero((values > 1e-6) & (values < 1 - 1e-6))  # files without occupancies write zeros
+        if len(partial):
+            raise InputError(f"atom {partial[0]} has occupancy {values[partial[0]]:g}; {what}")
+
+
+def _cell_of(atoms: ase.Atoms) -> tuple[np.ndarray, bool]:
+    cell = np.array(atoms.cell.array, float)
+    if not np.all(np.isfinite(cell)):
+        raise InputError("a lattice vector is not a finite number")
+    if atoms.pbc.any() and not atoms.pbc.all():
+        raise InputError(
+            f"periodic in {int(atoms.pbc.sum())} directions; use none or three (for a slab: three, with vacuum in the "
+            "cell)"
+        )
+    if atoms.pbc.all() and abs(np.linalg.det(cell)) < FLAT:
+        raise InputError("periodic, but its cell has no volume; give Lattice=...")
+    return cell, bool(atoms.pbc.all())
+
+
+def _fixed(atoms: ase.Atoms) -> np.ndarray:
+    """Which atoms are held in place, [n]. Raises InputError that names a constraint of another kind."""
+    directions = np.zeros((len(atoms), 3), bool)
+    for constraint in atoms.constraints:
+        if isinstance(constraint, FixAtoms):
+            directions[constraint.index] = True
+        elif isinstance(constraint, FixCartesian | FixScaled):
+            directions[constraint.index] |= np.asarray(constraint.mask, bool)
+        else:
+            raise InputError(
+                f"constraint {type(constraint).__name__} cannot be kept; only whole atoms can be fixed (FixAtoms)"
+            )
+    some = directions.any(axis=1) & ~directions.all(axis=1)
+    if some.any():
+        row = int(np.flatnonzero(some)[0])
+        raise InputError(f"atom {row} is fixed in some directions and free in others; fix it in all of them or in none")
+    return np.all(directions, axis=1)
+
+
+def _results(atoms: ase.Atoms) -> Mapping[str, Any]:
+    """What a calculator has said of these atoms; nothing where they have changed since."""
+    calculator: Any = atoms.calc
+    results = getattr(calculator, "results", None)
+    if not isinstance(results, Mapping) or not results:
+        return {}
+    changed = getattr(calculator, "check_state", lambda atoms: [])(atoms)
+    return {} if changed else results
+
+
+def _origin(info: Mapping[str, Any]) -> Origin:
+    seconds = info.get("seconds", 0.0)
+    right = isinstance(seconds, int | float | np.number) and np.isfinite(seconds) and seconds > 0
+    method, version, key, status, reason = (_text(info.get(name)) for name in ORIGIN[:-1])
+    return Origin(method, version, key, status, reason, float(seconds) if right else 0.0)
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _carried(atoms: ase.Atoms, info: Mapping[str, Any]) -> Carried:
+    """What none of the rules reads, and the weights, which keep their names."""
+    read = labels.KEYS | {*ORIGIN, "occupancy"}
+    others = {key: value for key, value in info.items() if key not in read and key.lower() not in charges.KEYS}
+    arrays = {name: values for name, values in atoms.arrays.items() if name not in GEOMETRY | labels.KEYS}
+    results: dict[str, Any] = dict(_results(atoms))  # a dipole, charges: of the frame, though not learned from
+    for name, value in results.items():
+        if name in labels.KEYS or value is None:
+            continue
+        if np.ndim(value) and len(np.atleast_1d(value)) == len(atoms) and name.endswith("s"):
+            arrays.setdefault(name, np.asarray(value))
+        else:
+            others.setdefault(name, value)
+    return Carried(tuple(others.items()), tuple((name, np.array(values)) for name, values in arrays.items()))
