@@ -7,7 +7,7 @@ import contextlib
 import gzip
 import sqlite3
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from jaxal.errors import InputError, InputWarning
 
 XYZ, DATABASE = (".xyz", ".extxyz", ".xyz.gz", ".extxyz.gz"), (".db",)
 TYPED = ("lammps-dump-text", "lammps-dump-binary")  # formats whose atoms may have types in place of elements
-JSON = (str, int, float, bool, type(None))
 ARRAYS = "arrays"  # in the data of a database row: what a frame carries for each atom
 
 
@@ -141,28 +140,37 @@ def append(file: Path, written: Iterable[Frame]) -> None:
 
 
 def portable(frame: Frame) -> Frame:
-    """The frame without what no file can hold of its info (objects of Python), told by a warning."""
+    """The frame with plain values in its info; what no file can hold (objects of Python) is left out with a warning."""
     kept, lost = [], []
     for key, value in frame.carried.info:
-        (kept if _plain(value) else lost).append((key, value))
+        try:
+            kept.append((key, _plain(value)))
+        except TypeError:
+            lost.append(key)
+    arrays = [(name, values) for name, values in frame.carried.arrays if values.dtype.kind in "biufU"]
+    lost += [name for name, values in frame.carried.arrays if values.dtype.kind not in "biufU"]
     if lost:
-        names = ", ".join(sorted(key for key, _ in lost))
-        warnings.warn(f"info that files cannot hold is left out: {names}", InputWarning, stacklevel=2)
-    return frame._replace(carried=Carried(tuple(kept), frame.carried.arrays)) if lost else frame
+        listed = ", ".join(sorted(lost))
+        warnings.warn(f"info that files cannot hold is left out: {listed}", InputWarning, stacklevel=2)
+    return frame._replace(carried=Carried(tuple(kept), tuple(arrays)))
 
 
-def _plain(value: Any) -> bool:
-    if isinstance(value, np.ndarray):
-        return value.dtype.kind in "biufU"
+def _plain(value: Any, within: bool = False) -> Any:
+    """Numbers, texts, lists, mappings and arrays of numbers, which are lists within others.
+
+    Raises TypeError for anything else.
+    """
     if isinstance(value, np.generic):
         return _plain(value.item())
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _plain(item) for key, item in value.items())
-    return (
-        all(map(_plain, value))
-        if isinstance(value, Sequence) and not isinstance(value, str)
-        else isinstance(value, JSON)
-    )
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufU":
+        return value.tolist() if within or value.dtype.kind == "U" else value
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item, True) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, True) for item in value]
+    raise TypeError(type(value).__name__)
 
 
 def _write_xyz(path: Path, written: Iterable[Frame], name: str) -> int:
@@ -183,7 +191,11 @@ def _write_database(path: Path, written: Iterable[Frame], name: str) -> int:
             atoms = frames.to_atoms(frame)
             data: dict[str, Any] = frames.info_of(frame)
             known = {"initial_magmoms", "initial_charges", "tags", "momenta"}  # ASE has places of its own for these
-            arrays = {key: values for key, values in frame.carried.arrays if key not in known}
+            arrays = {
+                key: values.tolist() if values.dtype.kind == "U" else values
+                for key, values in frame.carried.arrays
+                if key not in known
+            }
             pairs = {"status": frame.origin.status} if frame.origin.status else {}
             database.write(atoms, data=data | ({ARRAYS: arrays} if arrays else {}), **pairs)
             count += 1

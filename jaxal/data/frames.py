@@ -335,4 +335,10 @@ def _carried(atoms: ase.Atoms, info: Mapping[str, Any]) -> Carried:
             arrays.setdefault(name, np.asarray(value))
         else:
             others.setdefault(name, value)
-    return Carried(tuple(others.items()), tuple((name, np.array(values)) for name, values in arrays.items()))
+    return Carried(tuple(others.items()), tuple((name, _column(values)) for name, values in arrays.items()))
+
+
+def _column(values: Any) -> np.ndarray:
+    """An array of its own; texts, which ASE reads as objects, as texts."""
+    array = np.array(values)
+    return array.astype(str) if array.dtype == object and all(isinstance(text, str) for text in array.flat) else array
