@@ -106,8 +106,8 @@ class _Data(NamedTuple):
 def _data(data: Data, train: Train) -> _Data:
     """The frames of the files, checked together, before anything is computed.
 
-    Copies of a structure stay on one side. Raises InputError where nothing would be left to train on or to hold out,
-    and for held-out elements that no frame to train on has.
+    Copies of a structure stay on one side. Where none can be spared nothing is held out. Raises InputError for held-out
+    frames that those to train on know nothing of.
     """
 
     def read(file: Path) -> dataset.Labeled:
@@ -118,8 +118,8 @@ def _data(data: Data, train: Train) -> _Data:
     if data.validation is None:
         held = dataset.held_out(frames, group, train.holdout)
         if not held.any():
-            what = f"holds {int(group.max()) + 1} different structures that can be held out and trained on"
-            raise InputError(f"data.file: {data.file} {what}; two at least are needed, or data.validation")
+            what = "nothing is held out: no early stopping, no bound of errors; give more frames, or data.validation"
+            dataset.tell(f"data.file: {data.file} has no structure to spare, {what}")
         return _Data(frames, held, isolated)
     extra, more = read(data.validation)
     dataset.check_elements(extra, dataset.species_of(frames), f"data.validation: {data.validation}", "data.file")

@@ -114,7 +114,8 @@ def tell_duplicates(frames: Sequence[Frame], source: str) -> np.ndarray:
     group = groups(frames)
     different = len(np.unique(group))
     if different < len(frames):
-        tell(f"{source}: {len(frames)} frames hold {different} different structures; copies are held out together")
+        kinds = f"{different} different structure{'s' if different > 1 else ''}"
+        tell(f"{source}: {len(frames)} frames hold {kinds}; copies are held out together")
     for number in np.flatnonzero(np.bincount(group) > 1):
         rows = np.flatnonzero(group == number)
         energy = np.array([frames[int(row)].label.energy for row in rows]) / len(frames[int(rows[0])].numbers)
