@@ -23,6 +23,7 @@ from jaxal.schema import Below, Config, Kinds, Part
 from jaxal.types import InputError
 from jaxal.units import SYMBOLS, Unit, to_unit
 
+LARGEST = 2**63  # a whole number beyond has no place in any program
 PARTIAL = "config.yaml.partial"
 FILE_NAME = "config.yaml"  # of the resolved configuration in a run folder
 INPUTS = "inputs"  # folder of a run folder that holds the files its configuration names
@@ -284,7 +285,9 @@ def _number(value: Any, kind: type, notes: Sequence[Any], field: str, wrong: Inp
             except ValueError as error:
                 raise InputError(f"{field}: {value!r} does not fit: {error}") from None
     wanted = int if kind is int else int | float
-    if isinstance(value, bool) or not isinstance(value, wanted) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, wanted):
+        raise wrong
+    if (isinstance(value, int) and abs(value) >= LARGEST) or not math.isfinite(value):
         raise wrong
     if unit.minimum is not None and (value < unit.minimum or (unit.exclusive and value == unit.minimum)):
         bound = f"more than {unit.minimum:g}" if unit.exclusive else f"at least {unit.minimum:g}"

@@ -4,9 +4,9 @@
 
 Inputs are good files (structures in six formats, configurations, models, label stores, the files of a checkpoint, what
 a program answers) with bytes flipped, cut out, doubled, replaced by what parsers stumble over, or spliced with another
-one; and random bytes. A fault is anything but a value, InputError or LabelError, and an input that takes longer than
-LIMIT or more memory than MEMORY. Faults are kept in the folder --keep. The last line is the verdict, the exit status is
-0 if there was no fault.
+one; and random bytes. A fault is anything but a value, InputError or LabelError, a structure with other numbers than
+a second reader finds in its file, and an input that takes longer than LIMIT or more memory than MEMORY. Faults are kept
+in the folder --keep. The last line is the verdict, the exit status is 0 if there was no fault.
 """
 
 import argparse
@@ -31,12 +31,14 @@ from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from jaxal import checkpoint, config, model
-from jaxal.data.files import read as read_frames
 from jaxal.label.command import answer_in
 from jaxal.label.exchange import import_labels
 from jaxal.label.store import open_store
 from jaxal.label.task import LabelError, Result, Task, guarded
 from jaxal.types import InputError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from second_reader import compare
 
 LIMIT = 20.0  # s
 MEMORY = 4 * 2**30  # bytes of address space, beyond what there is at the start
@@ -64,6 +66,17 @@ CONFIGS = (
     b"gate: {name: conformal, target_error: 0.15 eV/A, every: 10}\nlabel: {name: tblite, method: GFN2-xTB}\n",
     b"system:\n  file: water.xyz\n  supercell: [1, 1, 1]\nlabel:\n  name: command\n"
     b"  command: [cat, '{input}', '{output}']\n  method: none\nstop: {labels: 100, quiet: 2 ps, time: null}\nseed: 3\n",
+)
+
+
+# what a frame can say in extended XYZ
+EXTENDED = (
+    "3\nProperties=species:S:1:pos:R:3:REF_forces:R:3:forces:R:3 REF_energy=-13.5 energy=0.0 charge=1 spin=1\n"
+    "O 0.0 0.0 0.1 0.1 -0.4 -1.3 0 0 0\nH 0.0 0.7 -0.4 0.0 0.6 0.4 0 0 0\nH 0.0 -0.7 -0.5 -0.1 -0.2 0.9 0 0 0\n\n"
+    "1\nenergy=-13.6 config_type=IsolatedAtom\nH 0 0 0\n",
+    '2\nLattice="4 0 0 0 5 0 0.1 0 6" Properties=species:S:1:pos:R:3:masses:R:1:move_mask:L:1:forces:R:3 '
+    'free_energy=1.5 energy=1.6 virial="0.1 0.2 0.3 0.01 0.02 0.03" config_weight=0.5 pbc="T T T"\n'
+    "Cu 0 0 0 63.5 F 0 0 0\nCu 1 2 3 65.0 T 0.1 0.2 0.3\n",
 )
 
 
@@ -137,14 +150,14 @@ def readers(folder: Path) -> list[Reader]:
         finally:
             shutil.rmtree(broken)
 
-    extended = [written(atoms, "extxyz") for atoms in (water, silicon)]
+    extended = [written(atoms, "extxyz") for atoms in (water, silicon)] + [text.encode() for text in EXTENDED]
     return [
-        Reader(".xyz", read_frames, extended),
-        Reader(".vasp", read_frames, [written(silicon, "vasp")]),
-        Reader(".cif", read_frames, [written(silicon, "cif")]),
-        Reader(".json", read_frames, [written(water, "json")]),
-        Reader(".pdb", read_frames, [written(water, "proteindatabank")]),
-        Reader(".traj", read_frames, [written(water, "traj")]),
+        Reader(".xyz", compare, extended),
+        Reader(".vasp", compare, [written(silicon, "vasp")]),
+        Reader(".cif", compare, [written(silicon, "cif")]),
+        Reader(".json", compare, [written(water, "json")]),
+        Reader(".pdb", compare, [written(water, "proteindatabank")]),
+        Reader(".traj", compare, [written(water, "traj")]),
         Reader(".yaml", loaded, list(CONFIGS)),
         Reader(".npz", model.load, [(folder / "model.npz").read_bytes()]),
         Reader(".sqlite", stored, [(folder / "store.sqlite").read_bytes()]),

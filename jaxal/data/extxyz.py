@@ -41,6 +41,13 @@ class Text(NamedTuple):
     begins: list[int]
 
 
+class Columns(NamedTuple):
+    """The columns of a frame."""
+
+    width: int | None  # values in a line; None: four or more, of which the first four count
+    species: int | None  # the column of the element; None: there are atomic numbers instead
+
+
 def is_extended(path: Path) -> bool:
     """Whether ASE takes the file for (extended) XYZ."""
     try:
@@ -97,8 +104,12 @@ def checked(lines: list[str], path: Path) -> Text:
             says = f"says that a property has {widths[0][:SHOWN]} columns; at most {COLUMNS} can be"
             raise InputError(f"{where}: {says}")
         stop = start + atoms + 2
+        try:
+            columns = _declared(lines[start + 1])
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
         for row in range(start + 2, stop):
-            if reason := _odd(lines[row], lines[start + 1]):
+            if reason := _odd(lines[row], columns):
                 raise InputError(f"{path}: frame {len(begins)} (line {row + 1}): {reason}")
         while stop < len(lines) and lines[stop].startswith("VEC"):
             stop += 1
@@ -110,23 +121,32 @@ def checked(lines: list[str], path: Path) -> Text:
     return Text(kept, begins)
 
 
-def _odd(line: str, comment: str) -> str:
+def _declared(comment: str) -> Columns:
+    """The columns that a comment line declares. Raises InputError where atoms would have no element or no place."""
+    properties = _PROPERTIES.search(comment)
+    if properties is None:
+        return Columns(None, 0)
+    fields = next(filter(None, properties.groups()), "").split(":")
+    names, kinds, counts = fields[::3], fields[1::3], fields[2::3]
+    if len(fields) % 3 or not all(count.isdigit() for count in counts):
+        raise InputError("Properties must be name:kind:columns for each property")
+    places = {name: sum(map(int, counts[:place])) for place, name in enumerate(names)}
+    declared = {name: (kind, int(count)) for name, kind, count in zip(names, kinds, counts, strict=True)}
+    if declared.get("pos") != ("R", 3) or not {"species", "Z"} & set(declared):
+        raise InputError("Properties needs pos:R:3 and species:S:1 or Z:I:1")
+    return Columns(sum(map(int, counts)), places.get("species"))
+
+
+def _odd(line: str, columns: Columns) -> str:
     """What is wrong with the line of an atom; empty where nothing is."""
     values = line.split()
-    declared = _PROPERTIES.search(comment)
-    column, width = 0, 4
-    if declared is not None:
-        fields = next(filter(None, declared.groups()), "").split(":")
-        names, counts = fields[::3], [int(count) if count.isdigit() else 0 for count in fields[2::3]]
-        places = {name: sum(counts[:place]) for place, name in enumerate(names)}
-        column, width = places.get("species", -1), sum(counts)
-        if len(values) != width:
-            return f"{len(values)} values, where Properties declares {width}"
-    elif len(values) < width:
+    if columns.width is not None and len(values) != columns.width:
+        return f"{len(values)} values, where Properties declares {columns.width}"
+    if columns.width is None and len(values) < 4:
         return f"{len(values)} values; an element and three coordinates are needed"
-    if column < 0:
+    if columns.species is None:
         return ""
-    word = values[column]
+    word = values[columns.species]
     if word.capitalize() in atomic_numbers:
         return ""
     if word.isdigit():

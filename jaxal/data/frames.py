@@ -255,7 +255,7 @@ def _check_occupancies(atoms: ase.Atoms) -> None:
     what = "a site that is shared or partly empty is no structure; give a supercell with whole atoms"
     if isinstance(sites, Mapping):
         for site, kinds in sites.items():
-            shares = {str(symbol): float(part) for symbol, part in kinds.items()}
+            shares = {str(symbol): _share(part) for symbol, part in kinds.items()}
             if len(shares) > 1 or abs(sum(shares.values()) - 1) > 1e-6:
                 listed = ", ".join(f"{symbol} {part:g}" for symbol, part in shares.items())
                 raise InputError(f"site {site} has occupancies {listed}; {what}")
@@ -266,6 +266,13 @@ def _check_occupancies(atoms: ase.Atoms) -> None:
         partial = np.flatnonzero((values > 1e-6) & (values < 1 - 1e-6))  # files without occupancies write zeros
         if len(partial):
             raise InputError(f"atom {partial[0]} has occupancy {values[partial[0]]:g}; {what}")
+
+
+def _share(part: Any) -> float:
+    try:
+        return float(part)
+    except (TypeError, ValueError):
+        raise InputError(f"an occupancy is {str(part)[:30]!r}, which is no number") from None
 
 
 def _cell_of(atoms: ase.Atoms) -> tuple[np.ndarray, bool]:
