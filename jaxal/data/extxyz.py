@@ -29,6 +29,7 @@ KINDS = {"b": "L", "i": "I", "u": "I", "f": "R", "U": "S"}  # numpy's kinds of a
 _COUNT = re.compile(r":[RISL]:(\d+)")
 _PROPERTIES = re.compile(r"""Properties=(?:"([^"]*)"|'([^']*)'|(\S+))""")
 _TENSOR = re.compile(r"""(?<!\S)(stress|virial)=("[^"]*"|'[^']*'|\{[^}]*\}|\[[^\]]*\])""")
+_QUOTED = re.compile(r"""(?<==)("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\{[^}]*\}|\[[^\]]*\])""")
 _SIX = "_of_six"
 ALL: Any = slice(None)
 ISOTOPES = {"d": "H, with its mass of 2.014", "t": "H, with its mass of 3.016"}
@@ -122,7 +123,13 @@ def checked(lines: list[str], path: Path) -> Text:
 
 
 def _declared(comment: str) -> Columns:
-    """The columns that a comment line declares. Raises InputError where atoms would have no element or no place."""
+    """The columns that a comment line declares.
+
+    Raises InputError where atoms would have no element or no place, and for a key that stands there twice.
+    """
+    keys = re.findall(r"(?<!\S)([^\s=]+)=", _QUOTED.sub("quoted", comment))
+    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        raise InputError(f"{twice[0][:SHOWN]} stands there twice; which counts?")
     properties = _PROPERTIES.search(comment)
     if properties is None:
         return Columns(None, 0)
