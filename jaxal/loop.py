@@ -172,14 +172,14 @@ def start(
 
 def _known(static: Static, buffer: buffers.Buffer) -> Bool[Array, "s"]:
     """Species that the training set holds as isolated atoms."""
+    cutoff, number, trained = static.train_near.cutoff, len(static.table), buffers.trainable(buffer)
 
-    def row(given: tuple[Structure, Bool[Array, ""]]) -> Bool[Array, "s"]:
-        structure, trained = _one(given)
+    def seen(row: Int[Array, ""], known: Bool[Array, "s"]) -> Bool[Array, "s"]:
+        structure = _one(jax.tree.map(lambda x: x[row], buffer.structure))
         near = neighbors.find(static.train_near, structure)
-        return fragments.isolated_species(static.train_near.cutoff, structure, near, trained, len(static.table))
+        return known | fragments.isolated_species(cutoff, structure, near, trained[row][None], number)
 
-    rows = jax.lax.map(row, (buffer.structure, buffers.trainable(buffer)), batch_size=64)
-    return jnp.any(rows, axis=0)
+    return jax.lax.fori_loop(0, buffer.count, seen, jnp.zeros(number, bool))
 
 
 def make_segment(parts: Parts, static: Static) -> Segment:

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxal import memory, setup
 from jaxal.config import FILE_NAME
+from jaxal.explore.timestep import too_long
 from jaxal.memory import RECENT, Progress, Run
 from jaxal.walk import CAUSES
 
@@ -37,13 +38,13 @@ class Verdict(NamedTuple):
 def verdict(run: Run, progress: Progress, quiet: float, timestep: float) -> Verdict:
     """What follows from `progress` and from the steps, `quiet`, since any walker last needed a label."""
     why = _why(run, progress, quiet * timestep * 1e-3, timestep)
-    wrong = _wrong(run, progress, bool(why))
+    wrong = _wrong(run, progress, bool(why), timestep)
     return Verdict("", wrong) if wrong else Verdict(why, "")
 
 
-def _wrong(run: Run, progress: Progress, over: bool) -> str:
+def _wrong(run: Run, progress: Progress, over: bool, timestep: float) -> str:
     """What keeps a run from going on, or, where it is `over`, from having learned anything."""
-    if rewound := _rewound(run, progress, over):
+    if rewound := _rewound(run, progress, over, timestep):
         return rewound
     if progress.asked >= 20 and progress.failed > 0.5 * progress.asked:
         return (
@@ -53,7 +54,7 @@ def _wrong(run: Run, progress: Progress, over: bool) -> str:
     return ""
 
 
-def _rewound(run: Run, progress: Progress, over: bool) -> str:
+def _rewound(run: Run, progress: Progress, over: bool, timestep: float) -> str:
     """What to change where most looks at walkers were rewinds: of the latest `RECENT` segments, or of all there were
     where the run is over before so many.
     """
@@ -66,9 +67,12 @@ def _rewound(run: Run, progress: Progress, over: bool) -> str:
         return ""
     order = [int(at) for at in np.argsort(-counts, kind="stable") if counts[at]]
     told = ", ".join(f"{CAUSES[at + 1]} {100 * counts[at] / counts.sum():.0f} %" for at in order)
+    heated = run.config.explore.part.bind()().bath is not None
+    long = too_long(run.starts, timestep) if heated else ""
+    remedy = f"lower explore.timestep: {long}" if long else REMEDIES[CAUSES[order[0] + 1]]
     return (
         f"explore: {100 * part:.0f} % of the last {looks} looks at each walker were rewinds from frames that are not "
-        f"physical ({told}); in a new run {REMEDIES[CAUSES[order[0] + 1]]}"
+        f"physical ({told}); in a new run {remedy}"
     )
 
 

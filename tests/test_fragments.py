@@ -12,6 +12,10 @@ from jaxal import fragments, neighbors
 from jaxal.structure import from_atoms
 
 gap = jax.jit(fragments.gap)
+isolated = jax.jit(fragments.isolated)
+unknown = jax.jit(fragments.unknown)
+species_of = jax.jit(fragments.isolated_species, static_argnums=4)
+build = jax.jit(neighbors.build, static_argnums=0)
 
 
 @pytest.mark.parametrize("cell", [None, [[9.0, 0, 0], [2.0, 8.0, 0], [1.0, -1.5, 10.0]]], ids=["open", "periodic"])
@@ -38,17 +42,17 @@ def test_isolated_atoms_and_their_species():
     position = jnp.asarray([[0.0, 0, 0], [2.9, 0, 0], [2.9, 1.0, 0], [6.0, 1.0, 0], [0.0, 0, 0]])
     species = jnp.asarray([0, 1, 1, 0, -1], jnp.int32)
     structure = plain(position, species, jnp.zeros((3, 3)))
-    near = neighbors.build(neighbors.Spec(3.0, 0.5, 4, (0, 0, 0)), structure)
-    np.testing.assert_array_equal(fragments.isolated(3.0, structure, near), [False, False, False, True, False])
+    near = build(neighbors.Spec(3.0, 0.5, 4, (0, 0, 0)), structure)
+    np.testing.assert_array_equal(isolated(3.0, structure, near), [False, False, False, True, False])
     batch = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * 2), (structure, near))
     for rows, expected in (([True, False], [True, False]), ([False, False], [False, False])):
-        alone = fragments.isolated_species(3.0, *batch, jnp.asarray(rows), 2)
+        alone = species_of(3.0, *batch, jnp.asarray(rows), 2)
         np.testing.assert_array_equal(alone, expected)
-        assert bool(fragments.unknown(3.0, structure, near, alone)) != expected[0]
+        assert bool(unknown(3.0, structure, near, alone)) != expected[0]
 
 
 def test_an_atom_with_its_own_image_inside_the_cutoff_is_not_alone():
     structure = plain(jnp.zeros((1, 3)), jnp.zeros(1, jnp.int32), 2.5 * jnp.eye(3))
-    near = neighbors.build(neighbors.plan(structure, 3.0), structure)
-    assert not fragments.isolated(3.0, structure, near).any()
-    assert fragments.isolated(2.4, structure, near).all()
+    near = build(neighbors.plan(structure, 3.0), structure)
+    assert not isolated(3.0, structure, near).any()
+    assert isolated(2.4, structure, near).all()

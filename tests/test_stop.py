@@ -1,6 +1,7 @@
 """A run whose walkers are mostly rewound ends with what to change, and so does one that replays a segment for ever."""
 
 import pytest
+from ase.build import molecule
 from test_loop import made
 
 from jaxal import loop, memory, neighbors, records, segments, setup, stop
@@ -57,6 +58,12 @@ def test_mostly_rewound(run, segment, told):
     few.look = 200  # 1 ps of looks each 10 steps of 0.5 fs
     why, wrong = stop.verdict(run, few, 0.0, 0.5)
     assert (why == "1 ps of dynamics") == (not told) and bool(wrong) == bool(told)
+
+
+def test_a_time_step_too_long_for_the_bonds_is_what_to_change(run):
+    hydrogen = run._replace(starts=[molecule("H2")])
+    wrong = stop.verdict(hydrogen, progress([counts(uncertain=20)] * RECENT), 0.0, 4.0).wrong
+    assert "in a new run lower explore.timestep: 4 fs is long for the H-H stretch" in wrong
 
 
 def test_a_segment_is_replayed_a_bounded_number_of_times(run, monkeypatch):

@@ -96,7 +96,7 @@ def check_canonical(kelvin, free, sharp=0.01):
 LAYER = tuple(range(0, ATOMS, 4))  # every fourth atom, of one sublattice
 BATHS = {
     "nvt_langevin": (md.nvt_langevin(temperature=TEMPERATURE, timestep=TIMESTEP, friction=0.02), 3 * ATOMS),
-    "nvt_nose_hoover": (md.nvt_nose_hoover(temperature=TEMPERATURE, timestep=TIMESTEP, tau=200.0), 3 * ATOMS - 3),
+    "nvt_nose_hoover": (md.nvt_nose_hoover(temperature=TEMPERATURE, timestep=TIMESTEP, tau=100.0), 3 * ATOMS - 3),
 }
 
 
@@ -104,7 +104,7 @@ BATHS = {
 @pytest.mark.parametrize("name", BATHS)
 def test_thermostats_in_short(name, fixed):
     explorer, free = BATHS[name]
-    kelvin = sample(explorer, crystal(fixed=fixed), 16, 200, 400)[0]
+    kelvin = sample(explorer, crystal(fixed=fixed), 16, 600, 400)[0]
     check_canonical(kelvin, 3 * (ATOMS - len(fixed)) if fixed else free, sharp=0.03)
 
 
