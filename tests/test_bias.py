@@ -35,7 +35,7 @@ def structure(cell=0.0, dtype=np.float64):
         cell * jnp.eye(3, dtype=dtype),
         jnp.int32(0),
         jnp.int32(0),
-        mass=jnp.asarray(dtype),
+        mass=jnp.asarray(MASS, dtype),
     )
 
 

@@ -15,6 +15,7 @@ from jaxal.acquire import select as selects
 from jaxal.acquire.kernel import mean_feature
 from jaxal.acquire.score import max_force_spread
 from jaxal.explore.md import nvt_langevin
+from jaxal.explore.walker import temperature
 from jaxal.label.bridge import host_label
 from jaxal.potential.equivariant import equivariant
 from jaxal.potential.pair import morse
@@ -69,7 +70,7 @@ def made(label=oracle, capacity=64, slots=2, queue=0, drive="mean", gate=None):
         committee=committee.Committee(
             equivariant(TABLE, cutoff=4.0, channels=2, l_max=1, layers=1, radial=4, radial_hidden=0), MEMBERS
         ),
-        explorer=nvt_langevin(temperature=300.0),
+        explorer=nvt_langevin(temperature=300.0, final_temperature=3e6, ramp=1000.0),  # 1.5 K in a step
         score=max_force_spread,
         gate=gate or gates.threshold(limit=0.0),
         kernel=mean_feature,
@@ -283,18 +284,14 @@ def test_an_isolated_atom_is_unknown_until_one_was_trained_on():
 
 
 def test_rewound_walkers_have_the_momenta_of_their_step():
-    """The explorer is told how far they have come: here its bath is the number of steps, in K."""
-    state, parts, static = made()
-
-    def init(key, structure, force, stress, step):
-        walker = parts.explorer.init(key, structure, force, stress, step)
-        momentum = jnp.sqrt(step.astype(jnp.float32)) * jnp.ones_like(walker.engine.momentum)
-        return walker._replace(engine=walker.engine.set(momentum=momentum))
-
-    told = parts._replace(explorer=parts.explorer._replace(init=init))
-    after, looks = jax.jit(loop.make_segment(told, static._replace(looks=2)))(state, limits_of(implausible=-1.0))
-    assert looks.unphysical.all() and np.all(np.asarray(after.walkers.step) == 8)
-    np.testing.assert_allclose(after.walkers.engine.momentum, np.sqrt(8.0), rtol=1e-6)
+    """One that has come to the end of the ramp, at 10,000 times the temperature of its start, goes on from there."""
+    state, run, limits = program(limits={"implausible": -1.0})
+    late = state._replace(walkers=state.walkers._replace(step=jnp.full(WALKERS, 10**7, jnp.int32)))
+    for begun, expected in ((state, 300.0), (late, 3e6)):
+        after, looks = run(begun, limits)
+        assert looks.unphysical.all() and np.all(np.asarray(after.walkers.step - begun.walkers.step) == 12)
+        kelvin = np.mean(np.asarray(jax.vmap(temperature)(after.walkers)))
+        assert 0.2 < kelvin / expected < 3  # 18 momenta of three walkers, whose centers of mass rest
 
 
 def test_probes_are_labeled_whatever_the_gate_says_and_held_out():
