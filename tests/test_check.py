@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxal import yaml12
-from jaxal.check import arrays_of, check, of_system, start_structures
+from jaxal.check import check, start_structures
 from jaxal.config import dump, load, parse
 from jaxal.setup import first_structures
 from jaxal.structure import from_atoms
@@ -85,7 +85,7 @@ def test_masses_and_fixed_atoms_are_the_files_also_in_a_supercell(folder):
     (folder / "slab.xyz").write_text(SLAB)
     config = load(folder / "config.yaml", ["system.file=slab.xyz", "system.supercell=[2, 1, 1]"])
     (atoms,) = start_structures(config.system)
-    structure = from_atoms(of_system(config.system, *arrays_of(atoms)), (18,), dtype=float)  # as processes tell it
+    structure = from_atoms(atoms, (18,), dtype=float)
     assert structure.mass.tolist() == [40.0, 36.0] * 2 and structure.fixed.tolist() == [True, False] * 2
     frames = first_structures(atoms, 6, 0)
     for frame in frames[1:]:
