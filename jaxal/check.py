@@ -106,8 +106,6 @@ def check(config: Config) -> list[str]:
     for start in starts:
         if reason := overlap(start, config.gate.closest):
             raise InputError(f"system.file: {config.system.file}: {reason}; give a structure that can be")
-    warned = dynamics_of(config.explore.part, starts, config.system.file)
-    warned += _stress(config, atoms)
     _built("potential", lambda: config.potential.bind()(table))
     if config.label.initial > config.stop.labels:
         raise InputError(
@@ -140,7 +138,7 @@ def check(config: Config) -> list[str]:
         for start in starts:
             _built("label", lambda start=start: backend.check(task_of(start)))
         _built("executor", config.executor.bind())
-    return warned
+    return [*dynamics_of(config.explore.part, starts, config.system.file), *_stress(config, atoms)]
 
 
 def _stress(config: Config, atoms: ase.Atoms) -> list[str]:

@@ -1,14 +1,16 @@
 """A run whose walkers are mostly rewound ends with what to change, and so does one that replays a segment for ever."""
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from ase.build import molecule
-from test_loop import made
+from structures import plain
 
 from jaxal import loop, memory, neighbors, records, segments, setup, stop
 from jaxal.config import load
 from jaxal.memory import RECENT, Progress, Run
 from jaxal.structure import species_table
-from jaxal.types import InputError
+from jaxal.types import InputError, WalkerState
 from jaxal.walk import APART, CAUSES, HOT, UNCERTAIN
 
 WALKERS = 2
@@ -19,7 +21,7 @@ LOOKS = setup.LOOKS * WALKERS  # in a segment
 def run(tmp_path):
     (tmp_path / "water.xyz").write_text("3\n\nO 0 0 0.12\nH 0 0.76 -0.48\nH 0 -0.76 -0.48\n")
     (tmp_path / "config.yaml").write_text(
-        f"{{system: {{file: water.xyz}}, explore: {{walkers: {WALKERS}}}, stop: {{time: 1 ps}}}}"
+        f"{{system: {{file: water.xyz}}, explore: {{walkers: {WALKERS}}}, stop: {{time: 1 ps}}, devices: 1}}"
     )
     config = load(tmp_path / "config.yaml")
     return Run(config, tmp_path, [], species_table([]), lambda status: None, 0.0)
@@ -68,15 +70,19 @@ def test_a_time_step_too_long_for_the_bonds_is_what_to_change(run):
 
 def test_a_segment_is_replayed_a_bounded_number_of_times(run, monkeypatch):
     """Neighbors overflow whatever room there is: each time there is more, then the run ends with its state kept."""
-    state, parts, static = made()
-    kept = []
+    zero = jnp.zeros((2, 3, 3))
+    none = jnp.zeros(2, jnp.int32)
+    water = plain(jnp.asarray([np.eye(3)] * 2), jnp.zeros((2, 3), jnp.int32), zero, none, none)
+    blank = loop.State._make([None] * len(loop.State._fields))  # pyright: ignore
+    walkers = WalkerState(water, None, zero, none)
+    state, kept = blank._replace(walkers=walkers, problems=jnp.int32(0)), []
     monkeypatch.setattr(memory, "save", lambda run, progress, state: kept.append(state))
     monkeypatch.setattr(records, "append", lambda directory, lines: kept.append(lines))
 
     def segment(state, limits):
         return state._replace(problems=state.problems | loop.NEIGHBORS_FULL), None
 
-    programs = segments.Programs(parts, static, segment, None)
+    programs = segments.Programs(None, None, segment, None)  # pyright: ignore
     monkeypatch.setattr(segments, "_compiled", lambda *_: programs)
     spec = memory.spec_out(neighbors.Spec(4.0, 0.5, 1, (0, 0, 0)))
     labels = segments.Labels(None, None, list, float)

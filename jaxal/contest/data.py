@@ -181,10 +181,6 @@ def _check_live(name: str, task: Task, live: Live) -> None:
     for start in starts:
         if reason := overlap(start, live.closest):
             raise InputError(f"tasks.{name}.live.system.file: {live.system.file}: {reason}")
-    try:
-        explorer_of(live.explore.part, starts, live.system.file)
-    except InputError as error:
-        raise InputError(f"tasks.{name}.live.{error}") from None
     largest = max(high - low for low, high in zip(task.budgets, task.budgets[1:], strict=False))
     if largest > live.looks * live.explore.walkers:
         raise InputError(
@@ -201,6 +197,10 @@ def _check_live(name: str, task: Task, live: Live) -> None:
             backend.check(task_of(start))
     except (LabelError, InputError) as error:
         raise InputError(f"tasks.{name}.live.label: {error}") from None
+    try:
+        explorer_of(live.explore.part, starts, live.system.file)
+    except InputError as error:
+        raise InputError(f"tasks.{name}.live.{error}") from None
 
 
 def _of_dynamics(
