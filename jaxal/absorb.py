@@ -14,11 +14,11 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxal import committee as committees
-from jaxal import devices, loop, neighbors
+from jaxal import devices, fragments, loop, neighbors
 from jaxal import queue as queues
 from jaxal.looks import Lesson
 from jaxal.loop import Limits, Parts, State, Static
-from jaxal.types import Label, Prediction, Structure
+from jaxal.types import Label, Neighbors, Prediction, Structure
 from jaxal.walk import driving, where
 
 
@@ -52,20 +52,19 @@ def make_absorb(parts: Parts, static: Static) -> Callable[[State, Limits, Arriva
     """
     mesh = parts.committee.mesh
 
-    def predicted(state: State, structures: Structure) -> tuple[Float[Array, "b"], Prediction, Bool[Array, "b"]]:
-        """Scores and predictions of structures [b], and which have more neighbors than slots."""
+    def predicted(state: State, structures: Structure) -> tuple[Float[Array, "b"], Prediction, Neighbors]:
+        """Scores, predictions and neighbors of structures [b]."""
         near = neighbors.find(static.train_near, structures)
         prediction = committees.predict(parts.committee, state.train.average, structures, near)
-        score = jax.vmap(parts.score)(prediction, structures)
-        return score, prediction, near.overflow
+        return jax.vmap(parts.score)(prediction, structures), prediction, near
 
     def learned(state: State, limits: Limits, arrivals: Arrivals) -> tuple[State, Absorbed]:
         key, key_add, key_hold, key_fit = jax.random.split(state.key, 4)
         ok = arrivals.label.ok & arrivals.there
-        score, prediction, crowded = predicted(state, arrivals.structure)
+        score, prediction, near = predicted(state, arrivals.structure)
         hold = arrivals.probe | (jax.random.uniform(key_hold, ok.shape) < limits.holdout)
         factor = state.gate.factor
-        state = state._replace(key=key, problems=jnp.where(jnp.any(crowded & ok), loop.NEIGHBORS_FULL, 0))
+        state = state._replace(key=key, problems=jnp.where(jnp.any(near.overflow & ok), loop.NEIGHBORS_FULL, 0))
         arm = jnp.where(arrivals.probe, -1, queues.arm_of(state.queue, arrivals.ticket))
         lesson = Lesson(arrivals.structure, score, prediction.force.mean(1), arrivals.label, ok, hold, arm)
         state, taught = loop.teach(parts, static, limits, state, lesson, (key_add, key_fit))
@@ -86,7 +85,11 @@ def make_absorb(parts: Parts, static: Static) -> Callable[[State, Limits, Arriva
         # a free row is evaluated as the first trusted frame, which has no more neighbors than there is room for
         rows = where(waiting, state.queue.structure, jax.tree.map(lambda x: x[:1], state.trusted.structure))
         both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), arrivals.structure, rows)
-        score, prediction, crowded = predicted(state, both)
+        score, prediction, near = predicted(state, both)
+        # what is isolated and was not trained on so is not certain, whatever the score
+        cutoff = static.train_near.cutoff
+        unknown = jax.vmap(lambda s, n: fragments.unknown(cutoff, s, n, state.known))(both, near)
+        score = jnp.where(unknown, jnp.inf, score)
         ok = arrivals.label.ok & arrivals.there
         # A failed label is no frame to return to, and of several for one walker the last counts: the others get the
         # number of a walker that there is not.
@@ -100,7 +103,7 @@ def make_absorb(parts: Parts, static: Static) -> Callable[[State, Limits, Arriva
         flagged = parts.gate.step(state.gate, queue.score)[1]
         arrived = queues.holds(queue, jnp.where(arrivals.there, arrivals.ticket, -1))
         sure = queues.waits(queue) & ~arrived & ~flagged & ~queue.probe
-        problems = state.problems | jnp.where(jnp.any(crowded[came:] & waiting), loop.NEIGHBORS_FULL, 0)
+        problems = state.problems | jnp.where(jnp.any(near.overflow[came:] & waiting), loop.NEIGHBORS_FULL, 0)
         queue = queues.keep(queue, waiting & ~arrived & ~sure)
         return state._replace(queue=queue, trusted=trusted, problems=problems.astype(jnp.int32)), jnp.sum(sure)
 

@@ -5,21 +5,26 @@ from pathlib import Path
 from typing import Any
 
 import ase
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxal.data import files
 from jaxal.data import frames as door
-from jaxal.data.frames import MOST_ATOMS, overlap
+from jaxal.data.frames import MOST_ATOMS, fixed_atoms, overlap
 from jaxal.errors import InputError
-from jaxal.explore.md import NEEDS_CELL
+from jaxal.explore.timestep import too_long
 from jaxal.label import framed
 from jaxal.label.task import Task
-from jaxal.schema import Config, System
-from jaxal.structure import masses, species_table
+from jaxal.schema import Config, Part, System
+from jaxal.structure import from_atoms, species_table
+from jaxal.types import Explorer
 
 
 def start_structures(system: System) -> list[ase.Atoms]:
     """The structures that the walkers start from, with their supercells; `info` holds charge and spin.
+
+    Masses and fixed atoms are the file's.
 
     Raises InputError for a file that cannot be read, a frame that is not there, frames of different atoms, and a
     supercell of a molecule.
@@ -58,10 +63,42 @@ def start_structures(system: System) -> list[ase.Atoms]:
     return starts
 
 
-def check(config: Config) -> None:
+def explorer_of(part: Part, starts: list[ase.Atoms], file: Any) -> Explorer:
+    """The explorer of a configuration, which can move the start structures of this file.
+
+    It is tried on shapes alone: nothing is computed. Raises InputError for options and structures that do not fit.
+    """
+    atoms = starts[0]
+    explorer = _built("explore", part.bind())
+    if all(fixed_atoms(start).all() for start in starts):
+        raise InputError(f"system.file: all atoms of {file} are fixed; leave at least one free to move")
+    if explorer.barostat and not atoms.pbc.all():
+        raise InputError(f"explore.name: {part.name} needs a periodic cell; {file} has none")
+    if explorer.barostat and any(fixed_atoms(start).any() for start in starts):
+        what = "a changing cell moves all of its atoms; give a dynamics of constant volume, such as nvt_langevin"
+        raise InputError(f"explore.name: {part.name} does not fit the fixed atoms of {file}: {what}")
+    structure = from_atoms(atoms, species_table([atoms]))
+
+    def begin() -> Any:
+        nothing = jnp.zeros_like(structure.position), jnp.zeros((3, 3), structure.position.dtype)
+        return explorer.init(jax.random.key(0), structure, *nothing, jnp.zeros((), jnp.int32))
+
+    _built("explore", lambda: jax.eval_shape(begin))
+    return explorer
+
+
+def dynamics_of(part: Part, starts: list[ase.Atoms], file: Any) -> list[str]:
+    """What is to be warned of where the walkers of these structures move so. Raises InputError as `explorer_of`."""
+    explorer = explorer_of(part, starts, file)
+    reason = too_long(starts, explorer.timestep) if explorer.bath is not None else ""
+    return [f"explore.timestep: {reason}"] if reason else []
+
+
+def check(config: Config) -> list[str]:
     """Makes sure that structure, method, dynamics and potential fit together.
 
-    Raises InputError, one line that names the section or field and what would be right.
+    Returns what is to be warned of, one line each. Raises InputError, one line that names the section or field and what
+    would be right.
     """
     starts = start_structures(config.system)
     atoms = starts[0]
@@ -69,10 +106,6 @@ def check(config: Config) -> None:
     for start in starts:
         if reason := overlap(start, config.gate.closest):
             raise InputError(f"system.file: {config.system.file}: {reason}; give a structure that can be")
-    explorer = config.explore.part
-    if explorer.name in NEEDS_CELL and not atoms.pbc.all():
-        raise InputError(f"explore.name: {explorer.name} needs a periodic cell; {config.system.file} has none")
-    _built("explore", lambda: explorer.bind()(masses(table)[np.searchsorted(table, atoms.numbers)]))
     _built("potential", lambda: config.potential.bind()(table))
     if config.label.initial > config.stop.labels:
         raise InputError(
@@ -105,6 +138,29 @@ def check(config: Config) -> None:
         for start in starts:
             _built("label", lambda start=start: backend.check(task_of(start)))
         _built("executor", config.executor.bind())
+    return [*dynamics_of(config.explore.part, starts, config.system.file), *_stress(config, atoms)]
+
+
+def _stress(config: Config, atoms: ase.Atoms) -> list[str]:
+    """What is to be warned of the stress. Raises InputError where it is needed and labels do not have it."""
+    weight, explorer = config.train.stress_weight, config.explore.part
+    barostat = explorer.bind()().barostat
+    if dict(config.label.part.options).get("stress") is False:
+        if barostat:
+            raise InputError(
+                f"label.stress: false does not fit explore.name = {explorer.name}, whose cell follows the stress; "
+                "give true, or a dynamics of constant volume"
+            )
+        if weight > 0:
+            raise InputError(
+                f"train.stress_weight: {weight:g} does not fit label.stress = false; give 0, or label.stress = true"
+            )
+    if barostat and weight == 0:
+        what = f"the cell of {explorer.name} follows a stress that is never trained on; give such as 1"
+        return [f"train.stress_weight: 0, {what}"]
+    if weight > 0 and not atoms.pbc.all():
+        return [f"train.stress_weight: {weight:g} has no effect; {config.system.file} has no periodic cell"]
+    return []
 
 
 def task_of(atoms: ase.Atoms) -> Task:

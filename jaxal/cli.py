@@ -307,7 +307,8 @@ def _check(given: argparse.Namespace) -> None:
     config = load(given.config, given.overrides)
     from jaxal.check import check
 
-    check(config)
+    for warning in check(config):
+        print(f"jaxal: warning: {warning}", file=sys.stderr)
     print(dump(config), end="")
 
 

@@ -18,12 +18,13 @@ class Trusted(NamedTuple):
 class Look(NamedTuple):
     """What one look reports; stacked over the looks of a segment."""
 
-    structure: Structure  # [w] of the walkers, at the look
-    energy: Float[Array, "w"]  # committee mean, eV, relative to the references
-    temperature: Float[Array, "w"]  # K, with 3n degrees of freedom
-    estimate: Float[Array, "w"]  # estimated error, eV/Å
+    structure: Structure  # [w] last physical frame of each walker; the trusted one where there was none since
+    energy: Float[Array, "w"]  # committee mean, eV, relative to the references; with the temperature NaN where none was
+    temperature: Float[Array, "w"]  # K, of the same frames, with the degrees of freedom there are
+    estimate: Float[Array, "w"]  # estimated error, eV/Å; infinite where an atom is isolated and none was trained on
     flagged: Bool[Array, "w"]
     unphysical: Bool[Array, "w"]
+    cause: Int[Array, "w"]  # why not physical, of `walk.CAUSES`
     walker: Int[Array, "k"]  # that was labeled; -1 = none
     probe: Bool[Array, "k"]
     ok: Bool[Array, "k"]

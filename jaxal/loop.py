@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxal import buffer as buffers
 from jaxal import committee as committees
-from jaxal import devices, neighbors
+from jaxal import devices, fragments, neighbors
 from jaxal import queue as queues
 from jaxal.choose import Chooser, Course, choose, taught
 from jaxal.devices import MEMBERS, WALKERS
@@ -46,8 +46,7 @@ from jaxal.types import (
     Structure,
     WalkerState,
 )
-from jaxal.units import BOLTZMANN
-from jaxal.walk import Bounds, Candidate, Drive, Walk, driving, make_walk, where
+from jaxal.walk import Bounds, Candidate, Drive, Walk, driving, farthest, make_walk, nothing, where
 
 NEIGHBORS_FULL, BUFFER_FULL, NOT_FINITE, UNPHYSICAL, LABEL_FAILED = 1, 2, 4, 8, 16
 UNDONE = NEIGHBORS_FULL | BUFFER_FULL | NOT_FINITE  # the segment did not happen: grow or slow down, then replay
@@ -96,6 +95,7 @@ class Limits(NamedTuple):
 
     implausible: Float[Array, ""]  # eV/Å, estimated error above which a frame is not physical
     closest: Float[Array, ""]  # fraction of the sum of covalent radii below which a frame is not physical
+    hottest: Float[Array, ""]  # multiple of the bath's temperature above which a frame is not physical
     budget: Int[Array, ""]  # labels, failed ones included, over the whole run
     probe: Float[Array, ""]  # chance of each walker at each look to be labeled whatever the gate says
     holdout: Float[Array, ""]  # fraction of the gated labels that is held out
@@ -119,6 +119,8 @@ class State(NamedTuple):
     key: Key
     labels: Int[Array, ""]  # asked for, failed ones included
     problems: Int[Array, ""]
+    farthest: Float[Array, ""]  # Å, gap between two parts of a structure above which a frame is not physical
+    known: Bool[Array, "s"]  # species that were trained on as isolated atoms
     drift: Any = ()  # what the bias has learned of each walker [w]
     course: Course = Course()  # of the schedule
 
@@ -144,7 +146,8 @@ def start(
     prediction = committees.predict(parts.committee, train.average, structures, near)
     force, stress = driving(parts.drive, prediction, jnp.arange(structures.charge.shape[0]))
     key, *keys = jax.random.split(key, structures.charge.shape[0] + 1)
-    walkers = jax.vmap(parts.explorer.init)(jnp.stack(keys), structures, force, stress)
+    begun = jnp.zeros(structures.charge.shape[0], jnp.int32)
+    walkers = jax.vmap(parts.explorer.init)(jnp.stack(keys), structures, force, stress, begun)
     gate = calibrate(judge_of(parts, static), parts.gate.init(), train.average, buffer)[0]
     state = State(
         walkers=walkers,
@@ -159,10 +162,24 @@ def start(
         key=key,
         labels=buffer.count,
         problems=jnp.where(jnp.any(near.overflow), NEIGHBORS_FULL, 0).astype(jnp.int32),
+        farthest=farthest(static.near.cutoff, structures).astype(force.dtype),
+        known=_known(static, buffer),
         drift=() if parts.bias is None else jax.vmap(parts.bias.init)(structures),
         course=Course.begun(parts.schedule),
     )
     return devices.laid(parts.committee.mesh, LAYOUT, state)
+
+
+def _known(static: Static, buffer: buffers.Buffer) -> Bool[Array, "s"]:
+    """Species that the training set holds as isolated atoms."""
+    cutoff, number, trained = static.train_near.cutoff, len(static.table), buffers.trainable(buffer)
+
+    def seen(row: Int[Array, ""], known: Bool[Array, "s"]) -> Bool[Array, "s"]:
+        structure = _one(jax.tree.map(lambda x: x[row], buffer.structure))
+        near = neighbors.find(static.train_near, structure)
+        return known | fragments.isolated_species(cutoff, structure, near, trained[row][None], number)
+
+    return jax.lax.fori_loop(0, buffer.count, seen, jnp.zeros(number, bool))
 
 
 def make_segment(parts: Parts, static: Static) -> Segment:
@@ -178,28 +195,20 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         number = walkers.step.shape[0]
         key, key_probe, key_select, key_add, key_hold, key_fit, key_rewind = jax.random.split(state.key, 7)
         state = state._replace(key=key)
-        # a walker may be bad from the first step on; then there is nothing to label
-        nothing = Candidate(
-            trusted.structure,
-            trusted.force,
-            trusted.force,
-            trusted.stress,
-            jnp.full(number, -jnp.inf, trusted.force.dtype),  # below every threshold: no gate asks for it
-            jnp.zeros(number, bool),
-        )
-        zero = jnp.zeros(number, trusted.force.dtype)
-        start = Walk(walkers, state.near, nothing, jnp.zeros(number, bool), zero, state.drift)
-        bounds = Bounds(limits.implausible, limits.closest)
+        start = Walk(walkers, state.near, nothing(*trusted), jnp.zeros(number, bool), state.drift)
+        bounds = Bounds(limits.implausible, limits.closest, limits.hottest, state.farthest, state.known)
         end = walk(state.train.average, state.gate, bounds, start)
         # what a look decides it decides on every device alike: a few numbers of each walker
-        candidate, full, energy = devices.laid(mesh, P(), (end.candidate, end.full, end.energy))
+        candidate, full = devices.laid(mesh, P(), (end.candidate, end.full))
         problems = state.problems | jnp.where(jnp.any(full), NEIGHBORS_FULL, 0)
         state = state._replace(walkers=end.walkers, near=end.near, drift=end.drift)
         gate, flagged = parts.gate.step(state.gate, candidate.score)
+        flagged |= candidate.unknown
         estimate = jnp.where(jnp.isfinite(gate.factor), gate.factor, 1.0) * candidate.score
+        estimate = jnp.where(candidate.unknown, jnp.inf, estimate)
         probe = jax.random.uniform(key_probe, (number,)) < limits.probe
         wants = flagged | (probe & ~candidate.bad)
-        score = jnp.where(probe, jnp.inf, candidate.score)
+        score = jnp.where(probe | candidate.unknown, jnp.inf, candidate.score)
         given = state.train.average, state.buffer, candidate.structure, score, wants
         used = state.labels / jnp.maximum(limits.budget, 1)
         chosen, crowded, arm = choose(chooser, key_select, *given, state.course, used)
@@ -219,25 +228,23 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         failed = jnp.zeros(number, bool).at[report["failed"]].set(True, mode="drop")
         labeled = jnp.zeros(number, bool).at[report["labeled"]].set(True, mode="drop")
         trust = (~candidate.bad & ~flagged) | labeled
-        place = Trusted(candidate.structure, candidate.drive, candidate.stress)
-        trusted = where(trust, place, trusted)
+        here = Trusted(candidate.structure, candidate.drive, candidate.stress)
+        trusted = where(trust, here, trusted)
         rewind = candidate.bad | failed | (flagged if parts.label is None else False)
-        fresh = jax.vmap(parts.explorer.init)(jax.random.split(key_rewind, number), *trusted)
-        fresh = fresh._replace(step=state.walkers.step)
+        keys = jax.random.split(key_rewind, number)
+        place, force, stress = trusted
+        fresh = jax.vmap(parts.explorer.init)(keys, place, force, stress, state.walkers.step)
         walkers = where(rewind, fresh, state.walkers)
         quiet = jnp.where(flagged | candidate.bad, 0, state.quiet + static.every)
         bits = jnp.where(jnp.any(candidate.bad), UNPHYSICAL, 0) | jnp.where(jnp.any(failed), LABEL_FAILED, 0)
-        momentum = state.walkers.engine.momentum
-        temperature = jnp.sum(momentum**2 / state.walkers.engine.mass, axis=(-2, -1)) / (
-            momentum.shape[-2] * 3 * BOLTZMANN
-        )
         out = Look(
             structure=candidate.structure,
-            energy=energy,
-            temperature=temperature,
+            energy=candidate.energy,
+            temperature=candidate.temperature,
             estimate=estimate,
             flagged=flagged & ~candidate.bad,
             unphysical=candidate.bad,
+            cause=candidate.cause,
             **report["look"],
             factor=state.gate.factor,
             threshold=state.gate.threshold,
@@ -294,7 +301,8 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         """The chosen walkers' candidates wait in the queue; no label comes at this look."""
         wanted, row = chosen >= 0, jnp.maximum(chosen, 0)
         asked = jax.tree.map(lambda x: x[row], candidate.structure)
-        queue = queues.push(state.queue, asked, candidate.score[row], probe[row], chosen, wanted, arm)
+        score = jnp.where(candidate.unknown, jnp.inf, candidate.score)[row]
+        queue = queues.push(state.queue, asked, score, probe[row], chosen, wanted, arm)
         # What is asked for counts as known: nobody asks for the like of it before the label is there.
         train = posterior.updated(parts.committee, static.train_near, state.train, asked, wanted)
         none = jnp.full(wanted.shape, jnp.nan, candidate.force.dtype)
@@ -330,6 +338,8 @@ def teach(
         gate = state.gate if parts.gate.observe is None else parts.gate.observe(state.gate, score, error, ok)
         gate, fold, crowded = calibrate(judge_of(parts, static), gate, train.average, buffer, fresh)
     near = neighbors.find(static.train_near, structure)
+    cutoff, number = static.train_near.cutoff, len(static.table)
+    known = state.known | fragments.isolated_species(cutoff, structure, near, ok & ~hold, number)
     finite = jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), train.average))
     problems = (
         state.problems
@@ -337,7 +347,7 @@ def teach(
         | jnp.where(jnp.any(near.overflow & ok) | crowded, NEIGHBORS_FULL, 0)
         | jnp.where(finite, 0, NOT_FINITE)
     )
-    state = state._replace(buffer=buffer, fresh=fresh, train=train, gate=gate, course=course)
+    state = state._replace(buffer=buffer, fresh=fresh, train=train, gate=gate, course=course, known=known)
     state = state._replace(problems=problems.astype(jnp.int32))
     each = jax.vmap(lambda f, s, lab: force_rmse(f[None], _one(s), _one(lab), jnp.ones(1, bool)))
     nan = jnp.asarray(jnp.nan, force.dtype)

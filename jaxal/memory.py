@@ -22,8 +22,10 @@ from jaxal.schema import Config
 from jaxal.structure import Table
 from jaxal.train import fit as training
 from jaxal.types import InputError, Structure
+from jaxal.walk import CAUSES
 
 CHECKPOINTS = "checkpoints"
+RECENT = 20  # segments over which rewinds are counted
 # of the configuration, on resume: how long and how, not what is learned from what
 MAY_CHANGE = (
     "executor.",
@@ -57,7 +59,8 @@ class Progress:
     fold: float | None = None  # eV/Å, force RMSE on the held-out labels
     rate: float = 0.0
     slower: int = 0
-    stuck: int = 0
+    # of the latest segments, how often walkers were rewound: by cause, in the order of `walk.CAUSES` without the first
+    rewinds: list[list[int]] = field(default_factory=list)
     probing: bool = False
     probes: list[float] = field(default_factory=list)  # squared force RMSE of the fresh probes
     sizes: dict[str, int] = field(default_factory=dict)
@@ -158,7 +161,7 @@ def _example(run: Run) -> Any:
     structures = walker_structures(run)
     committee = setup.committee_of(config, run.table)
     near = neighbors.plan(structures, committee.potential.cutoff, setup.SKIN)
-    parts = setup.parts_of(config, run.atoms, run.table, lambda structures, wanted: None)  # pyright: ignore
+    parts = setup.parts_of(config, run.table, lambda structures, wanted: None)  # pyright: ignore
     static = setup.static_of(config, run.table, near, near)
 
     def build(structures: Any, key: Any) -> loop.State:
@@ -229,16 +232,17 @@ def note(
     progress.failed += asked - len(good) if run.config.label.part.kind == "oracle" else 0
     progress.true = float(np.mean(good)) if good else progress.true
     progress.flagged = float(np.mean(looks.flagged))
-    estimate = looks.estimate[~looks.unphysical]
+    estimate = looks.estimate[~looks.unphysical & np.isfinite(looks.estimate)]
     calibrated = np.isfinite(looks.factor[-1])
     progress.estimated = float(np.mean(estimate)) if calibrated and estimate.size else None
     fold = looks.fold_rmse[np.isfinite(looks.fold_rmse)]
     progress.fold = float(fold[-1]) if fold.size else progress.fold
     if progress.probing:
         progress.probes += [float(line["rmse"]) ** 2 for line in lines if line["probe"] and line["ok"]]
-    idle = looks.unphysical.all(axis=1) & ~looks.ok.any(axis=1)
-    progress.stuck = progress.stuck + number if idle.all() else 0
-    loss = looks.loss[np.isfinite(looks.loss)]
+    counts = np.bincount(looks.cause.ravel(), minlength=len(CAUSES))[1:]
+    progress.rewinds = [*progress.rewinds, counts.tolist()][-RECENT:]
+    by_cause = {cause: int(n) / looks.cause.size for cause, n in zip(CAUSES[1:], counts, strict=True) if n}
+    loss, heat = looks.loss[np.isfinite(looks.loss)], looks.temperature[np.isfinite(looks.temperature)]
     records.append(
         run.directory,
         [
@@ -252,6 +256,7 @@ def note(
                 "looks": progress.look + number,
                 "flagged": progress.flagged,
                 "unphysical": float(np.mean(looks.unphysical)),
+                "causes": by_cause,
                 "factor": looks.factor[-1],
                 "threshold": looks.threshold[-1],
                 "coverage": looks.coverage[-1],
@@ -259,7 +264,7 @@ def note(
                 "worst": float(np.max(estimate)) if calibrated and estimate.size else None,
                 "loss": loss[-1] if loss.size else None,
                 "holdout_force_rmse": progress.fold,
-                "temperature": float(np.mean(looks.temperature)),
+                "temperature": float(np.mean(heat)) if heat.size else None,
                 "busy": progress.busy,
                 "idle": progress.idle,
             }

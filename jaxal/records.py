@@ -136,15 +136,14 @@ def write_walkers(
         for walker in range(looks.energy.shape[1]):
             structure = jax.tree.map(lambda x, at=(row, walker): x[at], looks.structure)
             frame = to_frame(structure, table)
-            energy = float(looks.energy[row, walker]) + float(np.sum(reference[structure.species]))
-            info = {
-                "look": first + row,
-                "walker": walker,
-                "model_energy": energy,
-                "estimated_error": plain(looks.estimate[row, walker]) or 0.0,
+            numbers = {
+                "model_energy": float(looks.energy[row, walker]) + float(np.sum(reference[structure.species])),
+                "estimated_error": float(looks.estimate[row, walker]),
                 "temperature": float(looks.temperature[row, walker]),
             }
-            frames.append(with_info(frame, **info))
+            # what is not known, as of a walker that was rewound at once, is left out
+            known = {name: plain(value) for name, value in numbers.items() if np.isfinite(value)}
+            frames.append(with_info(frame, look=first + row, walker=walker, **known))
     if frames:
         files.append(directory / TRAJECTORY, frames)
 

@@ -154,6 +154,7 @@ def _summary(
         "training_structures": _count_frames(directory / "training.xyz"),
         "ps": segments[-1].get("ps") if segments else None,
         **metrics.shares(segments[-1] if segments else {}),
+        "rewinds": _rewinds(segments),
         "coverage": segments[-1].get("coverage") if segments else None,
         "coverage_wanted": 1 - miss if isinstance(miss, int | float) else None,
         "holdout_force_rmse": holdout[-1] if holdout else None,  # eV/Å
@@ -165,6 +166,15 @@ def _summary(
         "drift": _inside(validation, "stability", "drift"),  # meV/atom/ps, of each start
         "intact": _inside(validation, "stability", "intact"),
     }
+
+
+def _rewinds(segments: list[Record]) -> Record:
+    """Of all looks at walkers, the fractions that were rewinds from frames that are not physical, by cause."""
+    causes = [r["causes"] for r in segments if isinstance(r.get("causes"), dict)]
+    total: Counter[str] = Counter()
+    for record in causes:
+        total.update({name: part for name, part in record.items() if isinstance(part, int | float)})
+    return {name: part / len(causes) for name, part in total.items()}
 
 
 def _count_frames(path: Path) -> int | None:
@@ -197,6 +207,10 @@ def _tiles(summary: Record) -> list[tuple[str, str]]:
         (
             "labels within their estimated error, %" + (f" (wanted {100 * wanted:g})" if wanted is not None else ""),
             show(summary["coverage"], ".1f", 100),
+        ),
+        *(
+            (f"looks at walkers that were {name}, %", show(part, ".1f", 100))
+            for name, part in summary["rewinds"].items()
         ),
         ("device idle while exploring, %", show(summary["device_idle"], ".1f", 100)),
         ("workers idle while exploring, %", show(summary["workers_idle"], ".1f", 100)),

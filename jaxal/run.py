@@ -6,6 +6,7 @@ first does, and the others follow it.
 """
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -43,7 +44,8 @@ def start(config: Config, directory: Path) -> bool:
 
     def prepared() -> str:
         records.refuse_used(directory)
-        check(config)
+        for warning in check(config):
+            print(f"jaxal: warning: {warning}", file=sys.stderr)
         store = str(Path(config.label.store).expanduser().resolve()) if config.label.store else ""
         ready = dataclasses.replace(
             config, devices=setup.devices_of(config), label=dataclasses.replace(config.label, store=store)

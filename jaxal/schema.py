@@ -107,6 +107,7 @@ class Gate:
     every: Count = 10  # steps between two looks at the walkers
     implausible: Annotated[float, Unit("eV/Å", 0, True)] = 2.0  # a frame with a larger estimated error is not physical
     closest: Annotated[float, Unit("", 0)] = 0.5  # nor is one with atoms closer than this part of their covalent radii
+    hottest: Annotated[float, Unit("", 1, True)] = 10.0  # nor one hotter than this multiple of the bath's temperature
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from jaxal.train import fit as training
 from jaxal.types import InputError
 
 EARLY_SLOWER = 3  # times the learning rate is halved after a diverged training
+REPLAYS = 8  # of one segment; by then there is room for thirty times the neighbors
 
 
 class Labels(NamedTuple):
@@ -98,6 +99,7 @@ class _Sitting:
     counted: float  # up to when the device's time has been counted
     unsaved: bool = False
     due: bool = False
+    replays: int = 0  # of the present segment, or of the present lesson
 
     def walked(self) -> tuple[loop.Look | None, list[str]]:
         """One segment: its looks, and the reasons of labels that failed in it; None for one that is to be replayed."""
@@ -114,6 +116,7 @@ class _Sitting:
             progress.asked, progress.failed = before
             self._mend(int(state.problems))
             return None, []
+        self.replays = 0
         return looks, reasons
 
     def exchange(self, last: bool) -> None:
@@ -141,6 +144,7 @@ class _Sitting:
                 if not int(state.problems) & loop.UNDONE:
                     break
                 self._mend(int(state.problems))
+            self.replays = 0
             pooled.taken_in(self.run, self.progress, self.state, piece, report)
 
     def judged(self, looks: loop.Look | None, reasons: list[str]) -> str:
@@ -161,8 +165,7 @@ class _Sitting:
         why, wrong, self.due, now = devices.from_first(judge)
         vars(progress).update(now)
         if wrong:
-            memory.save(run, progress, state)
-            raise InputError(wrong)
+            self._end(wrong)
         return why
 
     def end_if_told(self) -> None:
@@ -184,15 +187,30 @@ class _Sitting:
         self.progress.idle += began - self.counted + waited
         self.counted = now
 
+    def _end(self, wrong: str) -> NoReturn:
+        """Ends a run that cannot go on, with its state kept and the reason among the metrics."""
+        records.append(self.run.directory, [memory.phase(self.run, "stopped", wrong)])
+        memory.save(self.run, self.progress, self.state)
+        raise InputError(wrong)
+
     def _mend(self, problems: int) -> None:
-        """Makes larger what the program found too small, or halves the learning rate."""
+        """Makes larger what the program found too small, or halves the learning rate; a bounded number of times."""
         run, progress, state = self.run, self.progress, self.state
+        what = ", ".join(text for bit, text in loop.PROBLEMS.items() if problems & bit & loop.UNDONE)
+        self.replays += 1
+        if self.replays > REPLAYS:
+            self._end(
+                f"explore: a segment was replayed {REPLAYS} times and there still are {what}; the walkers collapse: "
+                "lower explore.timestep or explore.temperature, raise gate.closest, or give more label.initial"
+            )
         if problems & loop.NEIGHBORS_FULL:
             structures = devices.whole(state.walkers.structure)
             for name in ("near", "train_near"):
                 spec = memory.spec_in(getattr(progress, name))
-                larger = devices.from_first(lambda spec=spec: memory.spec_out(neighbors.larger(spec, structures)))
-                setattr(progress, name, larger)
+                # a cell that shrinks in the segment needs more images than at its begin: each time more are provided
+                given = spec, structures, 0.9**self.replays
+                room = devices.from_first(lambda given=given: memory.spec_out(neighbors.larger(*given)))
+                setattr(progress, name, room)
             near = jax.jit(neighbors.find, static_argnums=0)(memory.spec_in(progress.near), state.walkers.structure)
             state = state._replace(near=devices.laid(run.mesh, loop.LAYOUT.near, near))
         if problems & loop.BUFFER_FULL:
@@ -202,12 +220,10 @@ class _Sitting:
             progress.slower += 1
             progress.rate *= 0.5
             if progress.slower > EARLY_SLOWER:
-                memory.save(run, progress, state)
-                raise InputError(
+                self._end(
                     f"train.learning_rate: training diverges even at {progress.rate:g}; give a smaller one and "
                     f"check the labels in {run.store}"
                 )
-        what = ", ".join(text for bit, text in loop.PROBLEMS.items() if problems & bit & loop.UNDONE)
         memory.show(run, progress, "explore", f"{what}: mended, replaying")
         self.state = state
         if problems & (loop.NEIGHBORS_FULL | loop.BUFFER_FULL):
@@ -217,7 +233,7 @@ class _Sitting:
 
 def assembled(run: Run, progress: Progress, label: setup.LabelFunction | None) -> tuple[loop.Parts, loop.Static]:
     """The parts of a run, and what its programs are compiled for."""
-    parts = setup.parts_of(run.config, run.atoms, run.table, label)
+    parts = setup.parts_of(run.config, run.table, label)
     near, train_near = memory.spec_in(progress.near), memory.spec_in(progress.train_near)
     return parts, setup.static_of(run.config, run.table, near, train_near)
 

@@ -16,14 +16,14 @@ from jaxal import committee as committees
 from jaxal import devices, loop, neighbors
 from jaxal.choose import arms_of
 from jaxal.committee import Committee
-from jaxal.data.frames import of_atoms, stripped
+from jaxal.data.frames import fixed_atoms, of_atoms, stripped
 from jaxal.label import framed
 from jaxal.label.bridge import host_label
 from jaxal.label.executor import Executor, Setting
 from jaxal.label.executor import Recipe as LabelRecipe
 from jaxal.label.service import Service, label_service
 from jaxal.schema import Config, Offline, Train
-from jaxal.structure import Table, from_atoms, masses, species_table
+from jaxal.structure import Table, from_atoms, species_table
 from jaxal.train import fit as training
 from jaxal.train.loss import LossWeights
 from jaxal.types import InputError, Key, Label, Params, Structure
@@ -79,7 +79,8 @@ def first_structures(atoms: ase.Atoms | Sequence[ase.Atoms], number: int, seed: 
     """The start structures and displaced copies of them, in turn, to learn the first potential from.
 
     Gaussian displacements of 0.02 to 0.10 Å per coordinate, light atoms more than heavy ones (as the square root of
-    carbon's mass over theirs, at most 1.5 times); periodic cells are also strained by up to 2 %.
+    carbon's mass over theirs, at most 1.5 times); periodic cells are also strained by up to 2 %. Fixed atoms stay where
+    they are, and a cell that holds some keeps its shape, as it does in the dynamics.
     """
     rng = np.random.default_rng([seed, 1])
     starts = [atoms] if isinstance(atoms, ase.Atoms) else atoms
@@ -87,10 +88,11 @@ def first_structures(atoms: ase.Atoms | Sequence[ase.Atoms], number: int, seed: 
     scale = np.minimum(np.sqrt(12.0 / frames[0].get_masses()), 1.5)[:, None]
     for turn, size in enumerate(np.linspace(0.02, 0.10, number - len(starts))):
         frame = starts[turn % len(starts)].copy()
-        if frame.pbc.all():
+        fixed = fixed_atoms(frame)
+        if frame.pbc.all() and not fixed.any():
             strain = rng.uniform(-0.02, 0.02, (3, 3))
             frame.set_cell(frame.cell.array @ (np.eye(3) + 0.5 * (strain + strain.T)), scale_atoms=True)
-        frame.positions += scale * rng.normal(0.0, size, frame.positions.shape)
+        frame.positions += np.where(fixed[:, None], 0.0, scale * rng.normal(0.0, size, frame.positions.shape))
         frames.append(frame)
     return frames
 
@@ -314,6 +316,7 @@ def limits_of(config: Config, rate: float, probe: float) -> loop.Limits:
     return loop.Limits(
         implausible=jnp.asarray(config.gate.implausible, dtype),
         closest=jnp.asarray(config.gate.closest, dtype),
+        hottest=jnp.asarray(config.gate.hottest, dtype),
         budget=jnp.asarray(config.stop.labels, jnp.int32),
         probe=jnp.asarray(probe, dtype),
         holdout=jnp.asarray(config.train.holdout, dtype),
@@ -323,14 +326,13 @@ def limits_of(config: Config, rate: float, probe: float) -> loop.Limits:
     )
 
 
-def parts_of(config: Config, atoms: ase.Atoms, table: Table, label: LabelFunction | None) -> loop.Parts:
+def parts_of(config: Config, table: Table, label: LabelFunction | None) -> loop.Parts:
     """The functions of the run; without a `label` what is to be labeled waits in the queue."""
-    dtype = dtype_of(config.precision)
-    mass = jnp.asarray(masses(table)[np.searchsorted(table, atoms.numbers)], dtype)
+    dtype_of(config.precision)
     schedule = config.schedule.bind()()
     return loop.Parts(
         committee=committee_of(config, table),
-        explorer=config.explore.part.bind()(mass),
+        explorer=config.explore.part.bind()(),
         score=config.score.bind(),
         gate=config.gate.part.bind()(),
         kernel=config.kernel.bind(),

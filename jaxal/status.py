@@ -58,6 +58,7 @@ def gather(directory: str | Path) -> Record:
         "store": store,
         "flagged": _number(last.get("flagged")),
         "unphysical": _number(last.get("unphysical")),
+        "causes": last.get("causes"),
         "estimated": _number(last.get("estimated")),
         "true": _last_error(records),
         "holdout_force_rmse": _number(last.get("holdout_force_rmse")),
@@ -98,7 +99,7 @@ def text(found: Record) -> str:
         ("device idle", _scaled(found["device_idle"], 100, ".1f", "% of the exploration")),
         ("workers idle", _scaled(found["workers_idle"], 100, ".1f", "% of the exploration")),
         ("gate", _scaled(found["flagged"], 100, ".1f", "% of the looks asked for a label")),
-        ("not physical", _scaled(found["unphysical"] or None, 100, ".1f", "% of the looks")),
+        ("not physical", _scaled(found["unphysical"] or None, 100, ".1f", f"% of the looks{_causes(found['causes'])}")),
         ("estimated error", _scaled(found["estimated"], 1e3, ".0f", " meV/Å")),
         ("error of new labels", _scaled(found["true"], 1e3, ".0f", " meV/Å")),
         ("error of held-out labels", _scaled(found["holdout_force_rmse"], 1e3, ".0f", " meV/Å")),
@@ -209,6 +210,13 @@ def _last_error(records: Sequence[Record]) -> float | None:
     good = [record for record in records if record.get("kind") == "label" and _number(record.get("rmse")) is not None]
     newest = [record["rmse"] for record in good if record.get("wall") == good[-1].get("wall")]
     return sum(newest) / len(newest) if newest else None
+
+
+def _causes(causes: Any) -> str:
+    """Why walkers were rewound, in words, from the fractions of the looks."""
+    known = {name: _number(part) for name, part in causes.items()} if isinstance(causes, dict) else {}
+    parts = [f"{name} {100 * part:.1f}%" for name, part in known.items() if part]
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _age(path: Path) -> float | None:

@@ -12,9 +12,18 @@ import numpy as np
 
 from jaxal import memory, setup
 from jaxal.config import FILE_NAME
-from jaxal.memory import Progress, Run
+from jaxal.explore.timestep import too_long
+from jaxal.memory import RECENT, Progress, Run
+from jaxal.walk import CAUSES
 
-STUCK = 200  # looks in a row at which no walker was physical
+# What to do where walkers are mostly rewound, by the cause that is most frequent.
+REMEDIES = {
+    "too uncertain": "give more label.initial, lower explore.temperature or timestep, or raise gate.implausible",
+    "too close": "lower explore.timestep or explore.temperature, give more label.initial, or lower gate.closest",
+    "too hot": "lower explore.timestep, give more label.initial, or raise gate.hottest",
+    "in pieces": "lower explore.temperature or explore.timestep, or give more label.initial",
+    "not finite": "lower explore.timestep, or give more label.initial",
+}
 SHOW_CURSOR = "\x1b[?25h"  # the display in a terminal hides it
 TRICKLE = 0.001  # chance of a probe at each look at a walker, so that the held-out labels are not only flagged ones
 
@@ -28,22 +37,43 @@ class Verdict(NamedTuple):
 
 def verdict(run: Run, progress: Progress, quiet: float, timestep: float) -> Verdict:
     """What follows from `progress` and from the steps, `quiet`, since any walker last needed a label."""
-    wrong = _wrong(run, progress)
-    return Verdict("", wrong) if wrong else Verdict(_why(run, progress, quiet * timestep * 1e-3, timestep), "")
+    why = _why(run, progress, quiet * timestep * 1e-3, timestep)
+    wrong = _wrong(run, progress, bool(why), timestep)
+    return Verdict("", wrong) if wrong else Verdict(why, "")
 
 
-def _wrong(run: Run, progress: Progress) -> str:
-    if progress.stuck >= STUCK:
-        return (
-            f"explore: no walker stayed physical for {progress.stuck} looks; lower explore.temperature or "
-            "explore.timestep, raise gate.implausible, or give more label.initial"
-        )
+def _wrong(run: Run, progress: Progress, over: bool, timestep: float) -> str:
+    """What keeps a run from going on, or, where it is `over`, from having learned anything."""
+    if rewound := _rewound(run, progress, over, timestep):
+        return rewound
     if progress.asked >= 20 and progress.failed > 0.5 * progress.asked:
         return (
             f"label: {progress.failed} of {progress.asked} labels failed; see `reason` in {run.store} "
             "and mend the method before going on"
         )
     return ""
+
+
+def _rewound(run: Run, progress: Progress, over: bool, timestep: float) -> str:
+    """What to change where most looks at walkers were rewinds: of the latest `RECENT` segments, or of all there were
+    where the run is over before so many.
+    """
+    if not progress.rewinds or (len(progress.rewinds) < RECENT and not over):
+        return ""
+    counts = np.sum(progress.rewinds, axis=0)
+    looks = len(progress.rewinds) * setup.LOOKS
+    part = counts.sum() / (looks * run.config.explore.walkers)
+    if part <= 0.5:
+        return ""
+    order = [int(at) for at in np.argsort(-counts, kind="stable") if counts[at]]
+    told = ", ".join(f"{CAUSES[at + 1]} {100 * counts[at] / counts.sum():.0f} %" for at in order)
+    heated = run.config.explore.part.bind()().bath is not None
+    long = too_long(run.starts, timestep) if heated else ""
+    remedy = f"lower explore.timestep: {long}" if long else REMEDIES[CAUSES[order[0] + 1]]
+    return (
+        f"explore: {100 * part:.0f} % of the last {looks} looks at each walker were rewinds from frames that are not "
+        f"physical ({told}); in a new run {remedy}"
+    )
 
 
 def _why(run: Run, progress: Progress, quiet: float, timestep: float) -> str:

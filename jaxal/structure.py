@@ -9,7 +9,7 @@ from typing import Any
 
 import ase
 import numpy as np
-from ase.data import atomic_masses, chemical_symbols
+from ase.data import chemical_symbols
 
 from jaxal.data import frames
 from jaxal.data.frames import Frame
@@ -23,11 +23,6 @@ Table = tuple[int, ...]
 def species_table(structures: Sequence[ase.Atoms | Frame]) -> Table:
     """Sorted atomic numbers that occur in the structures."""
     return tuple(sorted({int(z) for structure in structures for z in structure.numbers}))
-
-
-def masses(table: Table) -> np.ndarray:
-    """Atomic masses of the table's rows, amu."""
-    return atomic_masses[list(table)]
 
 
 def _rows(numbers: np.ndarray, table: Table) -> np.ndarray:

@@ -138,13 +138,18 @@ class Explorer(NamedTuple):
     """How a walker moves, apart from who computes the forces.
 
     A step has two halves so that neighbors and committee are evaluated between them, once, for all walkers
-    together: `propose` says where forces are needed next, `advance` ends the step with them.
+    together: `propose` says where forces are needed next, `advance` ends the step with them. `init` begins a walker
+    that has done `step` steps, with momenta of its own. Masses and fixed atoms are the structure's.
     """
 
-    init: Callable[[Key, Structure, Float[Array, "n 3"], Float[Array, "3 3"]], WalkerState]
+    init: Callable[
+        [Key, Structure, Float[Array, "n 3"], Float[Array, "3 3"], Int[Array, ""]], WalkerState
+    ]  # (key, structure, force, stress, step)
     propose: Callable[[WalkerState], Structure]
     advance: Callable[[WalkerState, Structure, Float[Array, "n 3"], Float[Array, "3 3"]], WalkerState]
     timestep: float  # fs
+    bath: Callable[[Int[Array, ""]], Float[Array, ""]] | None = None  # K after a number of steps; None: walkers at rest
+    barostat: bool = False  # the cell changes: it must be periodic, stress is needed, and no atom can be fixed
 
 
 Score = Callable[[Prediction, Structure], Float[Array, ""]]  # larger = less certain

@@ -3,6 +3,9 @@
 The force is the mean of the members, or that of one member for each walker: then each sees the world as one sample of
 what the committee holds possible (Thompson, Biometrika 25, 285, 1933). Frames are judged by all members either way. On
 a mesh each device walks its own walkers; only the members' predictions travel.
+
+A frame is not physical, and its walker is rewound, where the committee is far too uncertain, where atoms are too close,
+where the walker is too hot for its bath, where the structure is in pieces, or where a number is not finite.
 """
 
 from collections.abc import Callable
@@ -10,14 +13,16 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ase.data import covalent_radii
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxal import ascent, devices, neighbors
+from jaxal import ascent, devices, fragments, neighbors
 from jaxal import committee as committees
 from jaxal.committee import Committee
 from jaxal.devices import MEMBERS, WALKERS
+from jaxal.explore.walker import hottest, temperature
 from jaxal.types import (
     Bias,
     Explorer,
@@ -32,24 +37,56 @@ from jaxal.types import (
 )
 
 Drive = Literal["mean", "member"]
+PHYSICAL, UNCERTAIN, CLOSE, HOT, APART, NOT_FINITE = range(6)
+CAUSES = ("physical", "too uncertain", "too close", "too hot", "in pieces", "not finite")  # why a walker is rewound
+FARTHEST = 1.5  # a gap wider by this factor than the cutoff, and than any gap at the start, is none of the dynamics'
 
 
 class Candidate(NamedTuple):
     """The last physical frame of a walker since the last look."""
 
     structure: Structure
+    energy: Float[Array, ""]  # committee mean, eV
     force: Float[Array, "n 3"]  # committee mean
     drive: Float[Array, "n 3"]  # what moves the walker: the force of the mean or of its member
     stress: Float[Array, "3 3"]  # of the same
     score: Float[Array, ""]
-    bad: Bool[Array, ""]  # the walker has left the physical since
+    temperature: Float[Array, ""]  # K
+    unknown: Bool[Array, ""]  # an atom has no neighbor, and none of its species was trained on so
+    cause: Int[Array, ""]  # why the walker has left the physical since, of `CAUSES`
+
+    @property
+    def bad(self) -> Bool[Array, ""]:
+        """Whether the walker has left the physical since."""
+        return self.cause != PHYSICAL
+
+
+def nothing(structure: Structure, force: Float[Array, "w n 3"], stress: Float[Array, "w 3 3"]) -> Candidate:
+    """What walkers [w] have to show before their first step, with what moves them at their trusted frames.
+
+    A walker may be bad from the first step on: its score is below every threshold, so no gate asks for it.
+    """
+    number, dtype = structure.charge.shape[0], force.dtype
+    absent, none = jnp.full(number, jnp.nan, dtype), jnp.zeros(number, bool)
+    low = jnp.full(number, -jnp.inf, dtype)
+    return Candidate(structure, absent, force, force, stress, low, absent, none, jnp.zeros(number, jnp.int32))
 
 
 class Bounds(NamedTuple):
-    """Beyond these a frame is not physical."""
+    """Beyond these a frame is not physical; and what is known of isolated atoms."""
 
     implausible: Float[Array, ""]  # eV/Å, largest estimated error
     closest: Float[Array, ""]  # smallest fraction of the sum of two atoms' covalent radii
+    hottest: Float[Array, ""]  # largest kinetic temperature, as a multiple of the bath's
+    farthest: Float[Array, ""]  # Å, widest gap between two parts of a structure
+    known: Bool[Array, "s"]  # species that were trained on as isolated atoms
+
+
+def farthest(cutoff: float, starts: Structure) -> Float[Array, ""]:
+    """The widest gap, Å, that walkers from these structures [b] may come to: `FARTHEST` times the cutoff of the model,
+    or the widest gap of a start where that is wider. Fragments that far apart have left each other.
+    """
+    return FARTHEST * jnp.maximum(jnp.max(jax.vmap(fragments.gap)(starts)), cutoff)
 
 
 class Walk(NamedTuple):
@@ -59,7 +96,6 @@ class Walk(NamedTuple):
     near: Neighbors
     candidate: Candidate
     full: Bool[Array, "w"]  # a physical frame had more neighbors than there is room for
-    energy: Float[Array, "w"]  # committee mean of the last frame, eV
     drift: Any = ()  # what the bias has learned of each walker
 
 
@@ -101,16 +137,28 @@ def make_walk(
         both = radius[:, None] + radius.at[near.index].get(mode="fill", fill_value=1.0)
         return jnp.min(jnp.where(used, jnp.linalg.norm(vector, axis=-1) / both, jnp.inf))
 
-    def judge(bounds: Bounds, gate: GateState, structure: Structure, near: Neighbors, prediction: Prediction, moves):
-        """Score and plausibility of one walker's frame; `moves` are the force and stress that move the walker."""
+    def judge(bounds: Bounds, gate: GateState, structure: Structure, near_: Neighbors, prediction: Prediction, moves):
+        """One walker's frame, judged but for its heat; `moves` are the force and stress that move the walker."""
         value = score(prediction, structure)
-        force = prediction.force.mean(0)
-        finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(force)) & jnp.all(jnp.isfinite(structure.position))
+        energy, force = prediction.energy.mean(), prediction.force.mean(0)
+        numbers = value, energy, force, prediction.stress, structure.position, structure.cell
         # before the first calibration the factor is infinite: then the score itself is compared
         estimate = jnp.where(jnp.isfinite(gate.factor), gate.factor, 1.0) * value
-        physical = finite & (estimate <= bounds.implausible) & (closeness(structure, near) >= bounds.closest)
+        causes = (
+            (NOT_FINITE, ~_finite(numbers)),
+            (CLOSE, ~(closeness(structure, near_) >= bounds.closest)),
+            (UNCERTAIN, ~(estimate <= bounds.implausible)),
+        )
+        alone = fragments.unknown(near.cutoff, structure, near_, bounds.known)
         drive, stress = moves
-        return Candidate(structure, force, drive, stress, value, ~physical)
+        return Candidate(structure, energy, force, drive, stress, value, jnp.zeros_like(value), alone, _first(causes))
+
+    def heated(bounds: Bounds, walker: WalkerState, candidate: Candidate) -> Candidate:
+        """The same, now that the walker has the momenta that belong to its frame."""
+        kelvin = temperature(walker)
+        causes = ((NOT_FINITE, ~_finite(walker)), (HOT, ~(kelvin <= hottest(explorer, bounds.hottest, walker))))
+        cause = jnp.where(candidate.bad, candidate.cause, _first(causes))
+        return candidate._replace(temperature=kelvin.astype(candidate.temperature.dtype), cause=cause)
 
     def own(number: int) -> Int[Array, "w"]:
         """The numbers of this device's walkers."""
@@ -134,16 +182,35 @@ def make_walk(
                 extra, drift = ascent.push(bias, committee, drift, *given)
                 push = moves[0] + extra.force, moves[1] + extra.stress
         walkers = jax.vmap(explorer.advance)(walk.walkers, proposed, *push)
+        now = jax.vmap(lambda w, c: heated(bounds, w, c))(walkers, now)
         # from the first unphysical frame to the next look a walker keeps its last physical frame
-        bad = walk.candidate.bad | now.bad
-        candidate = where(bad, walk.candidate, now)._replace(bad=bad)
-        full = walk.full | (close.overflow & ~bad)
-        return Walk(walkers, found, candidate, full, prediction.energy.mean(1), drift)
+        cause = jnp.where(walk.candidate.bad, walk.candidate.cause, now.cause)
+        candidate = where(cause != PHYSICAL, walk.candidate, now)._replace(cause=cause)
+        full = walk.full | (close.overflow & (cause == PHYSICAL))
+        return Walk(walkers, found, candidate, full, drift)
 
     def walk(params: Params, gate: GateState, bounds: Bounds, start: Walk) -> Walk:
-        return jax.lax.fori_loop(0, steps, lambda _, now: step(params, gate, bounds, now), start)
+        end = jax.lax.fori_loop(0, steps, lambda _, now: step(params, gate, bounds, now), start)
+        # what is far apart was so for many steps: it is enough to see it at the look
+        candidate, width = end.candidate, jax.vmap(fragments.gap)(end.candidate.structure)
+        apart = ~candidate.bad & ~(width <= bounds.farthest)
+        cause = jnp.where(apart, APART, candidate.cause)
+        return end._replace(candidate=where(apart, start.candidate, candidate)._replace(cause=cause))
 
     return devices.split(committee.mesh, walk, (P(MEMBERS), P(), P(), P(WALKERS)), P(WALKERS))
+
+
+def _finite(tree: Any) -> Bool[Array, ""]:
+    """Whether all floating-point numbers of a pytree are finite."""
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    floats = [jnp.all(jnp.isfinite(leaf)) for leaf in leaves if jnp.issubdtype(leaf.dtype, np.floating)]
+    return jnp.all(jnp.stack(floats))
+
+
+def _first(causes: tuple[tuple[int, Bool[Array, ""]], ...]) -> Int[Array, ""]:
+    """The first cause that holds, PHYSICAL where none does."""
+    numbers, holds = zip(*causes, strict=True)
+    return jnp.select(list(holds), [jnp.int32(number) for number in numbers], jnp.int32(PHYSICAL))
 
 
 def where(mask: Bool[Array, "w"], yes, no):

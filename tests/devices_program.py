@@ -75,7 +75,7 @@ def start(mesh, more):
     params = setup.new_params(of(None), jax.random.key(2), SPEC, structures, labels)
     parts = loop.Parts(
         committee=of(mesh),
-        explorer=nvt_langevin(jnp.asarray([15.999, 1.008, 1.008]), temperature=300.0),
+        explorer=nvt_langevin(temperature=300.0),
         score=max_force_spread,
         gate=gates.threshold(limit=0.0),
         kernel=mean_feature,
@@ -92,7 +92,15 @@ def start(mesh, more):
 
 
 def limits():
-    given = {"implausible": 1e3, "closest": 0.1, "budget": 1000, "probe": 0.1, "holdout": 0.3, "steps": 3}
+    given = {
+        "implausible": 1e3,
+        "closest": 0.1,
+        "hottest": 1e6,
+        "budget": 1000,
+        "probe": 0.1,
+        "holdout": 0.3,
+        "steps": 3,
+    }
     given |= {"rate": 1e-3, "final_rate": 1e-4}
     return loop.Limits(
         **{n: jnp.asarray(v, jnp.int32 if n in ("budget", "steps") else float) for n, v in given.items()}

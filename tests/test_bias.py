@@ -11,7 +11,8 @@ from structures import plain
 from jaxal import registry
 from jaxal.check import check
 from jaxal.config import load
-from jaxal.explore import bias, md
+from jaxal.explore import bias
+from jaxal.explore.walker import temperature
 from jaxal.types import InputError
 from jaxal.units import BOLTZMANN
 
@@ -34,6 +35,7 @@ def structure(cell=0.0, dtype=np.float64):
         cell * jnp.eye(3, dtype=dtype),
         jnp.int32(0),
         jnp.int32(0),
+        mass=jnp.asarray(MASS, dtype),
     )
 
 
@@ -41,13 +43,13 @@ NOTHING = jnp.zeros((4, 3)), jnp.zeros((3, 3))
 
 
 def steered(**options):
-    return registry.get("explorer", "nvt_steered")(MASS, **(SPRING | options))
+    return registry.get("explorer", "nvt_steered")(**(SPRING | options))
 
 
 def begin(explorer, walkers=1, start=None):
     keys = jax.random.split(jax.random.key(0), walkers)
     start = structure() if start is None else start
-    return jax.jit(jax.vmap(lambda key: explorer.init(key, start, *NOTHING)))(keys)
+    return jax.jit(jax.vmap(lambda key: explorer.init(key, start, *NOTHING, jnp.int32(0))))(keys)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3))
@@ -141,7 +143,7 @@ def test_the_coordinate_follows_the_center_with_the_width_of_its_temperature():
     # two free atoms on a spring come apart as r^2: <q - c> = 2 kT / (s c)
     assert abs(average.mean() - 2 * width / sweep.mean()) < error + 2e-3
     assert np.mean((lag - lag.mean()) ** 2) == pytest.approx(width, rel=0.1)
-    assert np.mean(jax.vmap(jax.vmap(md.temperature))(seen)[2000:]) == pytest.approx(300.0, rel=0.03)
+    assert np.mean(jax.vmap(jax.vmap(temperature))(seen)[2000:]) == pytest.approx(300.0, rel=0.03)
 
 
 def test_it_crosses_a_barrier_that_heat_does_not():
@@ -170,7 +172,7 @@ def test_without_a_spring_it_is_langevin_dynamics():
         return -0.3 * structure.position, jnp.zeros((3, 3))
 
     options = {"friction": 0.02, "temperature": 500.0}
-    free, plain = steered(stiffness=0.0, **options), registry.get("explorer", "nvt_langevin")(MASS, **options)
+    free, plain = steered(stiffness=0.0, **options), registry.get("explorer", "nvt_langevin")(**options)
     mine, theirs = (run(explorer, begin(explorer, 3), 50, field) for explorer in (free, plain))
     for name in ("position", "momentum"):
         np.testing.assert_allclose(getattr(mine.engine, name), getattr(theirs.engine, name), rtol=1e-11, atol=1e-13)
@@ -212,7 +214,7 @@ def test_a_bond_through_the_boundary_is_short():
 )
 def test_what_cannot_be_swept_is_refused(options, expected):
     with pytest.raises(InputError, match=expected) as caught:
-        steered(**options)
+        begin(steered(**options))
     assert "\n" not in str(caught.value)
 
 

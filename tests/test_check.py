@@ -3,11 +3,14 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jaxal import yaml12
 from jaxal.check import check, start_structures
 from jaxal.config import dump, load, parse
+from jaxal.setup import first_structures
+from jaxal.structure import from_atoms
 from jaxal.types import InputError
 
 WATER = "3\n\nO 0 0 0.12\nH 0 0.76 -0.48\nH 0 -0.76 -0.48\n"
@@ -69,6 +72,84 @@ def test_supercell(folder):
     assert len(atoms) == 6 and atoms.cell.lengths() == pytest.approx([5.43, 10.86, 16.29])
     with pytest.raises(InputError, match=r"system\.supercell: "):
         start_structures(load(folder / "config.yaml", ["system.supercell=[1, 2, 3]"]).system)
+
+
+SLAB = """2
+Lattice="4 0 0 0 4 0 0 0 12" pbc="T T T" Properties=species:S:1:pos:R:3:move_mask:L:1:masses:R:1
+Ar 0 0 2.0 F 40.0
+Ar 0 0 6.0 T 36.0
+"""
+
+
+def test_masses_and_fixed_atoms_are_the_files_also_in_a_supercell(folder):
+    (folder / "slab.xyz").write_text(SLAB)
+    config = load(folder / "config.yaml", ["system.file=slab.xyz", "system.supercell=[2, 1, 1]"])
+    (atoms,) = start_structures(config.system)
+    structure = from_atoms(atoms, (18,), dtype=float)
+    assert structure.mass.tolist() == [40.0, 36.0] * 2 and structure.fixed.tolist() == [True, False] * 2
+    frames = first_structures(atoms, 6, 0)
+    for frame in frames[1:]:
+        moved = np.any(frame.positions != atoms.positions, axis=1)
+        assert moved.tolist() == [False, True] * 2 and np.array_equal(frame.cell.array, atoms.cell.array)
+    free = atoms.copy()
+    free.set_constraint()
+    strained = first_structures(free, 6, 0)[-1]
+    assert np.all(strained.positions != free.positions) and not np.allclose(strained.cell.array, free.cell.array)
+
+
+def test_fixed_atoms_that_no_dynamics_fits_are_refused(folder):
+    (folder / "slab.xyz").write_text(SLAB)
+    slab = ["system.file=slab.xyz", "label={name: lennard_jones}"]
+    check(load(folder / "config.yaml", slab))
+    with pytest.raises(
+        InputError, match=r"explore\.name: npt_nose_hoover does not fit the fixed atoms of .*slab\.xyz: a "
+    ):
+        check(load(folder / "config.yaml", [*slab, "explore={name: npt_nose_hoover}"]))
+    (folder / "slab.xyz").write_text(SLAB.replace(" T 36", " F 36"))
+    with pytest.raises(InputError, match=r"system\.file: all atoms of .*slab\.xyz are fixed; leave at least one free"):
+        check(load(folder / "config.yaml", slab))
+
+
+COPPER = '4\nLattice="3.6 0 0 0 3.6 0 0 0 3.6"\nCu 0 0 0\nCu 0 1.8 1.8\nCu 1.8 0 1.8\nCu 1.8 1.8 0\n'
+
+
+@pytest.mark.parametrize(
+    ("overrides", "refused", "warned"),
+    [
+        (["label.stress=false"], "label.stress: false does not fit explore.name = npt_nose_hoover", ""),
+        (["label.stress=false", "train.stress_weight=1"], "label.stress: false does not fit", ""),
+        (
+            ["label.stress=false", "train.stress_weight=1", "explore={name: nve}"],
+            "train.stress_weight: 1 does not fit",
+            "",
+        ),
+        ([], "", "train.stress_weight: 0, the cell of npt_nose_hoover follows a stress that is never trained on"),
+        (["train.stress_weight=1"], "", ""),
+        (["explore={name: nve, timestep: 90 fs}"], "", "explore.timestep: 90 fs is long for the Cu-Cu stretch"),
+        (
+            ["system.file=water.xyz", "explore={name: nve}", "train.stress_weight=1"],
+            "",
+            "train.stress_weight: 1 has no",
+        ),
+        (
+            ["system.file=water.xyz", "explore={name: nvt_langevin, timestep: 4}"],
+            "",
+            "4 fs is long for the O-H stretch",
+        ),
+        (["system.file=water.xyz", "explore={name: descent, timestep: 4}"], "", ""),  # no dynamics
+    ],
+)
+def test_stress_and_time_step(folder, overrides, refused, warned):
+    (folder / "cu.xyz").write_text(COPPER)
+    label = "label={name: ase, calculator: ase.calculators.emt.EMT}"
+    config = load(folder / "config.yaml", ["system.file=cu.xyz", "explore={name: npt_nose_hoover}", label, *overrides])
+    if refused:
+        with pytest.raises(InputError, match=refused) as caught:
+            check(config)
+        assert "\n" not in str(caught.value)
+        return
+    told = check(config)
+    assert len(told) == bool(warned) and all(warned in line and "\n" not in line for line in told)
 
 
 @pytest.mark.parametrize(

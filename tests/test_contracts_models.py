@@ -103,7 +103,7 @@ def every(kind: str):
 MASS = np.array([1.008, 12.011, 15.999, 28.085])  # amu
 
 
-def frame(dtype) -> Structure:
+def frame(dtype, fixed=(False,) * 4) -> Structure:
     """Four atoms in a periodic cell that no explorer refuses."""
     rng = np.random.default_rng(5)
     return plain(
@@ -112,6 +112,8 @@ def frame(dtype) -> Structure:
         jnp.asarray(np.diag([6.0, 6.5, 7.0]), dtype),
         jnp.int32(1),
         jnp.int32(2),
+        mass=jnp.asarray(MASS, dtype),
+        fixed=jnp.asarray(fixed),
     )
 
 
@@ -125,7 +127,7 @@ def pull(structure: Structure):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_explorer_keeps_shapes_and_dtypes_through_scan_and_vmap(name, dtype):
     with jax.enable_x64(True):
-        explorer = registry.get("explorer", name)(MASS, **QUICK.get(name, {}))
+        explorer = registry.get("explorer", name)(**QUICK.get(name, {}))
         assert explorer.timestep > 0
         start = frame(dtype)
         keys = jax.random.split(jax.random.key(0), 2)
@@ -135,7 +137,7 @@ def test_explorer_keeps_shapes_and_dtypes_through_scan_and_vmap(name, dtype):
             return explorer.advance(walker, proposed, *pull(proposed)), proposed
 
         def run(key):
-            begun = explorer.init(key, start, *pull(start))
+            begun = explorer.init(key, start, *pull(start), jnp.int32(0))
             ended, seen = jax.lax.scan(step, begun, length=4)  # refuses a state whose types change
             return begun, ended, seen
 
@@ -155,8 +157,33 @@ def test_explorer_keeps_shapes_and_dtypes_through_scan_and_vmap(name, dtype):
 
 
 @every("explorer")
+def test_explorer_leaves_fixed_atoms_where_they_are(name):
+    """To the last bit, whatever pulls at them, also where a walker begins anew; the others move."""
+    explorer = registry.get("explorer", name)(**QUICK.get(name, {}))
+    start = frame(jnp.float32, fixed=(True, False, True, False))
+    held = np.asarray(start.fixed)
+
+    def step(walker, _):
+        proposed = explorer.propose(walker)
+        return explorer.advance(walker, proposed, *pull(proposed)), proposed.position
+
+    @jax.jit
+    def run(key):
+        begun = explorer.init(key, start, *pull(start), jnp.int32(7))
+        return begun, *jax.lax.scan(step, begun, length=50)
+
+    begun, ended, seen = run(jax.random.key(1))
+    assert int(ended.step) == 57
+    for place in (*seen, ended.structure.position, ended.engine.position):
+        np.testing.assert_array_equal(place[held], start.position[held])
+    for walker in (begun, ended):
+        assert not np.any(np.asarray(walker.engine.momentum)[held])
+    assert np.all(np.any(np.asarray(ended.structure.position != start.position), axis=1) == ~held)
+
+
+@every("explorer")
 def test_explorer_repeats_itself_to_the_bit_and_goes_on_from_a_state(name):
-    explorer = registry.get("explorer", name)(MASS, **QUICK.get(name, {}))
+    explorer = registry.get("explorer", name)(**QUICK.get(name, {}))
     start = frame(jnp.float32)
 
     @jax.jit
@@ -165,7 +192,7 @@ def test_explorer_repeats_itself_to_the_bit_and_goes_on_from_a_state(name):
         return explorer.advance(walker, proposed, *pull(proposed))
 
     def run(times):
-        walker = jax.jit(explorer.init)(jax.random.key(3), start, *pull(start))
+        walker = jax.jit(explorer.init)(jax.random.key(3), start, *pull(start), jnp.int32(0))
         for _ in range(times):
             walker = step(walker)
         return walker

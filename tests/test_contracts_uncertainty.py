@@ -14,7 +14,7 @@ import pytest
 from ase.build import molecule
 from closed_features import SHELLS as POTENTIAL
 from scipy.spatial.transform import Rotation
-from test_loop import MASS, SPEC, limits_of, oracle
+from test_loop import SPEC, limits_of, oracle
 
 from jaxal import committee, loop, neighbors, registry, setup
 from jaxal import model as models
@@ -366,7 +366,7 @@ def test_one_round_on_the_fly(name, waiting):
         method = functions(name)[0]
         parts = loop.Parts(
             committee=Committee(POTENTIAL, 1, species=len(TABLE), uncertainty=method),
-            explorer=nvt_langevin(MASS, temperature=300.0),
+            explorer=nvt_langevin(temperature=300.0),
             score=worst,
             gate=gates.conformal(target_error=1e-6),
             kernel=mean_feature,

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_absorb import arrivals
-from test_loop import MASS, MEMBERS, SPEC, WALKERS, limits_of, made, same, with_gate
+from test_loop import MEMBERS, SPEC, WALKERS, limits_of, made, same, with_gate
 
 from jaxal import absorb, committee, loop, neighbors
 from jaxal.config import parse
 from jaxal.explore.md import nve
 from jaxal.schema import Config
 from jaxal.types import InputError, Prediction
-from jaxal.walk import Bounds, Candidate, Walk, driving, make_walk
+from jaxal.walk import Bounds, Walk, driving, make_walk, nothing
 
 STEPS = 6
 
@@ -28,18 +28,17 @@ def alone(row):
 
 def walked(parts, static, params, state, drive, walkers, score=None):
     """`STEPS` steps of all walkers from the start, at constant energy."""
-    explorer = nve(MASS, timestep=0.5, temperature=300.0)
+    explorer = nve(timestep=0.5, temperature=300.0)
     size = walkers.charge.shape[0]
     near = neighbors.find(static.near, walkers)
     first = committee.predict(parts.committee, params, walkers, near)
     moves = driving(drive, first, jnp.arange(size))
     keys = jax.random.split(jax.random.key(11), size)
-    begun = jax.vmap(explorer.init)(keys, walkers, *moves)
-    zero = jnp.zeros(size)
-    start = Candidate(walkers, first.force.mean(1), *moves, zero, zero > 0)
+    begun = jax.vmap(explorer.init)(keys, walkers, *moves, jnp.zeros(size, jnp.int32))
     walk = make_walk(parts.committee, explorer, score or parts.score, static.table, static.near, STEPS, drive)
-    bounds = Bounds(jnp.float32(1e6), jnp.float32(0.0))
-    return jax.jit(walk)(params, state.gate, bounds, Walk(begun, near, start, zero > 0, zero))
+    bounds = Bounds(*map(jnp.float32, (1e6, 0.0, 1e6, 1e6)), state.known)
+    start = Walk(begun, near, nothing(walkers, *moves), jnp.zeros(size, bool))
+    return jax.jit(walk)(params, state.gate, bounds, start)
 
 
 def test_each_walker_goes_where_its_member_alone_would_lead_it():
@@ -63,7 +62,7 @@ def test_frames_are_judged_by_all_members():
     near = neighbors.find(static.near, end.candidate.structure)
     found = committee.predict(parts.committee, state.train.average, end.candidate.structure, near)
     np.testing.assert_allclose(end.candidate.force, found.force.mean(1), atol=1e-5)
-    np.testing.assert_allclose(end.energy, found.energy.mean(1), atol=1e-4)
+    np.testing.assert_allclose(end.candidate.energy, found.energy.mean(1), atol=1e-4)
     np.testing.assert_allclose(end.candidate.score, jax.vmap(parts.score)(found, end.candidate.structure), atol=1e-5)
     own = found.force[jnp.arange(WALKERS), jnp.arange(WALKERS) % MEMBERS]
     np.testing.assert_allclose(end.candidate.drive, own, atol=1e-5)

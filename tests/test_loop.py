@@ -15,15 +15,16 @@ from jaxal.acquire import select as selects
 from jaxal.acquire.kernel import mean_feature
 from jaxal.acquire.score import max_force_spread
 from jaxal.explore.md import nvt_langevin
+from jaxal.explore.walker import temperature
 from jaxal.label.bridge import host_label
 from jaxal.potential.equivariant import equivariant
 from jaxal.potential.pair import morse
 from jaxal.structure import from_atoms
 from jaxal.train import fit as training
 from jaxal.types import Label
+from jaxal.walk import APART, HOT, PHYSICAL
 
 TABLE, WALKERS, MEMBERS = (1, 8), 3, 2
-MASS = jnp.asarray([15.999, 1.008, 1.008])
 ORACLE = morse(TABLE, sigma=1.2, epsilon=2.0, alpha=1.5, cutoff=4.0)
 SPEC = neighbors.Spec(4.0, 0.0, 2, (0, 0, 0))
 
@@ -69,7 +70,7 @@ def made(label=oracle, capacity=64, slots=2, queue=0, drive="mean", gate=None):
         committee=committee.Committee(
             equivariant(TABLE, cutoff=4.0, channels=2, l_max=1, layers=1, radial=4, radial_hidden=0), MEMBERS
         ),
-        explorer=nvt_langevin(MASS, temperature=300.0),
+        explorer=nvt_langevin(temperature=300.0, final_temperature=3e6, ramp=1000.0),  # 1.5 K in a step
         score=max_force_spread,
         gate=gate or gates.threshold(limit=0.0),
         kernel=mean_feature,
@@ -110,7 +111,15 @@ def compiled(label=oracle, **shape):
 
 def limits_of(**limits):
     """Arguments of the programs, in their types."""
-    given = {"implausible": 1e3, "closest": 0.1, "budget": 1000, "probe": 0.0, "holdout": 0.3, "steps": 3}
+    given = {
+        "implausible": 1e3,
+        "closest": 0.1,
+        "hottest": 1e6,
+        "budget": 1000,
+        "probe": 0.0,
+        "holdout": 0.3,
+        "steps": 3,
+    }
     given |= {"rate": 1e-3, "final_rate": 1e-4} | limits
     whole = ("budget", "steps")
     return loop.Limits(**{n: jnp.asarray(v, jnp.int32 if n in whole else jnp.float32) for n, v in given.items()})
@@ -232,6 +241,57 @@ def test_atoms_too_close_and_positions_that_are_not_numbers_are_unphysical():
     after, looks = run(state._replace(walkers=broken), limits)
     assert looks.unphysical[0, 0] and not looks.unphysical[:, 1:].any() and not looks.unphysical[1:].any()
     assert np.all(np.isfinite(after.walkers.structure.position))
+
+
+def test_walkers_too_hot_or_in_pieces_are_rewound_and_never_labeled():
+    state, run, limits = program(threshold=-1.0, limits={"hottest": 10.0})
+    engine = state.walkers.engine
+    hot = state.walkers._replace(engine=engine.set(momentum=engine.momentum.at[0].multiply(10.0)))
+    after, looks = run(state._replace(walkers=hot), limits)
+    assert looks.cause[0].tolist() == [HOT, PHYSICAL, PHYSICAL] and not looks.cause[1:].any()
+    # what was asked for the others is all: there is no frame of the first walker between two looks
+    assert 0 not in looks.walker[0] and 0 in looks.walker[1]
+    np.testing.assert_array_equal(looks.structure.position[0, 0], state.trusted.structure.position[0])
+    assert np.isnan(looks.temperature[0, 0]) and np.nanmax(looks.temperature) < 10 * 300
+
+    after, looks = run(state._replace(farthest=jnp.float32(0.5)), limits)
+    assert np.all(looks.cause == APART) and np.all(looks.walker < 0) and int(after.labels) == int(state.labels)
+    np.testing.assert_array_equal(after.walkers.structure.position, state.trusted.structure.position)
+
+
+def test_an_isolated_atom_is_unknown_until_one_was_trained_on():
+    """Its members agree that there is no force, and no gate asks for it."""
+    state, run, limits = program(threshold=np.inf, limits={"holdout": 0.0})
+    assert not state.known.any() and float(state.farthest) == pytest.approx(1.5 * 4.0)
+    away = state.walkers.structure.position.at[0, 1].set(state.walkers.structure.position[0, 0] + 4.5)
+    engine = state.walkers.engine.set(position=away)
+    walkers = state.walkers._replace(engine=engine, structure=state.walkers.structure._replace(position=away))
+    lost = state._replace(walkers=walkers, farthest=jnp.float32(20.0))
+    after, looks = run(lost, limits)
+    assert looks.flagged[0].tolist() == [True, False, False] and np.isinf(looks.estimate[0, 0])
+    assert (
+        looks.walker[0].tolist() == [0, -1, -1]
+        and looks.ok[0, 0]
+        and np.isfinite(looks.label_estimate[0, 1:]).sum() == 0
+    )
+    assert after.known.tolist() == [True, False] and not looks.flagged[1:].any()
+    assert np.all(np.isfinite(looks.estimate[1:])) and np.all(
+        np.isfinite(after.fresh.score[~np.isnan(after.fresh.error)])
+    )
+    # held out it teaches nothing, and stays unknown
+    after, looks = run(lost, limits._replace(holdout=jnp.float32(1.0)))
+    assert not after.known.any() and looks.flagged[:, 0].all()
+
+
+def test_rewound_walkers_have_the_momenta_of_their_step():
+    """One that has come to the end of the ramp, at 10,000 times the temperature of its start, goes on from there."""
+    state, run, limits = program(limits={"implausible": -1.0})
+    late = state._replace(walkers=state.walkers._replace(step=jnp.full(WALKERS, 10**7, jnp.int32)))
+    for begun, expected in ((state, 300.0), (late, 3e6)):
+        after, looks = run(begun, limits)
+        assert looks.unphysical.all() and np.all(np.asarray(after.walkers.step - begun.walkers.step) == 12)
+        kelvin = np.mean(np.asarray(jax.vmap(temperature)(after.walkers)))
+        assert 0.2 < kelvin / expected < 3  # 18 momenta of three walkers, whose centers of mass rest
 
 
 def test_probes_are_labeled_whatever_the_gate_says_and_held_out():

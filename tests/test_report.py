@@ -37,7 +37,7 @@ def write_run(directory, labels: int = 120, seed: int = 0):
                 {
                     "kind": "segment", "wall": wall, "ps": ps, "labels": label, "failed": 1, "looks": 200,
                     "flagged": flagged, "unphysical": 0.002, "factor": 2.1, "threshold": 0.15 + 0.1 * flagged,
-                    "coverage": 0.93,
+                    "coverage": 0.93, "causes": {"too hot": 0.002},
                     "estimated": 0.5 * scale, "worst": 1.4 * scale,
                     "loss": 0.1, "holdout_force_rmse": 0.3 * scale if label > 8 else None, "temperature": 500.0,
                 }
@@ -93,7 +93,15 @@ def test_whole_run(tmp_path):
     assert not re.search(r'(?:src|href)="(?!data:)|url\(|<script|@import', text)
     for word in ("within their estimated error, % (wanted 90)", "93.0", "miscalibration area", "atoms of C within"):
         assert word in text, word
-    for word in ("malonaldehyde.xyz", "target_error", "0.10.1", "no gate for 5 ps", "net force &lt;1 eV/Å&gt;", "3.76"):
+    for word in (
+        "too hot",
+        "malonaldehyde.xyz",
+        "target_error",
+        "0.10.1",
+        "no gate for 5 ps",
+        "net force &lt;1 eV/Å&gt;",
+        "3.76",
+    ):
         assert word in text, word
 
     data = json.loads((tmp_path / "report.json").read_text())

@@ -93,7 +93,7 @@ def test_one_round_of_silicon(tmp_path, names):
     buffer = setup.training_set(structures, labels, setup.spread_hold(6, 0.2), 2, 16, key, 1.0)
     example = from_atoms([crystal], table, dtype=dtype)
     label = setup.oracle_label(config, table, dtype, np.zeros(1), setup.oracle_spec(config, table, example))
-    parts = setup.parts_of(config, crystal, table, label)
+    parts = setup.parts_of(config, table, label)
     static = setup.static_of(config, table, near, train_near, looks=1)
     train = training.init(static.recipe, params)
     walkers = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)[0]] * WALKERS), structures)

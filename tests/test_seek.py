@@ -17,11 +17,11 @@ from jaxal.explore.md import nvt_langevin
 from jaxal.potential.equivariant import equivariant
 from jaxal.types import Bias, Distribution, Prediction, Structure, Uncertainty
 from jaxal.units import BOLTZMANN
-from jaxal.walk import Bounds, Candidate, Walk, make_walk
+from jaxal.walk import Bounds, Walk, make_walk, nothing
 
 predicted = jax.jit(committee.predict, static_argnums=0)
 TABLE, MEMBERS, ATOMS = (1, 8), 3, 4
-MASS = jnp.asarray([15.999, 1.008, 1.008, 15.999])
+MASS = (15.999, 1.008, 1.008, 15.999)  # amu
 
 
 @functools.cache
@@ -31,8 +31,8 @@ def model(dtype="float64"):
     position = 1.3 * np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0.6]]) + rng.normal(0, 0.1, (2, ATOMS, 3))
     cell = np.stack([np.zeros((3, 3)), np.diag([4.0, 4.4, 4.8]) + 0.2])
     species = jnp.asarray([[1, 0, 0, 1]] * 2, jnp.int32)
-    zero = jnp.zeros(2, jnp.int32)
-    structures = plain(jnp.asarray(position, dtype), species, jnp.asarray(cell, dtype), zero, zero)
+    zero, mass = jnp.zeros(2, jnp.int32), jnp.asarray([MASS] * 2, dtype)
+    structures = plain(jnp.asarray(position, dtype), species, jnp.asarray(cell, dtype), zero, zero, mass=mass)
     one = committee.Committee(equivariant(TABLE, cutoff=3.0, channels=2, l_max=1, layers=1, radial=4), MEMBERS)
     spec = neighbors.plan(structures, 3.0, 0.5)
     near = neighbors.find(spec, structures)
@@ -181,18 +181,19 @@ def walked(bias: Bias | None, explorer, score=mean_force_spread, steps=40):
     walk = make_walk(one, explorer, score, TABLE, spec, steps, "mean", bias)
     first = predicted(one, params, start, near)
     force, stress = first.force.mean(1), first.stress.mean(1)
-    walkers = jax.vmap(explorer.init)(jax.random.split(jax.random.key(5), 4), start, force, stress)
-    bad = jnp.zeros(4, bool)
-    nothing = Candidate(start, force, force, stress, jnp.zeros(4), bad)
+    walkers = jax.vmap(explorer.init)(
+        jax.random.split(jax.random.key(5), 4), start, force, stress, jnp.zeros(4, jnp.int32)
+    )
     drift = () if bias is None else jax.vmap(bias.init)(start)
     gate = threshold(limit=0.1).init()
-    bounds = Bounds(jnp.asarray(1e6), jnp.asarray(0.2))
-    end = jax.jit(walk)(params, gate, bounds, Walk(walkers, near, nothing, bad, jnp.zeros(4), drift))
+    bounds = Bounds(*map(jnp.asarray, (1e6, 0.2, 1e6, 1e6)), jnp.ones(2, bool))
+    begun = Walk(walkers, near, nothing(start, force, stress), jnp.zeros(4, bool), drift)
+    end = jax.jit(walk)(params, gate, bounds, begun)
     before = jax.vmap(score)(first, start)
     return end, np.asarray(before), np.asarray(first.energy.mean(1))
 
 
-COLD = nvt_langevin(MASS, temperature=50.0, timestep=0.5)
+COLD = nvt_langevin(temperature=50.0, timestep=0.5)
 
 
 def test_a_bias_of_no_height_changes_nothing():
@@ -221,14 +222,14 @@ def test_walkers_under_a_bias_become_less_certain(bias):
 def test_adversarial_descent_raises_the_score_at_bounded_energy():
     """The objective rises, so the energy by less than 2 kT ln(score' / score)."""
     bias = seek.adversarial(mean_force_spread, temperature=2000.0)
-    end, before, energy = walked(bias, descent(MASS, rate=0.002, jolt=0.0))
+    end, before, energy = walked(bias, descent(rate=0.002, jolt=0.0))
     after = np.asarray(end.candidate.score)
     assert np.all(after > 1.02 * before)
-    rise = np.asarray(end.energy) - energy
+    rise = np.asarray(end.candidate.energy) - energy
     assert np.all(rise < 2 * BOLTZMANN * 2000.0 * np.log(after / before))
 
 
 def test_jolted_walkers_part_and_descend_without_a_bias():
-    end, _, energy = walked(None, descent(MASS, rate=0.002, jolt=0.01))
-    assert np.all(np.asarray(end.energy) < energy)
+    end, _, energy = walked(None, descent(rate=0.002, jolt=0.01))
+    assert np.all(np.asarray(end.candidate.energy) < energy)
     assert len({tuple(np.ravel(x)) for x in np.asarray(end.walkers.structure.position)}) == 4

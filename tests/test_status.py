@@ -34,7 +34,8 @@ def run(tmp_path):
             "factor": 2.5,
             "threshold": 0.4,
             "coverage": 0.875,
-            "unphysical": 0.0,
+            "unphysical": 0.02,
+            "causes": {"too hot": 0.015, "in pieces": 0.005},
             "holdout_force_rmse": None,
         }
         segment |= {"busy": 9.0 * number, "idle": 1.0 * number, "worked": 12.0 * number, "slots": 2}
@@ -56,6 +57,8 @@ def test_status_of_a_run(capsys, run):
     assert [found["store"][name] for name in ("done", "rejected", "failed", "number")] == [2, 1, 1, 4]
     assert found["true"] == pytest.approx(0.3) and (found["factor"], found["flagged"]) == (2.5, 0.25)
     assert (found["threshold"], found["coverage"]) == (0.4, 0.875)
+    assert found["causes"] == {"too hot": 0.015, "in pieces": 0.005}
+    assert "2.0% of the looks (too hot 1.5%, in pieces 0.5%)" in done(capsys, "status", run)
     assert found["checkpoint"]["number"] == 30 and 49 < found["checkpoint"]["age"] < 60
     assert (found["eta"], found["by"]) == (pytest.approx(50.0), "labels")  # a label a second, 50 to go
     text = done(capsys, "status", run)

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk, molecule
+from ase.build import add_adsorbate, bulk, fcc100, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
 from ase.io import read, write
 from scipy import stats
 
@@ -19,7 +20,7 @@ from jaxal import neighbors, registry
 from jaxal.committee import Committee
 from jaxal.explore.md import nve
 from jaxal.potential.pair import lennard_jones, morse
-from jaxal.structure import from_atoms, masses
+from jaxal.structure import from_atoms
 from jaxal.types import InputError, Label, Potential, Structure
 from jaxal.units import BOLTZMANN, KCAL_PER_MOL
 from jaxal.validate import command
@@ -163,6 +164,28 @@ def test_barrier_refuses_ends_that_do_not_fit():
         barrier(EMT, molecule("H2O"), molecule("H2O"), images=2)
 
 
+def test_a_band_keeps_fixed_atoms_where_they_are():
+    """A copper atom hops on two layers of copper, of which the lower one is held."""
+    start = fcc100("Cu", (2, 2, 2), vacuum=6.0)
+    add_adsorbate(start, "Cu", 1.7, "hollow")
+    lower = FixAtoms([0, 1, 2, 3])
+    start.set_constraint(lower)
+    end = start.copy()
+    end.positions[-1, 0] += start.cell[0, 0] / 2
+    found = barrier(EMT, start, end, images=5, fmax=0.05)
+    assert found.converged and 0.2 < found.energy < 0.9  # eV
+    for image in found.images:
+        np.testing.assert_array_equal(image.positions[:4], start.positions[:4])
+        assert np.all(np.any(image.positions[4:8] != start.positions[4:8], axis=1))
+    end.set_constraint()
+    with pytest.raises(InputError, match="end: its fixed atoms are not those of the start"):
+        barrier(EMT, start, end)
+    end.positions[2] += 0.3
+    end.set_constraint(lower)
+    with pytest.raises(InputError, match=r"end: its fixed atom 2 is 0\.52 Å from where the start has it"):
+        barrier(EMT, start, end)
+
+
 def test_molecules_may_shuffle_hydrogens_but_not_break():
     start = read(MALONALDEHYDE)
     assert same_skeleton(start, mirrored_transfer(start, 5, 4, 3))
@@ -196,9 +219,10 @@ def test_the_field_is_the_mean_of_the_members():
 def test_constant_energy_dynamics_of_a_closed_form():
     grid = 2.866 * np.array([[0, 0, 0], [1, 0, 0], [0.5, 0.87, 0], [0.5, 0.29, 0.82]])
     frames = [Atoms("Cu4", grid, info={}), Atoms("Cu4", grid + np.random.default_rng(1).normal(0, 0.05, grid.shape))]
+    frames[1].set_constraint(FixAtoms([0, 1]))
     potential = morse((29,))
     starts = from_atoms(frames, (29,))
-    explorer = nve(jnp.asarray(masses((29,))[starts.species[0]]), temperature=600.0, timestep=2.0)
+    explorer = nve(temperature=600.0, timestep=2.0)
     key = jax.random.key(0)
     trajectory = run(field(potential), potential.cutoff, explorer, starts, key, length=4.0, every=10)
     found = stability(trajectory, (29,), starts)
@@ -212,7 +236,11 @@ def test_constant_energy_dynamics_of_a_closed_form():
         near = neighbors.build(neighbors.plan(frame, potential.cutoff), frame)
         assert float(oracle(frame, near)[0]) == pytest.approx(trajectory.energy[1, number], abs=1e-5)
     assert trajectory.kinetic[1].std() > 10 * (trajectory.energy + trajectory.kinetic)[1].std()
-    assert found.temperature[0] == pytest.approx(2 * trajectory.kinetic[0].mean() / (9 * BOLTZMANN))
+    for number, free in enumerate((4 * 3 - 3, 2 * 3)):
+        kelvin = 2 * trajectory.kinetic[number].mean() / (free * BOLTZMANN)
+        assert found.temperature[number] == pytest.approx(kelvin, rel=1e-5)
+    held = trajectory.structure.position[1, :, :2]
+    np.testing.assert_array_equal(held, np.broadcast_to(np.asarray(starts.position)[1, :2], held.shape))
 
 
 def test_breakup_and_heating_are_seen():
@@ -223,7 +251,7 @@ def test_breakup_and_heating_are_seen():
         return jnp.zeros(()), push, jnp.zeros((3, 3))
 
     starts = from_atoms([pair], (18,))
-    explorer = nve(jnp.full(2, 39.95), temperature=10.0, timestep=1.0)
+    explorer = nve(temperature=10.0, timestep=1.0)
     trajectory = run(apart, 5.0, explorer, starts, jax.random.key(1), length=0.4, every=10)
     found = stability(trajectory, (18,), starts)
     assert not found.intact[0] and 0.05 < found.survived[0] < 0.4
@@ -250,9 +278,9 @@ def test_breakup_and_heating_are_seen():
 def test_neighbors_that_outgrow_their_room_are_given_more():
     # starts as far apart as the cutoff allows, then collapses: the list must grow, the result must not change
     grid = 5.5 * np.array([(x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
-    starts = from_atoms([Atoms("Ar8", grid)], (18,))
+    starts = from_atoms([Atoms("Ar8", grid, masses=[4.0] * 8)], (18,))
     potential = lennard_jones((18,), sigma=3.0, epsilon=0.3, cutoff=6.0, width=1.0)
-    explorer = nve(jnp.full(8, 4.0), temperature=5.0, timestep=1.0)
+    explorer = nve(temperature=5.0, timestep=1.0)
     options = {"length": 0.4, "every": 20}
     tight = run(field(potential), 6.0, explorer, starts, jax.random.key(2), **options, skin=0.3)
     ample = run(field(potential), 6.0, explorer, starts, jax.random.key(2), **options, skin=6.0)

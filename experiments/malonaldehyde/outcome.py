@@ -11,14 +11,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ase.io import read
 from tblite.ase import TBLite
 
 import jaxal
 from jaxal import model, report
 from jaxal.explore.md import nve
-from jaxal.structure import from_atoms, masses
+from jaxal.structure import from_atoms
 from jaxal.units import KCAL_PER_MOL
 from jaxal.validate import command, dynamics
 from jaxal.validate.barrier import barrier, mirrored_transfer
@@ -40,9 +39,8 @@ def main(directory: Path) -> None:
     committee = model.committee(finished)
     params = jax.tree.map(jnp.asarray, finished.params)
     structure = from_atoms([start], finished.table)
-    mass = jnp.asarray(masses(finished.table)[np.asarray(structure.species[0])], jnp.float32)
     # From the minimum about half of the energy goes into the potential: momenta of 770 K make a run at 500 K.
-    explorer = nve(mass, temperature=770.0, timestep=0.5)
+    explorer = nve(temperature=770.0, timestep=0.5)
     trajectory = dynamics.run(
         dynamics.mean_field(committee, params),
         committee.potential.cutoff,

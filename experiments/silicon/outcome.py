@@ -18,7 +18,7 @@ from jaxal import model
 from jaxal.committee import Committee
 from jaxal.explore.md import npt_nose_hoover
 from jaxal.potential.pair import stillinger_weber
-from jaxal.structure import from_atoms, masses, read_frames
+from jaxal.structure import from_atoms, read_frames
 from jaxal.validate import command, dynamics
 
 MELT, TEMPERATURE, TIMESTEP, EVERY = 3200.0, 2500.0, 2.0, 20  # K, K, fs, steps
@@ -32,9 +32,8 @@ def main(directory: Path) -> None:
     table, learned = finished.table, model.committee(finished)
     oracle = stillinger_weber(table)
     structure = jax.tree.map(jnp.asarray, from_atoms([start], table))
-    mass = jnp.full(structure.species.shape[-1], float(masses(table)[0]), jnp.float32)
     explorer = npt_nose_hoover(
-        mass, temperature=MELT, final_temperature=TEMPERATURE, ramp=RAMP, timestep=TIMESTEP, barostat_tau=500.0
+        temperature=MELT, final_temperature=TEMPERATURE, ramp=RAMP, timestep=TIMESTEP, barostat_tau=500.0
     )
     params = jax.tree.map(jnp.asarray, finished.params)
     fields = {

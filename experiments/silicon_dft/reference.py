@@ -25,7 +25,7 @@ from jaxal.explore.md import nvt_langevin
 from jaxal.label.calculator import LabelCalculator
 from jaxal.parts import import_parts
 from jaxal.potential.pair import stillinger_weber
-from jaxal.structure import from_atoms, masses
+from jaxal.structure import from_atoms
 from jaxal.validate import dynamics
 
 HERE, TABLE = Path(__file__).parent, (14,)
@@ -37,7 +37,7 @@ def thermal() -> list[Atoms]:
     oracle = stillinger_weber(TABLE)
     crystal = bulk("Si", "diamond", a=5.431, cubic=True)  # of Stillinger-Weber
     starts = from_atoms([crystal] * FRAMES, TABLE)
-    explorer = nvt_langevin(jnp.full(len(crystal), masses(TABLE)[0]), temperature=TEMPERATURE, timestep=1.0)
+    explorer = nvt_langevin(temperature=TEMPERATURE, timestep=1.0)
     field = dynamics.mean_field(Committee(oracle, 1, "vmap"), {"none": jnp.zeros(1)})
     trajectory = dynamics.run(field, oracle.cutoff, explorer, starts, jax.random.key(1), length=2.0, every=100)
     rng = np.random.default_rng(1)

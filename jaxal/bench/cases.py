@@ -26,7 +26,7 @@ from jaxal.config import parse
 from jaxal.devices import MEMBERS, WALKERS
 from jaxal.explore.md import nvt_langevin
 from jaxal.schema import Part
-from jaxal.structure import from_atoms, masses, species_table
+from jaxal.structure import from_atoms, species_table
 from jaxal.train import fit as training
 from jaxal.train.loss import LossWeights
 from jaxal.types import Label, Neighbors, Params, Structure
@@ -95,8 +95,7 @@ def forces(setting: Setting) -> Program:
 def md(setting: Setting) -> Program:
     """Langevin dynamics under the mean force, with the largest force spread of every walker read in every step."""
     model = _model(setting)
-    mass = jnp.asarray(masses(model.table)[np.searchsorted(model.table, setting.atoms.numbers)], setting.precision)
-    explorer = nvt_langevin(mass, temperature=300.0, timestep=0.5)
+    explorer = nvt_langevin(temperature=300.0, timestep=0.5)
 
     def step(params: Params, carry, _):
         walkers, near, overflow = carry
@@ -123,7 +122,7 @@ def md(setting: Setting) -> Program:
 
     zero = jnp.zeros_like(model.structures.position), jnp.zeros_like(model.structures.cell)
     keys = jax.random.split(jax.random.key(setting.seed), setting.walkers)
-    walkers = jax.jit(jax.vmap(explorer.init))(keys, model.structures, *zero)
+    walkers = jax.jit(jax.vmap(explorer.init))(keys, model.structures, *zero, jnp.zeros(setting.walkers, jnp.int32))
     # all donated: nothing twice
     held = [devices.laid(mesh, own, (walkers, model.near, jnp.zeros_like(model.near.overflow)))]
     compiled, trace, compile_ = _compile(run, model.params, held[0], donate=(1,))
@@ -158,7 +157,14 @@ def segment(setting: Setting) -> Program:
                 "signs": setting.signs,
             },
             "explore": {"name": "nvt_langevin", "temperature": 300, "walkers": setting.walkers},
-            "gate": {"name": "threshold", "limit": 0.0, "every": EVERY, "implausible": 1e6, "closest": 0.0},
+            "gate": {
+                "name": "threshold",
+                "limit": 0.0,
+                "every": EVERY,
+                "implausible": 1e6,
+                "closest": 0.0,
+                "hottest": 1e6,
+            },
             "label": {"name": "stillinger_weber" if silicon else "morse", "initial": 8, "max_force": 1e6},
             "train": {"batch": setting.batch, "steps": setting.steps},
             "seed": setting.seed,
@@ -172,7 +178,7 @@ def segment(setting: Setting) -> Program:
     structures, labels = setup.cast(first.structures, first.labels, reference, config.precision)
     dtype = setup.dtype_of(config.precision)
     oracle = setup.oracle_label(config, table, dtype, reference, setup.oracle_spec(config, table, structures))
-    parts = setup.parts_of(config, atoms, table, oracle)
+    parts = setup.parts_of(config, table, oracle)
     near = neighbors.plan(structures, parts.committee.potential.cutoff, setup.SKIN)
     train_near = neighbors.plan(structures, parts.committee.potential.cutoff, 0.0)
     static = setup.static_of(config, table, near, train_near, LOOKS)

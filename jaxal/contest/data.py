@@ -17,11 +17,10 @@ import numpy as np
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
-from jaxal.check import start_structures, task_of
+from jaxal.check import explorer_of, start_structures, task_of
 from jaxal.contest.schema import Live, Task
 from jaxal.data import dataset, files
 from jaxal.data.frames import Frame, of_atoms, overlap, stripped, with_electrons
-from jaxal.explore.md import NEEDS_CELL
 from jaxal.label.calculator import LabelCalculator
 from jaxal.label.executor import Recipe
 from jaxal.label.service import Service, label_service
@@ -182,8 +181,6 @@ def _check_live(name: str, task: Task, live: Live) -> None:
     for start in starts:
         if reason := overlap(start, live.closest):
             raise InputError(f"tasks.{name}.live.system.file: {live.system.file}: {reason}")
-    if live.explore.part.name in NEEDS_CELL and not starts[0].pbc.all():
-        raise InputError(f"tasks.{name}.live.explore.name: {live.explore.part.name} needs a periodic cell")
     largest = max(high - low for low, high in zip(task.budgets, task.budgets[1:], strict=False))
     if largest > live.looks * live.explore.walkers:
         raise InputError(
@@ -200,6 +197,10 @@ def _check_live(name: str, task: Task, live: Live) -> None:
             backend.check(task_of(start))
     except (LabelError, InputError) as error:
         raise InputError(f"tasks.{name}.live.label: {error}") from None
+    try:
+        explorer_of(live.explore.part, starts, live.system.file)
+    except InputError as error:
+        raise InputError(f"tasks.{name}.live.{error}") from None
 
 
 def _of_dynamics(

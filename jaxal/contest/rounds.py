@@ -243,11 +243,10 @@ def _offered(arena: Arena, entrant: Entrant, standing: Standing, number: int, cl
         eligible = ~np.asarray(standing.taken) & np.isfinite(score)
         energy, force = (np.asarray(x).mean(2) for x in (prediction.energy, prediction.force))
         return Offer(among, score, eligible, energy, force, None)
-    numbers = np.asarray(data.table)[np.asarray(data.pool.species)[0]]
     walk = kept(
         arena,
         ("walk", entrant.model, entrant.score, entrant.bias, entrant.drive),
-        lambda: walking.make_walking(program.committee, live, entrant, data.table, arena.near, numbers),
+        lambda: walking.make_walking(program.committee, live, entrant, data.table, arena.near),
     )
     factor = np.asarray(standing.factor, arena.contest.precision)
     key = made.keys(arena.contest.seed, arena.seeds, datas.key_of(arena.name), WALK, number)

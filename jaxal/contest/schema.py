@@ -57,6 +57,7 @@ class Live:
     looks: Count = 25  # in a round; each gives one candidate of each walker
     implausible: Annotated[float, Unit("eV/Å", 0, True)] = 3.0  # a frame with a larger estimated error is not physical
     closest: Annotated[float, Unit("", 0)] = 0.5  # nor is one with atoms closer than this part of their covalent radii
+    hottest: Annotated[float, Unit("", 1, True)] = 10.0  # nor one hotter than this multiple of the bath's temperature
     max_force: Annotated[float, Unit("eV/Å", 0, True)] = 30.0  # a larger force on any atom fails the label
     net_force: Annotated[float, Unit("eV/Å", 0, True)] = 0.1  # so does a larger sum of all forces
     test_temperature: Annotated[float, Unit("K", 0, True)] = 300.0  # of the labeler's own dynamics, without `test`

@@ -9,15 +9,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxal import committee as committees
-from jaxal import neighbors
+from jaxal import fragments, neighbors
 from jaxal.acquire.gate import conformal
 from jaxal.committee import Committee
 from jaxal.contest.programs import over_seeds
 from jaxal.contest.schema import Entrant, Live
 from jaxal.loop import Trusted
-from jaxal.structure import Table, masses
+from jaxal.structure import Table
 from jaxal.types import Key, Neighbors, Params, Structure, WalkerState
-from jaxal.walk import Bounds, Candidate, Walk, driving, make_walk, where
+from jaxal.walk import Bounds, Walk, driving, farthest, make_walk, nothing, where
 
 
 class Visited(NamedTuple):
@@ -32,51 +32,47 @@ class Visited(NamedTuple):
 
 
 def make_walking(
-    committee: Committee, live: Live, entrant: Entrant, table: Table, near: neighbors.Spec, numbers: np.ndarray
+    committee: Committee, live: Live, entrant: Entrant, table: Table, near: neighbors.Spec
 ) -> Callable[..., Any]:
     """(weights, factor, structures [w], key data) -> Visited, for all seeds.
 
     The strategy's score judges the frames; its drive and bias move the walkers, and what a bias learns is of one round.
     `factor` times the score is the estimated error; before it is known (infinite) the score itself is taken for it.
-    `numbers` are the atomic numbers of the walkers' atoms. As in a run, walkers that leave the physical go back to
-    their last trusted frame with new momenta.
+    As in a run, walkers that leave the physical go back to their last trusted frame with new momenta, and the score of
+    a frame with an isolated atom is infinite where the start structures have no such atom of its species.
     """
-    mass = masses(table)[np.searchsorted(table, numbers)]
     score, drive = entrant.score.bind(), entrant.drive or live.explore.drive
     bias = entrant.bias.bind()(score)
 
     def walking(params: Params, factor: Float[Array, ""], starts: Structure, key: Array) -> Visited:
         dtype = starts.position.dtype
-        explorer = live.explore.part.bind()(jnp.asarray(mass, dtype))
+        explorer = live.explore.part.bind()()
         walk = make_walk(committee, explorer, score, table, near, live.every, drive, bias)
-        bounds = Bounds(jnp.asarray(live.implausible, dtype), jnp.asarray(live.closest, dtype))
         gate = conformal().init()._replace(factor=factor)
         number = starts.charge.shape[0]
         listed = neighbors.find(near, starts)
         said = committees.predict(committee, params, starts, listed)
         trusted = Trusted(starts, *driving(drive, said, jnp.arange(number)))
+        every = jnp.ones(number, bool)
+        known = fragments.isolated_species(near.cutoff, starts, listed, every, len(table))
+        implausible, closest, hottest = (jnp.asarray(x, dtype) for x in (live.implausible, live.closest, live.hottest))
+        bounds = Bounds(implausible, closest, hottest, farthest(near.cutoff, starts).astype(dtype), known)
         drift = () if bias is None else jax.vmap(bias.init)(starts)
         first, later = jax.random.split(jax.random.wrap_key_data(key))
-        walkers = jax.vmap(explorer.init)(jax.random.split(first, number), *trusted)
+        begun = jnp.zeros(number, jnp.int32)
+        walkers = jax.vmap(explorer.init)(jax.random.split(first, number), *trusted, begun)
 
         def look(carry: tuple[WalkerState, Neighbors, Trusted, Any], key: Key) -> Any:
             walkers, listed, trusted, drift = carry
-            nothing = Candidate(
-                structure=trusted.structure,
-                force=trusted.force,
-                drive=trusted.force,
-                stress=trusted.stress,
-                score=jnp.full(number, -jnp.inf, dtype),
-                bad=jnp.zeros(number, bool),
-            )
-            begin = Walk(walkers, listed, nothing, jnp.zeros(number, bool), jnp.zeros(number, dtype), drift)
+            begin = Walk(walkers, listed, nothing(*trusted), jnp.zeros(number, bool), drift)
             end = walk(params, gate, bounds, begin)
             now, left = end.candidate, end.candidate.bad | end.full
             seen = jnp.isfinite(now.score) & ~end.full
             trusted = where(seen & ~left, Trusted(now.structure, now.drive, now.stress), trusted)
-            fresh = jax.vmap(explorer.init)(jax.random.split(key, number), *trusted)
-            walkers = where(left, fresh._replace(step=end.walkers.step), end.walkers)
-            return (walkers, end.near, trusted, end.drift), (now.structure, now.force, now.score, seen, left)
+            fresh = jax.vmap(explorer.init)(jax.random.split(key, number), *trusted, end.walkers.step)
+            walkers = where(left, fresh, end.walkers)
+            score = jnp.where(now.unknown, jnp.inf, now.score)
+            return (walkers, end.near, trusted, end.drift), (now.structure, now.force, score, seen, left)
 
         keys = jax.random.split(later, live.looks)
         (_, _, trusted, _), (*looks, left) = jax.lax.scan(look, (walkers, listed, trusted, drift), keys)

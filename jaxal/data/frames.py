@@ -104,7 +104,7 @@ def of_atoms(atoms: ase.Atoms, labeled: bool = True) -> Frame:
         cell=cell,
         periodic=periodic,
         mass=np.array(atoms.get_masses(), float),
-        fixed=_fixed(atoms),
+        fixed=fixed_atoms(atoms),
         charge=electrons.charge,
         spin=electrons.spin,
         numeric=numeric,
@@ -289,7 +289,7 @@ def _cell_of(atoms: ase.Atoms) -> tuple[np.ndarray, bool]:
     return cell, bool(atoms.pbc.all())
 
 
-def _fixed(atoms: ase.Atoms) -> np.ndarray:
+def fixed_atoms(atoms: ase.Atoms) -> np.ndarray:
     """Which atoms are held in place, [n]. Raises InputError that names a constraint of another kind."""
     directions = np.zeros((len(atoms), 3), bool)
     for constraint in atoms.constraints:

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax_md import dataclasses
 from jax_md.simulate import NVTLangevinState
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from jaxal.explore.md import Femtosecond, Kelvin, Masses, nvt_langevin
-from jaxal.precision import exact
+from jaxal.explore.md import Femtosecond, Kelvin, nvt_langevin
+from jaxal.explore.walker import explorer
 from jaxal.registry import register
 from jaxal.types import Explorer, InputError, Key, Structure, WalkerState
 from jaxal.units import Unit
@@ -32,7 +32,6 @@ class Steered(NVTLangevinState):
 
 @register("explorer")
 def nvt_steered(
-    mass: Masses,
     *,
     coordinate: tuple[tuple[Atom, Atom], ...],
     low: Annotated[float, Unit("Å")],
@@ -57,12 +56,12 @@ def nvt_steered(
     side of a barrier, or the walkers are held on its slopes.
 
     Izrailev et al., Biophys. J. 72, 1568 (1997); Park and Schulten, J. Chem. Phys. 120, 5946 (2004).
-    Raises InputError for a coordinate that these atoms do not have, and for an empty range.
+    Raises InputError for an empty range, and `init` for a coordinate that the atoms of a structure do not have.
     """
-    pairs = _pairs(coordinate, np.shape(mass)[0])
+    pairs = _pairs(coordinate)
     if not low < high:
         raise InputError(f"explore.high: {high} Å is not above explore.low, {low} Å; the sweep needs a range")
-    plain = nvt_langevin(mass, temperature=temperature, timestep=timestep, friction=friction)
+    plain = nvt_langevin(temperature=temperature, timestep=timestep, friction=friction)
     middle, half = (low + high) / 2, (high - low) / 2
     turn = 2 * np.pi * timestep / (1e3 * period)  # rad in a step
 
@@ -74,11 +73,14 @@ def nvt_steered(
 
         return -jax.grad(energy)(structure.position)
 
-    def init(key: Key, structure: Structure, force: Float[Array, "n 3"], stress: Float[Array, "3 3"]) -> WalkerState:
+    def init(
+        key: Key, structure: Structure, force: Float[Array, "n 3"], stress: Float[Array, "3 3"], step: Int[Array, ""]
+    ) -> WalkerState:
+        _refuse_other_atoms(pairs, structure.position.shape[-2])
         at = jnp.clip((middle - value(pairs, structure)) / half, -1.0, 1.0)
         upwards = jax.random.bernoulli(jax.random.fold_in(key, 1))
         phase = jnp.where(upwards, 1.0, -1.0).astype(at.dtype) * jnp.arccos(at)
-        walker = plain.init(key, structure, force + pull(structure, phase), stress)
+        walker = plain.init(key, structure, force + pull(structure, phase), stress, step)
         engine = walker.engine
         fields = {field.name: getattr(engine, field.name) for field in dataclasses.fields(engine)}
         return walker._replace(engine=Steered(**fields, phase=phase))  # pyright: ignore[reportCallIssue]
@@ -90,7 +92,7 @@ def nvt_steered(
         walker = plain.advance(walker, structure, force + pull(structure, phase), stress)
         return walker._replace(engine=walker.engine.set(phase=phase))
 
-    return Explorer(exact(init), plain.propose, exact(advance), timestep)
+    return explorer(init, plain.propose, advance, timestep, plain.bath)
 
 
 def value(pairs: Pairs, structure: Structure) -> Float[Array, ""]:
@@ -112,14 +114,16 @@ def _distance(structure: Structure, i: int, j: int) -> Float[Array, ""]:
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
 
 
-def _pairs(coordinate: tuple[tuple[int, int], ...], atoms: int) -> Pairs:
-    """The coordinate, checked."""
+def _pairs(coordinate: tuple[tuple[int, int], ...]) -> Pairs:
+    """The coordinate, checked but for which atoms there are."""
     pairs = tuple((int(i), int(j)) for i, j in coordinate)
-    listed = [list(pair) for pair in pairs]
     if len(pairs) not in (1, 2):
         what = "one pair of atoms, [[i, j]], or two, [[i, j], [k, l]]"
-        raise InputError(f"explore.coordinate: {listed} has {len(pairs)} pairs; give {what}")
+        raise InputError(f"explore.coordinate: {[list(x) for x in pairs]} has {len(pairs)} pairs; give {what}")
+    return pairs
+
+
+def _refuse_other_atoms(pairs: Pairs, atoms: int) -> None:
     for i, j in pairs:
         if not (0 <= i < atoms and 0 <= j < atoms and i != j):
             raise InputError(f"explore.coordinate: {[i, j]} does not fit; give two different atoms, 0 to {atoms - 1}")
-    return pairs

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax_md import dataclasses
 from jax_md.simulate import NVEState
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from jaxal.explore.md import Femtosecond, Masses
-from jaxal.precision import exact
+from jaxal.explore.md import Femtosecond
+from jaxal.explore.walker import explorer
 from jaxal.registry import register
 from jaxal.types import Explorer, Key, Structure, WalkerState
 from jaxal.units import Unit
@@ -24,7 +24,6 @@ class Displaced(NVEState):
 
 @register("explorer")
 def descent(
-    mass: Masses,
     *,
     rate: Annotated[float, Unit("Å^2/eV", 0.0, exclusive=True)] = 0.005,
     longest: Annotated[float, Unit("Å", 0.0, exclusive=True)] = 0.05,
@@ -35,18 +34,20 @@ def descent(
 
     A step is `rate` (Å^2/eV) times the force, scaled down where an atom would go farther than `longest` (Å). It begins,
     and begins again at every return to an earlier structure, with a Gaussian displacement of `jolt` (Å) per coordinate,
-    so walkers that start together part. `mass` in amu says only how many atoms there are; `timestep` (fs) is what a
-    step counts as in the run's simulated time. Cells stay as they are. Schwalbe-Koda, Tan and Gómez-Bombarelli, Nat.
+    so walkers that start together part. `timestep` (fs) is what a step counts as in the run's simulated time. Cells and
+    fixed atoms stay as they are. Schwalbe-Koda, Tan and Gómez-Bombarelli, Nat.
     Commun. 12, 5104 (2021).
     """
 
-    def init(key: Key, structure: Structure, force: Float[Array, "n 3"], stress: Float[Array, "3 3"]) -> WalkerState:
+    def init(
+        key: Key, structure: Structure, force: Float[Array, "n 3"], stress: Float[Array, "3 3"], step: Int[Array, ""]
+    ) -> WalkerState:
         position = structure.position
-        weight = jnp.asarray(mass, position.dtype)[:, None]
+        weight = structure.mass.astype(position.dtype)[:, None]
         noise = jolt * jax.random.normal(key, position.shape, position.dtype)
         still = jnp.zeros_like(position)
         engine = Displaced(position, still, jnp.asarray(force, position.dtype), weight, jolt=noise)  # pyright: ignore
-        return WalkerState(structure, engine, jnp.asarray(stress, position.dtype), jnp.zeros((), jnp.int32))
+        return WalkerState(structure, engine, jnp.asarray(stress, position.dtype), jnp.asarray(step, jnp.int32))
 
     def propose(walker: WalkerState) -> Structure:
         move = rate * walker.engine.force
@@ -62,4 +63,4 @@ def descent(
         engine = walker.engine.set(position=structure.position, force=jnp.asarray(force, dtype), jolt=still)
         return WalkerState(structure, engine, jnp.asarray(stress, walker.stress.dtype), walker.step + 1)
 
-    return Explorer(exact(init), exact(propose), exact(advance), timestep)
+    return explorer(init, propose, advance, timestep)

@@ -8,7 +8,8 @@ merges what both share: no per-atom work is done twice.
 
 jax-md knows one unit of energy. With eV, Å and amu its time unit is `TIME_UNIT` fs and momenta are in
 sqrt(eV amu). Positions are Cartesian and never wrapped. To add an integrator, write a factory
-`f(mass, *, options) -> Explorer` here under @register: the contract tests run on it by name.
+`f(*, options) -> Explorer` here under @register, which ends in `jaxal.explore.walker.explorer`: that keeps fixed
+atoms where they are. The contract tests run on it by name.
 """
 
 from collections.abc import Callable
@@ -17,17 +18,14 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax_md import quantity, simulate
+from jax_md import simulate
 from jaxtyping import Array, Float, Int
 
-from jaxal.precision import exact
+from jaxal.explore.walker import degrees_of_freedom, explorer, free, kinetic_energy, mobile, rests
 from jaxal.registry import register
 from jaxal.types import Explorer, InputError, Key, Structure, WalkerState
 from jaxal.units import BOLTZMANN, GPA, TIME_UNIT, Unit
 
-NEEDS_CELL = frozenset({"npt_nose_hoover"})  # explorers that cannot run without a periodic cell
-
-Masses = Float[Array | np.ndarray, "n"]  # amu
 Kelvin = Annotated[float, Unit("K", 0.0)]
 # a Nosé–Hoover chain has no state at zero: its masses vanish
 Warm = Annotated[float, Unit("K", 0.0, exclusive=True)]
@@ -39,22 +37,6 @@ Picosecond = Annotated[float, Unit("ps", 0.0)]
 # loops are not merged: the half that runs twice would be paid twice.
 CHAIN = {"chain_length": 3, "chain_steps": 1, "sy_steps": 1}
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
-
-
-def degrees_of_freedom(walker: WalkerState) -> int:
-    """Momenta that are free: 3n where the thermostat acts on the center of mass (Langevin), else 3n - 3."""
-    atoms = walker.structure.position.shape[-2]
-    return 3 * atoms if isinstance(walker.engine, simulate.NVTLangevinState) else _free(atoms)
-
-
-def kinetic_energy(walker: WalkerState) -> Float[Array, ""]:
-    """Kinetic energy of the atoms of one walker, eV."""
-    return jnp.asarray(quantity.kinetic_energy(momentum=walker.engine.momentum, mass=walker.engine.mass))
-
-
-def temperature(walker: WalkerState) -> Float[Array, ""]:
-    """Kinetic temperature of one walker, K: 2 K / (degrees of freedom * k_B)."""
-    return 2 * kinetic_energy(walker) / (degrees_of_freedom(walker) * BOLTZMANN)
 
 
 def conserved(
@@ -80,18 +62,17 @@ def conserved(
 
 
 @register("explorer")
-def nve(mass: Masses, *, temperature: Kelvin = 300.0, timestep: Femtosecond = 0.5) -> Explorer:
+def nve(*, temperature: Kelvin = 300.0, timestep: Femtosecond = 0.5) -> Explorer:
     """Constant energy: velocity Verlet from momenta drawn at a temperature.
 
-    `mass` in amu; `temperature` (K) is that of the initial momenta; `timestep` in fs.
+    `temperature` (K) is that of the initial momenta; `timestep` in fs.
     """
     engine = simulate.nve(_given_force, _shift, _time(timestep))
-    return _explorer(engine, mass, timestep, _schedule(temperature, None, 0.0, timestep))
+    return _explorer(engine, timestep, _schedule(temperature, None, 0.0, timestep))
 
 
 @register("explorer")
 def nvt_langevin(
-    mass: Masses,
     *,
     temperature: Kelvin = 300.0,
     timestep: Femtosecond = 0.5,
@@ -101,21 +82,20 @@ def nvt_langevin(
 ) -> Explorer:
     """Constant temperature by friction and noise (Langevin, BAOAB splitting).
 
-    `mass` in amu, `temperature` in K, `timestep` in fs, `friction` in 1/fs. With `final_temperature` (K) the
-    temperature goes there linearly within `ramp` ps, then stays. The center of mass starts at rest and is then
-    thermalized with the rest. Leimkuhler and Matthews, Appl. Math. Res. Express 2013, 34 (2013).
+    `temperature` in K, `timestep` in fs, `friction` in 1/fs. With `final_temperature` (K) the
+    temperature goes there linearly within `ramp` ps, then stays. The center of mass starts at rest, where no atom
+    is fixed, and is then thermalized with the rest. Leimkuhler and Matthews, Appl. Math. Res. Express 2013, 34 (2013).
     Raises InputError where only one of `final_temperature` and `ramp` is given.
     """
     kT = _schedule(temperature, final_temperature, ramp, timestep)
     engine = simulate.nvt_langevin(
         _given_force, _shift, _time(timestep), BOLTZMANN * temperature, gamma=friction * TIME_UNIT
     )
-    return _explorer(engine, mass, timestep, kT)
+    return _explorer(engine, timestep, kT)
 
 
 @register("explorer")
 def nvt_nose_hoover(
-    mass: Masses,
     *,
     temperature: Warm = 300.0,
     timestep: Femtosecond = 0.5,
@@ -125,8 +105,8 @@ def nvt_nose_hoover(
 ) -> Explorer:
     """Constant temperature by a deterministic Nosé–Hoover chain.
 
-    `mass` in amu, `temperature` in K, `timestep` in fs, `tau` the period of the chain in fs, `final_temperature`
-    and `ramp` as in `nvt_langevin`. Momentum is conserved, so 3n - 3 degrees of freedom are thermalized. An open
+    `temperature` in K, `timestep` in fs, `tau` the period of the chain in fs, `final_temperature` and `ramp` as in
+    `nvt_langevin`. Momentum is conserved where no atom is fixed, so 3n - 3 degrees of freedom are thermalized. An open
     molecule also keeps the axis of its angular momentum: `nvt_langevin` samples it better.
     Martyna, Klein and Tuckerman, J. Chem. Phys. 97, 2635 (1992).
     Raises InputError where only one of `final_temperature` and `ramp` is given.
@@ -136,17 +116,23 @@ def nvt_nose_hoover(
         _given_force, _shift, _time(timestep), BOLTZMANN * temperature, tau=tau / TIME_UNIT, **CHAIN
     )
 
-    def begin_free(key: Key, position: Float[Array, "n 3"], **options: Any) -> simulate.NVTNoseHooverState:
+    # How many momenta there are to thermalize depends on the structure, and jax-md counts 3n: nine atoms whose center
+    # of mass rests would be held 12 % too hot. In its state the number is static: there it is 0, and the step, traced
+    # without jax-md's own jit, has it as an array.
+    def begin_uncounted(key: Key, position: Float[Array, "n 3"], **options: Any) -> Any:
         engine = begin(key, position, **options)
-        # jax-md counts 3n: nine atoms whose center of mass rests would be held 12 % too hot.
-        return engine.set(chain=engine.chain.set(degrees_of_freedom=_free(position.shape[0])))
+        return engine.set(chain=engine.chain.set(degrees_of_freedom=0))
 
-    return _explorer((begin_free, apply), mass, timestep, kT)
+    def apply_counted(engine: Any, *, count: Int[Array, ""], **options: Any) -> Any:
+        counted = engine.set(chain=engine.chain.set(degrees_of_freedom=count))
+        after = apply.__wrapped__(counted, **options)
+        return after.set(chain=after.chain.set(degrees_of_freedom=0))
+
+    return _explorer((begin_uncounted, apply_counted), timestep, kT)
 
 
 @register("explorer")
 def npt_nose_hoover(
-    mass: Masses,
     *,
     temperature: Warm = 300.0,
     timestep: Femtosecond = 0.5,
@@ -158,9 +144,9 @@ def npt_nose_hoover(
 ) -> Explorer:
     """Constant temperature and pressure by Nosé–Hoover chains; the cell changes size and keeps its shape.
 
-    `mass` in amu, `temperature` in K, `timestep` in fs, `pressure` in GPa, `tau` and `barostat_tau` the periods
-    of the two chains in fs, `final_temperature` and `ramp` as in `nvt_langevin`. Needs a periodic cell
-    (`NEEDS_CELL`) and the stress. Tuckerman et al., J. Phys. A 39, 5629 (2006).
+    `temperature` in K, `timestep` in fs, `pressure` in GPa, `tau` and `barostat_tau` the periods of the two chains
+    in fs, `final_temperature` and `ramp` as in `nvt_langevin`. Needs a periodic cell, the stress, and no fixed atoms:
+    scaling the cell moves all. Tuckerman et al., J. Phys. A 39, 5629 (2006).
     Raises InputError where only one of `final_temperature` and `ramp` is given.
     """
     kT = _schedule(temperature, final_temperature, ramp, timestep)
@@ -175,26 +161,28 @@ def npt_nose_hoover(
     )
     begin, apply = pair
 
-    def init(key: Key, structure: Structure, force: Float[Array, "n 3"], stress: Float[Array, "3 3"]) -> WalkerState:
+    def init(
+        key: Key, structure: Structure, force: Float[Array, "n 3"], stress: Float[Array, "3 3"], step: Int[Array, ""]
+    ) -> WalkerState:
         position, cell = structure.position, structure.cell
-        weight = jnp.asarray(mass, position.dtype)
-        start = _kT(kT, jnp.zeros((), jnp.int32), position)
+        start = _kT(kT, step, position)
         virial = _virial(cell, stress)
         engine = begin(
             key,
             position,
             _handedness(cell) * cell,
-            mass=weight,
-            momenta=_momenta(key, weight, start, position),
+            mass=structure.mass.astype(position.dtype),
+            momenta=_momenta(key, structure, start),
             kT=start,
             force=force,
             before=position,
             virial=virial,
             new_virial=virial,
         )
-        free = engine.thermostat.set(degrees_of_freedom=_free(position.shape[0]))
-        engine = _cast(engine.set(thermostat=free), position.dtype)
-        return WalkerState(structure, engine, jnp.asarray(stress, position.dtype), jnp.zeros((), jnp.int32))
+        atoms = position.shape[0]
+        counted = engine.thermostat.set(degrees_of_freedom=3 * atoms - 3 if atoms > 1 else 3)
+        engine = _cast(engine.set(thermostat=counted), position.dtype)
+        return WalkerState(structure, engine, jnp.asarray(stress, position.dtype), jnp.asarray(step, jnp.int32))
 
     def step(walker: WalkerState, force: Float[Array, "n 3"], virial: Float[Array, ""]) -> Any:
         position = walker.structure.position
@@ -220,26 +208,29 @@ def npt_nose_hoover(
         engine = step(walker, force, _virial(structure.cell, stress)).set(position=structure.position)
         return WalkerState(structure, engine, jnp.asarray(stress, walker.stress.dtype), walker.step + 1)
 
-    return Explorer(exact(init), exact(propose), exact(advance), timestep)
+    return explorer(init, propose, advance, timestep, _bath(kT), barostat=True)
 
 
-def _explorer(engine: tuple[Callable, Callable], mass: Masses, timestep: float, kT: Schedule) -> Explorer:
+def _explorer(engine: tuple[Callable, Callable], timestep: float, kT: Schedule) -> Explorer:
     """The two halves of a jax-md (init, apply) pair that needs forces only."""
     begin, apply = engine
 
-    def init(key: Key, structure: Structure, force: Float[Array, "n 3"], stress: Float[Array, "3 3"]) -> WalkerState:
+    def init(
+        key: Key, structure: Structure, force: Float[Array, "n 3"], stress: Float[Array, "3 3"], step: Int[Array, ""]
+    ) -> WalkerState:
         position = structure.position
-        weight = jnp.asarray(mass, position.dtype)
-        start = _kT(kT, jnp.zeros((), jnp.int32), position)
+        start = _kT(kT, step, position)
         noise, key = jax.random.split(key)
-        momenta = _momenta(noise, weight, start, position)
-        state = begin(key, position, mass=weight, momenta=momenta, kT=start, force=force)
+        momenta = _momenta(noise, structure, start)
+        mass = structure.mass.astype(position.dtype)
+        state = begin(key, position, mass=mass, momenta=momenta, kT=start, force=force)
         stress = jnp.asarray(stress, position.dtype)
-        return WalkerState(structure, _cast(state, position.dtype), stress, jnp.zeros((), jnp.int32))
+        return WalkerState(structure, _cast(state, position.dtype), stress, jnp.asarray(step, jnp.int32))
 
     def step(walker: WalkerState, force: Float[Array, "n 3"]) -> Any:
         position = walker.structure.position
-        return _cast(apply(walker.engine, kT=_kT(kT, walker.step, position), force=force), position.dtype)
+        given = {"kT": _kT(kT, walker.step, position), "force": force, "count": free(walker.structure)}
+        return _cast(apply(walker.engine, **given), position.dtype)
 
     def propose(walker: WalkerState) -> Structure:
         return walker.structure._replace(position=step(walker, walker.engine.force).position)
@@ -251,7 +242,7 @@ def _explorer(engine: tuple[Callable, Callable], mass: Masses, timestep: float, 
         state = step(walker, force).set(position=structure.position)
         return WalkerState(structure, state, jnp.asarray(stress, walker.stress.dtype), walker.step + 1)
 
-    return Explorer(exact(init), exact(propose), exact(advance), timestep)
+    return explorer(init, propose, advance, timestep, _bath(kT))
 
 
 def _given_force(position: Float[Array, "n 3"], *, force: Float[Array, "n 3"], **_: Any) -> Float[Array, "n 3"]:
@@ -287,22 +278,19 @@ def _time(timestep: float) -> float:
     return float(np.float32(timestep / TIME_UNIT))
 
 
-def _free(atoms: int) -> int:
-    return 3 * atoms - 3 if atoms > 1 else 3
-
-
-def _momenta(
-    key: Key, mass: Float[Array, "n"], kT: Float[Array, ""], position: Float[Array, "n 3"]
-) -> Float[Array, "n 3"]:
-    """Maxwell–Boltzmann momenta, sqrt(eV amu), of a system whose center of mass rests.
+def _momenta(key: Key, structure: Structure, kT: Float[Array, ""]) -> Float[Array, "n 3"]:
+    """Maxwell–Boltzmann momenta, sqrt(eV amu), of a system whose center of mass rests, where no atom is fixed.
 
     Every atom loses the velocity of the center of mass. jax-md takes the same momentum from each, which starts
     light atoms among heavy ones too hot (hydrogen in malonaldehyde by two thirds).
     """
-    momenta = jnp.sqrt(mass * kT)[:, None] * jax.random.normal(key, position.shape, position.dtype)
-    if position.shape[0] == 1:
-        return momenta
-    return momenta - mass[:, None] * (jnp.sum(momenta, axis=0) / jnp.sum(mass))
+    position, moves = structure.position, mobile(structure)[:, None]
+    mass = structure.mass.astype(position.dtype)[:, None]
+    momenta = jnp.sqrt(mass * kT) * jax.random.normal(key, position.shape, position.dtype)
+    momenta = jnp.where(moves, momenta, 0.0)
+    weight = jnp.where(moves, mass, 0.0)
+    common = weight * (jnp.sum(momenta, axis=0) / jnp.maximum(jnp.sum(weight), jnp.finfo(mass.dtype).tiny))
+    return momenta - jnp.where(rests(structure), common, 0.0)
 
 
 def _schedule(start: float, final: float | None, duration: float, timestep: float) -> Schedule:
@@ -315,6 +303,11 @@ def _schedule(start: float, final: float | None, duration: float, timestep: floa
         return lambda step: jnp.asarray(BOLTZMANN * start)
     steps = duration * 1e3 / timestep
     return lambda step: BOLTZMANN * (start + (final - start) * jnp.minimum(step / steps, 1.0))
+
+
+def _bath(kT: Schedule) -> Schedule:
+    """Temperature of the bath, K, after a number of steps."""
+    return lambda step: kT(step) / BOLTZMANN
 
 
 def _kT(schedule: Schedule, step: Int[Array, ""], position: Float[Array, "n 3"]) -> Float[Array, ""]:

@@ -15,6 +15,7 @@ from ase.optimize import BFGS, FIRE
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.transform import Rotation
 
+from jaxal.data.frames import fixed_atoms
 from jaxal.types import InputError
 from jaxal.validate.graph import bonds
 
@@ -44,6 +45,7 @@ def barrier(
 ) -> Barrier:
     """Barrier from `start` to `end`, both relaxed first with the same calculator.
 
+    Atoms held by FixAtoms stay where they are, at the ends and along the path; then nothing is turned or shifted.
     `calculator_factory` gives a calculator for each of the `images` (ends included); `fmax` (eV/Å) is the largest
     force left on any atom, `steps` the most steps each of four optimizations may take. A path that does not
     converge is returned with `converged` false. Raises InputError where the ends do not fit together.
@@ -52,13 +54,22 @@ def barrier(
         raise InputError(f"images: {images}; a path needs at least 3")
     if len(start) != len(end) or not np.array_equal(start.numbers, end.numbers):
         raise InputError("end: its atoms are not those of the start; give the same elements in the same order")
+    fixed = fixed_atoms(start)
+    if not np.array_equal(fixed, fixed_atoms(end)):
+        raise InputError("end: its fixed atoms are not those of the start; give both the same FixAtoms")
+    moved = np.linalg.norm(end.positions[fixed] - start.positions[fixed], axis=-1)
+    if np.any(moved > 1e-3):
+        atom = int(np.flatnonzero(fixed)[np.argmax(moved)])
+        raise InputError(f"end: its fixed atom {atom} is {moved.max():.3g} Å from where the start has it; put it there")
     ends = [start.copy(), end.copy()]
+    ends[1].positions[fixed] = start.positions[fixed]
     converged = True
     for atoms in ends:
         atoms.calc = calculator_factory()
         converged &= bool(BFGS(atoms, logfile=None).run(fmax=fmax / 2, steps=steps))
     open_ = not start.pbc.any()
-    if open_:
+    loose = open_ and not fixed.any()  # nothing holds it: its rotation and translation are to be taken out
+    if loose:
         minimize_rotation_and_translation(ends[0], ends[1])
     band = [ends[0], *(ends[0].copy() for _ in range(images - 2)), ends[1]]
     for image in band[1:-1]:
@@ -66,10 +77,12 @@ def barrier(
     neb = NEB(
         band,
         method="improvedtangent",
-        remove_rotation_and_translation=open_,
+        remove_rotation_and_translation=loose,
         allow_shared_calculator=True,
     )
     neb.interpolate(method="idpp", mic=not open_, apply_constraint=False)
+    for image in band[1:-1]:
+        image.positions[fixed] = start.positions[fixed]
     # A rough band first: an image that climbs too early can leave the path.
     # ASE annotates atoms and logfile more narrowly than its optimizers take them.
     FIRE(neb, logfile=None).run(fmax=max(0.2, 5 * fmax), steps=steps)  # pyright: ignore[reportArgumentType]

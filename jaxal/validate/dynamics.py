@@ -15,14 +15,15 @@ from jaxtyping import Array, Float
 
 from jaxal import neighbors as lists
 from jaxal.committee import Committee, predict
+from jaxal.explore.walker import free, kelvin, kinetic_energy
 from jaxal.structure import Table, to_atoms
-from jaxal.types import Explorer, InputError, Key, Neighbors, Params, Structure, WalkerState
-from jaxal.units import BOLTZMANN
+from jaxal.types import Explorer, InputError, Key, Neighbors, Params, Structure
 from jaxal.validate.graph import same_skeleton
 
 # One structure and its neighbors -> energy (eV), forces (eV/Å) and stress (eV/Å^3)
 Field = Callable[[Structure, Neighbors], tuple[Float[Array, ""], Float[Array, "n 3"], Float[Array, "3 3"]]]
 
+REPLAYS = 8  # with more room each time
 GRAM_PER_CM3 = 1.66053906660  # of one amu/Å^3
 
 
@@ -69,12 +70,6 @@ def mean_field(committee: Committee, params: Params) -> Field:
     return field
 
 
-def _kinetic(walker: WalkerState, real: Array) -> Float[Array, ""]:
-    # jax-md's momentum is such that p^2 / 2m is an energy in eV for masses in amu (jaxal.units.TIME_UNIT)
-    momentum, mass = walker.engine.momentum, walker.engine.mass
-    return 0.5 * jnp.sum(jnp.where(real[:, None], momentum**2 / mass, 0.0))
-
-
 def run(
     field: Field,
     cutoff: float,
@@ -88,19 +83,19 @@ def run(
 ) -> Trajectory:
     """Dynamics of `length` ps from each start [b n ...] in one jitted scan, a frame each `every` steps.
 
-    The starts are of the same atoms, unpadded, for which the explorer was made.
+    The starts are of the same atoms, unpadded; fixed ones stay where they are.
     `field` gives energy, forces and stress of one structure, `explorer` moves it (jaxal.explore, "nve" say). The
     neighbor list (cutoff and skin in Å) is rebuilt when an atom has moved too far; where it overflows the whole is
     run again with more room. A frame after the forces ceased to be finite holds NaN.
+    Raises InputError for less than two frames, and for atoms that collapse into ever smaller space.
     """
     frames = round(length * 1e3 / (explorer.timestep * every))
     if frames < 2:
         raise InputError(f"length: {length} ps is less than two frames of {every} steps of {explorer.timestep} fs")
 
     def one(spec: lists.Spec, key: Key, start: Structure):
-        real = start.species >= 0
         near = lists.build(spec, start)
-        walker = explorer.init(key, start, *field(start, near)[1:])
+        walker = explorer.init(key, start, *field(start, near)[1:], jnp.zeros((), jnp.int32))
 
         def step(carry, _):
             walker, near, _, overflow = carry
@@ -113,7 +108,7 @@ def run(
         def frame(carry, _):
             carry, _ = jax.lax.scan(step, carry, None, length=every)
             walker, _, energy, _ = carry
-            return carry, (walker.structure, energy, _kinetic(walker, real))
+            return carry, (walker.structure, energy, kinetic_energy(walker))
 
         energy = jnp.zeros((), start.position.dtype)
         carry, kept = jax.lax.scan(frame, (walker, near, energy, near.overflow), None, length=frames)
@@ -121,14 +116,18 @@ def run(
 
     starts = jax.tree.map(jnp.asarray, starts)
     keys = jax.random.split(key, starts.position.shape[0])
-    spec, shrink = lists.plan(starts, cutoff, skin), 1.0
-    while True:
+    spec = lists.plan(starts, cutoff, skin)
+    for again in range(REPLAYS + 1):
         program = jax.jit(lambda keys, starts, spec=spec: jax.lax.map(lambda pair: one(spec, *pair), (keys, starts)))
         (structure, energy, kinetic), overflow = jax.tree.map(np.asarray, program(keys, starts))
         if not overflow.any():
             break
-        shrink *= 0.9
-        spec = lists.larger(spec, starts, shrink)
+        if again == REPLAYS:
+            raise InputError(
+                f"dynamics: there are still more neighbors than room after it was enlarged {REPLAYS} times; "
+                "the atoms collapse: give a shorter timestep or a lower temperature"
+            )
+        spec = lists.larger(spec, starts, 0.9 ** (again + 1))
     time = np.arange(1, frames + 1) * every * explorer.timestep * 1e-3
     return Trajectory(structure, energy.astype(float), kinetic.astype(float), time)
 
@@ -152,15 +151,13 @@ def stability(trajectory: Trajectory, table: Table, starts: Structure) -> Stabil
             if not (whole[t] and same_skeleton(first, frame))
         )
         broken.append(next(bad, None))
-    # Three degrees of freedom are the total momentum's; explorers start it at zero.
-    freedom = np.maximum(3 * atoms - 3, 1)
     return Stability(
         drift=np.array(drift),
         fluctuation=np.array(fluctuation),
         survived=np.array([trajectory.time[-1 if frame is None else frame] for frame in broken]),
         intact=np.array([frame is None for frame in broken]),
         length=float(trajectory.time[-1]),
-        temperature=2 * trajectory.kinetic.mean(axis=1) / (freedom * BOLTZMANN),
+        temperature=np.asarray(kelvin(trajectory.kinetic.mean(axis=1), np.asarray(jax.vmap(free)(starts)))),
     )
 
 
