@@ -28,7 +28,7 @@ SHOWN = 30  # characters of what is wrong in a message
 KINDS = {"b": "L", "i": "I", "u": "I", "f": "R", "U": "S"}  # numpy's kinds of arrays as Properties names them
 _COUNT = re.compile(r":[RISL]:(\d+)")
 _PROPERTIES = re.compile(r"""Properties=(?:"([^"]*)"|'([^']*)'|(\S+))""")
-_TENSOR = re.compile(r"""(?<!\S)(stress|virial)=("[^"]*"|'[^']*'|\{[^}]*\}|\[[^\]]*\])""")
+_TENSOR = re.compile(r"""(?<!\S)(stress|virial)=("[^"]*"|'[^']*'|\{[^}]*\}|\[[^\]]*\])(?!\S)""")
 _QUOTED = re.compile(r"""(?<==)("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\{[^}]*\}|\[[^\]]*\])""")
 _SIX = "_of_six"
 ALL: Any = slice(None)
