@@ -7,6 +7,8 @@ from typing import Any
 import ase
 import numpy as np
 
+from jaxal import committee as committees
+from jaxal import weights
 from jaxal.data import files
 from jaxal.data import frames as door
 from jaxal.data.frames import MOST_ATOMS, overlap
@@ -15,7 +17,7 @@ from jaxal.explore.md import NEEDS_CELL
 from jaxal.label import framed
 from jaxal.label.task import Task
 from jaxal.schema import Config, System
-from jaxal.structure import masses, species_table
+from jaxal.structure import Table, masses, species_table
 
 
 def start_structures(system: System) -> list[ase.Atoms]:
@@ -73,7 +75,7 @@ def check(config: Config) -> None:
     if explorer.name in NEEDS_CELL and not atoms.pbc.all():
         raise InputError(f"explore.name: {explorer.name} needs a periodic cell; {config.system.file} has none")
     _built("explore", lambda: explorer.bind()(masses(table)[np.searchsorted(table, atoms.numbers)]))
-    _built("potential", lambda: config.potential.bind()(table))
+    _check_parameters(config, table)
     if config.label.initial > config.stop.labels:
         raise InputError(
             f"label.initial: {config.label.initial} is too large; give at most stop.labels ({config.stop.labels})"
@@ -105,6 +107,15 @@ def check(config: Config) -> None:
         for start in starts:
             _built("label", lambda start=start: backend.check(task_of(start)))
         _built("executor", config.executor.bind())
+
+
+def _check_parameters(config: Config, table: Table) -> None:
+    """Raises InputError for a potential whose parameters cannot be trained or kept; nothing is computed."""
+    potential = _built("potential", lambda: weights.collected(config.potential.bind()(table)))
+    method = _built("uncertainty", lambda: config.uncertainty.bind()(potential, len(table)))
+    heads = config.committee.members if config.committee.kind == "shared" else 1
+    one = committees.Committee(potential, heads, heads=heads, species=len(table), uncertainty=method)
+    committees.shapes(one, config.precision)
 
 
 def task_of(atoms: ase.Atoms) -> Task:

@@ -10,7 +10,7 @@ each set of weights, [r], and m = r * heads.
 """
 
 import functools
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +64,30 @@ def init(committee: Committee, key: Key, structure: Structure, neighbors: Neighb
         return committee.uncertainty.init(jax.random.fold_in(key, 1), params, structure, neighbors)
 
     return jax.vmap(one)(jax.random.split(key, committee.replicas))
+
+
+def shapes(committee: Committee, precision: str) -> Params:
+    """Shapes and dtypes of what `init` gives in a precision, float32 or float64; nothing is computed.
+
+    Raises InputError for parameters that cannot be trained or kept, see `weights.collected`.
+    """
+    with jax.enable_x64(precision == "float64"):
+        real, whole, logical = (jnp.dtype(name) for name in (precision, "int32", "bool"))
+        atoms, slots = committee.species, (committee.species, 1)
+        kinds: Any = Structure(
+            position=((atoms, 3), real),
+            species=((atoms,), whole),
+            cell=((3, 3), real),
+            mass=((atoms,), real),
+            fixed=((atoms,), logical),
+            charge=((), whole),
+            spin=((), whole),
+        )
+        structure = Structure(*(jax.ShapeDtypeStruct(*kind) for kind in kinds))
+        index = jax.ShapeDtypeStruct(slots, whole)
+        shift, overflow = jax.ShapeDtypeStruct((*slots, 3), real), jax.ShapeDtypeStruct((), logical)
+        near = Neighbors(index, shift, index, structure.position, structure.cell, overflow)
+        return jax.eval_shape(lambda *given: init(committee, jax.random.key(0), *given), structure, near)
 
 
 def backbone(committee: Committee, params: Params) -> Params:

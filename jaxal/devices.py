@@ -21,6 +21,7 @@ import jax
 import jaxlib
 import numpy as np
 from flax.serialization import msgpack_restore, msgpack_serialize
+from jax._src import xla_bridge
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -61,6 +62,25 @@ def prepare(least: int = 1) -> None:
         del os.environ["XLA_FLAGS"]
     else:
         os.environ["XLA_FLAGS"] = before
+
+
+def refuse_fork() -> None:
+    """Raises InputError in a process that was forked from one that had used JAX, where JAX would wait for ever."""
+    if _forked:
+        raise InputError(
+            "this process was forked from one that uses JAX, whose threads it lacks; start it in another way: "
+            'multiprocessing.get_context("spawn") or "forkserver", or threads'
+        )
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = _forked or bool(xla_bridge._backends)  # read without the lock, which may be held for ever here
+
+
+_forked = False
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 def _limits() -> dict[str, int]:

@@ -15,7 +15,7 @@ LONGEST = 400  # lines
 LAYERS = (
     ("errors",),
     ("units", "types", "registry", "precision", "compilation", "metrics", "data"),
-    ("structure", "neighbors", "buffer", "heads", "queue", "schema", "yaml12", "devices", "lock"),
+    ("structure", "neighbors", "buffer", "heads", "queue", "schema", "yaml12", "devices", "lock", "plugins", "weights"),
     ("potential", "committee", "acquire", "label"),
     ("uncertainty", "ascent"),
     ("explore", "train", "model", "walk"),
