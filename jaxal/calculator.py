@@ -18,7 +18,7 @@ from jaxal import model as models
 from jaxal import plugins
 from jaxal.data import electrons
 from jaxal.data.labels import matrix_to_voigt
-from jaxal.devices import refuse_fork
+from jaxal.devices import ready, refuse_fork
 from jaxal.structure import from_atoms
 from jaxal.types import InputError, Prediction, Structure
 
@@ -126,7 +126,7 @@ class Calculator(base.Calculator):
     ignored_changes: ClassVar[set[str]] = {"initial_charges", "initial_magmoms"}
 
     def __init__(self, model: str | Path | models.Model) -> None:
-        refuse_fork()
+        ready()
         super().__init__()
         self.model = model if isinstance(model, models.Model) else models.load(Path(model))
         self._predict: Callable[[Structure], Prediction] = Program(self.model)

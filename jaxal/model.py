@@ -17,7 +17,7 @@ import numpy as np
 from jaxal import committee as committees
 from jaxal import neighbors, plugins, weights
 from jaxal.committee import Batching, Committee, predict
-from jaxal.devices import refuse_fork
+from jaxal.devices import ready, refuse_fork
 from jaxal.types import InputError, Params, Potential, Prediction, Structure
 from jaxal.uncertainty import METHODS
 
@@ -232,7 +232,7 @@ def predictor(
     Neighbor capacities are found as needed and kept in `specs`, so like structures compile once; the same capacities
     give the same bits. Raises InputError in a process that was forked from one that uses JAX.
     """
-    refuse_fork()
+    ready()
     part = committee(model, batching, sources)
     double = model.precision == "float64"
     with jax.enable_x64(double):

@@ -12,6 +12,7 @@ that alone: only a module that an installed package offers in this group is, and
 import hashlib
 import importlib
 import importlib.util
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -46,7 +47,7 @@ def import_packages() -> None:
 
 
 def _load(entry: metadata.EntryPoint) -> None:
-    from jaxal.types import InputError
+    from jaxal.errors import InputError
 
     try:
         entry.load()
@@ -59,20 +60,20 @@ def _load(entry: metadata.EntryPoint) -> None:
 
 
 def import_file(path: str | Path) -> None:
-    """Imports a Python file that registers parts, once.
+    """Imports a Python file that registers parts; one of the same contents as before is not imported again.
 
     Its module gets a name of its own, so that a file `random.py` hides nothing. Raises InputError where it is missing
     or cannot be imported.
     """
-    from jaxal.types import InputError
+    from jaxal.errors import InputError
 
     path = Path(path)
     if not path.is_file():
         raise InputError(f"--part {path}: there is no such file; give a Python file that registers parts")
     where = path.resolve()
-    if where in _files.values():
+    name = f"jaxal_part_{where.stem}_{hashlib.sha256(where.read_bytes()).hexdigest()[:8]}"
+    if name in _files:
         return
-    name = f"jaxal_part_{where.stem}_{hashlib.sha256(str(where).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, where)
     if spec is None or spec.loader is None:
         raise InputError(f"--part {path}: not a Python file; give one that registers parts, such as mine.py")
@@ -90,6 +91,22 @@ def import_file(path: str | Path) -> None:
 def files() -> tuple[Path, ...]:
     """The files that were imported by their paths, in that order."""
     return tuple(_files.values())
+
+
+def keep(inputs: Path) -> None:
+    """Copies the files that were imported into the inputs of a run folder, from where `kept` gives them again."""
+    for path in _files.values():
+        target = inputs / FOLDER / path.name
+        if target.exists() and target.read_bytes() != path.read_bytes():
+            target = target.with_name(f"{path.stem}_{len(list(target.parent.iterdir()))}.py")
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+def kept(inputs: Path) -> list[Path]:
+    """The files with parts that a run folder holds, by name; who imports them runs what the folder's owner wrote."""
+    return sorted((inputs / FOLDER).glob("*.py"))
 
 
 def import_module(name: str) -> None:
@@ -127,7 +144,7 @@ def part(kind: str, name: str, sources: Mapping[str, Any], where: str) -> Callab
     Of installed packages only what the file names is imported. Raises InputError, which says what to install or to
     import, where the part is not registered after that; `where` is its beginning.
     """
-    from jaxal.types import InputError
+    from jaxal.errors import InputError
 
     given = sources.get(kind) or {}
     source = Source(*(str(given.get(field, "")) for field in Source._fields))
@@ -138,7 +155,7 @@ def part(kind: str, name: str, sources: Mapping[str, Any], where: str) -> Callab
     if name in registry.names(kind):
         return registry.get(kind, name)
     if source.file:
-        right = f"it is registered by the file {source.file}: name it with --part, or import it first"
+        right = f"it is registered by the file {source.file}: give --part, or import it with jaxal.import_part"
     elif source.package:
         right = f"it is registered by the package {source.package} {source.version}: install it"
     elif source.module:
