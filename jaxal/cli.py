@@ -10,6 +10,7 @@ import argparse
 import errno
 import inspect
 import json
+import logging
 import os
 import sys
 import traceback
@@ -32,6 +33,8 @@ OVERRIDES = "fields that replace those of the file, such as explore.temperature=
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0, 2 for a mistake of the user, 130 where Ctrl-C cut it off."""
     terminal.prepare()
+    # without a home that can be written to it works in a folder of the moment, and nobody needs to know
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     # jax-md sums in 64 bits where there are any and says so where there are none
     warnings.filterwarnings("ignore", message="Explicitly requested dtype float64")
     # XLA complains of processor features it has itself made up whenever it loads a kept program, kilobytes each time;

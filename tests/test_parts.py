@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
 from jaxal import model as models
-from jaxal import plugins, registry
+from jaxal import plugins, registry, run
 from jaxal.cli import main
 from jaxal.parts import import_file, import_parts
 from jaxal.plugins import GROUP
@@ -89,6 +90,7 @@ def test_a_file_registers_its_parts(tmp_path, monkeypatch):
 
 
 def test_a_file_hides_no_module_of_its_name(tmp_path, monkeypatch):
+    import_parts()
     monkeypatch.setitem(registry._table, "select", dict(registry._table["select"]))
     path = tmp_path / "random.py"
     path.write_text(SELECT.format(name="last_of_random"))
@@ -142,6 +144,7 @@ stop: {{labels: 6, time: 0.02}}
 ASKED = """
 import sys, jaxal
 from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 print(jaxal.Calculator(sys.argv[1]).get_potential_energy(molecule("H2O")))
 """
 
@@ -199,12 +202,22 @@ def test_a_run_keeps_the_file_of_its_parts_and_a_model_names_it(tmp_path, monkey
     Path("config.yaml").write_text(CONFIG.format(name="springs_of_a_file"))
     status, err = here("check", "config.yaml")
     assert status == 2 and "potential.name: unknown potential 'springs_of_a_file'" in err
-    assert here("run", "config.yaml", "--dir", "out", "--part", part)[0] == 0
+    went = []
+    monkeypatch.setattr(run, "_go", lambda config, *rest: went.append(config.potential.name) is None)
+    status, err = here("run", "config.yaml", "--dir", "out", "--part", part)
+    assert status == 0, err
+    params = [np.float32([1.0, 2.0])]
+    models.save(
+        "out/model.npz", models.Model("springs_of_a_file", (), (1, 8), params, np.zeros(2), 1.0, "float32", 0, 0)
+    )
+    atoms = molecule("H2O")
+    atoms.calc = SinglePointCalculator(atoms, energy=-1.0, forces=np.zeros((3, 3)))
+    write("data.xyz", [atoms, atoms])
     kept = Path("out/inputs/parts") / part
     assert kept.read_text() == part.read_text()
     part.unlink()
     forget()
-    validate = ("validate", "out", "--data", "out/training.xyz")  # it only reads: it runs nothing of the folder's
+    validate = ("validate", "out", "--data", "data.xyz")  # it only reads: it runs nothing of the folder's
     status, err = here(*validate)
     assert status == 2 and err == (
         "jaxal: error: out/model.npz: unknown potential 'springs_of_a_file'; it is registered by the file "
@@ -212,11 +225,10 @@ def test_a_run_keeps_the_file_of_its_parts_and_a_model_names_it(tmp_path, monkey
     )
     status, err = here("check", "out/config.yaml")
     assert status == 2 and err.rstrip().endswith(f"are in the run folder: --part {kept}")
-    assert here("report", "out")[0] == 0
     assert here(*validate, "--part", kept)[0] == 0
     forget()
     assert here("resume", "out")[0] == 0  # it runs what the folder holds
-    assert "springs_of_a_file" in registry.names("potential")
+    assert "springs_of_a_file" in registry.names("potential") and went == 2 * ["springs_of_a_file"]
 
 
 def test_a_model_never_imports_what_only_its_file_names(tmp_path, monkeypatch):
