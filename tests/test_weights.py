@@ -5,15 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.build import molecule
+from ase.calculators.emt import EMT
+from ase.io import write
 from odd_potentials import REFUSED, TREES, odd, springs
 
 from jaxal import model as models
 from jaxal import neighbors, registry, setup, weights
 from jaxal.calculator import Calculator
 from jaxal.check import check
+from jaxal.cli import main
 from jaxal.committee import Committee, init
 from jaxal.config import parse
 from jaxal.parts import import_parts
+from jaxal.schema import Offline
 from jaxal.structure import from_atoms
 from jaxal.train import fit as training
 from jaxal.types import InputError, Label
@@ -95,6 +99,31 @@ def test_what_cannot_be_trained_or_kept_is_refused_before_the_first_label(regist
     with pytest.raises(InputError, match=REFUSED[tree][1]) as error:
         check(parse(raw, tmp_path))
     assert str(error.value).startswith("potential: ") and "\n" not in str(error.value)
+
+
+def test_one_member_without_uncertainty_is_trained_from_a_file_and_tells_no_error(registered, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng, frames = np.random.default_rng(0), []
+    for _ in range(6):
+        atoms = molecule("H2O")
+        atoms.positions += rng.normal(scale=0.05, size=(3, 3))
+        atoms.calc = EMT()
+        atoms.get_forces()
+        frames.append(atoms)
+    write("data.xyz", frames)
+    text = "data: {file: data.xyz}\npotential: {name: odd, tree: named}\ncommittee: {members: 1}\n"
+    (tmp_path / "train.yaml").write_text(text + "train: {final_steps: 10, batch: 2}\n")
+    assert main(["train", "train.yaml", "--dir", "out"]) == 0
+    atoms = molecule("H2O")
+    atoms.calc = Calculator("out")
+    atoms.get_forces()
+    assert set(atoms.calc.results) == {"energy", "free_energy", "forces"}
+    assert main(["validate", "out", "--data", "data.xyz"]) == 0
+    assert (tmp_path / "out" / "report.html").is_file()
+    with pytest.raises(InputError, match=r"committee\.members: 1 has no spread"):  # a run cannot do without
+        parse({"system": {"file": "data.xyz"}, "explore": {"temperature": 300}, "committee": {"members": 1}})
+    with pytest.raises(InputError, match=r"committee\.members: 1 does not fit committee\.kind = shared"):
+        parse({"data": {"file": "data.xyz"}, "committee": {"members": 1, "kind": "shared"}}, cls=Offline)
 
 
 @pytest.mark.parametrize("name", registry.names("potential"))
