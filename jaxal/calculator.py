@@ -133,7 +133,8 @@ class Calculator(base.Calculator):
         models.committee(self.model)  # what cannot be built is told of here
         self._turn = threading.RLock()
         if not models.has_spread(self.model):
-            self.implemented_properties = [name for name in self.implemented_properties if name not in SPREADS]
+            known = [name for name in type(self).implemented_properties if name not in SPREADS]
+            vars(self)["implemented_properties"] = known  # of this calculator alone
 
     def share(self) -> "Calculator":
         """Another calculator with results of its own and the same compiled program, say for each image of a band."""

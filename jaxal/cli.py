@@ -282,7 +282,7 @@ def _list(given: argparse.Namespace) -> None:
 
     if given.kind is not None and given.kind not in registry.KINDS:
         raise InputError(f"list: unknown kind {given.kind!r}; kinds are {', '.join(registry.KINDS)}")
-    import_parts()
+    import_parts(*([given.kind] if given.kind else []))
     for kind in [given.kind] if given.kind else registry.KINDS:
         for name in registry.names(kind):
             print(f"{kind} {name}\n  {registry.description(kind, name)}")

@@ -72,21 +72,23 @@ def shapes(committee: Committee, precision: str) -> Params:
     Raises InputError for parameters that cannot be trained or kept, see `weights.collected`.
     """
     with jax.enable_x64(precision == "float64"):
-        real, whole, logical = (jnp.dtype(name) for name in (precision, "int32", "bool"))
-        atoms, slots = committee.species, (committee.species, 1)
-        kinds: Any = Structure(
-            position=((atoms, 3), real),
-            species=((atoms,), whole),
-            cell=((3, 3), real),
-            mass=((atoms,), real),
-            fixed=((atoms,), logical),
-            charge=((), whole),
-            spin=((), whole),
+        atoms, real = committee.species, precision
+
+        def of(size: tuple[int, ...], dtype: str) -> Any:
+            return jax.ShapeDtypeStruct(size, jnp.dtype(dtype))
+
+        whole = of((), "int32")
+        structure = Structure(
+            position=of((atoms, 3), real),
+            species=of((atoms,), "int32"),
+            cell=of((3, 3), real),
+            mass=of((atoms,), real),
+            fixed=of((atoms,), "bool"),
+            charge=whole,
+            spin=whole,
         )
-        structure = Structure(*(jax.ShapeDtypeStruct(*kind) for kind in kinds))
-        index = jax.ShapeDtypeStruct(slots, whole)
-        shift, overflow = jax.ShapeDtypeStruct((*slots, 3), real), jax.ShapeDtypeStruct((), logical)
-        near = Neighbors(index, shift, index, structure.position, structure.cell, overflow)
+        index, shift = of((atoms, 1), "int32"), of((atoms, 1, 3), real)
+        near = Neighbors(index, shift, index, structure.position, structure.cell, of((), "bool"))
         return jax.eval_shape(lambda *given: init(committee, jax.random.key(0), *given), structure, near)
 
 

@@ -196,7 +196,7 @@ def _section(raw: Any, cls: type[T], field: str, folder: Path | None) -> T:
 
 def _part(raw: Mapping[str, Any], kinds: Kinds, field: str, folder: Path | None, beside: Sequence[str] = ()) -> Part:
     """The part that `raw["name"]` chooses with the options in `raw`; `beside` are the section's own fields."""
-    import_parts()  # takes seconds the first time: a mistake in the sections before is told at once
+    import_parts(*kinds.kinds)  # takes seconds the first time: a mistake in the sections before is told at once
     name = raw.get("name", kinds.default)
     kind_of = {known: kind for kind in reversed(kinds.kinds) for known in registry.names(kind)}
     if not isinstance(name, str) or name not in kind_of:

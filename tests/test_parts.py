@@ -18,7 +18,7 @@ from ase.io import write
 from jaxal import model as models
 from jaxal import plugins, registry, run
 from jaxal.cli import main
-from jaxal.parts import import_file, import_parts
+from jaxal.parts import MODULES, import_file, import_parts
 from jaxal.plugins import GROUP
 from jaxal.types import InputError
 
@@ -72,6 +72,20 @@ def test_a_package_that_cannot_be_imported_is_one_line(tmp_path):
         "jaxal: error: jaxal.parts: broken_of_another of broken_of_another-package cannot"
     ) or ("broken-of-another-package" in done.stderr)
     assert "No module named 'there_is_no_such_module'" in done.stderr
+
+
+def test_every_module_of_parts_is_listed_under_its_kind():
+    import_parts()
+    for kind in registry.KINDS:
+        own = {registry.get(kind, name).__module__ for name in registry.names(kind)}
+        assert {module for module in own if module.startswith("jaxal.")} == set(MODULES[kind])
+
+
+def test_a_training_does_not_wait_for_the_explorers(tmp_path):
+    code = "import sys; from jaxal.parts import import_parts; import_parts('potential', 'uncertainty', 'select'); "
+    code += "import jaxal.offline, jaxal.calculator, jaxal.cli; "
+    code += "sys.exit('jax_md' in sys.modules or 'e3nn_jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
 
 
 def test_a_file_registers_its_parts(tmp_path, monkeypatch):
