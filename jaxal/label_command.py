@@ -135,7 +135,8 @@ def _file(config: Any, data: Path, out: Path, store: Path, force: bool, retry: b
                 entry = service.store.get(label_key(task, backend.method, backend.version))
                 if entry is not None and ok:
                     energy, force, stress = entry.result[:3]
-                    origin = framed.frame_of(entry._replace(status="done")).origin
+                    fine = entry._replace(status="done", result=entry.result._replace(reason=""))
+                    origin = framed.frame_of(fine).origin
                     yield frame._replace(numeric=Numbers(energy, force, stress), origin=origin)
 
         count = files.write(out, labeled(), force)

@@ -206,9 +206,7 @@ def open_store(path: str | Path) -> Store:
             row = connection.execute(f"SELECT {COLUMNS} FROM label WHERE key = ?", (key,)).fetchone()
             return entry_of(row) if row else None
 
-    def put(
-        task: Task, result: Result, method: str, version: str, carried: bytes = b"", rejected: str = ""
-    ) -> Entry:
+    def put(task: Task, result: Result, method: str, version: str, carried: bytes = b"", rejected: str = "") -> Entry:
         key = label_key(task, method, version)
         status: Status = "failed" if not result.ok else "rejected" if rejected else "done"
         result = result._replace(reason=rejected) if result.ok else result
