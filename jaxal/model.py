@@ -47,7 +47,7 @@ class Model(NamedTuple):
     signs: int = 0  # random combinations of them, see `committee.Committee`
     uncertainty: str = "members"  # name of the registered method
     uncertainty_options: tuple[tuple[str, Any], ...] = ()
-    electrons: bool = True  # False: learned from a closed form, for which charge and spin mean nothing
+    electrons: bool = True  # False: trained on structures that cannot have this charge and spin, as of a closed form
 
 
 def potential(model: Model, sources: Mapping[str, Any] | None = None) -> Potential:

@@ -203,7 +203,7 @@ def test_a_model_of_a_package_is_loaded_wherever_the_package_is(tmp_path, monkey
             assert float(done.stdout) > 0
         else:
             assert done.stderr.splitlines()[-1] == (
-                "jaxal.types.InputError: model.npz: unknown potential 'springs_of_another'; it is registered by the "
+                "jaxal.errors.InputError: model.npz: unknown potential 'springs_of_another'; it is registered by the "
                 "package springs_of_another-package 1: install it"
             )
 

@@ -120,7 +120,7 @@ def test_a_platform_that_is_not_there_is_one_line(folder):
     environment = os.environ | {"JAX_PLATFORMS": "nonsense"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("jaxal.types.InputError: JAX_PLATFORMS=nonsense: JAX has no device to compute on (")
+    assert last.startswith("jaxal.errors.InputError: JAX_PLATFORMS=nonsense: JAX has no device to compute on (")
 
 
 @pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize backend 'tpu': no\nlibtpu.so")])
