@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jaxal.config import load as load_config
     from jaxal.model import Model
     from jaxal.model import load as load_model
+    from jaxal.parts import import_file as import_part
     from jaxal.registry import register
     from jaxal.run import resume, start
     from jaxal.types import (
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 # public name -> (module, name there), in pipeline order
 _PUBLIC = {
     "register": ("jaxal.registry", "register"),
+    "import_part": ("jaxal.parts", "import_file"),
     "Structure": ("jaxal.types", "Structure"),
     "Neighbors": ("jaxal.types", "Neighbors"),
     "Potential": ("jaxal.types", "Potential"),
@@ -62,6 +64,7 @@ __all__ = [
     "Potential",
     "Prediction",
     "Structure",
+    "import_part",
     "load_config",
     "load_model",
     "register",

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxal import committee as committees
+from jaxal import weights
 from jaxal.data import files
 from jaxal.data import frames as door
 from jaxal.data.frames import MOST_ATOMS, fixed_atoms, overlap
@@ -17,7 +19,7 @@ from jaxal.explore.timestep import too_long
 from jaxal.label import framed
 from jaxal.label.task import Task
 from jaxal.schema import Config, Part, System
-from jaxal.structure import from_atoms, species_table
+from jaxal.structure import Table, from_atoms, species_table
 from jaxal.types import Explorer
 
 
@@ -106,7 +108,7 @@ def check(config: Config) -> list[str]:
     for start in starts:
         if reason := overlap(start, config.gate.closest):
             raise InputError(f"system.file: {config.system.file}: {reason}; give a structure that can be")
-    _built("potential", lambda: config.potential.bind()(table))
+    _check_parameters(config, table)
     if config.label.initial > config.stop.labels:
         raise InputError(
             f"label.initial: {config.label.initial} is too large; give at most stop.labels ({config.stop.labels})"
@@ -161,6 +163,15 @@ def _stress(config: Config, atoms: ase.Atoms) -> list[str]:
     if weight > 0 and not atoms.pbc.all():
         return [f"train.stress_weight: {weight:g} has no effect; {config.system.file} has no periodic cell"]
     return []
+
+
+def _check_parameters(config: Config, table: Table) -> None:
+    """Raises InputError for a potential whose parameters cannot be trained or kept; nothing is computed."""
+    potential = _built("potential", lambda: weights.collected(config.potential.bind()(table)))
+    method = _built("uncertainty", lambda: config.uncertainty.bind()(potential, len(table)))
+    heads = config.committee.members if config.committee.kind == "shared" else 1
+    one = committees.Committee(potential, heads, heads=heads, species=len(table), uncertainty=method)
+    committees.shapes(one, config.precision)
 
 
 def task_of(atoms: ase.Atoms) -> Task:

@@ -28,6 +28,7 @@ import orbax.checkpoint as ocp
 
 from jaxal.types import InputError
 
+FORMAT = 1
 KEPT = 2
 DISK = (
     "No space left on device",
@@ -78,7 +79,7 @@ def save(directory: str | Path, step: int, state: Any, host: Mapping[str, Any]) 
         leaves.append([jax.tree_util.keystr(path), value.dtype.name, list(value.shape), implementation])
         if value.size:  # orbax refuses empty arrays; the shape says all about them
             arrays[str(row)] = value
-    record = {"leaves": leaves, "host": dict(host)}
+    record = {"format": FORMAT, "leaves": leaves, "host": dict(host)}
     arrays[_DIGEST] = _digest(record, arrays)
     try:
         with _silence(), _checkpointer() as checkpointer:
@@ -116,12 +117,17 @@ def restore(directory: str | Path, like: T) -> tuple[T, dict[str, Any], int]:
 
 
 def newest(directory: str | Path) -> Stored:
-    """The newest checkpoint that is whole; a damaged one is passed over with a warning. Raises InputError for none."""
+    """The newest checkpoint that is whole; a damaged one is passed over with a warning.
+
+    Raises InputError where there is none, and for one that another version of jaxal has written in another format.
+    """
     directory = Path(directory).resolve()
     reasons = []
     for step in _steps(directory):
         try:
             record, arrays = _read(directory / str(step))
+        except InputError:  # of another version: those before it are, too
+            raise
         except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
             reason = (str(error).splitlines() or [""])[0][:200]
             reasons.append(f"{step}: {type(error).__name__} {reason}")
@@ -191,6 +197,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         raise ValueError("its files are not what was written")
     with _checkpointer() as checkpointer:
         record = checkpointer.restore(path, ocp.args.Composite(record=ocp.args.JsonRestore())).record
+        _check_format(record.get("format"), path)
         names = [str(row) for row, (_, _, shape, _) in enumerate(record["leaves"]) if 0 not in shape]
         types = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in [*names, _DIGEST]}
         arguments = ocp.args.PyTreeRestore(restore_args=types)
@@ -198,6 +205,15 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     if not np.array_equal(arrays.pop(_DIGEST), _digest(record, arrays)):
         raise ValueError("its contents are not what was written")
     return record, arrays
+
+
+def _check_format(number: Any, path: Path) -> None:
+    """Raises InputError, which says who wrote the checkpoint, for another format."""
+    if number == FORMAT:
+        return
+    age = "a newer" if isinstance(number, int) and number > FORMAT else "an older"
+    told = f"checkpoint format {number}" if number is not None else "no checkpoint format"
+    raise InputError(f"{path}: written by {age} jaxal ({told}); this one reads format {FORMAT}: go on with that one")
 
 
 def _digest(record: dict[str, Any], arrays: dict[str, np.ndarray]) -> np.ndarray:

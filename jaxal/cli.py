@@ -10,6 +10,7 @@ import argparse
 import errno
 import inspect
 import json
+import logging
 import os
 import sys
 import traceback
@@ -18,7 +19,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxal import label_command, store_command
+from jaxal import label_command, store_command, terminal
+from jaxal.bench import arguments as bench_arguments
 from jaxal.contest import command as contest_command
 from jaxal.errors import InputError, InputWarning
 from jaxal.label.task import LabelError
@@ -30,6 +32,9 @@ OVERRIDES = "fields that replace those of the file, such as explore.temperature=
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0, 2 for a mistake of the user, 130 where Ctrl-C cut it off."""
+    terminal.prepare()
+    # without a home that can be written to it works in a folder of the moment, and nobody needs to know
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     # jax-md sums in 64 bits where there are any and says so where there are none
     warnings.filterwarnings("ignore", message="Explicitly requested dtype float64")
     # XLA complains of processor features it has itself made up whenever it loads a kept program, kilobytes each time;
@@ -46,25 +51,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("always", InputWarning)
             warnings.showwarning = _warned
+            if given.command not in (_run, _resume):  # whose devices come first
+                _import_parts(given)
             given.command(given)
-        sys.stdout.flush()
+        terminal.flush()
     except KeyboardInterrupt:  # not in a run at work, which comes to an end in order
-        print(f"\njaxal: interrupted{_how_to_go_on(given)}", file=sys.stderr)
+        terminal.complain(f"\njaxal: interrupted{_how_to_go_on(given)}")
         return 130
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        terminal.abandon(sys.stdout)
         return 0
     except Exception as error:
-        if isinstance(error, OSError) and (error.filename or error.errno in DISK):
-            print(f"jaxal: error: {error}{_how_to_go_on(given)}", file=sys.stderr)
-            return 2
-        alone = getattr(given, "distributed", False) and isinstance(error, LabelError)  # of one process
-        if not isinstance(error, InputError) or alone:
+        reason = _reason(error, given)
+        if reason is None:
             if getattr(given, "distributed", False):
                 traceback.print_exc()
                 os._exit(1)  # at once: an ordinary exit waits for the other processes, which wait for this one
             raise
-        print(f"jaxal: error: {' '.join(str(error).split())[:LONGEST]}", file=sys.stderr)
+        if isinstance(error, OSError):
+            terminal.abandon(sys.stdout)  # what could not be written there cannot be at the end
+        terminal.complain(f"jaxal: error: {reason}")
         return 2
     return 0
 
@@ -72,7 +78,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _warned(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
     """A warning as one line; where in the program it was given is of no use to who gave the input."""
     name = "warning" if issubclass(category, InputWarning) else category.__name__
-    print(f"jaxal: {name}: {' '.join(str(message).split())[:LONGEST]}", file=sys.stderr)
+    terminal.complain(f"jaxal: {name}: {' '.join(str(message).split())[:LONGEST]}")
+
+
+def _reason(error: Exception, given: argparse.Namespace) -> str | None:
+    """A mistake of the user's, or what the machine refuses, in one line; None for a mistake of the program's."""
+    if isinstance(error, OSError) and (error.filename or error.errno in DISK):
+        return f"{error}{_how_to_go_on(given)}"
+    if isinstance(error, LabelError) and getattr(given, "distributed", False):  # of one process
+        return None
+    if isinstance(error, InputError):
+        return " ".join(str(error).split())[:LONGEST]
+    if "jax" not in sys.modules:
+        return None
+    from jaxal.devices import no_device
+
+    return no_device()
+
+
+def _import_parts(given: argparse.Namespace) -> None:
+    """The files with parts of the user's own."""
+    for path in getattr(given, "part", ()):
+        from jaxal.parts import import_file
+
+        import_file(path)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -128,46 +157,12 @@ def parser() -> argparse.ArgumentParser:
     contest = commands.add_parser("contest", help="strategies of choosing labels against each other, over seeds")
     _add_config(contest)
     contest_command.add(contest)
-    _add_bench(commands.add_parser("bench", help="measure forces, dynamics, the program and training on this machine"))
+    bench = commands.add_parser("bench", help="measure forces, dynamics, the program and training on this machine")
+    bench_arguments.add(bench)
+    for command in (run, resume, train, validate, report, label, parts, check, contest, bench):
+        part = "Python file that registers parts of your own; may be given several times"
+        command.add_argument("--part", type=Path, action="append", default=[], metavar="FILE", help=part)
     return top
-
-
-def _add_bench(bench: argparse.ArgumentParser) -> None:
-    numbers = _separated(int)
-    bench.add_argument("cases", metavar="CASE", nargs="*", help="forces, md, segment, train (default: all)")
-    bench.add_argument(
-        "--system", type=_separated(str), default=["aspirin"], help="aspirin, ethanol, si64, ... or files"
-    )
-    bench.add_argument("--members", type=numbers, default=[4], help="sizes of the committee, as in 1,4,8")
-    bench.add_argument("--walkers", type=numbers, default=[1], help="walkers at a time, as in 1,8,64")
-    bench.add_argument("--devices", type=numbers, default=[1], help="devices that share the work, as in 1,2,4")
-    bench.add_argument("--precision", type=_separated(str), default=["float32"], help="float32, float64 or both")
-    bench.add_argument("--batching", choices=("auto", "map", "vmap"), default="auto", help="of the members")
-    kind = "full, shared or both: members with weights of their own, or heads on one backbone"
-    bench.add_argument("--kind", type=_separated(str), default=["full"], help=kind)
-    bench.add_argument("--signs", type=numbers, default=[0], help="random combinations of the heads, as in 0,2")
-    bench.add_argument("--steps", type=int, default=20, help="of dynamics or training in one call")
-    bench.add_argument("--batch", type=int, default=5, help="structures in a training step")
-    bench.add_argument("--repeats", type=int, default=7, help="medians are taken over so many")
-    bench.add_argument("--threads", type=int, help="threads of the CPU backend (default: all)")
-    bench.add_argument("--seed", type=int, default=0, help="of weights, displacements and momenta")
-    bench.add_argument("--profile", action="store_true", help="add time by part of the loop and the longest kernels")
-    bench.add_argument("--compile", action="store_true", help="compile a second time, from the persistent cache")
-    bench.add_argument("--out", type=Path, help="file that the records are appended to, as JSON lines")
-    bench.add_argument(
-        "--set", nargs="+", default=[], metavar="potential.option=value", help="options of the potential"
-    )
-    bench.set_defaults(command=_bench)
-
-
-def _separated(kind: type) -> Callable[[str], list]:
-    """A parser of values between commas."""
-
-    def values(text: str) -> list:
-        return [kind(word) for word in text.split(",")]
-
-    values.__name__ = f"comma-separated {kind.__name__}"
-    return values
 
 
 def _add_distributed(command: argparse.ArgumentParser) -> None:
@@ -183,6 +178,7 @@ def _add_config(command: argparse.ArgumentParser) -> None:
 
 def _run(given: argparse.Namespace) -> None:
     from_first = _processes(given)
+    _import_parts(given)
     from jaxal import yaml12
     from jaxal.config import FILE_NAME, dump, load, parse
 
@@ -195,6 +191,7 @@ def _run(given: argparse.Namespace) -> None:
 
 def _resume(given: argparse.Namespace) -> None:
     _processes(given, _devices_of(given.dir))(lambda: _old_folder(given.dir))
+    _import_parts(given)
     from jaxal import run
 
     _say_if_cut(run.resume(given.dir, given.overrides), given)
@@ -202,7 +199,7 @@ def _resume(given: argparse.Namespace) -> None:
 
 def _say_if_cut(ended: bool, given: argparse.Namespace) -> None:
     if not ended:
-        print(f"jaxal: ended as told{_how_to_go_on(given)}", file=sys.stderr)
+        terminal.complain(f"jaxal: ended as told{_how_to_go_on(given)}")
 
 
 def _devices_of(folder: Path) -> int:
@@ -285,7 +282,7 @@ def _list(given: argparse.Namespace) -> None:
 
     if given.kind is not None and given.kind not in registry.KINDS:
         raise InputError(f"list: unknown kind {given.kind!r}; kinds are {', '.join(registry.KINDS)}")
-    import_parts()
+    import_parts(*([given.kind] if given.kind else []))
     for kind in [given.kind] if given.kind else registry.KINDS:
         for name in registry.names(kind):
             print(f"{kind} {name}\n  {registry.description(kind, name)}")
@@ -310,40 +307,6 @@ def _check(given: argparse.Namespace) -> None:
     for warning in check(config):
         print(f"jaxal: warning: {warning}", file=sys.stderr)
     print(dump(config), end="")
-
-
-def _bench(given: argparse.Namespace) -> None:
-    if given.threads is not None:  # read when the backend starts, so before jax is imported
-        if given.threads < 1:
-            raise InputError(f"bench: --threads {given.threads}: give 1 or more")
-        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC", "PJRT_NPROC"):
-            os.environ[name] = str(given.threads)
-        if given.threads == 1:
-            os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
-    from jaxal.bench import command
-    from jaxal.bench.cases import CASES
-
-    command.bench(
-        command.Sweep(
-            cases=given.cases or list(CASES),
-            systems=given.system,
-            members=given.members,
-            walkers=given.walkers,
-            precisions=given.precision,
-            options=given.set,
-            batching=given.batching,
-            steps=given.steps,
-            batch=given.batch,
-            repeats=given.repeats,
-            seed=given.seed,
-            profile=given.profile,
-            compile=given.compile,
-            kinds=given.kind,
-            signs=given.signs,
-            devices=given.devices,
-        ),
-        given.out,
-    )
 
 
 def _new_folder(given: argparse.Namespace) -> Path:

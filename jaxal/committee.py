@@ -10,7 +10,7 @@ each set of weights, [r], and m = r * heads.
 """
 
 import functools
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +64,32 @@ def init(committee: Committee, key: Key, structure: Structure, neighbors: Neighb
         return committee.uncertainty.init(jax.random.fold_in(key, 1), params, structure, neighbors)
 
     return jax.vmap(one)(jax.random.split(key, committee.replicas))
+
+
+def shapes(committee: Committee, precision: str) -> Params:
+    """Shapes and dtypes of what `init` gives in a precision, float32 or float64; nothing is computed.
+
+    Raises InputError for parameters that cannot be trained or kept, see `weights.collected`.
+    """
+    with jax.enable_x64(precision == "float64"):
+        atoms, real = committee.species, precision
+
+        def of(size: tuple[int, ...], dtype: str) -> Any:
+            return jax.ShapeDtypeStruct(size, jnp.dtype(dtype))
+
+        whole = of((), "int32")
+        structure = Structure(
+            position=of((atoms, 3), real),
+            species=of((atoms,), "int32"),
+            cell=of((3, 3), real),
+            mass=of((atoms,), real),
+            fixed=of((atoms,), "bool"),
+            charge=whole,
+            spin=whole,
+        )
+        index, shift = of((atoms, 1), "int32"), of((atoms, 1, 3), real)
+        near = Neighbors(index, shift, index, structure.position, structure.cell, of((), "bool"))
+        return jax.eval_shape(lambda *given: init(committee, jax.random.key(0), *given), structure, near)
 
 
 def backbone(committee: Committee, params: Params) -> Params:

@@ -28,11 +28,13 @@ def keep() -> Path | None:
         compiler.compile_or_get_cached = _keeping_those_that_call_the_host
     if SETTINGS.jax_compilation_cache_dir:
         return Path(SETTINGS.jax_compilation_cache_dir)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "jaxal" / f"programs-{_processor()}"
     try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(base) / "jaxal" / f"programs-{_processor()}"
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a home that cannot be written to
+    except (OSError, RuntimeError):  # no home, or one that cannot be written to
+        return None
+    if not os.access(folder, os.W_OK | os.X_OK):
         return None
     jax.config.update("jax_compilation_cache_max_size", LARGEST)
     if (

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from jaxal import registry, yaml12
+from jaxal import plugins, registry, yaml12
 from jaxal.parts import import_parts
 from jaxal.schema import Below, Config, Kinds, Part
 from jaxal.types import InputError
@@ -61,7 +61,11 @@ def load(path: str | Path, overrides: Sequence[str] = (), cls: type[T] = Config)
     try:
         return parse(raw, path.parent, cls, overrides)
     except InputError as error:
-        raise InputError(str(error) if str(error).startswith("override ") else f"{path}: {error}") from None
+        reason = str(error) if str(error).startswith("override ") else f"{path}: {error}"
+        kept = plugins.kept(path.parent / INPUTS) if path.name == FILE_NAME else []
+        if kept and ".name: unknown " in reason:
+            reason += f"; parts of its own are in the run folder: {' '.join(f'--part {file}' for file in kept)}"
+        raise InputError(reason) from None
 
 
 def parse(
@@ -104,11 +108,14 @@ def dump(config: Any, folder: str | Path | None = None) -> str:
 def resolved(config: T, directory: str | Path) -> T:
     """Writes `config.yaml` and copies of the files it names into `directory`, which then needs nothing else.
 
+    With them go the files that parts were imported from.
+
     Returns the configuration that names the copies; it equals what `load` reads from the new file.
     """
     directory = Path(directory).resolve()
     directory.mkdir(parents=True, exist_ok=True)
     config = _copied(config, "", directory)
+    plugins.keep(directory / INPUTS)
     partial = directory / PARTIAL  # a run folder is one from the moment its configuration is there, whole
     partial.write_text(dump(config, directory), encoding="utf-8")
     partial.replace(directory / FILE_NAME)
@@ -190,7 +197,7 @@ def _section(raw: Any, cls: type[T], field: str, folder: Path | None) -> T:
 
 def _part(raw: Mapping[str, Any], kinds: Kinds, field: str, folder: Path | None, beside: Sequence[str] = ()) -> Part:
     """The part that `raw["name"]` chooses with the options in `raw`; `beside` are the section's own fields."""
-    import_parts()  # takes seconds the first time: a mistake in the sections before is told at once
+    import_parts(*kinds.kinds)  # takes seconds the first time: a mistake in the sections before is told at once
     name = raw.get("name", kinds.default)
     kind_of = {known: kind for kind in reversed(kinds.kinds) for known in registry.names(kind)}
     if not isinstance(name, str) or name not in kind_of:

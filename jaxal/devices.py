@@ -21,6 +21,7 @@ import jax
 import jaxlib
 import numpy as np
 from flax.serialization import msgpack_restore, msgpack_serialize
+from jax._src import xla_bridge
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -41,6 +42,7 @@ LIMITS = (
     "xla_gpu_first_collective_call_terminate_timeout_seconds",
 )
 KNOWN = ("0.10", "0.12")  # of jaxlib: seen to have these limits
+SETTINGS: Any = jax.config  # which has its fields at run time only
 T = TypeVar("T")
 
 
@@ -56,11 +58,53 @@ def prepare(least: int = 1) -> None:
     wanted = {"xla_force_host_platform_device_count": max(least, min(there, CORES))} | _limits()
     more = [f"--{name}={value}" for name, value in wanted.items() if not any(name in flag for flag in given)]
     os.environ["XLA_FLAGS"] = " ".join([*given, *more])
-    jax.devices()  # now XLA has read them; processes that are started for labels may have another XLA
-    if before is None:
-        del os.environ["XLA_FLAGS"]
-    else:
-        os.environ["XLA_FLAGS"] = before
+    try:
+        ready()  # now XLA has read them; processes that are started for labels may have another XLA
+    finally:
+        if before is None:
+            del os.environ["XLA_FLAGS"]
+        else:
+            os.environ["XLA_FLAGS"] = before
+
+
+def refuse_fork() -> None:
+    """Raises InputError in a process that was forked from one that had used JAX, where JAX would wait for ever."""
+    if _forked:
+        raise InputError(
+            "this process was forked from one that uses JAX, whose threads it lacks; start it in another way: "
+            'multiprocessing.get_context("spawn") or "forkserver", or threads'
+        )
+
+
+def no_device() -> str | None:
+    """Why JAX has no device here, such as with JAX_PLATFORMS=cuda on a host without a GPU; None where it has."""
+    try:
+        jax.devices()
+    except Exception as error:  # JAX raises several kinds, some without a word
+        text = " ".join(str(error).split())
+        platforms = SETTINGS.jax_platforms
+        told = f"JAX_PLATFORMS={platforms}: " if platforms else ""
+        text = text.partition(" (you may need")[0].partition(" (set JAX_PLATFORMS")[0]
+        reason = text[:300] or "no such device or plug-in"
+        return f"{told}JAX has no device to compute on ({reason}); set JAX_PLATFORMS=cpu, or install what it needs"
+    return None
+
+
+def ready() -> None:
+    """Makes sure that JAX can compute in this process. Raises InputError where it has no device, and after a fork."""
+    refuse_fork()
+    if reason := no_device():
+        raise InputError(reason)
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = _forked or bool(xla_bridge._backends)  # read without the lock, which may be held for ever here
+
+
+_forked = False
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 def _limits() -> dict[str, int]:

@@ -76,11 +76,29 @@ def anneal(
 
 
 def write_model(
-    directory: Path, committee: Committee, train: training.TrainState, gate: GateState, **facts: Any
+    directory: Path,
+    committee: Committee,
+    train: training.TrainState,
+    gate: GateState,
+    buffer: buffers.Buffer,
+    **facts: Any,
 ) -> None:
     """The model file of a run folder; `facts` are the other fields of `model.Model`."""
     facts |= {"params": jax.device_get(train.average), "factor": float(gate.factor)}
+    facts |= {"electrons": electrons_can_be(buffer, facts["table"])}
     model.save(directory / model.FILE_NAME, model.Model(heads=committee.heads, signs=committee.signs, **facts))
+
+
+def electrons_can_be(buffer: buffers.Buffer, table: tuple[int, ...]) -> bool:
+    """Whether every open structure [c] of a training set can have its charge and spin.
+
+    Labels of a closed form, and files that do not say them, know no electrons: a model of them cannot refuse any.
+    """
+    structures: Any = jax.tree.map(lambda x: np.asarray(x)[: int(buffer.count)], buffer.structure)
+    neutral = np.where(structures.species >= 0, np.asarray(table)[structures.species], 0).sum(-1)
+    count, open_ = neutral - structures.charge, ~structures.cell.any((-1, -2))
+    can = (structures.spin >= 0) & (structures.spin <= count) & ((count - structures.spin) % 2 == 0)
+    return bool(np.all(can[open_]))
 
 
 def validated(directory: Path, data: Path | None) -> None:
@@ -120,6 +138,7 @@ def finish(run: Run, progress: Progress, parts: loop.Parts, static: loop.Static,
             parts.committee,
             train,
             gate,
+            buffer,
             potential=config.potential.name,
             options=config.potential.options,
             uncertainty=config.uncertainty.name,
@@ -127,8 +146,8 @@ def finish(run: Run, progress: Progress, parts: loop.Parts, static: loop.Static,
             table=run.table,
             reference=reference,
             precision=config.precision,
-            charge=config.system.charge,
-            spin=config.system.spin,
+            charge=int(buffer.structure.charge[0]),
+            spin=int(buffer.structure.spin[0]),
         )
         records.write_training(directory, buffer, run.table, reference)
         memory.show(run, progress, "validation")

@@ -78,7 +78,9 @@ def readout(
 
 def scale_of(params: Params) -> Float[Array, ""]:
     """The constant "scale" of the potential, eV; 1 where it has none."""
-    return jax.lax.stop_gradient(jnp.asarray(params.get("constants", {}).get("scale", 1.0)))
+    constants = params.get("constants", {})
+    scale = constants.get("scale", 1.0) if isinstance(constants, dict) else 1.0
+    return jax.lax.stop_gradient(jnp.asarray(scale))
 
 
 def _of(params: Params) -> tuple[Weights, Float[Array, ""]]:

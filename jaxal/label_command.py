@@ -114,6 +114,7 @@ def _file(config: Any, data: Path, out: Path, store: Path, force: bool, retry: b
         except ValueError as error:
             raise InputError(f"{data}: frame {number}: {error}") from None
     failures: list[str] = []
+    accepted: list[bool] = []  # by the caps of this configuration, whatever those of the store's other users
     luggage = [framed.luggage(frame) for frame in frames]
     service = open_service(config, table, store, np.zeros(len(table)), retry_failed=retry)
     try:
@@ -123,17 +124,19 @@ def _file(config: Any, data: Path, out: Path, store: Path, force: bool, retry: b
             service.label(part, np.ones(len(part.species), bool), luggage[rows])  # pyright: ignore
             if trouble := service.trouble():
                 raise InputError(trouble)
-            records = enumerate(service.drain(), start)
-            failures += [f"frame {number}: {record.reason}" for number, record in records if not record.ok]
+            records = service.drain()
+            accepted += [record.ok for record in records]
+            failures += [f"frame {row}: {record.reason}" for row, record in enumerate(records, start) if not record.ok]
             done = min(start + WAIT_AND_SEE, len(frames))
             print(f"{done} of {len(frames)} frames, {len(failures)} failed", flush=True)
 
         def labeled() -> "Iterator[Frame]":
-            for frame, task in zip(frames, tasks, strict=True):
+            for frame, task, ok in zip(frames, tasks, accepted, strict=True):
                 entry = service.store.get(label_key(task, backend.method, backend.version))
-                if entry is not None and entry.status == "done":
+                if entry is not None and ok:
                     energy, force, stress = entry.result[:3]
-                    origin = framed.frame_of(entry).origin
+                    fine = entry._replace(status="done", result=entry.result._replace(reason=""))
+                    origin = framed.frame_of(fine).origin
                     yield frame._replace(numeric=Numbers(energy, force, stress), origin=origin)
 
         count = files.write(out, labeled(), force)

@@ -77,6 +77,7 @@ def train(config: Offline, directory: Path) -> None:
             committee,
             state,
             learned,
+            buffer,
             potential=config.potential.name,
             options=config.potential.options,
             uncertainty=config.uncertainty.name,

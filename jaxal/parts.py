@@ -1,82 +1,58 @@
-"""Every module that registers a part, of jaxal and of packages beside it.
-
-A package offers parts with an entry point of the group `jaxal.parts`, whose value is the module that registers them:
-
-    [project.entry-points."jaxal.parts"]
-    mine = "my_package.acquisition"
-"""
+"""Every module that registers a part, of jaxal and of what is plugged in (see `plugins`)."""
 
 import functools
 import importlib
-import importlib.util
-import sys
-from importlib import metadata
 from pathlib import Path
 
-from jaxal.types import InputError
+from jaxal import plugins, registry
 from jaxal.uncertainty import METHODS
 
-GROUP = "jaxal.parts"
 LABELERS = "tblite pyscf ase command xtb espresso nwchem cp2k abinit gpaw psi4 orca gaussian vasp teacher"
-MODULES = (
-    "jaxal.potential.equivariant",
-    "jaxal.potential.pair",
-    "jaxal.explore.md",
-    "jaxal.explore.bias",
-    "jaxal.explore.seek",
-    "jaxal.explore.descent",
-    *(f"jaxal.uncertainty.{name}" for name in METHODS),
-    "jaxal.uncertainty.calibrate",
-    "jaxal.acquire.score",
-    "jaxal.acquire.improvement",
-    "jaxal.acquire.environments",
-    "jaxal.acquire.gate",
-    "jaxal.acquire.kernel",
-    "jaxal.acquire.kernel_soap",
-    "jaxal.acquire.select",
-    "jaxal.acquire.select_distance",
-    "jaxal.acquire.select_gaussian",
-    "jaxal.acquire.schedule",
-    *(f"jaxal.label.{name}" for name in f"{LABELERS} pool cluster".split()),
-)
+# kind -> modules that register parts of it, and of no other
+MODULES: dict[str, tuple[str, ...]] = {
+    "potential": ("jaxal.potential.equivariant",),
+    "oracle": ("jaxal.potential.pair",),
+    "labeler": tuple(f"jaxal.label.{name}" for name in LABELERS.split()),
+    "executor": ("jaxal.label.pool", "jaxal.label.cluster"),
+    "explorer": ("jaxal.explore.md", "jaxal.explore.bias", "jaxal.explore.descent"),
+    "uncertainty": tuple(f"jaxal.uncertainty.{name}" for name in METHODS),
+    "score": ("jaxal.acquire.score", "jaxal.acquire.improvement", "jaxal.acquire.environments"),
+    "bias": ("jaxal.explore.seek",),
+    "gate": ("jaxal.acquire.gate", "jaxal.uncertainty.calibrate"),
+    "kernel": ("jaxal.acquire.kernel", "jaxal.acquire.kernel_soap"),
+    "select": ("jaxal.acquire.select", "jaxal.acquire.select_distance", "jaxal.acquire.select_gaussian"),
+    "schedule": ("jaxal.acquire.schedule",),
+}
+NEEDED = {"schedule": ("select",)}  # kinds whose parts name parts of others
+
+
+def import_parts(*kinds: str) -> None:
+    """Imports the modules that register parts of these kinds, by default of all, and what packages offer.
+
+    The tables of the registry are full then. Explorers take seconds, which a training need not wait for.
+    Raises InputError for a package whose parts cannot be imported.
+    """
+    for kind in kinds or registry.KINDS:
+        for needed in (kind, *NEEDED.get(kind, ())):
+            _import_kind(needed)
+    _import_packages()
 
 
 @functools.cache
-def import_parts() -> None:
-    """Imports every module that registers parts, so that the tables of the registry are full.
-
-    Raises InputError for a package whose parts cannot be imported.
-    """
-    for module in MODULES:
+def _import_kind(kind: str) -> None:
+    for module in MODULES[kind]:
         importlib.import_module(module)
-    for entry in metadata.entry_points(group=GROUP):
-        try:
-            entry.load()
-        except Exception as error:  # another's code: it may raise anything
-            package = entry.dist.name if entry.dist else "a package"
-            told = f"{type(error).__name__}: {error}"
-            raise InputError(
-                f"{GROUP}: {entry.value} of {package} cannot be imported ({told}); mend or remove it"
-            ) from error
+
+
+@functools.cache
+def _import_packages() -> None:
+    plugins.import_packages()
 
 
 def import_file(path: str | Path) -> None:
-    """Imports a Python file that registers parts. Raises InputError where it is missing or cannot be imported."""
+    """Imports a Python file that registers parts, after all others: it may not take a name that there is.
+
+    Raises InputError where it is missing or cannot be imported.
+    """
     import_parts()
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"--part {path}: there is no such file; give a Python file that registers parts")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"--part {path}: not a Python file; give one that registers parts, such as mine.py")
-    module = importlib.util.module_from_spec(spec)
-    before = sys.modules.get(path.stem)
-    sys.modules[path.stem] = module  # the annotations of its functions are looked up there
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        sys.modules.pop(path.stem)
-        if before is not None:
-            sys.modules[path.stem] = before
-        told = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"--part {path}: cannot be imported ({told}); mend it") from error
+    plugins.import_file(path)

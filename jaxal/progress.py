@@ -77,12 +77,12 @@ def display(file: TextIO | None = None, every: float = 10.0) -> Iterator[Callabl
     """Shows the progress of a run as long as the context lasts.
 
     Yields the function to call with each new `Status`. In a terminal the picture is redrawn in place, its clock
-    goes on between updates, and the last picture stays. Elsewhere (a file, a pipe) a status is one line, written
-    when the phase is new, when there is a message, or when `every` s have passed since the last line. `file` is
-    standard error by default: standard output is for results.
+    goes on between updates, and the last picture stays. Elsewhere (a file, a pipe, a terminal that cannot redraw) a
+    status is one line, written when the phase is new, when there is a message, or when `every` s have passed since the
+    last line. `file` is standard error by default: standard output is for results.
     """
     console = Console(file=file, stderr=file is None, highlight=False)
-    if not console.is_terminal:
+    if not console.is_terminal or console.is_dumb_terminal:
         last: Status | None = None
 
         def write(status: Status) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxal import devices, lock, loop
+from jaxal import devices, lock, loop, plugins
 from jaxal.buffer import Buffer
 from jaxal.config import FILE_NAME, INPUTS, PARTIAL
 from jaxal.data import files
@@ -95,6 +95,7 @@ def versions(directory: Path) -> None:
         "device": f"{len(jax.devices())} x {device.platform} {device.device_kind}",
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
+    found |= {entry.dist.name: entry.dist.version for entry in plugins.entry_points() if entry.dist}
     (directory / VERSIONS).write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -17,15 +17,29 @@ import jax
 import numpy as np
 
 from jaxal import buffer as buffers
-from jaxal import checkpoint, devices, finish, lock, loop, memory, neighbors, pooled, records, setup, stop, yaml12
+from jaxal import (
+    checkpoint,
+    devices,
+    finish,
+    lock,
+    loop,
+    memory,
+    neighbors,
+    plugins,
+    pooled,
+    records,
+    setup,
+    stop,
+    yaml12,
+)
 from jaxal.check import check, start_structures
-from jaxal.config import FILE_NAME, dump, load, parse, resolved
+from jaxal.config import FILE_NAME, INPUTS, dump, load, parse, resolved
 from jaxal.data import frames
 from jaxal.label.executor import one
 from jaxal.label.service import Service
 from jaxal.label.task import Enough
 from jaxal.memory import CHECKPOINTS, Progress, Run
-from jaxal.parts import import_parts
+from jaxal.parts import import_file, import_parts
 from jaxal.progress import Status, display
 from jaxal.schema import Config
 from jaxal.segments import Labels, assembled, explore
@@ -64,8 +78,8 @@ def resume(directory: Path, overrides: Sequence[str] = ()) -> bool:
     """Goes on with a run where its last checkpoint stands, bit for bit; a finished run is left as it is.
 
     `overrides`, such as "stop.labels=500", change fields of its configuration for good; `memory.MAY_CHANGE` says
-    which may. Returns whether it came to its end, as `start` does. Raises InputError for another change, and where
-    another process is at work on the folder.
+    which may. Files with parts that it was started with are imported from the folder. Returns whether it came to its
+    end, as `start` does. Raises InputError for another change, and where another process is at work on the folder.
     """
     directory = Path(directory)
 
@@ -75,6 +89,8 @@ def resume(directory: Path, overrides: Sequence[str] = ()) -> bool:
         folder.enter_context(lock.held(directory))
         return dump(load(directory / FILE_NAME, overrides))
 
+    for file in plugins.kept(directory / INPUTS):
+        import_file(file)
     with stop.interruptible(directory) as interrupted, ExitStack() as folder:
         config = _told(found)
         setup.dtype_of(config.precision)

@@ -193,6 +193,13 @@ def spread_of(committee: Committee, uncertainty: Part) -> None:
         raise InputError(
             f"committee.members: {committee.members} has no spread; give at least 2, or another uncertainty.name"
         )
+    fitting(committee, uncertainty)
+
+
+def fitting(committee: Committee, uncertainty: Part) -> None:
+    """Raises InputError where committee and uncertainty do not go together, be there a spread or none."""
+    if uncertainty.name == "members" and committee.kind == "shared" and committee.members < 2:
+        raise InputError("committee.members: 1 does not fit committee.kind = shared; give at least 2, or full")
     if uncertainty.name != "members" and committee.kind == "shared":
         raise InputError(
             f"committee.kind: shared does not go with uncertainty.name = {uncertainty.name}; give full, or members"
@@ -254,5 +261,5 @@ class Offline:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        """Raises InputError where committee and uncertainty do not go together."""
-        spread_of(self.committee, self.uncertainty)
+        """Raises InputError where committee and uncertainty do not go together; one member alone has no spread."""
+        fitting(self.committee, self.uncertainty)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool
 
 from jaxal import buffer as buffers
 from jaxal import committee as committees
-from jaxal import devices, loop, neighbors
+from jaxal import devices, loop, neighbors, weights
 from jaxal.choose import arms_of
 from jaxal.committee import Committee
 from jaxal.data.frames import fixed_atoms, of_atoms, stripped
@@ -263,7 +263,7 @@ def committee_of(config: Config | Offline, table: Table) -> Committee:
     """The committee of a configuration, on the devices of a run. Raises InputError where those do not fit."""
     given, mesh = config.committee, mesh_of(config) if isinstance(config, Config) else None
     heads = given.members if given.kind == "shared" else 1
-    potential = config.potential.bind()(table)
+    potential = weights.collected(config.potential.bind()(table))
     method = config.uncertainty.bind()(potential, len(table))
     return Committee(potential, given.members, given.batching, heads, given.signs, len(table), method, mesh)
 

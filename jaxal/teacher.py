@@ -41,14 +41,20 @@ FORMAT = 1  # of the messages
 LARGEST = 10_000_000  # bytes of a task: some 300,000 atoms
 
 
-def load(path: Path) -> tuple[bytes, Callable[[Task], Result]]:
-    """What the teacher says of itself, and how it labels. Raises InputError where there is no such model."""
+def load(path: Path, parts: Sequence[Path] = ()) -> tuple[bytes, Callable[[Task], Result]]:
+    """What the teacher says of itself, and how it labels; `parts` are files that register parts of the model.
+
+    Raises InputError where there is no such model, or no such part.
+    """
     import ase
 
     from jaxal import model as models
+    from jaxal import plugins
     from jaxal.calculator import Calculator
     from jaxal.types import InputError
 
+    for part in parts:
+        plugins.import_file(part)
     path = path / models.FILE_NAME if path.is_dir() else path
     calculator = Calculator(path)
     model = calculator.model
@@ -87,7 +93,7 @@ def serve(receive: Callable[[], bytes], send: Callable[[bytes], None], label: Ca
             return
 
 
-def over_pipes(path: Path) -> None:
+def over_pipes(path: Path, parts: Sequence[Path] = ()) -> None:
     """Serves the process at the other end of standard input and output; ends at once when that is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which still wants its labels
     source, drain = Connection(os.dup(0), writable=False), Connection(os.dup(1), readable=False)
@@ -104,7 +110,7 @@ def over_pipes(path: Path) -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     try:
-        hello, label = load(path)
+        hello, label = load(path, parts)
     except Exception as error:
         drain.send_bytes(packed(one_line(error) if not isinstance(error, ValueError) else str(error)))
         return
@@ -112,9 +118,9 @@ def over_pipes(path: Path) -> None:
     serve(messages.get, drain.send_bytes, label)
 
 
-def over_network(path: Path, host: str, port: int) -> None:
+def over_network(path: Path, host: str, port: int, parts: Sequence[Path] = ()) -> None:
     """Serves everybody who connects, until it is ended."""
-    hello, label = load(path)
+    hello, label = load(path, parts)
     busy = threading.Lock()
 
     def one_at_a_time(task: Task) -> Result:
@@ -143,13 +149,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = argparse.ArgumentParser(prog="python -m jaxal.teacher", description="Labels from a model, for others.")
     words.add_argument("model", type=Path, help="model file or run folder")
     words.add_argument("--listen", metavar="[HOST:]PORT", help="serve the network (host: 127.0.0.1); 0 takes any port")
+    part = "Python file that registers its parts; may be given several times"
+    words.add_argument("--part", type=Path, action="append", default=[], metavar="FILE", help=part)
     given = words.parse_args(arguments)
     if given.listen is None:
-        over_pipes(given.model)
+        over_pipes(given.model, given.part)
         return 0
     host, _, port = given.listen.rpartition(":")
     try:
-        over_network(given.model, host or "127.0.0.1", int(port))
+        over_network(given.model, host or "127.0.0.1", int(port), given.part)
     except (ValueError, OSError, OverflowError) as error:  # InputError is a ValueError
         print(f"jaxal.teacher: error: {one_line(str(error))}", file=sys.stderr)
         return 2

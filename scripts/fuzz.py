@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ase.io
+import jax
 import numpy as np
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -110,9 +111,9 @@ def readers(folder: Path) -> list[Reader]:
     store.put(task, Result(-1.0, np.ones((3, 3)), np.zeros((3, 3)), True, "", 1.0), "method", "1")
     store.close()
     made = model.Model(
-        options=(("cutoff", 4.0),),
+        options=(("cutoff", 4.0), ("channels", 2), ("l_max", 1), ("layers", 1)),
         table=(1, 8),
-        params={"a": {"b": np.arange(6.0)}},
+        params={},
         reference=np.zeros(2),
         factor=1.0,
         potential="equivariant",
@@ -120,7 +121,8 @@ def readers(folder: Path) -> list[Reader]:
         charge=0,
         spin=0,
     )
-    model.save(folder / "model.npz", made)
+    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), model.shapes(made, 1))
+    model.save(folder / "model.npz", made._replace(params=params))
 
     def stored(path: Path) -> None:
         opened = open_store(path)

@@ -46,7 +46,9 @@ def depth_morse(table, *, cutoff: float = 9.0) -> Potential:
 def model(monkeypatch):
     monkeypatch.setitem(registry._table["potential"], "depth_morse", depth_morse)
     params = {"depth": jnp.array(DEPTH)}
-    return models.Model("depth_morse", (("cutoff", 9.0),), TABLE, params, REFERENCE, 2.5, "float32", 0, 0)
+    return models.Model(
+        "depth_morse", (("cutoff", 9.0),), TABLE, params, REFERENCE, 2.5, "float32", 0, 0, electrons=False
+    )
 
 
 def oracle(depth: float = float(np.mean(DEPTH))) -> MorsePotential:

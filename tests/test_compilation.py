@@ -66,6 +66,7 @@ def test_a_damaged_program_is_compiled_again(tmp_path):
         ({"JAX_ENABLE_COMPILATION_CACHE": "false"}, "None"),
         ({"JAX_COMPILATION_CACHE_DIR": os.devnull}, os.devnull),
         ({"XDG_CACHE_HOME": __file__}, "None"),  # no folder can be made there
+        ({"XDG_CACHE_HOME": "", "HOME": os.devnull}, "None"),  # nor here
     ],
 )
 def test_the_users_settings_win(settings, folder):

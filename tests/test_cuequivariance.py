@@ -119,6 +119,37 @@ def test_where_it_is_not_installed_a_word_says_how(monkeypatch):
         equivariant((1, 8), kernels="cuequivariance")
 
 
+def raised(error, cause):
+    def broken(*_, **__):
+        raise error from cause
+
+    return broken
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (OSError("libcublas.so.12: cannot open shared object file: No such file or directory"), None),
+        (ImportError("libnvrtc.so.12: cannot open shared object file"), None),
+        (ModuleNotFoundError("No module named 'cuequivariance_ops_jax'", name="cuequivariance_ops_jax"), None),
+        (RuntimeError("no kernels"), OSError("libcue_ops.so: cannot open shared object file")),
+    ],
+)
+def test_a_library_that_is_missing_is_not_blamed_on_jax(monkeypatch, error, cause):
+    monkeypatch.setattr(cuequivariance, "_evaluated", raised(error, cause))
+    with pytest.raises(ValueError, match=r"cannot load a library that it needs .*; give xla, or install") as caught:
+        equivariant((1, 8), kernels="cuequivariance")
+    assert type(error).__name__ in str(caught.value) and "does not work with jax" not in str(caught.value)
+
+
+def test_the_import_itself_may_fail(monkeypatch):
+    failing = OSError("libcudart.so.12: cannot open shared object file")
+    monkeypatch.setattr(cuequivariance, "_library", raised(failing, None))
+    cuequivariance.product_polynomial.cache_clear()
+    with pytest.raises(ValueError, match=r"cannot load a library that it needs .OSError: libcudart"):
+        equivariant((1, 8), kernels="cuequivariance")
+
+
 def test_a_library_that_does_not_fit_jax_is_told_of(monkeypatch):
     def broken(*_, **__):
         raise TypeError("takes 2 positional arguments but 3 were given")

@@ -2,6 +2,7 @@
 
 import sqlite3
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -134,9 +135,32 @@ def test_other_caps_judge_the_stored_numbers_anew(open_service, faults, tmp_path
     for caps, ok in (({}, False), ({"max_force": np.inf, "net_force": np.inf}, True), ({}, False)):
         service = open_service(recipe, **caps)
         assert service.label(batch, one).ok.tolist() == [ok]
-        assert [entry.status for entry in service.store.all()] == ["done" if ok else "rejected"]
+        assert [entry.status for entry in service.store.all()] == ["rejected"]  # by who calculated it
         service.close()
     assert count_calls(tmp_path) == 1
+
+
+def test_runs_with_other_caps_share_a_store_and_each_has_its_own_verdict(open_service, faults, tmp_path):
+    recipe, every = Recipe("faulty", {"folder": str(tmp_path)}), np.ones(6, bool)
+    batch = batch_of(6)._replace(charge=np.array(3 * [faults.BLOWS_UP, faults.GOOD]))  # pyright: ignore
+    strict, lax = open_service(recipe), open_service(recipe, max_force=np.inf, net_force=np.inf)
+    verdicts: dict[str, list[list[bool]]] = {"strict": [], "lax": []}
+
+    def work(name, service, order):
+        for _ in range(5):
+            given = jax.tree.map(lambda a: a[order], batch)
+            verdicts[name].append(service.label(given, every).ok[np.argsort(order)].tolist())
+
+    jobs = (("strict", strict, np.arange(6)), ("lax", lax, np.arange(6)[::-1]))
+    threads = [threading.Thread(target=work, args=job) for job in jobs]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    before = [(entry.status, entry.result.reason) for entry in strict.store.all()]
+    assert verdicts == {"strict": 5 * [3 * [False, True]], "lax": 5 * [6 * [True]]}
+    assert all(record.ok for record in lax.drain()) and not all(record.ok for record in strict.drain())
+    lax.label(batch, every)
+    strict.label(batch, every)
+    assert [(entry.status, entry.result.reason) for entry in lax.store.all()] == before  # nobody changes a row
 
 
 def test_impossible_electrons_fail_and_are_told_by_check(open_service):

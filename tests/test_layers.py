@@ -14,8 +14,8 @@ LONGEST = 400  # lines
 # the model file knows how to predict, so `validate` and `calculator` need no training code.
 LAYERS = (
     ("errors",),
-    ("units", "types", "registry", "precision", "compilation", "metrics", "data"),
-    ("structure", "neighbors", "buffer", "heads", "queue", "schema", "yaml12", "devices", "lock"),
+    ("units", "types", "registry", "precision", "compilation", "metrics", "data", "terminal"),
+    ("structure", "neighbors", "buffer", "heads", "queue", "schema", "yaml12", "devices", "lock", "plugins", "weights"),
     ("potential", "committee", "acquire", "label", "fragments"),
     ("uncertainty", "ascent"),
     ("explore", "train", "model"),

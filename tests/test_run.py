@@ -68,7 +68,8 @@ def metrics(directory: Path, without=frozenset(TIMES)) -> list[dict]:
 
 def model_arrays(directory: Path) -> dict[str, np.ndarray]:
     with np.load(directory / "model.npz") as file:
-        return {name: file[name] for name in file.files}
+        names = {str(row): leaf[0] for row, leaf in enumerate(json.loads(str(file["header"]))["leaves"])}
+        return {names.get(name, name): file[name] for name in file.files}
 
 
 def killed_after(config: Path, directory: Path, lines: int) -> None:
@@ -150,7 +151,7 @@ precision: float64
     out = tmp_path / "out"
     jaxal("run", config, "--dir", out)
     arrays = model_arrays(out)
-    assert all(a.dtype == np.float64 for name, a in arrays.items() if name.startswith("params"))
+    assert all(a.dtype == np.float64 for name, a in arrays.items() if name.startswith("['params']"))
     training = read(out / "training.xyz", ":")
     assert not (out / "labels.sqlite").exists()
     assert all(np.isfinite(frame.get_stress()).all() for frame in training)

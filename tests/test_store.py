@@ -96,7 +96,6 @@ def test_the_key_does_not_change_between_versions_of_this_program():
 def test_numbers_are_never_replaced_but_a_failure_is(path):
     store = open_store(path)
     task = water()
-    key = label_key(task, *ME)
     assert store.put(task, failed(task, "no luck"), *ME).status == "failed"
     second = store.put(task, failed(task, "again"), *ME)
     assert (second.row, second.attempt, second.result.reason, second.result.ok) == (1, 2, "again", False)
@@ -105,10 +104,12 @@ def test_numbers_are_never_replaced_but_a_failure_is(path):
     for late in (good(-2.0), failed(task, "late")):  # another process was first
         assert store.put(task, late, *ME).result.energy == -1.0
 
-    store.judge(key, "rejected", "a force is too large")
-    entry = store.get(key)
-    assert entry is not None and (entry.status, entry.result.ok, entry.result.energy) == ("rejected", False, -1.0)
-    assert store.counts() == {"done": 0, "rejected": 1, "failed": 0}
+    entry = store.put(water(1), good(-3.0), *ME, rejected="a force is too large")
+    assert (entry.status, entry.result.ok, entry.result.energy) == ("rejected", False, -3.0)
+    assert entry.result.reason == "a force is too large"
+    entry = store.put(water(2), failed(water(2), "no luck"), *ME, rejected="a force is too large")
+    assert (entry.status, entry.result.reason) == ("failed", "no luck")
+    assert store.counts() == {"done": 1, "rejected": 1, "failed": 1}
     store.close()
 
 

@@ -42,7 +42,7 @@ def mean_feature(
 def _blocks(params: Params) -> int:
     """Species that the potential tells apart: as many as it has energy shifts."""
     shift = params.get("params", {}).get("shift") if isinstance(params, dict) else None
-    return BLOCKS if shift is None else int(np.prod(shift.shape))
+    return BLOCKS if shift is None or not hasattr(shift, "shape") else int(np.prod(shift.shape))
 
 
 @register("kernel")

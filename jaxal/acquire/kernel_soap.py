@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-import e3nn_jax as e3nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +62,8 @@ def soap(
         center = jnp.asarray(width * np.arange(1, radial + 1), dtype)
         inside = jnp.clip(distance / potential.cutoff, 0.0, 1.0)
         shape = jnp.exp(-0.5 * ((distance[..., None] - center) / width) ** 2) * ((1.0 - inside**2) ** 3)[..., None]
+        import e3nn_jax as e3nn  # takes seconds
+
         harmonics = e3nn.spherical_harmonics(
             e3nn.Irreps.spherical_harmonics(l_max), vector / distance[..., None], False, normalization="component"
         ).array

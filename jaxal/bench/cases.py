@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxal import buffer as buffers
 from jaxal import committee as committees
-from jaxal import devices, loop, neighbors, setup
+from jaxal import devices, loop, neighbors, setup, weights
 from jaxal.acquire.score import max_force_spread
 from jaxal.committee import Committee, predict, predict_local
 from jaxal.config import parse
@@ -253,7 +253,8 @@ def _model(setting: Setting) -> _Model:
     dtype = setup.dtype_of(setting.precision)
     table = species_table([setting.atoms])
     heads = setting.members if setting.kind == "shared" else 1
-    potential, mesh = setting.potential.bind()(table), devices.mesh(setting.devices, setting.members // heads)
+    potential = weights.collected(setting.potential.bind()(table))
+    mesh = devices.mesh(setting.devices, setting.members // heads)
     committee = Committee(potential, setting.members, setting.batching, heads, setting.signs, len(table), mesh=mesh)
     # weights and positions are those of float32 in every precision, so that results can be compared
     one = jax.tree.map(jnp.asarray, from_atoms([setting.atoms], table, dtype=np.dtype(np.float32)))

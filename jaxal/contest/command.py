@@ -9,17 +9,11 @@ from typing import Any
 def add(contest: argparse.ArgumentParser) -> None:
     """The arguments of the command, besides those of a configuration."""
     contest.add_argument("--dir", type=Path, help="its folder; a contest that was begun goes on (default: runs/NAME)")
-    part = "Python file that registers parts of your own; may be given several times"
-    contest.add_argument("--part", type=Path, action="append", default=[], metavar="FILE", help=part)
     contest.add_argument("--only", default="", metavar="NAMES", help="strategies and tasks to work on, as random,lcmd")
     contest.set_defaults(command=_contest)
 
 
 def _contest(given: argparse.Namespace) -> None:
-    from jaxal import parts
-
-    for path in given.part:
-        parts.import_file(path)
     from jaxal import compilation, setup
     from jaxal.contest import schema
 

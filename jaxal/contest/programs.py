@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxal import buffer as buffers
 from jaxal import committee as committees
-from jaxal import neighbors, setup
+from jaxal import neighbors, setup, weights
 from jaxal.choose import Course, arms_of, scheduled, taught
 from jaxal.committee import Committee, backbone
 from jaxal.contest.schema import Model, Task
@@ -97,7 +97,7 @@ class Programs(NamedTuple):
 def committee_of(model: Model, potential: Part, table: Table) -> Committee:
     """The committee of a model for the elements of a table."""
     given = model.committee
-    one = potential.bind()(table)
+    one = weights.collected(potential.bind()(table))
     heads = given.members if given.kind == "shared" else 1
     method = model.uncertainty.bind()(one, len(table))
     return Committee(one, given.members, given.batching, heads, given.signs, len(table), method)

@@ -22,7 +22,8 @@ def display(total: int) -> Iterator[Show]:
         TimeRemainingColumn(elapsed_when_finished=False),
         TextColumn("{task.description}", markup=False),
     )
-    bar = Progress(*columns, console=console, disable=not console.is_terminal)
+    live = console.is_terminal and not console.is_dumb_terminal
+    bar = Progress(*columns, console=console, disable=not live)
     with bar:
         row = bar.add_task("", total=total)
         done = 0
@@ -31,7 +32,7 @@ def display(total: int) -> Iterator[Show]:
             nonlocal done
             done += rounds
             bar.update(row, advance=rounds, description=text)
-            if not console.is_terminal and not fleeting:
+            if not live and not fleeting:
                 console.print(f"{done}/{total}  {text}", markup=False, soft_wrap=True)
 
         yield show

@@ -5,7 +5,6 @@ process that runs JAX, and whatever ends that one, the broker sees its pipe clos
 """
 
 import contextlib
-import importlib
 import multiprocessing
 import os
 import shutil
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from jaxal import plugins
 from jaxal.label import process
 from jaxal.label.executor import Executor, Open, Recipe, Setting, refuse_closed, run_all
 from jaxal.label.pool import open_pool
@@ -103,7 +103,7 @@ def calculate(recipe: bytes, task: bytes) -> bytes:
         elif multiprocessing.parent_process() is not None:  # a child of the node's manager
             threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
         module, name, options, timeout, threads = unpacked(recipe)
-        importlib.import_module(module)
+        plugins.import_module(module)
         _kept.pool, _kept.recipe = open_pool(Recipe(name, options), 1, timeout, threads), recipe
     (result,) = run_all(_kept.pool, [Task(*unpacked(task))])
     return packed(result)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxal import registry
+from jaxal import plugins, registry
 from jaxal.label.task import Backend, Enough, LabelError, Result, Task, failed, one_line
 
 
@@ -22,11 +22,11 @@ class Recipe(NamedTuple):
         return registry.get("labeler", self.name)(**self.options)
 
     def greeting(self, field: str, otherwise: str = "") -> list[Any]:
-        """(module, name, options): what another process builds it from.
+        """(module or file, name, options): what another process builds it from.
 
         Raises LabelError that names `field`, with `otherwise` as its end, where another cannot import the labeler.
         """
-        module = registry.get("labeler", self.name).__module__
+        module = plugins.importable("labeler", self.name)
         if module == "__main__":
             raise LabelError(f"{field}: the labeler {self.name} is part of a script; move it to a module{otherwise}")
         return [module, self.name, dict(self.options)]

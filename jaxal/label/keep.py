@@ -30,10 +30,14 @@ def keeper(
 ) -> Keeper:
     """The labels of `backend` in `store`.
 
-    The caps, in eV/Å, are not part of a label's key: other caps judge the stored numbers anew. With `retry_failed`
-    what the store remembers as failed is not known. `carried` is what the structures carry (`jaxal.label.framed`),
-    where a call does not say it.
+    The caps, in eV/Å, are not part of a label's key: stored numbers are judged by them anew, whatever the row says, and
+    the row stays as it is, for others may have other caps. With `retry_failed` what the store remembers as failed is
+    not known. `carried` is what the structures carry (`jaxal.label.framed`), where a call does not say it.
     """
+
+    def judged(task: Task, result: Result) -> Result:
+        fresh = result._replace(ok=True, reason="")
+        return accept(task, fresh, max_force=max_force, net_force=net_force)
 
     def key_of(task: Task) -> str:
         return label_key(task, backend.method, backend.version)
@@ -44,15 +48,14 @@ def keeper(
             return None
         if entry.status == "failed":
             return entry.row, entry.result
-        verdict = accept(task, entry.result._replace(ok=True, reason=""), max_force=max_force, net_force=net_force)
-        if verdict.ok != entry.result.ok or verdict.reason != entry.result.reason:
-            store.judge(key, "done" if verdict.ok else "rejected", verdict.reason)
-        return entry.row, verdict
+        return entry.row, judged(task, entry.result)
 
     def committed(task: Task, result: Result, own: bytes | None = None) -> tuple[int, Result]:
         if result.ok and not _fits(task, result):
             result = failed(task, "the labeler's arrays have the wrong shape", result.seconds)
-        entry = store.put(task, result, backend.method, backend.version, carried if own is None else own)
+        rejected = judged(task, result).reason if result.ok else ""
+        own = carried if own is None else own
+        entry = store.put(task, result, backend.method, backend.version, own, rejected)
         found = known(entry.key, task) if entry.status != "failed" else None
         return found or (entry.row, entry.result)
 

@@ -26,7 +26,8 @@ PATIENCE = 60.0  # s to wait for another process that writes
 PAGE = 256  # rows read at a time by `all`
 DECIMALS = 6  # of a coordinate in the key, Å: far below what changes an energy by 1e-6 eV
 
-# done: accepted. rejected: calculated, but the acceptance check refused it. failed: no numbers.
+# done: accepted. rejected: calculated, but the acceptance check refused it. failed: no numbers. The verdict is that of
+# whoever calculated the label; others, with other caps, judge its numbers for themselves and leave the row as it is.
 Status = Literal["done", "rejected", "failed"]
 
 TABLE = """
@@ -88,8 +89,7 @@ class Store(NamedTuple):
     """An open store. Every function may be called from any thread."""
 
     get: Callable[[str], Entry | None]  # key -> entry
-    put: Callable[..., Entry]  # (task, result, method, version, carried=b"") -> what the store now holds
-    judge: Callable[[str, Status, str], None]  # (key, done or rejected, reason): the verdict on a row with numbers
+    put: Callable[..., Entry]  # (task, result, method, version, carried=b"", why rejected="") -> what it now holds
     all: Callable[[], Iterator[Entry]]  # in the order of insertion
     counts: Callable[[], dict[str, int]]  # rows by status
     close: Callable[[], None]
@@ -206,20 +206,16 @@ def open_store(path: str | Path) -> Store:
             row = connection.execute(f"SELECT {COLUMNS} FROM label WHERE key = ?", (key,)).fetchone()
             return entry_of(row) if row else None
 
-    def put(task: Task, result: Result, method: str, version: str, carried: bytes = b"") -> Entry:
+    def put(task: Task, result: Result, method: str, version: str, carried: bytes = b"", rejected: str = "") -> Entry:
         key = label_key(task, method, version)
-        values = new_row(key, task, result, "done" if result.ok else "failed", method, version, carried)
+        status: Status = "failed" if not result.ok else "rejected" if rejected else "done"
+        result = result._replace(reason=rejected) if result.ok else result
+        values = new_row(key, task, result, status, method, version, carried)
         with lock:
             connection.execute(PUT, values)  # autocommit: on the disk when this returns
             entry = get(key)
         assert entry is not None
         return entry
-
-    def judge(key: str, status: Status, reason: str) -> None:
-        with lock:
-            connection.execute(
-                "UPDATE label SET status = ?, reason = ? WHERE key = ? AND status != 'failed'", (status, reason, key)
-            )
 
     def all_entries() -> Iterator[Entry]:
         last = 0
@@ -243,7 +239,7 @@ def open_store(path: str | Path) -> Store:
         with lock:
             connection.close()
 
-    return Store(get, put, judge, all_entries, counts, close)
+    return Store(get, put, all_entries, counts, close)
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:

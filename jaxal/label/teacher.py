@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Annotated, NamedTuple
 
+from jaxal import plugins
 from jaxal.data.electrons import symbol
 from jaxal.label.scratch import arguments, check_program
 from jaxal.label.task import (
@@ -166,10 +167,11 @@ def _started(words: Sequence[str], model: Path, foreign: bool) -> _Line:
     environment = dict(os.environ)
     if not foreign:  # the packages that this process sees
         environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    parts = [word for file in plugins.files() for word in ("--part", str(file))]
     errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the line
     try:
         process = subprocess.Popen(
-            [*words, "-P", "-m", SERVER, str(Path(model).resolve())],
+            [*words, "-P", "-m", SERVER, str(Path(model).resolve()), *parts],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

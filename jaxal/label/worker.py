@@ -6,14 +6,13 @@ It gets (module, name, options) of a labeler and answers "" when it is built, or
 Task with a Result until the pipe closes. It never imports JAX.
 """
 
-import importlib
 import os
 import signal
 import threading
 import time
 from multiprocessing.connection import Connection
 
-from jaxal import registry
+from jaxal import plugins, registry
 from jaxal.label.process import begin
 from jaxal.label.task import Task, failed, one_line, packed, unpacked
 
@@ -23,7 +22,7 @@ def serve(connection: Connection) -> None:
     try:
         module, name, options = unpacked(connection.recv_bytes())
         try:
-            importlib.import_module(module)
+            plugins.import_module(module)
             backend = registry.get("labeler", name)(**options)
         except Exception as error:
             connection.send_bytes(packed(one_line(error)))

@@ -11,7 +11,6 @@ every coupling is one matrix product with a constant, whatever the number of ato
 from collections.abc import Callable
 from functools import cache
 
-import e3nn_jax as e3nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +63,8 @@ def coupling(feature_l: int, l_max: int) -> np.ndarray:
     A column stands for a product of components, that of the harmonic slowest; rows go by degree, component and path.
     Normalized so that unit-variance inputs keep their variance.
     """
+    import e3nn_jax as e3nn  # takes seconds
+
     harmonics, features = (l_max + 1) ** 2, (feature_l + 1) ** 2
     blocks = []
     for degree in range(l_max + 1):
@@ -191,6 +192,8 @@ def symmetric_basis(l_max: int, correlation: int, degree: int) -> np.ndarray:
     The `correlation` factors are one natural-parity array of degrees 0..l_max; a row stands for a product of
     components, first factor slowest. From e3nn-jax; scaled so that unit-variance factors give about unit variance.
     """
+    import e3nn_jax as e3nn  # takes seconds
+
     irreps = e3nn.Irreps([(1, (l, (-1) ** l)) for l in range(l_max + 1)])
     output = e3nn.Irrep(degree, (-1) ** degree)
     basis = e3nn.reduced_symmetric_tensor_product_basis(irreps, correlation, keep_ir=[output])

@@ -27,13 +27,28 @@ def trouble() -> str:
     """Why the library cannot be used here; nothing where it can."""
     if importlib.util.find_spec("cuequivariance_jax") is None:
         return "needs cuequivariance-jax; give xla, or install it: pip install 'jaxal[cuda]'"
-    polynomial, one = product_polynomial(0, 0, 1, 1), jnp.ones((1, 1))
     try:
+        polynomial, one = product_polynomial(0, 0, 1, 1), jnp.ones((1, 1))
         jax.eval_shape(jax.grad(lambda x: jnp.sum(_evaluated(polynomial, [x, x], 1))), one)
-    except Exception as error:  # it holds on to internals of JAX that change: 0.13 breaks with jax 0.12
-        version = importlib.metadata.version("cuequivariance-jax")
-        return f"{version} does not work with jax {jax.__version__} ({error}); give xla, or an older jax"
+    except Exception as error:
+        return _blamed(error)
     return ""
+
+
+def _blamed(error: BaseException) -> str:
+    """What is to blame for an error of the library: something that is not installed, or the version of JAX."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    cause: BaseException | None = error
+    while cause is not None:
+        # a Python package, or a shared library of CUDA that such a package loads
+        absent = isinstance(cause, ModuleNotFoundError | OSError) or "shared object" in str(cause)
+        if absent or (isinstance(cause, ImportError) and "jax" not in str(cause.name or "")):
+            right = "install what it needs: pip install 'jaxal[cuda]'"
+            return f"cannot load a library that it needs ({reason}); give xla, or {right}"
+        cause = cause.__cause__ or cause.__context__
+    # it holds on to internals of JAX that change: 0.13 breaks with jax 0.12
+    version = importlib.metadata.version("cuequivariance-jax")
+    return f"{version} does not work with jax {jax.__version__} ({reason}); give xla, or an older jax"
 
 
 def _library(name: str) -> Any:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Literal
 
-import e3nn_jax as e3nn
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -146,6 +145,8 @@ class _Model(nn.Module):
         distance = jnp.sqrt(jnp.sum(vector**2, axis=-1))
         cut = envelope(distance, self.cutoff)
         radial = bessel(distance, self.cutoff, self.radial)
+        import e3nn_jax as e3nn  # takes seconds
+
         harmonics = e3nn.spherical_harmonics(
             e3nn.Irreps.spherical_harmonics(self.l_max),
             vector / distance[:, :, None],

@@ -26,7 +26,10 @@ from jaxal.types import Distribution, Key, Label, Params, Structure
 
 
 class TrainState(NamedTuple):
-    """All sets of weights and what the optimizer remembers; [r] leading everywhere, [m] in a full committee."""
+    """All sets of weights and what the optimizer remembers; [r] leading everywhere, [m] in a full committee.
+
+    Parameters are collections (see `weights`): "params" is trained, every other one stays as it is.
+    """
 
     params: Params  # latest
     average: Params  # moving average: what predictions use
@@ -164,10 +167,11 @@ def normalize(params: Params, labels: Label, structures: Structure, mean_neighbo
     """Parameters whose scale is the root mean square force of the labels and whose messages are divided by
     the root of the mean number of neighbors. Potentials without those constants are returned as they are.
     """
-    if "constants" not in params:
+    own = params.get("constants")
+    if not isinstance(own, dict):
         return params
     real = np.asarray(structures.species) >= 0
     scale = float(np.sqrt(np.nanmean(np.asarray(labels.force)[real] ** 2)))
     values = {"scale": max(scale, 1e-3), "neighbors": max(mean_neighbors, 1.0)}
-    constants = {name: jnp.full_like(old, values[name]) for name, old in params["constants"].items()}
-    return {**params, "constants": constants}
+    constants = {name: jnp.full_like(own[name], value) for name, value in values.items() if name in own}
+    return {**params, "constants": {**own, **constants}}
