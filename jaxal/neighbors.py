@@ -203,6 +203,7 @@ def _counts(spec: Spec, structure: Structure) -> Int[Array, "n"]:
     return jnp.sum(_search(spec, structure).square < (spec.cutoff + spec.skin) ** 2, axis=1)
 
 
+@partial(jax.jit, static_argnums=0, inline=True)  # one program where it is called outside of one
 @exact
 def build(spec: Spec, structure: Structure) -> Neighbors:
     """All neighbors of one structure [n]; nearest first. Pure and vmappable."""
@@ -228,6 +229,7 @@ def build(spec: Spec, structure: Structure) -> Neighbors:
     )
 
 
+@partial(jax.jit, static_argnums=0, inline=True)
 @exact
 def within(spec: Spec, neighbors: Neighbors, structures: Structure) -> Neighbors:
     """Those of the neighbors [b] that are within the cutoff now, in fewer slots, without those in the skin.
@@ -303,6 +305,7 @@ def _too_few_images(spec: Spec, cell: Float[Array, "3 3"]) -> Bool[Array, ""]:
     return periodic & jnp.any(needed > jnp.asarray(spec.images))
 
 
+@partial(jax.jit, static_argnums=0, inline=True)
 @exact
 def stale(spec: Spec, neighbors: Neighbors, structure: Structure) -> Bool[Array, ""]:
     """Whether a pair may have come closer than the cutoff without being listed.
@@ -324,6 +327,7 @@ def stale(spec: Spec, neighbors: Neighbors, structure: Structure) -> Bool[Array,
     return ~(2 * moved + compression * (spec.cutoff + spec.skin) <= spec.skin)
 
 
+@partial(jax.jit, inline=True)
 @exact
 def vectors(structure: Structure, neighbors: Neighbors) -> tuple[Float[Array, "n k 3"], Bool[Array, "n k"]]:
     """Vectors from each atom to its neighbors (Å) and the mask of slots in use; padded vectors are zero."""

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# All that must hold: README's test line, ruff, pyright, and the tests on Python 3.12 where there is one.
+# All that must hold: README's test line, the tests of reference methods once more where no outside program is in
+# reach, ruff, pyright, and the tests on Python 3.12 where there is one.
 # Environments stay in .venv and .venv312. `--one-python` leaves 3.12 out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+bare=$(mktemp -d)
+trap 'rm -rf "$log" "$bare"' EXIT
 
 # The line between <!-- tests --> and the end of its code block, exactly as README has it.
 tests=$(sed -n '/^<!-- tests -->$/,/^```$/p' README.md | grep '^python3 ')
@@ -27,6 +29,16 @@ python312() {
 }
 
 run "$tests" "$(python3 --version)"
+
+# PATH is the environment and basic commands; the data that Debian's packages bring lie nowhere.
+for name in bash sh awk basename cat chmod cp cut date dirname echo env false getconf grep head hostname id kill ln ls \
+    mkdir mktemp mv nohup nproc ps pwd readlink realpath rm rmdir sed sleep sort stat tail tee timeout touch tr true uname wc
+do
+    program=$(type -P "$name") && ln -s "$program" "$bare/$name"
+done
+hide="env -u JAXAL_GPAW_PYTHON -u CP2K_DATA_DIR -u PSIPATH -u PSIDATADIR PATH=$PWD/.venv/bin:$bare JAXAL_TEST_SHARE=$bare"
+outside=$({ ls tests/test_label*.py && grep -lE 'label_programs|shutil\.which|slurm_one_node' tests/test_*.py; } | sort -u | tr '\n' ' ')
+run "$hide .venv/bin/python -m pytest -n 2 $outside" "without outside programs"
 
 .venv/bin/pip install -q -c constraints.txt -e ".[dev]"
 .venv/bin/ruff check .

@@ -55,10 +55,13 @@ def script(text: str, *more: str) -> dict[str, Any]:
     }
 
 
-PSEUDO = Path("/usr/share/espresso/pseudo")  # of Debian's package quantum-espresso-data
+SHARE = Path(os.environ.get("JAXAL_TEST_SHARE", "/usr/share"))  # scripts/check.sh hides it
+PSEUDO = SHARE / "espresso/pseudo"  # of Debian's package quantum-espresso-data
 UPF = {"H": PSEUDO / "H.pbe-kjpaw.UPF", "Si": PSEUDO / "Si.pz-vbc.UPF"}
-PSP8_FOLDER = Path("/usr/share/abinit/psp")  # of Debian's package abinit-data
+PSP8_FOLDER = SHARE / "abinit/psp"  # of Debian's package abinit-data
 PSP8 = {"H": PSP8_FOLDER / "Pseudodojo_nc_sr_04_pbe_standard_psp8/H.psp8", "Si": PSP8_FOLDER / "Si.psp8"}
+# What every file of pseudopotentials begins with, which is all that the check of a configuration reads.
+HEADS = Path(__file__).parent / "golden" / "pseudopotentials"
 PROGRAMS = {
     "xtb": "xtb",
     "espresso": "pw.x",
@@ -109,6 +112,11 @@ SMEARED = {"basis": "SZV-MOLOPT-SR-GTH", "cutoff": 80.0, "electronic_temperature
 NORM = {"pseudopotentials": {"Si": PSP8["Si"]}, "ecut": 12.0, "k_points": (2, 2, 2)}
 NORM |= {"smearing": "fd", "smearing_width": 0.5}
 NORM_BOX = {"pseudopotentials": {"H": PSP8["H"]}, "ecut": 12.0, "box": 7.0, "smearing": "none"}
+# The same with the heads, for mistakes that are told before any program runs.
+VALENCE_HEAD = VALENCE | {"pseudopotentials": {"Si": HEADS / "Si.upf"}}
+ULTRASOFT_HEAD = ULTRASOFT | {"pseudopotentials": {"H": HEADS / "H.upf"}}
+NORM_HEAD = NORM | {"pseudopotentials": {"Si": HEADS / "Si.psp8"}}
+NORM_BOX_HEAD = NORM_BOX | {"pseudopotentials": {"H": HEADS / "H.psp8"}}
 WAVES = {"command": [PROGRAMS["gpaw"]], "ecut": 250.0}
 CASES = {
     "command, open": Case("command", script(EMT), task_of(rattled(molecule("H2O"))), script(EMT, "stop"), 1e-4),

@@ -30,7 +30,9 @@ print(sum(hits))
 def run(**given):
     """(folder, programs taken from it, what the host was asked, programs taken now) of a fresh process."""
     settings = {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    environment = os.environ | settings | {name: str(value) for name, value in given.items()}
+    environment = os.environ | settings
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # that of the session
+    environment |= {name: str(value) for name, value in given.items()}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     folder, hits, asked, more = done.stdout.splitlines()

@@ -20,9 +20,6 @@ from jaxal.label.store import open_store
 from jaxal.types import InputError
 
 HERE = Path(__file__).parent
-QUICK = "--xla_backend_optimization_level=0"  # compiling is most of what these tests do
-KEPT = {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-KEPT["TF_CPP_MIN_LOG_LEVEL"] = "3"
 WATER = """
 system: {file: water.xyz}
 potential: {cutoff: 3.0, channels: 2, l_max: 1, layers: 1, radial: 4, radial_hidden: 0}
@@ -37,15 +34,9 @@ precision: float64
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def programs(tmp_path_factory):
-    """Compiled programs are kept from run to run, as a user's are; not those that call the host."""
-    KEPT["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("programs"))
-
-
 def environment(count: int, **more: str) -> dict[str, str]:
-    flags = f"--xla_force_host_platform_device_count={count} {QUICK}"
-    return os.environ | KEPT | {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "XLA_FLAGS": flags} | more
+    flags = os.environ["XLA_FLAGS"].replace("device_count=1", f"device_count={count}")
+    return os.environ | {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "XLA_FLAGS": flags} | more
 
 
 def python(*arguments, count: int = 8, check: bool = True, **more: str):

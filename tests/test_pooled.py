@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase.io import read
-from test_run import ENVIRONMENT, WATER, folder, jaxal, killed_after, metrics, model_arrays
+from test_run import WATER, folder, jaxal, killed_after, metrics, model_arrays
 
 from jaxal.check import check
 from jaxal.config import load
@@ -92,7 +92,7 @@ def test_labels_of_a_killed_run_are_learned_from_though_its_structures_do_not_co
 def test_a_pooled_run_that_is_told_to_end_says_how_to_go_on(tmp_path):
     config, out = folder(tmp_path, POOLED.replace("labels: 40", "labels: 400")), tmp_path / "out"
     command = [sys.executable, "-m", "jaxal.cli", "run", str(config), "--dir", str(out)]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 300
     while time.monotonic() < end and not ((out / "metrics.jsonl").exists() and len(metrics(out)) > 12):
         time.sleep(0.05)
@@ -111,7 +111,7 @@ def test_two_runs_share_a_store_at_once(tmp_path):
         [sys.executable, "-m", "jaxal.cli", "run", config, "label.store=all.sqlite", f"label.mode={mode}", "--dir", out]
         for mode, out in zip(("inline", "pooled"), outs, strict=True)
     ]
-    both = [subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE) for command in commands]
+    both = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) for command in commands]
     for process in both:
         said = process.communicate(timeout=300)[1]
         assert process.returncode == 0, said.decode()

@@ -1,13 +1,11 @@
 """Whole small runs: from a structure to a model, killed and resumed, in both precisions, with an oracle in JAX."""
 
 import json
-import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -33,17 +31,6 @@ output: {checkpoint: 0, trajectory: 5}
 """
 
 
-# What one run has compiled the others take from here, as a user's do.
-PROGRAMS = tempfile.TemporaryDirectory(prefix="jaxal-programs-")
-ENVIRONMENT = os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "OMP_NUM_THREADS": "1",
-    "JAX_ENABLE_COMPILATION_CACHE": "true",
-    "JAX_COMPILATION_CACHE_DIR": PROGRAMS.name,
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-}
-
-
 def folder(tmp_path: Path, text: str = WATER, atoms=None) -> Path:
     write(tmp_path / "water.xyz", atoms or molecule("H2O"), format="extxyz")
     (tmp_path / "config.yaml").write_text(text)
@@ -52,7 +39,7 @@ def folder(tmp_path: Path, text: str = WATER, atoms=None) -> Path:
 
 def jaxal(*arguments, check=True, **options):
     command = [sys.executable, "-m", "jaxal.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, **options)
+    done = subprocess.run(command, capture_output=True, text=True, **options)
     assert not check or done.returncode == 0, done.stderr
     return done
 
@@ -75,7 +62,7 @@ def model_arrays(directory: Path) -> dict[str, np.ndarray]:
 def killed_after(config: Path, directory: Path, lines: int) -> None:
     """Starts a run and kills it, hard, when it has written so many metrics lines."""
     command = [sys.executable, "-m", "jaxal.cli", "run", str(config), "--dir", str(directory)]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     path = directory / "metrics.jsonl"
     end = time.monotonic() + 300
     while time.monotonic() < end and process.poll() is None:
