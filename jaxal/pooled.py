@@ -184,7 +184,7 @@ def _rows(run: Run, came: Came, size: int) -> Arrivals:
     number = len(came.ok)
 
     def filled(values: np.ndarray, kind: Any) -> Any:
-        widths = [(0, size - number)] + [(0, 0)] * (values.ndim - 1)
+        widths: Any = [(0, size - number)] + [(0, 0)] * (values.ndim - 1)
         return np.pad(values, widths).astype(kind)
 
     # an empty row is the start structure, which has no more neighbors than there is room for

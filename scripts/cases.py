@@ -160,7 +160,7 @@ def virial(place: Place) -> str:
     if wrong:
         return wrong
     meant = [-atoms.info["virial"] / atoms.get_volume() for atoms in place.raw("virial.xyz")]
-    exported = [atoms.get_stress(voigt=False) for atoms in ase.io.read(file, ":")]
+    exported = [atoms.get_stress(voigt=False) for atoms in ase.io.read(file, ":")]  # pyright: ignore
     learned = [atoms.get_stress(voigt=False) for atoms in place.trained()]
     right = np.allclose(meant, exported, atol=1e-12) and np.allclose(meant, learned, atol=1e-6)
     return "" if right else "stress is not -virial/volume"
@@ -546,7 +546,7 @@ def folder() -> Iterator[Path]:
 
 def main() -> int:
     """Runs the cases and prints a line for each."""
-    words = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    words = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     words.add_argument("data", type=Path, metavar="DIR")
     words.add_argument("--only", default="", metavar="WORD")
     given = words.parse_args()

@@ -16,9 +16,10 @@ import numpy as np
 
 from jaxal import model
 from jaxal.committee import Committee
+from jaxal.data.files import read
 from jaxal.explore.md import npt_nose_hoover
 from jaxal.potential.pair import stillinger_weber
-from jaxal.structure import from_atoms, read_frames
+from jaxal.structure import from_frames
 from jaxal.validate import command, dynamics
 
 MELT, TEMPERATURE, TIMESTEP, EVERY = 3200.0, 2500.0, 2.0, 20  # K, K, fs, steps
@@ -27,11 +28,11 @@ RAMP, SETTLE, LENGTH = 4.0, 6.0, 16.0  # ps; the ramp is part of what settles
 
 def main(directory: Path) -> None:
     """Measures, prints and writes."""
-    start = read_frames(directory / "trajectory.xyz", "-1")[0]
+    start = read(directory / "trajectory.xyz")[-1]
     finished = model.load(directory)
     table, learned = finished.table, model.committee(finished)
     oracle = stillinger_weber(table)
-    structure = jax.tree.map(jnp.asarray, from_atoms([start], table))
+    structure = jax.tree.map(jnp.asarray, from_frames([start], table))
     explorer = npt_nose_hoover(
         temperature=MELT, final_temperature=TEMPERATURE, ramp=RAMP, timestep=TIMESTEP, barostat_tau=500.0
     )

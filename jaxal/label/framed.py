@@ -36,6 +36,12 @@ def luggage(frame: Frame) -> bytes:
     return packed(list(parts)) if any(part is not None and len(part) for part in parts) else b""
 
 
+def fixed_of(carried: bytes, atoms: int) -> np.ndarray:
+    """Which atoms are fixed, [n], by what a row of a store keeps beside its label."""
+    fixed = unpacked(carried)[1] if carried else None
+    return np.zeros(atoms, bool) if fixed is None else np.asarray(fixed, bool)
+
+
 def task_of(frame: Frame) -> Task:
     """The structure of a frame as a labeler takes it; 0 for electrons that nobody says anything of."""
     return Task(frame.numbers, frame.position, frame.lattice, frame.charge or 0, frame.spin or 0)
@@ -58,7 +64,7 @@ def frame_of(entry: Entry) -> Frame:
         cell=task.cell if parts.cell is None else parts.cell,
         periodic=periodic(task),
         mass=atomic_masses[task.numbers] if parts.mass is None else parts.mass,
-        fixed=np.zeros(count, bool) if parts.fixed is None else parts.fixed.astype(bool),
+        fixed=fixed_of(entry.carried, count),
         charge=int(task.charge),
         spin=int(task.spin),
         numeric=numbers,

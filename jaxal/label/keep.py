@@ -1,10 +1,13 @@
 """What every label passes before anybody sees it: acceptance, and the store that keeps it."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+from jaxal.data.labels import masked
+from jaxal.label import framed
 from jaxal.label.accept import MAX_FORCE, NET_FORCE, accept
 from jaxal.label.store import Entry, Store, label_key
 from jaxal.label.task import Backend, Result, Task, failed
@@ -35,9 +38,11 @@ def keeper(
     not known. `carried` is what the structures carry (`jaxal.label.framed`), where a call does not say it.
     """
 
-    def judged(task: Task, result: Result) -> Result:
+    def judged(task: Task, result: Result, own: bytes) -> Result:
         fresh = result._replace(ok=True, reason="")
-        return accept(task, fresh, max_force=max_force, net_force=net_force)
+        # forces that a program has hidden on fixed atoms leave a sum
+        hidden = bool(own) and _fits(task, result) and masked(result.force, framed.fixed_of(own, len(task.numbers)))
+        return accept(task, fresh, max_force=max_force, net_force=math.inf if hidden else net_force)
 
     def key_of(task: Task) -> str:
         return label_key(task, backend.method, backend.version)
@@ -48,13 +53,13 @@ def keeper(
             return None
         if entry.status == "failed":
             return entry.row, entry.result
-        return entry.row, judged(task, entry.result)
+        return entry.row, judged(task, entry.result, entry.carried)
 
     def committed(task: Task, result: Result, own: bytes | None = None) -> tuple[int, Result]:
         if result.ok and not _fits(task, result):
             result = failed(task, "the labeler's arrays have the wrong shape", result.seconds)
-        rejected = judged(task, result).reason if result.ok else ""
         own = carried if own is None else own
+        rejected = judged(task, result, own).reason if result.ok else ""
         entry = store.put(task, result, backend.method, backend.version, own, rejected)
         found = known(entry.key, task) if entry.status != "failed" else None
         return found or (entry.row, entry.result)
