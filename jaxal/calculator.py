@@ -23,7 +23,7 @@ from jaxal.structure import from_atoms
 from jaxal.types import InputError, Prediction, Structure
 from jaxal.uncertainty.bound import bounds
 
-SPREADS = ("force_spread", "energy_spread", "estimated_error")  # of a model that has one
+SPREADS = ("force_spread", "energy_spread", "estimated_error", "supported")  # of a model that has one
 
 
 def padded_size(atoms: int) -> int:

@@ -24,6 +24,7 @@ from jaxal.train import support as supports
 from jaxal.train.loss import max_force_error
 from jaxal.types import FORCE, InputError
 from jaxal.uncertainty import bound
+from jaxal.uncertainty import support as statistics
 
 import_parts()
 
@@ -192,13 +193,24 @@ def test_a_model_without_labels_to_calibrate_it_has_no_bound():
 def test_calibration_and_support_are_in_the_model_file(tmp_path):
     support = seen("members")[2]
     calibration = bound.calibrated(np.ones(9), np.arange(9.0), "nine")
-    facts = {"potential": "equivariant", "options": (), "table": TABLE, "reference": np.zeros(2)}
+    options = (("cutoff", 4.0), ("channels", 2), ("l_max", 1), ("layers", 1), ("radial", 4), ("radial_hidden", 0))
+    facts = {"potential": "equivariant", "options": options, "table": TABLE, "reference": np.zeros(2)}
     facts |= {"precision": "float32", "charge": 0, "spin": 0}
-    plain = {"params": {"weight": np.ones(3)}}
+    shapes = models.shapes(models.Model(params={}, **facts), 2)
+    plain = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     for carried in ({}, {"calibration": calibration, "support": support}):
         models.save(tmp_path / "model.npz", models.Model(params=plain, **facts, **carried))
         loaded = models.load(tmp_path / "model.npz")
         assert loaded.calibration == carried.get("calibration")
-        assert (loaded.support is None) == (not carried) and set(loaded.params) == {"params"}
+        assert (loaded.support is None) == (not carried)
         for name, value in ({} if loaded.support is None else loaded.support._asdict()).items():
             np.testing.assert_array_equal(value, getattr(support, name))
+
+
+@pytest.mark.parametrize("name", ["mean", "whiten", "alone", "limit"])
+def test_a_support_that_cannot_be_is_refused(name):
+    arrays = {field: np.asarray(value) for field, value in seen("members")[2]._asdict().items()}
+    assert statistics.of_arrays(arrays, len(TABLE)) is not None and statistics.of_arrays({}, len(TABLE)) is None
+    for broken in (arrays[name][..., None], arrays[name] * np.float32(np.nan)):
+        with pytest.raises(ValueError, match=f"support {name}"):
+            statistics.of_arrays(arrays | {name: broken}, len(TABLE))
