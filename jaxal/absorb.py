@@ -16,9 +16,11 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxal import committee as committees
 from jaxal import devices, fragments, loop, neighbors
 from jaxal import queue as queues
+from jaxal.acquire.gate import estimated
 from jaxal.looks import Lesson
 from jaxal.loop import Limits, Parts, State, Static
 from jaxal.types import Label, Neighbors, Prediction, Structure
+from jaxal.uncertainty.support import is_supported, novelty
 from jaxal.walk import driving, where
 
 
@@ -36,10 +38,10 @@ class Arrivals(NamedTuple):
 class Absorbed(NamedTuple):
     """What the committee had said of the labels, and how it stands now."""
 
-    estimate: Float[Array, "a"]  # eV/Å, estimated error before training
+    score: Float[Array, "a"]  # before training
+    estimate: Float[Array, "a"]  # eV/Å, estimated error before training; NaN where the gate estimates none, or none yet
     error: Float[Array, "a"]  # eV/Å, largest force error of an atom before training; NaN where not ok
     rmse: Float[Array, "a"]  # eV/Å, force RMSE before training; NaN where not ok
-    factor: Float[Array, ""]  # of the gate before training
     loss: Float[Array, ""]
     fold_rmse: Float[Array, ""]  # eV/Å
     dropped: Int[Array, ""]  # waiting structures that the committee has become sure of
@@ -50,7 +52,7 @@ def make_absorb(parts: Parts, static: Static) -> Callable[[State, Limits, Arriva
 
     As in a segment, a problem that undoes it leaves the state as it was.
     """
-    mesh = parts.committee.mesh
+    mesh, cutoff = parts.committee.mesh, parts.committee.potential.cutoff
 
     def predicted(state: State, structures: Structure) -> tuple[Float[Array, "b"], Prediction, Neighbors]:
         """Scores, predictions and neighbors of structures [b]."""
@@ -63,7 +65,7 @@ def make_absorb(parts: Parts, static: Static) -> Callable[[State, Limits, Arriva
         ok = arrivals.label.ok & arrivals.there
         score, prediction, near = predicted(state, arrivals.structure)
         hold = arrivals.probe | (jax.random.uniform(key_hold, ok.shape) < limits.holdout)
-        factor = state.gate.factor
+        estimate = estimated(parts.gate, state.gate, score)
         state = state._replace(key=key, problems=jnp.where(jnp.any(near.overflow & ok), loop.NEIGHBORS_FULL, 0))
         arm = jnp.where(arrivals.probe, -1, queues.arm_of(state.queue, arrivals.ticket))
         lesson = Lesson(arrivals.structure, score, prediction.force.mean(1), arrivals.label, ok, hold, arm)
@@ -73,10 +75,7 @@ def make_absorb(parts: Parts, static: Static) -> Callable[[State, Limits, Arriva
             labels=state.labels + jnp.sum(arrivals.there, dtype=jnp.int32),
             problems=(state.problems | jnp.where(failed, loop.LABEL_FAILED, 0)).astype(jnp.int32),
         )
-        estimate = jnp.where(jnp.isfinite(factor), factor, 1.0) * score
-        return state, Absorbed(
-            estimate, taught.error, taught.rmse, factor, taught.loss, taught.fold_rmse, jnp.zeros(())
-        )
+        return state, Absorbed(score, estimate, taught.error, taught.rmse, taught.loss, taught.fold_rmse, jnp.zeros(()))
 
     def judged(state: State, arrivals: Arrivals) -> tuple[State, Int[Array, ""]]:
         """The queue by the committee as it is now, and where walkers may return to."""
@@ -87,9 +86,10 @@ def make_absorb(parts: Parts, static: Static) -> Callable[[State, Limits, Arriva
         both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), arrivals.structure, rows)
         score, prediction, near = predicted(state, both)
         # what is isolated and was not trained on so is not certain, whatever the score
-        cutoff = static.train_near.cutoff
         unknown = jax.vmap(lambda s, n: fragments.unknown(cutoff, s, n, state.known))(both, near)
         score = jnp.where(unknown, jnp.inf, score)
+        new = jax.vmap(novelty, (None, 0, 0, 0, None))(state.support, prediction.feature, both, near, cutoff)
+        supported = is_supported(new)
         ok = arrivals.label.ok & arrivals.there
         # A failed label is no frame to return to, and of several for one walker the last counts: the others get the
         # number of a walker that there is not.
@@ -100,7 +100,7 @@ def make_absorb(parts: Parts, static: Static) -> Callable[[State, Limits, Arriva
         new = loop.Trusted(arrivals.structure, *moves)
         trusted = jax.tree.map(lambda old, now: old.at[walker].set(now, mode="drop"), state.trusted, new)
         queue = state.queue._replace(score=score[came:])
-        flagged = parts.gate.step(state.gate, queue.score)[1]
+        flagged = parts.gate.step(state.gate, queue.score)[1] | ~supported[came:]
         arrived = queues.holds(queue, jnp.where(arrivals.there, arrivals.ticket, -1))
         sure = queues.waits(queue) & ~arrived & ~flagged & ~queue.probe
         problems = state.problems | jnp.where(jnp.any(near.overflow[came:] & waiting), loop.NEIGHBORS_FULL, 0)

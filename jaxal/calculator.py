@@ -21,8 +21,9 @@ from jaxal.data.labels import matrix_to_voigt
 from jaxal.devices import ready, refuse_fork
 from jaxal.structure import from_atoms
 from jaxal.types import InputError, Prediction, Structure
+from jaxal.uncertainty.bound import bounds
 
-SPREADS = ("force_spread", "energy_spread", "estimated_error")  # of a model that has one
+SPREADS = ("force_spread", "energy_spread", "estimated_error", "supported")  # of a model that has one
 
 
 def padded_size(atoms: int) -> int:
@@ -99,9 +100,11 @@ class Calculator(base.Calculator):
 
     `results` hold float64 numbers: energy and free_energy (eV, total), forces [n, 3] (eV/Å), stress [6] (eV/Å^3,
     ASE's sign and order, periodic structures only), force_spread [n] (committee standard deviation of each
-    atom's force vector, eV/Å), energy_spread (eV) and estimated_error (eV/Å: the expected largest error of an
-    atom's force, the calibrated multiple of the largest spread; infinite for a model never calibrated). A model of one
-    member without a method of uncertainty has no spread: the last three are absent.
+    atom's force vector, eV/Å), energy_spread (eV), supported (whether the structure is like those that the model was
+    trained on, by its features; False where that is not known) and estimated_error (eV/Å): a bound on the largest
+    error of an atom's force, kept with the probability `model.calibration.coverage` for structures like those that
+    calibrated it. It is NaN where the model has no bound, and infinite where the structure is not supported. A model of
+    one member without a method of uncertainty has no spread: the last four are absent.
 
     Structures are open or periodic in all three directions. Raises InputError for anything else, for an element
     the model does not know, for a charge or spin in `atoms.info` other than the model's, for a number of electrons that
@@ -121,6 +124,7 @@ class Calculator(base.Calculator):
         "force_spread",
         "energy_spread",
         "estimated_error",
+        "supported",
     ]
     default_parameters: ClassVar[dict[str, Any]] = {}
     ignored_changes: ClassVar[set[str]] = {"initial_charges", "initial_magmoms"}
@@ -212,12 +216,15 @@ class Calculator(base.Calculator):
         if not models.has_spread(self.model):
             return results
         # in closed form where the method of uncertainty has one, else that of the members
-        own, each = (None if x is None else np.asarray(x, np.float64)[0] for x in prediction[4:])
+        known = prediction.energy_spread, prediction.force_spread, prediction.novelty
+        own, each, new = (None if x is None else np.asarray(x, np.float64)[0] for x in known)
+        new = np.nan if new is None else float(new)
         spread = np.sqrt(force.var(axis=0).sum(axis=-1)) if each is None else each[:count]
         return results | {
             "force_spread": spread,
             "energy_spread": float(energy.std() if own is None else own),
-            "estimated_error": float(self.model.factor * spread.max()) if spread.any() else 0.0,
+            "estimated_error": float(bounds(self.model.calibration, spread.max(), new)),
+            "supported": bool(new <= 1),
         }
 
     def _structure(self, atoms: ase.Atoms) -> Structure:

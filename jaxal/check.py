@@ -1,5 +1,6 @@
 """The part of checking a configuration that needs its structure, still before anything is computed."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from jaxal import committee as committees
 from jaxal import weights
+from jaxal.acquire.fits import refuse_idle_limit, refuse_misfits
 from jaxal.data import files
 from jaxal.data import frames as door
 from jaxal.data.frames import MOST_ATOMS, fixed_atoms, overlap
@@ -18,9 +20,9 @@ from jaxal.errors import InputError
 from jaxal.explore.timestep import too_long
 from jaxal.label import framed
 from jaxal.label.task import Task
-from jaxal.schema import Config, Part, System
+from jaxal.schema import Config, Gate, Part, System
 from jaxal.structure import Table, from_atoms, species_table
-from jaxal.types import Explorer
+from jaxal.types import FORCE, Explorer, Uncertainty
 
 
 def start_structures(system: System) -> list[ase.Atoms]:
@@ -108,7 +110,7 @@ def check(config: Config) -> list[str]:
     for start in starts:
         if reason := overlap(start, config.gate.closest):
             raise InputError(f"system.file: {config.system.file}: {reason}; give a structure that can be")
-    _check_parameters(config, table)
+    check_fits(config, _check_parameters(config, table))
     if config.label.initial > config.stop.labels:
         raise InputError(
             f"label.initial: {config.label.initial} is too large; give at most stop.labels ({config.stop.labels})"
@@ -165,13 +167,28 @@ def _stress(config: Config, atoms: ase.Atoms) -> list[str]:
     return []
 
 
-def _check_parameters(config: Config, table: Table) -> None:
-    """Raises InputError for a potential whose parameters cannot be trained or kept; nothing is computed."""
+def _check_parameters(config: Config, table: Table) -> Uncertainty | None:
+    """The method of uncertainty. Raises InputError for a potential whose parameters cannot be trained or kept.
+
+    Nothing is computed.
+    """
     potential = _built("potential", lambda: weights.collected(config.potential.bind()(table)))
     method = _built("uncertainty", lambda: config.uncertainty.bind()(potential, len(table)))
     heads = config.committee.members if config.committee.kind == "shared" else 1
     one = committees.Committee(potential, heads, heads=heads, species=len(table), uncertainty=method)
     committees.shapes(one, config.precision)
+    return method
+
+
+def check_fits(config: Config, method: Uncertainty | None) -> None:
+    """Raises InputError for a score, gate, uncertainty and bias that do not go together."""
+    gate = _built("gate", config.gate.part.bind())
+    spread = FORCE if method is None else method.unit
+    score, name = config.score, config.gate.part.name
+    names = config.uncertainty.name, spread, config.bias.name
+    refuse_misfits(score.name, dict(score.options), name, gate, *names)
+    default: Any = next(field.default for field in dataclasses.fields(Gate) if field.name == "implausible")
+    refuse_idle_limit(config.gate.implausible, default, gate, spread)
 
 
 def task_of(atoms: ase.Atoms) -> Task:

@@ -10,6 +10,7 @@ from jaxal import buffer as buffers
 from jaxal import neighbors, registry
 from jaxal.committee import Committee, backbone
 from jaxal.precision import exact
+from jaxal.queue import Queue
 from jaxal.types import Candidates, Kernel, Key, Params, Schedule, Select, Structure
 from jaxal.walk import where
 
@@ -52,9 +53,11 @@ def choose(
     wants: Bool[Array, "c"],
     course: Course = Course(),  # noqa: B008
     used: Float[Array, ""] | float = 0.0,
+    queue: Queue | None = None,
 ) -> tuple[Int[Array, "k"], Bool[Array, ""], Int[Array, "k"]]:
     """Rows of `structures` [c] to label, -1 = none; whether a wanted one has more neighbors than there is room for; and
     the arm of the schedule that picked each row, -1 = none. `used` is the fraction of the label budget that is spent.
+    Known is what has a label, held out or not, and what waits for one in the `queue` or is at work.
 
     `params` are of the committee, [r] leading; the first set of weights makes the features. Where nobody wants a label
     nothing is computed, and features that the selection does not read are not either.
@@ -67,9 +70,12 @@ def choose(
         return chooser.kernel(chooser.committee.potential, first, structures, near), near.overflow
 
     def among():
-        labeled = buffers.trainable(buffer)
-        # a free row, and one that is not trained on, is seen as the first candidate
-        known = where(labeled, buffer.structure, jax.tree.map(lambda x: x[:1], structures))
+        rows, labeled = buffer.structure, jnp.arange(buffers.capacity(buffer)) < buffer.count
+        if queue is not None:
+            rows = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), rows, queue.structure)
+            labeled = jnp.concatenate([labeled, queue.ticket >= 0])
+        # a free row is seen as the first candidate
+        known = where(labeled, rows, jax.tree.map(lambda x: x[:1], structures))
         each = jax.lax.map(lambda one: features(jax.tree.map(lambda x: x[None], one))[0][0], known, batch_size=TOGETHER)
         own, crowded = features(structures)
         candidates = Candidates(score, own, wants, each, labeled)

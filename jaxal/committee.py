@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from jaxal import devices, heads
 from jaxal.devices import MEMBERS, WALKERS
 from jaxal.precision import exact
-from jaxal.types import Distribution, Key, Neighbors, Params, Potential, Prediction, Structure, Uncertainty
+from jaxal.types import FORCE, Distribution, Key, Neighbors, Params, Potential, Prediction, Structure, Uncertainty
 
 Batching = Literal["auto", "map", "vmap"]
 CACHED = 2**12  # neighbors
@@ -246,7 +246,8 @@ def predict_local(committee: Committee, params: Params, structures: Structure, n
     else:
         split = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), (structures, neighbors))
         found = _joined(jax.lax.map(lambda rows: group(*rows), split))
-    return _of_all(devices.gathered(committee.mesh, MEMBERS, found))
+    unit = FORCE if committee.uncertainty is None else committee.uncertainty.unit
+    return _of_all(devices.gathered(committee.mesh, MEMBERS, found), unit == FORCE)
 
 
 def _joined(parts: Distribution) -> Distribution:
@@ -261,10 +262,11 @@ def _joined(parts: Distribution) -> Distribution:
     return Distribution(energy, force, stress, joined(parts.feature, 1), *spreads)
 
 
-def _of_all(found: Distribution) -> Prediction:
+def _of_all(found: Distribution, in_force: bool) -> Prediction:
     """The prediction [b m ...] of all sets of weights, from what each says [r p b ...].
 
-    A variance in closed form is the mean of those of the sets plus the variance of the sets' means.
+    A variance in closed form is the mean of those of the sets plus the variance of the sets' means. Force spreads that
+    are not `in_force` units have no common unit with that variance: the largest of the sets' counts.
     """
 
     def members(x: Float[Array, "r p b ..."]) -> Float[Array, "b m ..."]:
@@ -278,11 +280,14 @@ def _of_all(found: Distribution) -> Prediction:
         square = jnp.mean(spread**2, axis=0) + variance
         return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
 
+    force_spread = found.force_spread
+    if force_spread is not None:
+        force_spread = total(force_spread, found.force.mean(1)) if in_force else jnp.max(force_spread, axis=0)
     return Prediction(
         energy=members(found.energy),
         force=members(found.force),
         stress=members(found.stress),
         feature=found.feature[0],
         energy_spread=None if found.energy_spread is None else total(found.energy_spread, found.energy.mean(1)),
-        force_spread=None if found.force_spread is None else total(found.force_spread, found.force.mean(1)),
+        force_spread=force_spread,
     )

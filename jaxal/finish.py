@@ -1,26 +1,33 @@
-"""The end of a run or of an offline training: a long training, the model, its validation, the report."""
+"""The end of a run or of an offline training: a long training, the bound, the model, its validation, the report."""
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from jaxal import buffer as buffers
 from jaxal import devices, loop, memory, model, neighbors, records, report, setup
-from jaxal.committee import Committee
+from jaxal import sample as samples
+from jaxal.committee import Committee, predict
 from jaxal.label.task import Enough
 from jaxal.memory import Progress, Run
 from jaxal.train import fit as training
 from jaxal.train import posterior
-from jaxal.train.calibrate import Judge, calibrate
-from jaxal.types import GateState, Key
+from jaxal.train import support as supports
+from jaxal.train.bound import Bounded, bounded
+from jaxal.train.loss import force_rmse
+from jaxal.types import InputError, Key, Label, Params, Structure
 from jaxal.validate import command
 
 CHUNKS = 10  # pieces of the final training, between which the held-out error is looked at
+STOPPING = 256  # held-out labels, the latest so many, that say which weights are kept
+SAMPLED, HELD = "random frames of the dynamics", "held-out labels"  # what calibrates a bound
 
 
 def compiled_fit(committee: Committee, recipe: training.Recipe, near: neighbors.Spec) -> Callable:
@@ -35,27 +42,35 @@ def compiled_fit(committee: Committee, recipe: training.Recipe, near: neighbors.
 
 
 def anneal(
-    judge: Judge,
+    committee: Committee,
     recipe: training.Recipe,
+    near: neighbors.Spec,
     train: training.TrainState,
     buffer: buffers.Buffer,
-    gate: GateState,
     key: Key,
     steps: int,
     rate: float,
     final_rate: float,
     show: Callable[[float | None, float], None],
-) -> tuple[training.TrainState, GateState, float | None]:
+) -> tuple[training.TrainState, float | None]:
     """Trains down to `final_rate` on a cosine and keeps the weights with the least held-out force error.
 
-    `show` gets that error (eV/Å, None if nothing is held out) and the seconds left after each piece. Returns the
-    best state, the gate calibrated with it and its held-out error.
+    That error is of the latest `STOPPING` held-out labels, which are of no use for a bound afterwards. `show` gets it
+    (eV/Å, None if nothing is held out) and the seconds left after each piece. Returns the best state and its error.
     """
-    fit = compiled_fit(judge.committee, recipe, judge.near)
-    assess = jax.jit(lambda gate, params, buffer: calibrate(judge, gate, params, buffer)[:2])
+    fit = compiled_fit(committee, recipe, near)
+    held = np.flatnonzero(np.asarray(buffer.held_out) & (np.arange(buffers.capacity(buffer)) < int(buffer.count)))
+    rows = held[-STOPPING:]
+
+    @jax.jit
+    def assess(params: Params, buffer: buffers.Buffer) -> Float[Array, ""]:
+        structures, labels = buffers.rows(buffer, rows)
+        prediction = predict(committee, params, structures, neighbors.find(near, structures))
+        return force_rmse(prediction.force.mean(1), structures, labels, jnp.ones(rows.size, bool))
+
     dtype = buffer.label.energy.dtype
     # early stopping is among the weights of this training: those before it saw a larger learning rate
-    best: tuple[float, training.TrainState, GateState] | None = None
+    best: tuple[float, training.TrainState] | None = None
     rates = final_rate + 0.5 * (rate - final_rate) * (1 + np.cos(np.pi * np.arange(CHUNKS + 1) / CHUNKS))
     began = time.monotonic()
     for chunk in range(CHUNKS):
@@ -63,28 +78,29 @@ def anneal(
         if count or steps == 0:
             first, last = (jnp.asarray(value, dtype) for value in rates[chunk : chunk + 2])
             train, _ = fit(train, buffer, jax.random.fold_in(key, chunk), jnp.asarray(count, jnp.int32), first, last)
-        learned, rmse = assess(gate, train.average, buffer)
-        error = float(rmse) if np.isfinite(rmse) else np.inf
+        rmse = float(assess(train.average, buffer)) if rows.size else np.nan
+        error = rmse if np.isfinite(rmse) else np.inf
         if best is None or error <= best[0]:
-            best = (error, train, learned)
+            best = (error, train)
         left = (time.monotonic() - began) * (CHUNKS - chunk - 1) / (chunk + 1)
         show(error if np.isfinite(error) else None, left)
         if steps == 0:
             break
     assert best is not None
-    return best[1], best[2], best[0] if np.isfinite(best[0]) else None
+    return best[1], best[0] if np.isfinite(best[0]) else None
 
 
 def write_model(
     directory: Path,
     committee: Committee,
     train: training.TrainState,
-    gate: GateState,
+    bound: Bounded,
     buffer: buffers.Buffer,
     **facts: Any,
 ) -> None:
     """The model file of a run folder; `facts` are the other fields of `model.Model`."""
-    facts |= {"params": jax.device_get(train.average), "factor": float(gate.factor)}
+    facts |= {"params": jax.device_get(train.average), "calibration": bound.calibration}
+    facts |= {"support": jax.device_get(bound.support)}
     facts |= {"electrons": electrons_can_be(buffer, facts["table"])}
     model.save(directory / model.FILE_NAME, model.Model(heads=committee.heads, signs=committee.signs, **facts))
 
@@ -117,19 +133,25 @@ def finish(run: Run, progress: Progress, parts: loop.Parts, static: loop.Static,
         progress.fold = error
         memory.show(run, progress, "final training", eta=left)
 
-    train, gate, progress.fold = anneal(
-        loop.judge_of(parts, static),
+    train, progress.fold = anneal(
+        parts.committee,
         static.recipe,
+        static.train_near,
         state.train,
         state.buffer,
-        state.gate,
         jax.random.fold_in(jax.random.key(config.seed), 2),
         config.train.final_steps,
         progress.rate,
         config.train.final_learning_rate,
         show,
     )
-    train, gate, buffer = devices.whole((train, gate, state.buffer))
+    learned = jax.jit(supports.learned, static_argnums=(0, 1))
+    support = learned(parts.committee, static.train_near, train.average, state.buffer)
+    train, support, buffer, sample = devices.whole((train, support, state.buffer, state.sample))
+    memory.show(run, progress, "calibration")
+    structures, labels = sampled(run, progress, parts, sample)
+    alone = parts.committee._replace(mesh=None)  # a few structures, by each process alike
+    bound = bounded(alone, train.average, support, structures, labels, SAMPLED)
 
     def write() -> None:
         reference = np.asarray(progress.reference)
@@ -137,7 +159,7 @@ def finish(run: Run, progress: Progress, parts: loop.Parts, static: loop.Static,
             directory,
             parts.committee,
             train,
-            gate,
+            bound,
             buffer,
             potential=config.potential.name,
             options=config.potential.options,
@@ -150,6 +172,7 @@ def finish(run: Run, progress: Progress, parts: loop.Parts, static: loop.Static,
             spin=int(buffer.structure.spin[0]),
         )
         records.write_training(directory, buffer, run.table, reference)
+        records.append(directory, [_noted(run, bound, labels)])
         memory.show(run, progress, "validation")
         records.append(directory, [memory.phase(run, "validation")])
         validated(directory, config.validate.data)
@@ -161,6 +184,56 @@ def finish(run: Run, progress: Progress, parts: loop.Parts, static: loop.Static,
     devices.from_first(lambda: str(report.write(directory)))
 
 
-def fold_of(held: np.ndarray) -> int:
-    """Held-out labels that calibrate an offline training."""
-    return int(max(1, min(held.sum(), 4 * setup.FOLD)))
+def sampled(run: Run, progress: Progress, parts: loop.Parts, sample: samples.Sample) -> tuple[Structure, Label]:
+    """The random frames of the dynamics [c] with their labels, in numpy, energies relative to the references.
+
+    Raises Enough where the run is told to end meanwhile: what was calculated is in the store.
+    """
+    rows = np.flatnonzero(np.asarray(sample.there))
+    structures: Any = jax.tree.map(lambda x: np.asarray(x)[rows], sample.structure)
+
+    def labeled() -> list[Any] | None:
+        wanted = np.ones(rows.size, bool)
+        if run.config.label.part.kind == "oracle":
+            assert parts.label is not None
+            return [np.asarray(x) for x in jax.jit(parts.label)(structures, wanted)]
+        opened = setup.open_service(
+            run.config, run.table, run.store, np.asarray(progress.reference), run.interrupted, run.opener
+        )
+        try:
+            with suppress(Enough):  # it must be raised in all processes
+                labels = opened.label(structures, wanted)
+                if trouble := opened.trouble():
+                    raise InputError(f"{trouble}; the last checkpoint stands, `jaxal resume {run.directory}` goes on")
+                return list(labels)
+            return None
+        finally:
+            opened.close()
+
+    if not rows.size:
+        none: Any = np.zeros(0), np.zeros((0, *structures.position.shape[1:])), np.zeros((0, 3, 3)), np.zeros(0, bool)
+        return structures, Label(*none)
+    told = devices.from_first(labeled)
+    if told is None:
+        raise Enough
+    return structures, Label(*told)
+
+
+def _noted(run: Run, bound: Bounded, labels: Label) -> dict[str, Any]:
+    """A metrics line about the bound and the labels it comes from."""
+    ok = np.asarray(labels.ok)
+    line = {"kind": "calibration", "wall": memory.elapsed(run), "labels": ok.size, "failed": int(np.sum(~ok))}
+    line |= {"rmse": bound.rmse, "factor": None, "coverage": None, "count": 0}
+    known = bound.calibration
+    return line | ({} if known is None else {n: getattr(known, n) for n in ("factor", "coverage", "count")})
+
+
+def split_held(held: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Which of the held-out rows [c] calibrate the bound: two of three. Every third, from the first on, ends training.
+
+    Both must not be the same: the weights that are kept are those that suit the rows that choose them. Rows of one
+    `group` [c], copies of a structure, stay together.
+    """
+    found, first = np.unique(group[held], return_index=True)
+    order = found[np.argsort(first)]  # the groups as they come
+    return held & np.isin(group, order[np.arange(order.size) % 3 != 0])

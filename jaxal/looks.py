@@ -21,14 +21,19 @@ class Look(NamedTuple):
     structure: Structure  # [w] last physical frame of each walker; the trusted one where there was none since
     energy: Float[Array, "w"]  # committee mean, eV, relative to the references; with the temperature NaN where none was
     temperature: Float[Array, "w"]  # K, of the same frames, with the degrees of freedom there are
-    estimate: Float[Array, "w"]  # estimated error, eV/Å; infinite where an atom is isolated and none was trained on
+    score: Float[Array, "w"]
+    # Estimated error, eV/Å; NaN where the gate estimates none, or none yet, and infinite where an atom is isolated and
+    # none was trained on.
+    estimate: Float[Array, "w"]
+    supported: Bool[Array, "w"]  # like what was trained on
     flagged: Bool[Array, "w"]
     unphysical: Bool[Array, "w"]
     cause: Int[Array, "w"]  # why not physical, of `walk.CAUSES`
     walker: Int[Array, "k"]  # that was labeled; -1 = none
     probe: Bool[Array, "k"]
     ok: Bool[Array, "k"]
-    label_estimate: Float[Array, "k"]  # eV/Å, before training
+    label_score: Float[Array, "k"]  # before training
+    label_estimate: Float[Array, "k"]  # eV/Å, before training; NaN as above
     label_error: Float[Array, "k"]  # largest force error of an atom before training, eV/Å
     label_rmse: Float[Array, "k"]  # force RMSE before training, eV/Å
     factor: Float[Array, ""]

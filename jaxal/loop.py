@@ -24,11 +24,14 @@ from jaxal import buffer as buffers
 from jaxal import committee as committees
 from jaxal import devices, fragments, neighbors
 from jaxal import queue as queues
+from jaxal import sample as samples
+from jaxal.acquire.gate import estimated
 from jaxal.choose import Chooser, Course, choose, taught
 from jaxal.devices import MEMBERS, WALKERS
 from jaxal.looks import Lesson, Look, Taught, Trusted
 from jaxal.train import fit as training
 from jaxal.train import posterior
+from jaxal.train import support as supports
 from jaxal.train.calibrate import Fresh, Judge, calibrate
 from jaxal.train.loss import force_rmse, max_force_error
 from jaxal.types import (
@@ -46,6 +49,7 @@ from jaxal.types import (
     Structure,
     WalkerState,
 )
+from jaxal.uncertainty.support import Support, is_supported
 from jaxal.walk import Bounds, Candidate, Drive, Walk, driving, farthest, make_walk, nothing, where
 
 NEIGHBORS_FULL, BUFFER_FULL, NOT_FINITE, UNPHYSICAL, LABEL_FAILED = 1, 2, 4, 8, 16
@@ -88,6 +92,7 @@ class Static(NamedTuple):
     batch: int  # labels at one look, at most
     fold: int  # held-out labels, the latest so many, that calibrate the gate
     queue: int = 0  # structures that can wait for a label
+    sample: int = 0  # frames at random that are kept, to calibrate the bound in the end
 
 
 class Limits(NamedTuple):
@@ -116,6 +121,8 @@ class State(NamedTuple):
     buffer: buffers.Buffer
     queue: queues.Queue
     fresh: Fresh
+    support: Support  # of the training set
+    sample: samples.Sample
     key: Key
     labels: Int[Array, ""]  # asked for, failed ones included
     problems: Int[Array, ""]
@@ -159,6 +166,8 @@ def start(
         buffer=buffer,
         queue=queues.init(jax.tree.map(lambda x: x[0], structures), static.queue),
         fresh=Fresh.empty(static.fold // 2, buffer.label.energy.dtype),
+        support=supports.learned(parts.committee, static.train_near, train.average, buffer),
+        sample=samples.init(jax.tree.map(lambda x: x[0], structures), static.sample),
         key=key,
         labels=buffer.count,
         problems=jnp.where(jnp.any(near.overflow), NEIGHBORS_FULL, 0).astype(jnp.int32),
@@ -186,7 +195,7 @@ def make_segment(parts: Parts, static: Static) -> Segment:
     """The function to compile: (state, limits) -> (state, looks). Donate the state."""
     mesh = parts.committee.mesh
     walking = parts.committee, parts.explorer, parts.score, static.table, static.near, static.every
-    walk = make_walk(*walking, parts.drive, parts.bias)
+    walk = make_walk(*walking, parts.drive, parts.bias, parts.gate)
     picks = parts.select, static.train_near, static.batch, parts.schedule, parts.arms
     chooser = Chooser(parts.committee, parts.kernel, *picks)
 
@@ -197,26 +206,29 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         state = state._replace(key=key)
         start = Walk(walkers, state.near, nothing(*trusted), jnp.zeros(number, bool), state.drift)
         bounds = Bounds(limits.implausible, limits.closest, limits.hottest, state.farthest, state.known)
-        end = walk(state.train.average, state.gate, bounds, start)
+        end = walk(state.train.average, state.gate, state.support, bounds, start)
         # what a look decides it decides on every device alike: a few numbers of each walker
         candidate, full = devices.laid(mesh, P(), (end.candidate, end.full))
         problems = state.problems | jnp.where(jnp.any(full), NEIGHBORS_FULL, 0)
         state = state._replace(walkers=end.walkers, near=end.near, drift=end.drift)
         gate, flagged = parts.gate.step(state.gate, candidate.score)
-        flagged |= candidate.unknown
-        estimate = jnp.where(jnp.isfinite(gate.factor), gate.factor, 1.0) * candidate.score
-        estimate = jnp.where(candidate.unknown, jnp.inf, estimate)
+        # of a frame unlike all that was trained on a small score says nothing
+        flagged |= candidate.unknown | ~is_supported(candidate.novelty)
+        estimate = jnp.where(candidate.unknown, jnp.inf, estimated(parts.gate, gate, candidate.score))
         probe = jax.random.uniform(key_probe, (number,)) < limits.probe
         wants = flagged | (probe & ~candidate.bad)
         score = jnp.where(probe | candidate.unknown, jnp.inf, candidate.score)
         given = state.train.average, state.buffer, candidate.structure, score, wants
         used = state.labels / jnp.maximum(limits.budget, 1)
-        chosen, crowded, arm = choose(chooser, key_select, *given, state.course, used)
+        chosen, crowded, arm = choose(chooser, key_select, *given, state.course, used, state.queue)
         problems |= jnp.where(crowded, NEIGHBORS_FULL, 0)
         left = jnp.maximum(limits.budget - state.labels, 0)
         lost = (problems & UNDONE) != 0  # this segment will be undone: a label asked for now would not be used
         chosen = jnp.where((chosen >= 0) & (jnp.cumsum(chosen >= 0) <= left) & ~lost, chosen, -1)
-        state = state._replace(gate=gate, problems=problems)
+        picked = jnp.zeros(number, bool).at[jnp.where(chosen >= 0, chosen, number)].set(True, mode="drop")
+        seen = jnp.isfinite(candidate.score) & ~candidate.bad & ~picked
+        sample = samples.taken(state.sample, jax.random.fold_in(key_probe, 1), candidate.structure, seen)
+        state = state._replace(gate=gate, problems=problems, sample=sample)
         keys = key_add, key_hold, key_fit
         if parts.label is None:
             state, report = put_off(state, candidate, chosen, probe, arm)
@@ -241,7 +253,9 @@ def make_segment(parts: Parts, static: Static) -> Segment:
             structure=candidate.structure,
             energy=candidate.energy,
             temperature=candidate.temperature,
+            score=candidate.score,
             estimate=estimate,
+            supported=is_supported(candidate.novelty),
             flagged=flagged & ~candidate.bad,
             unphysical=candidate.bad,
             cause=candidate.cause,
@@ -288,6 +302,7 @@ def make_segment(parts: Parts, static: Static) -> Segment:
                 "walker": chosen,
                 "probe": is_probe,
                 "ok": ok,
+                "label_score": jnp.where(wanted, picked.score, jnp.nan),
                 "label_estimate": jnp.where(wanted, estimate[row], jnp.nan),
                 "label_error": error,
                 "label_rmse": rmses,
@@ -307,8 +322,8 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         train = posterior.updated(parts.committee, static.train_near, state.train, asked, wanted)
         none = jnp.full(wanted.shape, jnp.nan, candidate.force.dtype)
         nobody, never = jnp.full(wanted.shape, candidate.score.shape[0]), jnp.zeros(wanted.shape, bool)
-        look = {"walker": jnp.full_like(chosen, -1), "probe": never, "ok": never, "label_estimate": none}
-        look |= {"label_error": none, "label_rmse": none, "loss": none[0], "fold_rmse": none[0]}
+        look = {"walker": jnp.full_like(chosen, -1), "probe": never, "ok": never, "label_score": none}
+        look |= {"label_estimate": none, "label_error": none, "label_rmse": none, "loss": none[0], "fold_rmse": none[0]}
         return state._replace(queue=queue, train=train), {"labeled": nobody, "failed": nobody, "look": look}
 
     def segment(state: State, limits: Limits) -> tuple[State, Look]:
@@ -337,6 +352,7 @@ def teach(
     with jax.named_scope("gate"):
         gate = state.gate if parts.gate.observe is None else parts.gate.observe(state.gate, score, error, ok)
         gate, fold, crowded = calibrate(judge_of(parts, static), gate, train.average, buffer, fresh)
+        support = supports.learned(parts.committee, static.train_near, train.average, buffer)
     near = neighbors.find(static.train_near, structure)
     cutoff, number = static.train_near.cutoff, len(static.table)
     known = state.known | fragments.isolated_species(cutoff, structure, near, ok & ~hold, number)
@@ -347,7 +363,8 @@ def teach(
         | jnp.where(jnp.any(near.overflow & ok) | crowded, NEIGHBORS_FULL, 0)
         | jnp.where(finite, 0, NOT_FINITE)
     )
-    state = state._replace(buffer=buffer, fresh=fresh, train=train, gate=gate, course=course, known=known)
+    state = state._replace(buffer=buffer, fresh=fresh, train=train, gate=gate, course=course)
+    state = state._replace(known=known, support=support)
     state = state._replace(problems=problems.astype(jnp.int32))
     each = jax.vmap(lambda f, s, lab: force_rmse(f[None], _one(s), _one(lab), jnp.ones(1, bool)))
     nan = jnp.asarray(jnp.nan, force.dtype)

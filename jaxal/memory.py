@@ -233,8 +233,7 @@ def note(
     progress.true = float(np.mean(good)) if good else progress.true
     progress.flagged = float(np.mean(looks.flagged))
     estimate = looks.estimate[~looks.unphysical & np.isfinite(looks.estimate)]
-    calibrated = np.isfinite(looks.factor[-1])
-    progress.estimated = float(np.mean(estimate)) if calibrated and estimate.size else None
+    progress.estimated = float(np.mean(estimate)) if estimate.size else None
     fold = looks.fold_rmse[np.isfinite(looks.fold_rmse)]
     progress.fold = float(fold[-1]) if fold.size else progress.fold
     if progress.probing:
@@ -261,7 +260,8 @@ def note(
                 "threshold": looks.threshold[-1],
                 "coverage": looks.coverage[-1],
                 "estimated": progress.estimated,
-                "worst": float(np.max(estimate)) if calibrated and estimate.size else None,
+                "worst": float(np.max(estimate)) if estimate.size else None,
+                "supported": float(np.mean(looks.supported)),
                 "loss": loss[-1] if loss.size else None,
                 "holdout_force_rmse": progress.fold,
                 "temperature": float(np.mean(heat)) if heat.size else None,

@@ -19,7 +19,9 @@ from jaxal import neighbors, plugins, weights
 from jaxal.committee import Batching, Committee, predict
 from jaxal.devices import ready, refuse_fork
 from jaxal.types import InputError, Params, Potential, Prediction, Structure
-from jaxal.uncertainty import METHODS
+from jaxal.uncertainty import METHODS, bound
+from jaxal.uncertainty.bound import Calibration
+from jaxal.uncertainty.support import Support, novelty, of_arrays
 
 FILE_NAME = "model.npz"
 # modules whose parts a model may have
@@ -27,6 +29,8 @@ BUILT_IN = ("jaxal.potential.equivariant", *(f"jaxal.uncertainty.{name}" for nam
 FORMAT = 4
 FIELDS = ("potential", "precision", "charge", "spin", "electrons", "heads", "signs", "uncertainty")  # as they are
 KINDS = ("potential", "uncertainty")  # of the parts a model has
+
+SUPPORT = "support/"  # begins the names of its arrays in a file
 
 Specs = dict[tuple[int, bool], neighbors.Spec]  # (padded atoms, periodic) -> room for neighbors
 
@@ -39,7 +43,6 @@ class Model(NamedTuple):
     table: tuple[int, ...]  # atomic numbers of the species
     params: Params  # sets of weights leading, [r]: the members of a full committee
     reference: np.ndarray  # [s] float64, eV: total energy = model's + sum of those of the atoms
-    factor: float  # estimated largest force error of an atom, eV/Å = factor * max_force_spread
     precision: str  # float32 or float64
     charge: int  # e, at which it was trained
     spin: int  # unpaired electrons, at which it was trained
@@ -48,6 +51,8 @@ class Model(NamedTuple):
     uncertainty: str = "members"  # name of the registered method
     uncertainty_options: tuple[tuple[str, Any], ...] = ()
     electrons: bool = True  # False: trained on structures that cannot have this charge and spin, as of a closed form
+    calibration: Calibration | None = None  # None: it has no bound
+    support: Support | None = None  # None: it is not known what is supported
 
 
 def potential(model: Model, sources: Mapping[str, Any] | None = None) -> Potential:
@@ -105,12 +110,14 @@ def save(path: str | Path, model: Model) -> None:
         "options": dict(model.options),
         "uncertainty_options": dict(model.uncertainty_options),
         "table": list(model.table),
-        "factor": float(model.factor) if np.isfinite(model.factor) else None,
+        "calibration": None if model.calibration is None else model.calibration.header(),
         "leaves": [[jax.tree_util.keystr(where), x.dtype.name] for (where, _), x in zip(leaves, values, strict=True)],
         "sources": {kind: source._asdict() for kind, source in sources.items() if source is not None},
     }
     # numpy's format does not know types such as bfloat16: their bytes go into the file
     arrays = {str(row): x.view(f"u{x.dtype.itemsize}") if x.dtype.kind == "V" else x for row, x in enumerate(values)}
+    if model.support is not None:
+        arrays |= {SUPPORT + name: np.asarray(value) for name, value in model.support._asdict().items()}
     arrays |= {"header": np.array(json.dumps(header)), "reference": np.asarray(model.reference, np.float64)}
     part = path.with_name(path.name + ".part")
     with open(part, "wb") as file:
@@ -137,7 +144,8 @@ def load(path: str | Path) -> Model:
             _check_format(header.get("format"), path)
             reference = file["reference"]
             leaves = [_typed(file[str(row)], dtype) for row, (_, dtype) in enumerate(header["leaves"])]
-        model = _described(header, reference)
+            kept = {name: file[SUPPORT + name] for name in Support._fields if SUPPORT + name in file.files}
+        model = _described(header, reference)._replace(support=of_arrays(kept, len(header["table"])))
         names = [name for name, _ in header["leaves"]]
     except InputError:
         raise
@@ -178,7 +186,7 @@ def _described(header: dict[str, Any], reference: np.ndarray) -> Model:
         table=tuple(int(number) for number in header["table"]),
         params={},
         reference=reference,
-        factor=float("inf") if header["factor"] is None else float(header["factor"]),
+        calibration=bound.of_header(header["calibration"]),
         **{name: header[name] for name in FIELDS},
     )
 
@@ -229,19 +237,26 @@ def predictor(
 ) -> Callable[[Structure], Prediction]:
     """The committee as a host function: structures [b] in, Prediction [b m ...] out, without the reference energies.
 
-    Neighbor capacities are found as needed and kept in `specs`, so like structures compile once; the same capacities
-    give the same bits. Raises InputError in a process that was forked from one that uses JAX.
+    It says how new each structure is, where the model knows what it supports. Neighbor capacities are found as needed
+    and kept in `specs`, so like structures compile once; the same capacities give the same bits. Raises InputError in a
+    process that was forked from one that uses JAX.
     """
     ready()
     part = committee(model, batching, sources)
     double = model.precision == "float64"
     with jax.enable_x64(double):
         params = jax.tree.map(jnp.asarray, weights.collections(model.params))
+        support = jax.tree.map(jnp.asarray, model.support)
     room: Specs = {} if specs is None else specs
 
     def run(spec: neighbors.Spec, params: Params, structures: Structure):
         near = jax.vmap(lambda s: neighbors.build(spec, s))(structures)
-        return predict(part, params, structures, near), jnp.any(near.overflow)
+        prediction = predict(part, params, structures, near)
+        if support is not None:
+            given = support, prediction.feature, structures, near, part.potential.cutoff
+            away = jax.vmap(novelty, (None, 0, 0, 0, None))(*given)
+            prediction = prediction._replace(novelty=away)
+        return prediction, jnp.any(near.overflow)
 
     compiled = jax.jit(run, static_argnums=0)
 

@@ -8,8 +8,6 @@ import jax
 import numpy as np
 
 from jaxal import finish, neighbors, records, report, setup
-from jaxal.acquire.gate import conformal
-from jaxal.acquire.score import max_force_spread
 from jaxal.config import resolved
 from jaxal.data import dataset
 from jaxal.data.frames import Frame
@@ -17,7 +15,8 @@ from jaxal.progress import Status, display
 from jaxal.schema import Data, Offline, Train
 from jaxal.structure import from_frames, labels_of, shares_of
 from jaxal.train import fit as training
-from jaxal.train.calibrate import Judge, calibrate
+from jaxal.train.bound import bounded
+from jaxal.train.support import learned
 from jaxal.types import InputError
 
 
@@ -54,29 +53,33 @@ def train(config: Offline, directory: Path) -> None:
         key, key_set, key_fit = jax.random.split(jax.random.key(config.seed), 3)
         recipe = setup.recipe(config.train)
         params = setup.new_params(committee, key, near, structures, labels)
-        drawn = committee.members, len(held), key_set, recipe.bootstrap, shares_of(frames)
-        buffer = setup.training_set(structures, labels, held, *drawn)
-        gate = conformal()
-        judge = Judge(committee, max_force_spread, gate, near, finish.fold_of(held))
+        last = finish.split_held(held, dataset.groups(frames))  # known to nothing but the bound
+        shares = shares_of(frames)[~last]
+        rest = [jax.tree.map(lambda x: x[~last], tree) for tree in (structures, labels)]
+        drawn = committee.members, len(held), key_set, recipe.bootstrap, shares
+        buffer = setup.training_set(rest[0], rest[1], held[~last], *drawn)
         state = training.init(recipe, params)
         note("final training")
-        state, learned, error = finish.anneal(
-            judge,
+        state, error = finish.anneal(
+            committee,
             recipe,
+            near,
             state,
             buffer,
-            calibrate(judge, gate.init(), params, buffer)[0],
             key_fit,
             config.train.final_steps,
             config.train.learning_rate,
             config.train.final_learning_rate,
             lambda error, left: status("training", error, left),
         )
+        support = jax.jit(learned, static_argnums=(0, 1))(committee, near, state.average, buffer)
+        judging = [jax.tree.map(lambda x: x[last], tree) for tree in (structures, labels)]
+        bound = bounded(committee, state.average, support, judging[0], judging[1], finish.HELD)
         finish.write_model(
             directory,
             committee,
             state,
-            learned,
+            bound,
             buffer,
             potential=config.potential.name,
             options=config.potential.options,

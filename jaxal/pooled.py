@@ -216,7 +216,6 @@ def taken_in(run: Run, progress: Progress, state: loop.State, came: Came, report
     progress.fold = float(report.fold_rmse) if np.isfinite(report.fold_rmse) else progress.fold
     if progress.probing:
         progress.probes += [float(report.rmse[row]) ** 2 for row in range(number) if came.probe[row] and came.ok[row]]
-    factor = float(report.factor) if np.isfinite(report.factor) else 1.0
     lines = [
         {
             "kind": "label",
@@ -224,7 +223,7 @@ def taken_in(run: Run, progress: Progress, state: loop.State, came: Came, report
             "label": progress.asked - number + row + 1,
             "ps": ps,
             "walker": came.walker[row],
-            "score": report.estimate[row] / factor if factor > 0 else np.nan,
+            "score": report.score[row],
             "estimated": report.estimate[row],
             "error": report.error[row],
             "rmse": report.rmse[row],

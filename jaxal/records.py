@@ -139,11 +139,13 @@ def write_walkers(
             frame = to_frame(structure, table)
             numbers = {
                 "model_energy": float(looks.energy[row, walker]) + float(np.sum(reference[structure.species])),
+                "score": float(looks.score[row, walker]),
                 "estimated_error": float(looks.estimate[row, walker]),
                 "temperature": float(looks.temperature[row, walker]),
             }
             # what is not known, as of a walker that was rewound at once, is left out
             known = {name: plain(value) for name, value in numbers.items() if np.isfinite(value)}
+            known["supported"] = bool(looks.supported[row, walker])
             frames.append(with_info(frame, look=first + row, walker=walker, **known))
     if frames:
         files.append(directory / TRAJECTORY, frames)
@@ -156,7 +158,6 @@ def label_records(
     lines, failures = [], iter(reasons)
     for row, slot in zip(*np.nonzero(looks.walker >= 0), strict=True):
         ok = bool(looks.ok[row, slot])
-        factor = looks.factor[row - 1] if row else np.nan
         lines.append(
             {
                 "kind": "label",
@@ -164,7 +165,7 @@ def label_records(
                 "label": first + len(lines),
                 "ps": ps[row],
                 "walker": int(looks.walker[row, slot]),
-                "score": looks.label_estimate[row, slot] / factor if np.isfinite(factor) and factor > 0 else np.nan,
+                "score": looks.label_score[row, slot],
                 "estimated": looks.label_estimate[row, slot],
                 "error": looks.label_error[row, slot],
                 "rmse": looks.label_rmse[row, slot],

@@ -24,6 +24,7 @@ KINDS = (
 )
 
 _table: dict[str, dict[str, Callable]] = {kind: {} for kind in KINDS}
+_about: dict[tuple[str, str], Callable[..., Any]] = {}
 F = TypeVar("F", bound=Callable)
 
 
@@ -35,9 +36,10 @@ class Option(NamedTuple):
     default: Any
 
 
-def register(kind: str) -> Callable[[F], F]:
+def register(kind: str, about: Callable[..., Any] | None = None) -> Callable[[F], F]:
     """Decorator that enters a function under its own name in the table of `kind`.
 
+    `about` says, for its options, what else is to be known of the part before it is used: of a score its `Measure`.
     Raises ValueError for an unknown kind, a name already taken, or a function without a docstring.
     """
     if kind not in _table:
@@ -50,6 +52,8 @@ def register(kind: str) -> Callable[[F], F]:
         if not function.__doc__:
             raise ValueError(f"register: the {kind} {name!r} needs a docstring, `jaxal list` shows its first line")
         _table[kind][name] = function
+        if about is not None:
+            _about[kind, name] = about
         return function
 
     return enter
@@ -66,6 +70,12 @@ def get(kind: str, name: str) -> Callable:
         return _table[kind][name]
     except KeyError:
         raise KeyError(f"unknown {kind} {name!r}; there are {', '.join(names(kind))}") from None
+
+
+def about(kind: str, name: str, **options: Any) -> Any:
+    """What was registered beside the part, for these of its options; None where nothing was."""
+    get(kind, name)
+    return _about[kind, name](**options) if (kind, name) in _about else None
 
 
 def description(kind: str, name: str) -> str:

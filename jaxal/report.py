@@ -6,6 +6,7 @@ Reads only files of the run folder; whatever is missing or half written, as in a
 import html
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ td:first-child, th:first-child { text-align: left; } th { border-bottom: 1px sol
 pre { background: #f6f6f6; border-radius: .4rem; padding: .8rem; overflow-x: auto; font-size: .82rem; }
 @media (max-width: 30rem) { .plots { grid-template-columns: 1fr; } }
 """
+
+BOUND = ("factor", "coverage", "count", "failed", "rmse")  # what a run notes of it
 
 CAPTIONS = {
     "learning": "Force error of the committee mean on each new label before it was trained on, so on data it had "
@@ -143,6 +146,7 @@ def _summary(
 ) -> Record:
     walls = [r["wall"] for r in records if isinstance(r.get("wall"), int | float)]
     holdout = [v for v in _column(segments, "holdout_force_rmse") if v is not None]
+    bound = next((r for r in reversed(records) if r.get("kind") == "calibration"), {})
     model, reference = (_inside(validation, "barrier", name, "energy") for name in ("model", "reference"))
     miss = _inside(config, "gate", "miss_rate")
     return {
@@ -158,6 +162,9 @@ def _summary(
         "coverage": segments[-1].get("coverage") if segments else None,
         "coverage_wanted": 1 - miss if isinstance(miss, int | float) else None,
         "holdout_force_rmse": holdout[-1] if holdout else None,  # eV/Å
+        "bound": {name: bound.get(name) for name in BOUND} if bound else None,
+        "within_bound": _inside(validation, "within"),  # of the supported structures
+        "supported": _inside(validation, "support"),
         "force_rmse": _inside(validation, "errors", "force", "rmse"),  # eV/Å
         "energy_rmse": _inside(validation, "errors", "energy", "rmse"),  # eV/atom
         "energy_shifted_rmse": _inside(validation, "errors", "energy_shifted", "rmse"),  # eV/atom
@@ -175,6 +182,25 @@ def _rewinds(segments: list[Record]) -> Record:
     for record in causes:
         total.update({name: part for name, part in record.items() if isinstance(part, int | float)})
     return {name: part / len(causes) for name, part in total.items()}
+
+
+def _bound_tiles(summary: Record, show: Callable[..., str | None]) -> list[tuple[str, str | None]]:
+    """What the model's bound is worth: where it comes from, and how often the test data are within it."""
+    bound = summary["bound"]
+    if bound is None:
+        return []
+    nominal = show(bound["coverage"], ".0f", 100)
+    return [
+        (
+            f"bound on force errors, × spread × novelty: kept with {nominal} %, from {bound['count']} random frames"
+            if nominal is not None
+            else "bound on force errors: too few random frames for one",
+            show(bound["factor"], ".2f") if nominal is not None else "none",
+        ),
+        ("force RMSE, random frames of the dynamics, meV/Å", show(bound["rmse"], ".1f", 1e3)),
+        ("test data supported by the training set, %", show(summary["supported"], ".1f", 100)),
+        ("supported test data within the bound, %", show(summary["within_bound"], ".1f", 100)),
+    ]
 
 
 def _count_frames(path: Path) -> int | None:
@@ -212,6 +238,7 @@ def _tiles(summary: Record) -> list[tuple[str, str]]:
             (f"looks at walkers that were {name}, %", show(part, ".1f", 100))
             for name, part in summary["rewinds"].items()
         ),
+        *_bound_tiles(summary, show),
         ("device idle while exploring, %", show(summary["device_idle"], ".1f", 100)),
         ("workers idle while exploring, %", show(summary["workers_idle"], ".1f", 100)),
         ("force RMSE, test data, meV/Å", show(summary["force_rmse"], ".1f", 1e3)),

@@ -116,6 +116,7 @@ class Label:
 
     part: Annotated[Part, Kinds(("labeler", "oracle"), "tblite")]
     initial: Annotated[int, Unit("", 2)] = 10  # labels before the dynamics
+    calibration: Annotated[int, Unit("", 0)] = 100  # labels of random frames beyond stop.labels, for the bound; 0: none
     mode: Literal["inline", "pooled"] = "inline"  # the dynamics wait for a label, or go on elsewhere until it is there
     batch: Count | None = None  # at most so many labels at one look; default: as many as walkers
     queue: Count = 64  # pooled: structures that can wait for a label

@@ -63,6 +63,9 @@ class Prediction(NamedTuple):
     # Standard deviations of a method that has them in closed form; None: those of the members are meant.
     energy_spread: Float[Array, "*b"] | None = None  # eV
     force_spread: Float[Array, "*b n"] | None = None  # eV/Å, of an atom's force vector; else in the method's own unit
+    # Largest distance of an atom's features from those trained on, over the largest that is supported: the committee
+    # and its bound know nothing of a structure above 1. None: it is not known what is supported.
+    novelty: Float[Array, "*b"] | None = None
 
 
 class Potential(NamedTuple):
@@ -107,6 +110,9 @@ class Lessons(NamedTuple):
     held: Bool[Array, "c"]
 
 
+FORCE = "eV/Å"
+
+
 class Uncertainty(NamedTuple):
     """What turns a model into a distribution. Every function takes one set of weights, without a leading axis.
 
@@ -123,6 +129,7 @@ class Uncertainty(NamedTuple):
     predict: Callable[[Params, Structure, Neighbors], Distribution]
     potential: Callable[[Key], Potential] | None = None
     penalty: Callable[[Params, Structure, Label, Distribution], Float[Array, ""]] | None = None
+    unit: str = FORCE  # of the force spread; of another than eV/Å several sets of weights give the largest
 
 
 class WalkerState(NamedTuple):
@@ -153,6 +160,15 @@ class Explorer(NamedTuple):
 
 
 Score = Callable[[Prediction, Structure], Float[Array, ""]]  # larger = less certain
+
+
+class Measure(NamedTuple):
+    """What a score measures; registered beside it, for its options."""
+
+    unit: str  # "" has none
+    spread: bool = True  # it rises with the spread and is zero where there is none, so an error can be told from it
+    of_force: bool = False  # its unit is that of the force spread: eV/Å, or what the method of uncertainty has
+    needs_force: bool = False  # it makes sense only of force spreads in eV/Å
 
 
 class Bias(NamedTuple):
@@ -187,13 +203,17 @@ class Gate(NamedTuple):
 
     `step` judges the scores of all walkers at a look. `observe` is told the scores and true errors of labels before the
     committee learns from them. `calibrate` learns from scores and errors out of sample, held-out ones and the latest.
-    Where there is no `observe` nothing is counted.
+    Where there is no `observe` nothing is counted. A gate that `estimates` turns a score that tells an error
+    (`Measure`) into eV/Å; another compares the score itself, whatever its unit. Above `ceiling`, in the score's own
+    unit, a frame is not physical.
     """
 
     init: Callable[[], GateState]
     step: Callable[[GateState, Float[Array, "w"]], tuple[GateState, Bool[Array, "w"]]]
     calibrate: Callable[[GateState, Float[Array, "c"], Float[Array, "c"], Bool[Array, "c"]], GateState]
     observe: Callable[[GateState, Float[Array, "k"], Float[Array, "k"], Bool[Array, "k"]], GateState] | None = None
+    estimates: bool = True
+    ceiling: float | None = None
 
 
 class Candidates(NamedTuple):
@@ -205,7 +225,7 @@ class Candidates(NamedTuple):
     score: Float[Array, "c"]
     feature: Float[Array, "c f"]
     eligible: Bool[Array, "c"]
-    known: Float[Array, "t f"]  # features of the training set
+    known: Float[Array, "t f"]  # features of what has a label, held out or not, or waits for one
     labeled: Bool[Array, "t"]  # rows of `known` that hold a structure
 
 

@@ -20,12 +20,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxal import ascent, devices, fragments, neighbors
 from jaxal import committee as committees
+from jaxal.acquire.score import max_force_spread
 from jaxal.committee import Committee
 from jaxal.devices import MEMBERS, WALKERS
 from jaxal.explore.walker import hottest, temperature
 from jaxal.types import (
+    FORCE,
     Bias,
     Explorer,
+    Gate,
     GateState,
     InputError,
     Neighbors,
@@ -35,6 +38,7 @@ from jaxal.types import (
     Structure,
     WalkerState,
 )
+from jaxal.uncertainty.support import Support, novelty
 
 Drive = Literal["mean", "member"]
 PHYSICAL, UNCERTAIN, CLOSE, HOT, APART, NOT_FINITE = range(6)
@@ -51,6 +55,7 @@ class Candidate(NamedTuple):
     drive: Float[Array, "n 3"]  # what moves the walker: the force of the mean or of its member
     stress: Float[Array, "3 3"]  # of the same
     score: Float[Array, ""]
+    novelty: Float[Array, ""]  # above 1 the structure is unlike all that was trained on
     temperature: Float[Array, ""]  # K
     unknown: Bool[Array, ""]  # an atom has no neighbor, and none of its species was trained on so
     cause: Int[Array, ""]  # why the walker has left the physical since, of `CAUSES`
@@ -68,8 +73,9 @@ def nothing(structure: Structure, force: Float[Array, "w n 3"], stress: Float[Ar
     """
     number, dtype = structure.charge.shape[0], force.dtype
     absent, none = jnp.full(number, jnp.nan, dtype), jnp.zeros(number, bool)
-    low = jnp.full(number, -jnp.inf, dtype)
-    return Candidate(structure, absent, force, force, stress, low, absent, none, jnp.zeros(number, jnp.int32))
+    low, zero = jnp.full(number, -jnp.inf, dtype), jnp.zeros(number, dtype)
+    physical = jnp.zeros(number, jnp.int32)
+    return Candidate(structure, absent, force, force, stress, low, zero, absent, none, physical)
 
 
 class Bounds(NamedTuple):
@@ -126,8 +132,14 @@ def make_walk(
     steps: int,
     drive: Drive = "mean",
     bias: Bias | None = None,
-) -> Callable[[Params, GateState, Bounds, Walk], Walk]:
-    """The function of (parameters [r], gate, bounds, walk) that takes `steps` steps."""
+    gate: Gate | None = None,
+) -> Callable[[Params, GateState, Support | None, Bounds, Walk], Walk]:
+    """The function of (parameters [r], gate, support, bounds, walk) that takes `steps` steps.
+
+    `gate` is that of the states; where it is None, no error is estimated from the score. Without a support every
+    structure is supported.
+    """
+    unit = FORCE if committee.uncertainty is None else committee.uncertainty.unit
     radii = jnp.asarray(covalent_radii[list(table)], jnp.float32)
 
     def closeness(structure: Structure, near: Neighbors) -> Float[Array, ""]:
@@ -137,21 +149,44 @@ def make_walk(
         both = radius[:, None] + radius.at[near.index].get(mode="fill", fill_value=1.0)
         return jnp.min(jnp.where(used, jnp.linalg.norm(vector, axis=-1) / both, jnp.inf))
 
-    def judge(bounds: Bounds, gate: GateState, structure: Structure, near_: Neighbors, prediction: Prediction, moves):
+    def away(support: Support, prediction: Prediction, structure: Structure, near: Neighbors) -> Float[Array, ""]:
+        return novelty(support, prediction.feature, structure, near, committee.potential.cutoff)
+
+    def implied(state: GateState, value: Float[Array, ""], structure: Structure, prediction: Prediction):
+        """The force error that a frame implies, eV/Å: estimated by the gate, or else the largest force spread.
+
+        Zero where neither is in eV/Å: what has another unit is not compared.
+        """
+        spread = max_force_spread(prediction, structure) if unit == FORCE else jnp.zeros_like(value)
+        if gate is None or not gate.estimates:
+            return spread
+        return jnp.where(jnp.isfinite(state.factor), state.factor * value, spread)
+
+    def judge(
+        bounds: Bounds,
+        state: GateState,
+        support: Support | None,
+        structure: Structure,
+        near_: Neighbors,
+        prediction: Prediction,
+        moves,
+    ):
         """One walker's frame, judged but for its heat; `moves` are the force and stress that move the walker."""
         value = score(prediction, structure)
         energy, force = prediction.energy.mean(), prediction.force.mean(0)
         numbers = value, energy, force, prediction.stress, structure.position, structure.cell
-        # before the first calibration the factor is infinite: then the score itself is compared
-        estimate = jnp.where(jnp.isfinite(gate.factor), gate.factor, 1.0) * value
+        ceiling = jnp.inf if gate is None or gate.ceiling is None else gate.ceiling
+        certain = (implied(state, value, structure, prediction) <= bounds.implausible) & (value <= ceiling)
         causes = (
             (NOT_FINITE, ~_finite(numbers)),
             (CLOSE, ~(closeness(structure, near_) >= bounds.closest)),
-            (UNCERTAIN, ~(estimate <= bounds.implausible)),
+            (UNCERTAIN, ~certain),
         )
         alone = fragments.unknown(near.cutoff, structure, near_, bounds.known)
+        new = jnp.zeros_like(value) if support is None else away(support, prediction, structure, near_)
         drive, stress = moves
-        return Candidate(structure, energy, force, drive, stress, value, jnp.zeros_like(value), alone, _first(causes))
+        kelvin = jnp.zeros_like(value)
+        return Candidate(structure, energy, force, drive, stress, value, new, kelvin, alone, _first(causes))
 
     def heated(bounds: Bounds, walker: WalkerState, candidate: Candidate) -> Candidate:
         """The same, now that the walker has the momenta that belong to its frame."""
@@ -164,7 +199,7 @@ def make_walk(
         """The numbers of this device's walkers."""
         return jnp.arange(number) + (0 if committee.mesh is None else number * jax.lax.axis_index(WALKERS))
 
-    def step(params: Params, gate: GateState, bounds: Bounds, walk: Walk) -> Walk:
+    def step(params: Params, state: GateState, support: Support | None, bounds: Bounds, walk: Walk) -> Walk:
         """One integration step of all walkers."""
         proposed = jax.vmap(explorer.propose)(walk.walkers)
         with jax.named_scope("neighbors"):
@@ -174,7 +209,8 @@ def make_walk(
             prediction = committees.predict_local(committee, params, proposed, close)
         moves = driving(drive, prediction, own(proposed.charge.shape[0]))
         with jax.named_scope("gate"):
-            now = jax.vmap(lambda s, n, p, m: judge(bounds, gate, s, n, p, m))(proposed, close, prediction, moves)
+            judged = jax.vmap(lambda s, n, p, m: judge(bounds, state, support, s, n, p, m))
+            now = judged(proposed, close, prediction, moves)
         push, drift = moves, walk.drift
         if bias is not None:
             with jax.named_scope("bias"):
@@ -189,15 +225,15 @@ def make_walk(
         full = walk.full | (close.overflow & (cause == PHYSICAL))
         return Walk(walkers, found, candidate, full, drift)
 
-    def walk(params: Params, gate: GateState, bounds: Bounds, start: Walk) -> Walk:
-        end = jax.lax.fori_loop(0, steps, lambda _, now: step(params, gate, bounds, now), start)
+    def walk(params: Params, state: GateState, support: Support | None, bounds: Bounds, start: Walk) -> Walk:
+        end = jax.lax.fori_loop(0, steps, lambda _, now: step(params, state, support, bounds, now), start)
         # what is far apart was so for many steps: it is enough to see it at the look
         candidate, width = end.candidate, jax.vmap(fragments.gap)(end.candidate.structure)
         apart = ~candidate.bad & ~(width <= bounds.farthest)
         cause = jnp.where(apart, APART, candidate.cause)
         return end._replace(candidate=where(apart, start.candidate, candidate)._replace(cause=cause))
 
-    return devices.split(committee.mesh, walk, (P(MEMBERS), P(), P(), P(WALKERS)), P(WALKERS))
+    return devices.split(committee.mesh, walk, (P(MEMBERS), P(), P(), P(), P(WALKERS)), P(WALKERS))
 
 
 def _finite(tree: Any) -> Bool[Array, ""]:

@@ -27,9 +27,10 @@ from jaxal import committee as committees
 from jaxal import finish, neighbors, registry, setup
 from jaxal.committee import Committee
 from jaxal.config import parse
+from jaxal.data import files
 from jaxal.parts import import_parts
 from jaxal.schema import Offline
-from jaxal.structure import from_atoms, read_frames, read_labels, species_table
+from jaxal.structure import from_frames, labels_of, species_table
 from jaxal.train import fit as training
 from jaxal.types import Label, Params, Structure
 from jaxal.validate.calibration import auroc, likelihood, rank_correlation
@@ -68,10 +69,10 @@ def data_of(given: argparse.Namespace, seed: int) -> Data:
     rng = np.random.default_rng(seed)
     sets = []
     for path, number in ((given.train, given.frames), (given.test, given.unseen)):
-        frames = read_frames(path)
+        frames = files.read(path)
         sets.append([frames[row] for row in np.sort(rng.permutation(len(frames))[:number])])
     table = species_table(sets[0] + sets[1])
-    found = [(from_atoms(frames, table, dtype=np.float64), read_labels(frames)) for frames in sets]
+    found = [(from_frames(frames, table, dtype=np.float64), labels_of(frames)) for frames in sets]
     reference = training.reference_energies(found[0][0], found[0][1].energy, len(table))
     train, test = (setup.cast(*one, reference, np.dtype("float32")) for one in found)
     both: Any = jax.tree.map(lambda *x: jnp.concatenate(x), train[0], test[0])
@@ -187,7 +188,7 @@ def main() -> None:
     rows = variants()
     if given.only:
         rows = {name: each for name, each in rows.items() if name.startswith(tuple(given.only))}
-    table = species_table(read_frames(given.train, ":1"))
+    table = species_table(files.read(given.train)[:1])
     found: dict[str, list[list[float]]] = {name: [] for name in rows}
     for seed in range(given.seeds):
         data = data_of(given, seed)

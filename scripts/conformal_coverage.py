@@ -18,17 +18,17 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import ase
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ase.io import write
 
 from jaxal import model, offline
 from jaxal.acquire.gate import adaptive, conformal
 from jaxal.config import parse
+from jaxal.data import files
+from jaxal.data.frames import Frame
 from jaxal.schema import Offline
-from jaxal.structure import from_atoms, read_frames, read_labels
+from jaxal.structure import from_frames, labels_of
 from jaxal.types import Gate
 from jaxal.validate.command import predict_all
 from jaxal.validate.errors import atom_errors
@@ -69,14 +69,14 @@ class Seen(NamedTuple):
 
 def predicted(given: argparse.Namespace, system: System) -> Seen:
     """Trains a committee on some frames and predicts all others."""
-    frames = read_frames(given.data / system.train)
+    frames = files.read(given.data / system.train)
     rng = np.random.default_rng(given.seed)
     order = rng.permutation(len(frames))
     others = [frames[row] for row in order[system.trained :]]
-    others += [frame for name in system.others for frame in read_frames(given.data / name)]
+    others += [frame for name in system.others for frame in files.read(given.data / name)]
     others = [others[row] for row in rng.permutation(len(others))[: given.frames]]
     with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder) / "train.xyz", [frames[row] for row in order[: system.trained]], format="extxyz")
+        files.write(Path(folder) / "train.xyz", [frames[row] for row in order[: system.trained]])
         raw = {"data": {"file": "train.xyz"}, "potential": POTENTIAL | {"cutoff": system.cutoff}, "seed": given.seed}
         raw |= {"committee": {"members": given.members}, "train": TRAIN | {"final_steps": given.steps or system.steps}}
         offline.train(parse(raw, Path(folder), Offline), Path(folder) / "run")
@@ -84,10 +84,10 @@ def predicted(given: argparse.Namespace, system: System) -> Seen:
     return measured(made, others)
 
 
-def measured(made: model.Model, frames: list[ase.Atoms]) -> Seen:
+def measured(made: model.Model, frames: list[Frame]) -> Seen:
     """Scores and true errors of labeled frames."""
-    structures = from_atoms(frames, made.table)
-    labels, told = read_labels(frames), predict_all(made, structures)
+    structures = from_frames(frames, made.table)
+    labels, told = labels_of(frames), predict_all(made, structures)
     species = np.asarray(structures.species)
     error = atom_errors(told.label.force, labels.force, species)
     count = (species >= 0).sum(axis=1)

@@ -115,7 +115,6 @@ def readers(folder: Path) -> list[Reader]:
         table=(1, 8),
         params={},
         reference=np.zeros(2),
-        factor=1.0,
         potential="equivariant",
         precision="float32",
         charge=0,

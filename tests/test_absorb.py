@@ -55,7 +55,7 @@ def test_flagged_frames_wait_and_their_walkers_go_back():
     assert same(state.buffer, before.buffer) and same(state.train, before.train)
     # three looks at three walkers ask for nine; the six most uncertain wait
     assert int(state.queue.next) == 9 and len(tickets(state.queue)) == CAPACITY
-    scores = np.sort(np.asarray(looks.estimate).ravel())[::-1]  # the factor of a threshold gate is 1
+    scores = np.sort(np.asarray(looks.score).ravel())[::-1]
     np.testing.assert_allclose(state.queue.score, scores[:CAPACITY], rtol=1e-6)
     # no frame was trusted: every walker stands where it began, with new momenta
     np.testing.assert_array_equal(state.walkers.structure.position, before.trusted.structure.position)

@@ -24,11 +24,13 @@ from jaxal.calculator import Calculator, padded_size
 from jaxal.potential.pair import morse
 from jaxal.structure import from_atoms
 from jaxal.types import InputError, Potential
+from jaxal.uncertainty import bound
 from jaxal.validate.barrier import barrier
 
 R0, RHO0, DEPTH = 2.5, 4.0, (0.30, 0.34)  # Å, 1, eV of each member
 TABLE = (18, 29)
 REFERENCE = np.array([-1000.25, -2000.5])  # eV
+BOUND = bound.Calibration(2.5, 0.9, 99, bound.SCORE, "frames of a test")
 
 
 def depth_morse(table, *, cutoff: float = 9.0) -> Potential:
@@ -47,7 +49,7 @@ def model(monkeypatch):
     monkeypatch.setitem(registry._table["potential"], "depth_morse", depth_morse)
     params = {"depth": jnp.array(DEPTH)}
     return models.Model(
-        "depth_morse", (("cutoff", 9.0),), TABLE, params, REFERENCE, 2.5, "float32", 0, 0, electrons=False
+        "depth_morse", (("cutoff", 9.0),), TABLE, params, REFERENCE, "float32", 0, 0, electrons=False, calibration=BOUND
     )
 
 
@@ -241,7 +243,7 @@ def test_drives_a_path(model):
 def test_a_file_is_enough_and_no_training_code_is_imported(tmp_path):
     options = (("cutoff", 3.5), ("channels", 4), ("l_max", 1), ("layers", 1))
     table = (1, 8)
-    model = models.Model("equivariant", options, table, {}, np.array([-13.0, -430.0]), 1.0, "float32", 0, 0)
+    model = models.Model("equivariant", options, table, {}, np.array([-13.0, -430.0]), "float32", 0, 0)
     potential = models.potential(model)
     atoms = Atoms("OHH", [[0, 0, 0.1], [0, 0.76, -0.47], [0, -0.76, -0.47]])
     structure = jax.tree.map(jnp.asarray, from_atoms(atoms, table))

@@ -23,7 +23,7 @@ from jaxal.calculator import Calculator
 from jaxal.types import InputError
 
 STIFFNESS, SPREAD = 2.0, 0.25  # eV/Å^2, of the two members' mean and deviation
-ALONE = models.Model("odd", (), (1, 8), np.float32([2.0]), np.array([-13.5, -2000.25]), 2.0, "float32", 0, 0)
+ALONE = models.Model("odd", (), (1, 8), np.float32([2.0]), np.array([-13.5, -2000.25]), "float32", 0, 0)
 PAIR = ALONE._replace(params=np.float32([STIFFNESS - SPREAD, STIFFNESS + SPREAD]))
 
 
@@ -127,7 +127,7 @@ def test_one_member_has_no_spread_to_tell_of():
     atoms.calc = calculator = Calculator(ALONE)
     assert atoms.get_potential_energy() == pytest.approx(truth(atoms), abs=1e-4)
     assert set(calculator.results) == {"energy", "free_energy", "forces"}
-    for name in ("force_spread", "energy_spread", "estimated_error"):
+    for name in ("force_spread", "energy_spread", "estimated_error", "supported"):
         assert name not in calculator.implemented_properties
         with pytest.raises(PropertyNotImplementedError):
             calculator.get_property(name, atoms)

@@ -14,6 +14,7 @@ import pytest
 from structures import plain
 
 from jaxal import registry
+from jaxal.acquire.fits import measure_of
 from jaxal.parts import import_parts
 from jaxal.types import Candidates, Prediction, Structure
 
@@ -115,7 +116,7 @@ def test_score_has_a_finite_gradient(name, agree):
     prediction = unanimous(prediction) if agree else prediction
     value, slope = jax.value_and_grad(score)(prediction, structure)
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(slope))
-    if name not in (BOUND, *IMPROVEMENT):
+    if measure_of(name).spread:
         assert (float(value) == 0) == agree
 
 
@@ -182,11 +183,15 @@ def test_gate_states_keep_their_types(name, dtype):
         after, flagged = jax.jit(gate.step)(state, scores)
         assert flagged.shape == (5,) and flagged.dtype == bool
         learned = jax.jit(gate.calibrate)(after, scores, 2 * scores, jnp.arange(5) < 4)
-        seen = jax.jit(gate.observe)(learned, scores, 2 * scores, jnp.arange(5) < 4)
-        assert types_of(state) == types_of(after) == types_of(learned) == types_of(seen)
+        assert types_of(state) == types_of(after) == types_of(learned)
+        if gate.observe is not None:
+            seen = jax.jit(gate.observe)(learned, scores, 2 * scores, jnp.arange(5) < 4)
+            assert types_of(seen) == types_of(state)
+        else:
+            assert not gate.estimates, "what is claimed is counted"
 
 
-@every("gate")
+@pytest.mark.parametrize("name", [name for name in registry.names("gate") if registry.get("gate", name)().estimates])
 def test_what_a_gate_observes_is_counted(name):
     gate = gate_of(name)
     new, empty, state = gate_states(gate)
@@ -194,10 +199,8 @@ def test_what_a_gate_observes_is_counted(name):
     ok = jnp.asarray([True, True, True, True, False])
     after = gate.observe(state, score, (within * state.factor * score).at[4].set(jnp.nan), ok)
     assert (int(after.covered), int(after.checked)) == (2, 4)
-    if name != "threshold":  # nothing has been claimed before the first calibration
-        assert (
-            int(gate.observe(empty, score, score, ok).checked) == int(gate.observe(new, score, score, ok).checked) == 0
-        )
+    # nothing has been claimed before the first calibration
+    assert int(gate.observe(empty, score, score, ok).checked) == int(gate.observe(new, score, score, ok).checked) == 0
 
 
 def gate_states(gate):
@@ -308,6 +311,17 @@ def candidates_of(eligible, seed=4) -> Candidates:
         jnp.asarray(rng.normal(size=(5, 3)), jnp.float32),
         jnp.asarray([1, 1, 0, 1, 0], bool),
     )
+
+
+@every("select")
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_a_known_structure_whose_features_are_no_numbers_is_as_if_it_was_not_there(name, bad):
+    given = candidates_of([1, 0, 1, 1, 0, 1, 1, 1])
+    without = given._replace(labeled=given.labeled.at[1].set(False))
+    broken = given._replace(known=given.known.at[1, 2].set(bad))
+    for size in (1, 4):
+        found, expected = (np.asarray(selection(name)(jax.random.key(3), x, size)) for x in (broken, without))
+        np.testing.assert_array_equal(found, expected)
 
 
 MASKS = {"some": [1, 0, 1, 1, 0, 0, 1, 0], "none": [0] * 8, "all": [1] * 8, "one": [0, 0, 0, 0, 0, 1, 0, 0]}

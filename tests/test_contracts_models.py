@@ -82,7 +82,7 @@ def files():
         write_potcars(FILES / name, {"H": 1.0, "O": 6.0})
     for seed, name in enumerate(("model.npz", "other.npz")):
         potential = ("equivariant", (("cutoff", 3.0), ("channels", 2), ("l_max", 1), ("layers", 1)), (1, 8))
-        empty = models.Model(*potential, {}, np.zeros(2), 1.0, "float32", 0, 0)
+        empty = models.Model(*potential, {}, np.zeros(2), "float32", 0, 0)
         part, atoms = models.potential(empty), from_atoms([molecule("H2O")], (1, 8))
         structure = jax.tree.map(lambda x: jnp.asarray(x[0]), atoms)
         near = neighbors.build(neighbors.plan(structure, part.cutoff), structure)

@@ -331,7 +331,6 @@ def test_a_model_file_keeps_the_method(name, tmp_path):
         table=TABLE,
         params=jax.device_get(jax.tree.map(lambda x: x[None], params)),
         reference=np.zeros(2),
-        factor=1.0,
         precision="float32",
         charge=0,
         spin=0,

@@ -38,7 +38,7 @@ def walked(parts, static, params, state, drive, walkers, score=None):
     walk = make_walk(parts.committee, explorer, score or parts.score, static.table, static.near, STEPS, drive)
     bounds = Bounds(*map(jnp.float32, (1e6, 0.0, 1e6, 1e6)), state.known)
     start = Walk(begun, near, nothing(walkers, *moves), jnp.zeros(size, bool))
-    return jax.jit(walk)(params, state.gate, bounds, start)
+    return jax.jit(walk)(params, state.gate, None, bounds, start)
 
 
 def test_each_walker_goes_where_its_member_alone_would_lead_it():

@@ -15,7 +15,10 @@ LONGEST = 400  # lines
 LAYERS = (
     ("errors",),
     ("units", "types", "registry", "precision", "compilation", "metrics", "data", "terminal"),
-    ("structure", "neighbors", "buffer", "heads", "queue", "schema", "yaml12", "devices", "lock", "plugins", "weights"),
+    (
+        *("structure", "neighbors", "buffer", "heads", "queue", "sample", "schema", "yaml12", "devices", "lock"),
+        *("plugins", "weights"),
+    ),
     ("potential", "committee", "acquire", "label", "fragments"),
     ("uncertainty", "ascent"),
     ("explore", "train", "model"),

@@ -191,7 +191,7 @@ def test_a_model_of_a_package_is_loaded_wherever_the_package_is(tmp_path, monkey
     monkeypatch.syspath_prepend(str(site))
     plugins.import_packages()
     params = [np.float32([1.0, 2.0])]
-    model = models.Model("springs_of_another", (), (1, 8), params, np.zeros(2), 1.0, "float32", 0, 0)
+    model = models.Model("springs_of_another", (), (1, 8), params, np.zeros(2), "float32", 0, 0)
     models.save(tmp_path / "model.npz", model)
     for there in (True, False):
         path = os.pathsep.join([*([str(site)] if there else []), *(x for x in sys.path if x and x != str(site))])
@@ -221,9 +221,7 @@ def test_a_run_keeps_the_file_of_its_parts_and_a_model_names_it(tmp_path, monkey
     status, err = here("run", "config.yaml", "--dir", "out", "--part", part)
     assert status == 0, err
     params = [np.float32([1.0, 2.0])]
-    models.save(
-        "out/model.npz", models.Model("springs_of_a_file", (), (1, 8), params, np.zeros(2), 1.0, "float32", 0, 0)
-    )
+    models.save("out/model.npz", models.Model("springs_of_a_file", (), (1, 8), params, np.zeros(2), "float32", 0, 0))
     atoms = molecule("H2O")
     atoms.calc = SinglePointCalculator(atoms, energy=-1.0, forces=np.zeros((3, 3)))
     write("data.xyz", [atoms, atoms])

@@ -37,7 +37,7 @@ def tiny_model(path: Path) -> None:
     atoms = read(MOLECULE)
     table = species_table([atoms])
     options = (("cutoff", 3.5), ("channels", 4), ("l_max", 1), ("layers", 1))
-    model = models.Model("equivariant", options, table, {}, np.array([-13.0, -50.0, -430.0]), 1.5, "float32", 0, 0)
+    model = models.Model("equivariant", options, table, {}, np.array([-13.0, -50.0, -430.0]), "float32", 0, 0)
     potential = models.potential(model)
     structure = jax.tree.map(jnp.asarray, from_atoms(atoms, table))
     near = neighbors.build(neighbors.plan(structure, potential.cutoff), structure)

@@ -102,7 +102,7 @@ def test_one_round_of_silicon(tmp_path, names):
 
     assert not int(after.problems) & (loop.UNDONE | loop.LABEL_FAILED) and not look.unphysical.any()
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), begun)
-    assert np.all(np.isfinite(after.walkers.structure.position)) and np.all(np.isfinite(look.estimate))
+    assert np.all(np.isfinite(after.walkers.structure.position)) and np.all(np.isfinite(look.score))
     if names["explorer"] != "descent":  # a crystal at rest has nowhere to go down to
         assert np.all(after.walkers.structure.position != begun.walkers.structure.position)
     asked, wanted = look.walker[0][look.walker[0] >= 0], np.flatnonzero(look.flagged[0])

@@ -188,7 +188,7 @@ def walked(bias: Bias | None, explorer, score=mean_force_spread, steps=40):
     gate = threshold(limit=0.1).init()
     bounds = Bounds(*map(jnp.asarray, (1e6, 0.2, 1e6, 1e6)), jnp.ones(2, bool))
     begun = Walk(walkers, near, nothing(start, force, stress), jnp.zeros(4, bool), drift)
-    end = jax.jit(walk)(params, gate, bounds, begun)
+    end = jax.jit(walk)(params, gate, None, bounds, begun)
     before = jax.vmap(score)(first, start)
     return end, np.asarray(before), np.asarray(first.energy.mean(1))
 

@@ -22,6 +22,7 @@ from jaxal.explore.md import nve
 from jaxal.potential.pair import lennard_jones, morse
 from jaxal.structure import from_atoms
 from jaxal.types import InputError, Label, Potential, Structure
+from jaxal.uncertainty import bound
 from jaxal.units import BOLTZMANN, KCAL_PER_MOL
 from jaxal.validate import command
 from jaxal.validate.barrier import barrier, mirrored_transfer
@@ -339,7 +340,10 @@ def scaled_model(monkeypatch):
     monkeypatch.setitem(registry._table["potential"], "scaled", scaled)
     reference = np.array([-100.0, -200.0])
     params = {"factor": jnp.array([0.9, 1.2])}
-    return models.Model("scaled", (("cutoff", 6.0),), (18, 29), params, reference, 3.0, "float32", 0, 0)
+    return models.Model("scaled", (("cutoff", 6.0),), (18, 29), params, reference, "float32", 0, 0, calibration=THREE)
+
+
+THREE = bound.Calibration(3.0, 0.9, 100, bound.SCORE, "frames of a test")
 
 
 def labeled_frames(model, count: int = 7):

@@ -9,11 +9,11 @@ from jaxtyping import Array, Float
 
 from jaxal.acquire.score import atom_count, atom_spread, energy_std, root
 from jaxal.registry import register
-from jaxal.types import Prediction, Structure
+from jaxal.types import Measure, Prediction, Structure
 from jaxal.units import Unit
 
 
-@register("score")
+@register("score", about=lambda **_: Measure(""))
 def environment_novelty(
     prediction: Prediction,
     structure: Structure,
@@ -37,7 +37,7 @@ def environment_novelty(
     return total if count == "atoms" else total / atom_count(structure)
 
 
-@register("score")
+@register("score", about=lambda: Measure("eV"))
 def expected_model_change(prediction: Prediction, structure: Structure) -> Float[Array, ""]:
     """Expected length of the step that the energy label asks of the last layer, eV: sqrt(2/pi) (s/n) |g/n|.
 

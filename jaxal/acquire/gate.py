@@ -1,8 +1,9 @@
 """Gates: is a structure uncertain enough to be worth a label?
 
-A gate turns a score into an estimated error, factor * score, and compares it with a threshold; both are part
-of its state, so they may change without a new compilation. Every gate counts how often the error of a label was within
-factor * score before anything was learned from it: the realized coverage. It is that of the frames that were labeled,
+A gate compares factor * score with a threshold; both are part of its state, so they may change without a new
+compilation. One that estimates an error learns the factor, which turns any score that tells an error into eV/Å, and
+counts how often the error of a label was within factor * score before anything was learned from it: the realized
+coverage. It is that of the frames that were labeled,
 which the gate and the probes chose, not of all that walkers saw.
 
 `begun`, `flag` and `count` are what most gates begin with, ask for and observe.
@@ -49,6 +50,12 @@ def count(state: GateState, score: Float[Array, "k"], error: Float[Array, "k"], 
     )
 
 
+def estimated(gate: Gate, state: GateState, score: Float[Array, "w"]) -> Float[Array, "w"]:
+    """Errors that the gate estimates from scores, eV/Å; NaN where it estimates none, or has not been calibrated yet."""
+    known = jnp.isfinite(state.factor) & gate.estimates
+    return jnp.where(known, jnp.where(known, state.factor, 1.0) * score, jnp.nan)
+
+
 def conformal_factor(
     score: Float[Array, "c"], error: Float[Array, "c"], valid: Bool[Array, "c"], miss_rate: float
 ) -> Float[Array, ""]:
@@ -72,12 +79,24 @@ def _refuse_above_one(**given: float) -> None:
 
 
 @register("gate")
-def threshold(*, limit: Annotated[float, Unit("", 0.0)] = 0.1) -> Gate:
-    """Label where the score exceeds `limit`, in the score's own unit.
+def threshold(
+    *, limit: Annotated[float, Unit("", 0.0)] = 0.1, ceiling: Annotated[float, Unit("", 0.0, True)] | None = None
+) -> Gate:
+    """Label where the score exceeds `limit`, in the score's own unit; any score.
 
-    The estimated error is the score itself: nothing is learned.
+    Nothing is learned, and no error is estimated. A frame whose score exceeds `ceiling`, in the same unit, is not
+    physical; null sets no such limit. Raises ValueError where the ceiling is not above the limit.
     """
-    return Gate(lambda: begun(1.0, limit), flag, lambda state, score, error, valid: state, count)
+    if ceiling is not None and ceiling <= limit:
+        raise ValueError(f"gate.ceiling is {ceiling:g}; it must be above gate.limit ({limit:g}), or null")
+
+    def calibrate(
+        state: GateState, score: Float[Array, "c"], error: Float[Array, "c"], valid: Bool[Array, "c"]
+    ) -> GateState:
+        del score, error, valid
+        return state
+
+    return Gate(lambda: begun(1.0, limit), flag, calibrate, estimates=False, ceiling=ceiling)
 
 
 @register("gate")

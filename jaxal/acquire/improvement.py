@@ -1,8 +1,8 @@
 """Scores that look for an extreme of a scalar property: how much better than the best known could it be here?
 
 A property is read off a prediction as a mean and a standard deviation, taken as those of a normal law. These scores are
-no estimates of an error: a `threshold` gate compares them with a limit in their own unit, a gate that learns a factor
-makes no sense of them.
+no estimates of an error: a `threshold` gate compares them with a limit in their own unit, and they fit no gate that
+learns a factor.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxal.acquire.score import atom_count, energy_std, root
 from jaxal.registry import register
-from jaxal.types import Prediction, Structure
+from jaxal.types import FORCE, Measure, Prediction, Structure
 from jaxal.units import Unit
 
 SURE = 10.0  # standard deviations beyond which nothing is left of the tail of a normal law, in float32
@@ -50,6 +50,7 @@ PROPERTIES: dict[str, Callable[[Prediction, Structure], Property]] = {
     "energy": _energy,
     "largest_force": _largest_force,
 }
+UNITS = {"energy": "eV per atom", "largest_force": FORCE}
 Name = Literal["energy", "largest_force"]
 Goal = Literal["low", "high"]
 
@@ -69,7 +70,11 @@ def _standard(gain: Float[Array, ""], std: Float[Array, ""]) -> tuple[Float[Arra
     return jnp.where(sure, 0.0, gain) / safe, safe, sure
 
 
-@register("score")
+def _gained(unit: str, property: str) -> Measure:
+    return Measure(unit, spread=False, needs_force=property == "largest_force")
+
+
+@register("score", about=lambda **_: Measure("eV per atom", spread=False))
 def confidence_bound(
     prediction: Prediction,
     structure: Structure,
@@ -89,7 +94,7 @@ def confidence_bound(
     return kappa * found.std - (found.mean - best)
 
 
-@register("score")
+@register("score", about=lambda property, **_: _gained(UNITS[property], property))
 def expected_improvement(
     prediction: Prediction,
     structure: Structure,
@@ -111,7 +116,7 @@ def expected_improvement(
     return jnp.where(sure, jnp.maximum(gain, 0.0), safe * jnp.maximum(z * norm.cdf(z) + norm.pdf(z), 0.0))
 
 
-@register("score")
+@register("score", about=lambda property, **_: _gained("", property))
 def probability_of_improvement(
     prediction: Prediction,
     structure: Structure,

@@ -1,8 +1,8 @@
 """Acquisition scores: how unsure is the committee about one structure?
 
 A score is pure and differentiable; it ignores padded atoms and atom order, and larger means less certain. To
-add one, write it here under @register: the contract tests run on it by name. Spreads are those that the method of
-uncertainty gives in closed form, where it does, else those of the members.
+add one, write it here under @register, with its `Measure`: the contract tests run on it by name. Spreads are those
+that the method of uncertainty gives in closed form, where it does, else those of the members.
 """
 
 from typing import Annotated
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxal.registry import register
-from jaxal.types import Prediction, Structure
+from jaxal.types import FORCE, Measure, Prediction, Structure
 from jaxal.units import Unit
 
 
@@ -42,13 +42,13 @@ def atom_count(structure: Structure) -> Float[Array, ""]:
     return jnp.maximum(jnp.sum(structure.species >= 0), 1).astype(structure.position.dtype)
 
 
-@register("score")
+@register("score", about=lambda: Measure(FORCE, of_force=True))
 def max_force_spread(prediction: Prediction, structure: Structure) -> Float[Array, ""]:
     """Worst atom's force spread, eV/Å (the model deviation of Zhang et al., PRMaterials 3, 023804, 2019)."""
     return jnp.max(atom_spread(prediction), where=structure.species >= 0, initial=0.0)
 
 
-@register("score")
+@register("score", about=lambda: Measure(FORCE, of_force=True))
 def mean_force_spread(prediction: Prediction, structure: Structure) -> Float[Array, ""]:
     """Root mean square over the atoms of the force spread, eV/Å."""
     real = structure.species >= 0
@@ -56,13 +56,13 @@ def mean_force_spread(prediction: Prediction, structure: Structure) -> Float[Arr
     return root(jnp.sum(jnp.where(real, square, 0.0)) / jnp.maximum(jnp.sum(real), 1))
 
 
-@register("score")
+@register("score", about=lambda: Measure("eV per atom"))
 def energy_spread(prediction: Prediction, structure: Structure) -> Float[Array, ""]:
     """Standard deviation of the energy, eV per atom."""
     return energy_std(prediction) / jnp.maximum(jnp.sum(structure.species >= 0), 1)
 
 
-@register("score")
+@register("score", about=lambda **_: Measure("", needs_force=True))
 def relative_force_spread(
     prediction: Prediction, structure: Structure, *, floor: Annotated[float, Unit("eV/Å", 0.0, True)] = 0.5
 ) -> Float[Array, ""]:
@@ -77,7 +77,7 @@ def relative_force_spread(
     return jnp.max(atom_spread(prediction) / (size + floor), where=real, initial=0.0)
 
 
-@register("score")
+@register("score", about=lambda **_: Measure("nats per atom", needs_force=True))
 def committee_entropy(
     prediction: Prediction, structure: Structure, *, noise: Annotated[float, Unit("eV/Å", 0.0, True)] = 0.02
 ) -> Float[Array, ""]:

@@ -38,10 +38,12 @@ class Step(NamedTuple):
 def pooled(candidates: Candidates) -> Pool:
     """The candidates in the unit of the selections.
 
-    A score that is not a number is the lowest there is; a row whose features are not all finite counts as the mean.
+    A score that is not a number is the lowest there is; a candidate whose features have no finite length counts as
+    the mean, a known structure with such features not at all.
     """
-    eligible, labeled = candidates.eligible, candidates.labeled
-    whole = eligible & jnp.all(jnp.isfinite(candidates.feature), axis=-1)
+    eligible = candidates.eligible
+    labeled = candidates.labeled & _measurable(candidates.known)
+    whole = eligible & _measurable(candidates.feature)
     feature = jnp.where(whole[:, None], candidates.feature, 0.0)
     known = jnp.where(labeled[:, None], candidates.known, 0.0)
     count = jnp.maximum(jnp.sum(whole) + jnp.sum(labeled), 1)
@@ -52,6 +54,11 @@ def pooled(candidates: Candidates) -> Pool:
     unit = jnp.sqrt(jnp.where(square > 0, square, 1.0))
     score = ranked(candidates)
     return Pool(feature / unit, known / unit, score, eligible, labeled, eligible & (score == jnp.inf))
+
+
+def _measurable(feature: Float[Array, "c f"]) -> Bool[Array, "c"]:
+    """Rows whose squared length is a number."""
+    return jnp.isfinite(jnp.sum(feature**2, axis=-1))
 
 
 def ranked(candidates: Candidates) -> Float[Array, "c"]:

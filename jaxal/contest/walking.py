@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxal import committee as committees
 from jaxal import fragments, neighbors
+from jaxal.acquire.fits import measure_of
 from jaxal.acquire.gate import conformal
 from jaxal.committee import Committee
 from jaxal.contest.programs import over_seeds
@@ -37,7 +38,8 @@ def make_walking(
     """(weights, factor, structures [w], key data) -> Visited, for all seeds.
 
     The strategy's score judges the frames; its drive and bias move the walkers, and what a bias learns is of one round.
-    `factor` times the score is the estimated error; before it is known (infinite) the score itself is taken for it.
+    `factor` times a score that tells an error is the estimated error; before it is known (infinite), and for other
+    scores, the largest force spread in eV/Å is taken for it.
     As in a run, walkers that leave the physical go back to their last trusted frame with new momenta, and the score of
     a frame with an isolated atom is infinite where the start structures have no such atom of its species.
     """
@@ -47,7 +49,9 @@ def make_walking(
     def walking(params: Params, factor: Float[Array, ""], starts: Structure, key: Array) -> Visited:
         dtype = starts.position.dtype
         explorer = live.explore.part.bind()()
-        walk = make_walk(committee, explorer, score, table, near, live.every, drive, bias)
+        tells = measure_of(entrant.score.name, dict(entrant.score.options)).spread
+        judging = conformal() if tells else None
+        walk = make_walk(committee, explorer, score, table, near, live.every, drive, bias, judging)
         gate = conformal().init()._replace(factor=factor)
         number = starts.charge.shape[0]
         listed = neighbors.find(near, starts)
@@ -65,7 +69,7 @@ def make_walking(
         def look(carry: tuple[WalkerState, Neighbors, Trusted, Any], key: Key) -> Any:
             walkers, listed, trusted, drift = carry
             begin = Walk(walkers, listed, nothing(*trusted), jnp.zeros(number, bool), drift)
-            end = walk(params, gate, bounds, begin)
+            end = walk(params, gate, None, bounds, begin)
             now, left = end.candidate, end.candidate.bad | end.full
             seen = jnp.isfinite(now.score) & ~end.full
             trusted = where(seen & ~left, Trusted(now.structure, now.drive, now.stress), trusted)

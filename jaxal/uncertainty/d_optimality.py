@@ -30,9 +30,9 @@ def d_optimality(
     The active set of a species is the square matrix of largest volume whose rows are the features x of trained atoms,
     A [p p]. The grade of an atom is gamma = max_j |(x A^-1)_j|: at most about 1 for atoms that were trained on, above 1
     for those that extrapolate, with the usual thresholds 2 (worth a label) and 10 (not to be trusted). The force spread
-    is gamma itself: use `gate: {name: threshold, limit: 2, implausible: 10}`, or a conformal gate, whose factor turns
-    gamma into eV/Å. The energy spread is alpha (sum of gamma^2)^1/2 in eV, alpha the most likely for the energies'
-    residuals.
+    is gamma itself: use `gate: {name: threshold, limit: 2, ceiling: 10}`, or a conformal gate, whose factor turns gamma
+    into eV/Å. Of several sets of weights the largest gamma counts. The energy spread is alpha (sum of gamma^2)^1/2 in
+    eV, alpha the most likely for the energies' residuals.
 
     Directions that no trained atom has are closed by the axes, `RIDGE` times the features' root mean square long, so an
     atom that goes there has a large grade, not an infinite one. More features than `size` are projected on as many
@@ -98,4 +98,4 @@ def d_optimality(
 
         return closed_form(potential, params, structures, neighbors, spreads)
 
-    return Uncertainty(init, learn, update, predict)
+    return Uncertainty(init, learn, update, predict, unit="")

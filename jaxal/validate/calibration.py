@@ -25,7 +25,8 @@ class Bin(NamedTuple):
 class Calibration(NamedTuple):
     """How well spread tells error.
 
-    `covered` is the fraction with error <= factor * spread, `covered_error` its binomial standard error. `scale`
+    `covered` is the fraction with error <= factor * spread, `covered_error` its binomial standard error, `factor` the
+    median of the factors. `scale`
     is the multiple of the spread most likely under a normal law, `nll` the negative log-likelihood per force
     component with it, `nll_constant` that of one spread for all: the committee is of use where nll is smaller.
     """
@@ -76,8 +77,8 @@ def rank_correlation(spread: np.ndarray, error: np.ndarray) -> float:
 
 
 def coverage(bound: np.ndarray, error: np.ndarray) -> tuple[float, float]:
-    """Fraction of errors within their bounds, and its binomial standard error."""
-    if len(error) == 0:
+    """Fraction of errors within their bounds, and its binomial standard error; NaN without errors, or bounds."""
+    if len(error) == 0 or np.isnan(bound).any():
         return float("nan"), float("nan")
     fraction = float(np.mean(error <= bound))
     # Agresti-Coull's count, or all covered would claim a standard error of zero.
@@ -85,14 +86,14 @@ def coverage(bound: np.ndarray, error: np.ndarray) -> tuple[float, float]:
     return fraction, float(np.sqrt(smooth * (1 - smooth) / (len(error) + 4)))
 
 
-def reliability(spread: np.ndarray, error: np.ndarray, factor: float, bins: int) -> tuple[Bin, ...]:
-    """Bins equally full, by rising spread."""
+def reliability(spread: np.ndarray, error: np.ndarray, factor: np.ndarray, bins: int) -> tuple[Bin, ...]:
+    """Bins equally full, by rising spread; a factor for each."""
     parts = np.array_split(np.argsort(spread, kind="stable"), max(1, min(bins, len(spread))))
     return tuple(
         Bin(
             float(np.sqrt(np.mean(spread[rows] ** 2))),
             float(np.sqrt(np.mean(error[rows] ** 2))),
-            float(np.mean(error[rows] <= factor * spread[rows])),
+            coverage(factor[rows] * spread[rows], error[rows])[0],
             len(rows),
         )
         for rows in parts
@@ -172,12 +173,14 @@ def normal(residual: np.ndarray, std: np.ndarray) -> Normal:
     )
 
 
-def coverage_by(group: np.ndarray, spread: np.ndarray, error: np.ndarray, factor: float) -> dict[str, Covered]:
+def coverage_by(
+    group: np.ndarray, spread: np.ndarray, error: np.ndarray, factor: float | np.ndarray
+) -> dict[str, Covered]:
     """Coverage of each group of atoms, `group` [c] being their symbols, in the order of the names."""
-    found = {}
+    found, bound = {}, factor * spread
     for name in np.unique(group):
         rows = group == name
-        covered = coverage(factor * spread[rows], error[rows])
+        covered = coverage(bound[rows], error[rows])
         found[str(name)] = Covered(*covered, likelihood(spread[rows], error[rows])[0], int(rows.sum()))
     return found
 
@@ -193,15 +196,21 @@ def auroc(spread: np.ndarray, positive: np.ndarray) -> float:
 
 
 def calibration(
-    spread: np.ndarray, error: np.ndarray, *, factor: float, threshold: float | None = None, bins: int = 10
+    spread: np.ndarray,
+    error: np.ndarray,
+    *,
+    factor: float | np.ndarray,
+    threshold: float | None = None,
+    bins: int = 10,
 ) -> Calibration:
     """All measures of spread [c] against error [c], both eV/Å.
 
-    `factor` times the spread is the bound claimed. `threshold` (eV/Å) is the error to be told; the 90 % quantile
-    of the errors where it is not given. Pairs that are not finite are left out.
+    `factor`, of all or for each [c], times the spread is the bound claimed, none where it is NaN. `threshold` (eV/Å) is
+    the error to be told; the 90 % quantile of the errors where it is not given. Pairs that are not finite are left out.
     """
     spread, error = np.asarray(spread, np.float64), np.asarray(error, np.float64)
     finite = np.isfinite(spread) & np.isfinite(error)
+    factor = np.broadcast_to(np.asarray(factor, np.float64), spread.shape)[finite]
     spread, error = spread[finite], error[finite]
     if threshold is None:
         threshold = float(np.quantile(error, 0.9)) if len(error) else float("nan")
@@ -211,7 +220,7 @@ def calibration(
         spearman=rank_correlation(spread, error),
         covered=covered,
         covered_error=covered_error,
-        factor=float(factor),
+        factor=float(np.median(factor)) if len(factor) else float("nan"),
         threshold=threshold,
         auroc=auroc(spread, error > threshold),
         scale=scale,

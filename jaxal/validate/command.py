@@ -16,8 +16,9 @@ from jaxal.data import dataset
 from jaxal.data.frames import Frame
 from jaxal.structure import from_frames, labels_of
 from jaxal.types import Label, Prediction, Structure
+from jaxal.uncertainty.bound import bounds, factors
 from jaxal.units import GPA
-from jaxal.validate.calibration import Calibration, Covered, Normal, calibration, coverage_by, normal
+from jaxal.validate.calibration import Calibration, Covered, Normal, calibration, coverage, coverage_by, normal
 from jaxal.validate.errors import Errors, Statistic, atom_errors, compare
 
 # Structures of about as many atoms go through the predictor together.
@@ -27,8 +28,10 @@ ATOMS_AT_ONCE = 512
 class Validation(NamedTuple):
     """A model measured on labeled structures.
 
-    `estimated` is the calibrated bound on the largest force error of a structure (factor times its largest
-    spread), `worst` that error itself.
+    `estimated` is the model's bound on the largest force error of a structure: NaN where the model has none, infinite
+    where the structure is not supported. `worst` is that error itself. `nominal` is the probability with which the
+    bound is kept for structures like those that calibrated it, NaN without one; `within` is the fraction of supported
+    structures whose error is within the bound.
     """
 
     model: str
@@ -36,6 +39,11 @@ class Validation(NamedTuple):
     errors: Errors
     structures: Calibration  # of the largest spread and error of each structure
     atoms: Calibration
+    nominal: float
+    within: float
+    within_error: float  # binomial standard error
+    support: float  # fraction of the structures that are supported; NaN where the model does not know
+    supported: np.ndarray  # [b] bool
     estimated: np.ndarray  # [b] eV/Å
     worst: np.ndarray  # [b] eV/Å
     components: Normal  # of the components of the forces, eV/Å
@@ -49,6 +57,7 @@ class Predicted(NamedTuple):
     label: Label  # energies with the reference energies of the atoms
     spread: np.ndarray  # [b n] eV/Å
     energy_spread: np.ndarray  # [b] eV
+    novelty: np.ndarray  # [b] above 1 is not supported; NaN where the model does not know
 
 
 def predict_all(model: models.Model, structure: Structure) -> Predicted:
@@ -60,7 +69,7 @@ def predict_all(model: models.Model, structure: Structure) -> Predicted:
 def _predict_all(model: models.Model, structure: Structure, predict: Callable[[Structure], Prediction]) -> Predicted:
     total, size = structure.species.shape
     part = max(1, min(total, ATOMS_AT_ONCE // size))
-    labels, spreads, energy_spreads = [], [], []
+    labels, spreads, energy_spreads, novelties = [], [], [], []
     for first in range(0, total, part):
         rows = np.arange(first, first + part) % total  # the last part is filled up: one shape, one program
         found = predict(Structure(*(leaf[rows] for leaf in structure)))
@@ -73,12 +82,15 @@ def _predict_all(model: models.Model, structure: Structure, predict: Callable[[S
         )
         spreads.append((np.sqrt(force.var(axis=1).sum(axis=-1)) if each is None else each)[used])
         energy_spreads.append((energy.std(axis=1) if own is None else own)[used])
+        none = np.full(part, np.nan)
+        novelties.append((none if found.novelty is None else np.asarray(found.novelty, np.float64))[used])
     energy, force, stress = (np.concatenate(parts) for parts in zip(*labels, strict=True))
     species = structure.species
     energy = energy + np.where(species >= 0, model.reference[np.maximum(species, 0)], 0.0).sum(axis=-1)
     ok = np.isfinite(energy) & np.isfinite(force).all(axis=(-1, -2))
     label: Any = Label(energy, force, stress, ok)  # pyright: ignore[reportArgumentType]  numpy, as all labels on the host
-    return Predicted(label, np.where(species >= 0, np.concatenate(spreads), 0.0), np.concatenate(energy_spreads))
+    spread = np.where(species >= 0, np.concatenate(spreads), 0.0)
+    return Predicted(label, spread, np.concatenate(energy_spreads), np.concatenate(novelties))
 
 
 def validate(path: str | Path, data: str | Path, *, threshold: float | None = None) -> Validation:
@@ -116,19 +128,32 @@ def measure(
     residual = (np.asarray(predicted.label.force) - np.asarray(reference.force, np.float64))[real]
     atoms = (species >= 0).sum(axis=-1)[ok]
     energy = (np.asarray(predicted.label.energy) - np.asarray(reference.energy, np.float64))[ok] / atoms
+    known = model.support is not None
+    novelty = predicted.novelty[ok]
+    supported, estimated = novelty <= 1, bounds(model.calibration, widest, novelty)
+    counted = np.isfinite(estimated)
+    within = coverage(estimated[counted], worst[counted])
+    # as if nothing was unlike the training set: what the bound says by element and by spread
+    factor = factors(model.calibration, np.minimum(novelty, 1.0))
+    each = np.broadcast_to(factor[:, None], real[ok].shape)[real[ok]]
     symbols = np.array(chemical_symbols)[np.asarray(model.table)[species[real]]]
     return Validation(
         model=name,
         data=source,
         errors=compare(predicted.label, reference, structure, model.table),
-        structures=calibration(widest, worst, factor=model.factor, threshold=threshold),
-        atoms=calibration(predicted.spread[real], error[real], factor=model.factor, threshold=threshold),
-        estimated=model.factor * widest,
+        structures=calibration(widest, worst, factor=factor, threshold=threshold),
+        atoms=calibration(predicted.spread[real], error[real], factor=each, threshold=threshold),
+        nominal=math.nan if model.calibration is None else model.calibration.coverage,
+        within=within[0],
+        within_error=within[1],
+        support=float(np.mean(supported)) if known and len(supported) else math.nan,
+        supported=supported,
+        estimated=estimated,
         worst=worst,
         # the spread of a vector is that of its three components together
         components=normal(residual, np.repeat(predicted.spread[real][:, None] / np.sqrt(3), 3, axis=1)),
         energies=normal(energy, predicted.energy_spread[ok] / atoms),
-        elements=coverage_by(symbols, predicted.spread[real], error[real], model.factor),
+        elements=coverage_by(symbols, predicted.spread[real], error[real], each),
     )
 
 
@@ -152,9 +177,13 @@ def format(validation: Validation) -> str:
         "",
         f"{'calibration':<46}{'structures':>12}{'atoms':>12}",
         _pair("rank correlation of spread and error", per_structure.spearman, per_atom.spearman, ".3f"),
-        _pair("within the bound, %", 100 * per_structure.covered, 100 * per_atom.covered, ".1f"),
+        _pair("supported, %", 100 * validation.support, math.nan, ".1f"),
+        _pair("supported and within the bound, %", 100 * validation.within, math.nan, ".1f"),
+        _pair("  standard error, %", 100 * validation.within_error, math.nan, ".1f"),
+        _pair("  nominal, %", 100 * validation.nominal, math.nan, ".1f"),
+        _pair("within the bound, supported or not, %", 100 * per_structure.covered, 100 * per_atom.covered, ".1f"),
         _pair("  standard error, %", 100 * per_structure.covered_error, 100 * per_atom.covered_error, ".1f"),
-        _pair("bound / spread", per_structure.factor, per_atom.factor, ".2f"),
+        _pair("bound / spread, median", per_structure.factor, per_atom.factor, ".2f"),
         _pair("most likely error / spread", per_structure.scale, per_atom.scale, ".2f"),
         _pair("threshold of large errors, meV/Å", 1e3 * per_structure.threshold, 1e3 * per_atom.threshold, ".0f"),
         _pair("AUROC of telling them", per_structure.auroc, per_atom.auroc, ".3f"),
