@@ -1,7 +1,5 @@
-"""Every command from a subprocess with good and with bad input, more bad input in this process."""
+"""Every command with good and with bad input, most in this process, some in processes of their own."""
 
-import contextlib
-import io
 import json
 import os
 import signal
@@ -17,9 +15,9 @@ import yaml
 from ase.build import molecule
 from ase.calculators.emt import EMT
 from ase.io import write
+from commands import alone, here
 
 from jaxal import checkpoint, registry
-from jaxal.cli import main
 from jaxal.config import load
 from jaxal.parts import import_parts
 from jaxal.schema import Offline
@@ -33,19 +31,6 @@ label: {name: morse, initial: 4, sigma: 1.2, alpha: 2, cutoff: 4}
 train: {steps: 5, initial_steps: 10, final_steps: 10, batch: 2, holdout: 0.3}
 stop: {labels: 8, quiet: 0.1, time: 0.05}
 """
-
-
-def jaxal(*arguments: object, folder: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "jaxal.cli", *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
-
-
-def here(*arguments: object, folder: Path) -> subprocess.CompletedProcess:
-    """The same in this process, which has paid for its imports."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main([str(argument) for argument in arguments])
-    return subprocess.CompletedProcess("jaxal", status, out.getvalue(), err.getvalue())
 
 
 def refused(*arguments: object, folder: Path, run: Callable[..., subprocess.CompletedProcess] = here) -> str:
@@ -78,11 +63,11 @@ def labeled(path: Path, count: int = 12) -> Path:
 
 def test_help_answers_at_once(tmp_path):
     start = time.perf_counter()
-    done = jaxal("--help", folder=tmp_path)
+    done = alone("--help", folder=tmp_path)
     assert done.returncode == 0 and time.perf_counter() - start < 1.0
     for command in ("run", "resume", "train", "validate", "report", "list", "check"):
         assert f"    {command} " in done.stdout
-    assert "key.sub=value" in jaxal("run", "--help", folder=tmp_path).stdout
+    assert "key.sub=value" in alone("run", "--help", folder=tmp_path).stdout
     # JAX takes a second to import: nothing but a command may do it.
     probe = "import sys, jaxal.cli; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
@@ -90,13 +75,13 @@ def test_help_answers_at_once(tmp_path):
 
 @pytest.mark.parametrize("arguments", [(), ("fly",), ("run",), ("resume",), ("validate", "x"), ("list", "a", "b")])
 def test_wrong_arguments_get_the_usage(tmp_path, arguments):
-    done = jaxal(*arguments, folder=tmp_path)
+    done = here(*arguments, folder=tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("usage: jaxal")
 
 
 def test_list_shows_every_part_and_option(tmp_path):
     import_parts()
-    text = jaxal("list", folder=tmp_path).stdout
+    text = here("list", folder=tmp_path).stdout
     for kind in registry.KINDS:
         for name in registry.names(kind):
             block = text.split(f"{kind} {name}\n", 1)[1].split("\n\n", 1)[0].splitlines()
@@ -111,7 +96,7 @@ def test_list_shows_every_part_and_option(tmp_path):
 
 
 def test_check_prints_the_resolved_configuration(folder):
-    done = jaxal("check", "config.yaml", "explore.timestep=0.25 fs", "seed=7", folder=folder)
+    done = alone("check", "config.yaml", "explore.timestep=0.25 fs", "seed=7", folder=folder)
     assert done.returncode == 0, done.stderr
     (folder / "printed.yaml").write_text(done.stdout)
     assert load(folder / "printed.yaml") == load(folder / "config.yaml", ["explore.timestep=0.25", "seed=7"])
@@ -128,7 +113,8 @@ def test_every_command_refuses_in_one_line(folder):
         ("validate", "none", "--data", "water.xyz"),
         ("list", "nothing"),
     ):
-        assert refused(*arguments, folder=folder, run=jaxal)
+        assert refused(*arguments, folder=folder)
+    assert refused("run", "none.yaml", folder=folder, run=alone)  # and as users start it
 
 
 @pytest.mark.parametrize("command", ["run", "check"])
@@ -203,7 +189,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
 
 
 def test_run_report_validate_resume(folder):
-    done = jaxal("run", "config.yaml", "--dir", "out", folder=folder)
+    done = alone("run", "config.yaml", "--dir", "out", folder=folder)
     assert done.returncode == 0, done.stderr
     assert load(folder / "out" / "config.yaml").stop.labels == 8
     assert "already holds a run" in refused("run", "config.yaml", "--dir", "out", folder=folder)
@@ -211,7 +197,7 @@ def test_run_report_validate_resume(folder):
     report = here("report", "out", folder=folder)
     assert report.returncode == 0 and (folder / report.stdout.strip()).is_file()
     labeled(folder / "data.xyz")
-    text = jaxal("validate", "out", "--data", "data.xyz", folder=folder)
+    text = here("validate", "out", "--data", "data.xyz", folder=folder)
     assert text.returncode == 0 and "force, meV/Å" in text.stdout
     found = json.loads(here("validate", "out", "--data", "data.xyz", "--json", folder=folder).stdout)
     assert found["errors"]["structures"] == 12
@@ -224,7 +210,7 @@ def test_train_from_a_file(folder):
         "data: {file: data.xyz}\ncommittee: {kind: shared, members: 3}\ntrain: {final_steps: 10, batch: 2}\n"
         "potential: {cutoff: 3.0, channels: 4, l_max: 1, layers: 1, correlation: 1}\n"
     )
-    done = jaxal("train", "train.yaml", folder=folder)
+    done = here("train", "train.yaml", folder=folder)
     assert done.returncode == 0, done.stderr
     text = here("validate", "runs/train", "--data", "data.xyz", folder=folder)
     assert text.returncode == 0 and "12 structures" in text.stdout

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from ase.build import bulk, molecule
 from ase.io import read, write
+from commands import alone, here
 
 from jaxal import lock, setup
 from jaxal.config import load
@@ -37,9 +38,8 @@ def folder(tmp_path: Path, text: str = WATER, atoms=None) -> Path:
     return tmp_path / "config.yaml"
 
 
-def jaxal(*arguments, check=True, **options):
-    command = [sys.executable, "-m", "jaxal.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, **options)
+def jaxal(*arguments: object, check: bool = True, run=here) -> subprocess.CompletedProcess:
+    done = run(*arguments)
     assert not check or done.returncode == 0, done.stderr
     return done
 
@@ -85,10 +85,10 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, instead):
     for old, new in instead.items():
         text = text.replace(old, new)
     config = folder(tmp_path, text)
-    jaxal("run", config, "--dir", tmp_path / "whole")
+    jaxal("run", config, "--dir", tmp_path / "whole", run=alone)
     killed_after(config, tmp_path / "killed", 20)
     assert not (tmp_path / "killed" / "model.npz").exists()
-    jaxal("resume", tmp_path / "killed")
+    jaxal("resume", tmp_path / "killed", run=alone)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     expected, found = model_arrays(whole), model_arrays(killed)
     assert expected.keys() == found.keys()

@@ -11,7 +11,7 @@ from scipy.special import expit
 from scipy.stats import t as student
 from structures import plain
 
-from jaxal.types import Distribution, Label, Lessons, Neighbors, Potential, Structure
+from jaxal.types import Distribution, Label, Lessons, Neighbors, Potential, Structure, Uncertainty
 from jaxal.uncertainty import features
 from jaxal.uncertainty.dropout import dropout
 from jaxal.uncertainty.evidential import Evidence, epistemic, evidential, negative_log_likelihood
@@ -47,6 +47,13 @@ def nothing_near(structures) -> Neighbors:
     slot = jnp.full((count, atoms, 1), atoms, jnp.int32)
     flat = jnp.zeros((count, atoms, 1, 3))
     return Neighbors(slot, flat, 0 * slot, structures.position, structures.cell, jnp.zeros(count, bool))
+
+
+def compiled(method: Uncertainty) -> Uncertainty:
+    """The method with each function as one program; op by op they are hundreds."""
+    penalty = None if method.penalty is None else jax.jit(method.penalty)
+    functions = {name: jax.jit(getattr(method, name)) for name in ("init", "learn", "update", "predict")}
+    return method._replace(penalty=penalty, **functions)
 
 
 def begun(method, seed=1):
@@ -102,7 +109,7 @@ def masked(weights, feature, hidden):
 
 
 def test_members_of_dropout_are_networks_under_masks_about_their_mean():
-    method = dropout(POTENTIAL, KINDS, samples=3, rate=0.4, units=5)
+    method = compiled(dropout(POTENTIAL, KINDS, samples=3, rate=0.4, units=5))
     params, structures = begun(method), structures_of(2, 3)
     posterior = params["posterior"]
     for name, size in (("feature", FEATURES), ("hidden", 5)):
@@ -128,7 +135,7 @@ def test_members_of_dropout_are_networks_under_masks_about_their_mean():
 
 
 def test_training_with_dropout_draws_masks_of_the_right_mean_for_every_structure():
-    method = dropout(POTENTIAL, KINDS, rate=0.4, units=5)
+    method = compiled(dropout(POTENTIAL, KINDS, rate=0.4, units=5))
     assert method.potential is not None
     params, structures = begun(method), structures_of(2, 3)
     # with a network that is linear in its last mask and has none before, the mean over masks is no mask
@@ -152,7 +159,7 @@ def test_training_with_dropout_draws_masks_of_the_right_mean_for_every_structure
 
 
 def test_the_scale_of_dropout_is_that_of_the_held_out_forces():
-    method = dropout(POTENTIAL, KINDS, samples=4)
+    method = compiled(dropout(POTENTIAL, KINDS, samples=4))
     params, lessons = begun(method), lessons_of()
     posterior = method.learn(params, lessons)
     held = jax.tree.map(lambda x: x[4:6], lessons)
@@ -205,7 +212,7 @@ def written_out(params, feature, species):
 
 def test_the_penalty_is_the_likelihood_and_the_regularizer_and_trains_the_head_alone():
     options = {"regularizer": 0.3, "weight": 2.0, "units": 5}
-    method = evidential(POTENTIAL, KINDS, **options)
+    method = compiled(evidential(POTENTIAL, KINDS, **options))
     params, structures, rng = begun(method), structures_of(2, 3), np.random.default_rng(7)
     label = Label(
         jnp.asarray(rng.normal(size=2)), jnp.asarray(rng.normal(size=(2, ATOMS, 3))), jnp.zeros((2, 3, 3)), jnp.ones(2)
@@ -224,7 +231,7 @@ def test_the_penalty_is_the_likelihood_and_the_regularizer_and_trains_the_head_a
     assert float(method.penalty(params, structures, label, said)) == pytest.approx(2 * total, rel=1e-9)
 
     def trained(trains):
-        other = evidential(POTENTIAL, KINDS, **options, trains=trains)
+        other = compiled(evidential(POTENTIAL, KINDS, **options, trains=trains))
         assert other.penalty is not None
 
         def cost(own):
@@ -248,7 +255,7 @@ def test_the_penalty_is_the_likelihood_and_the_regularizer_and_trains_the_head_a
 
 
 def test_evidential_spreads_are_closed_forms_with_the_scales_of_what_is_held_out():
-    method = evidential(POTENTIAL, KINDS)
+    method = compiled(evidential(POTENTIAL, KINDS))
     params, lessons = begun(method), lessons_of()
     held = jax.tree.map(lambda x: x[4:6], lessons)
     found = method.predict(params, held.structure, held.neighbors)
@@ -387,7 +394,7 @@ def test_the_sketched_posterior_is_that_of_bayesian_linear_regression(directions
 
 
 def test_energies_alone_and_no_labels_at_all():
-    method = gradient_sketch(POTENTIAL, KINDS, directions=6, probes=0)
+    method = compiled(gradient_sketch(POTENTIAL, KINDS, directions=6, probes=0))
     params, lessons, new = begun(method), lessons_of(), structures_of(2, 8)
     none = lessons._replace(trained=jnp.zeros(7, bool), held=jnp.zeros(7, bool))
     for given in (lessons, none):

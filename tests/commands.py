@@ -1,0 +1,31 @@
+"""Commands of jaxal: `here`, in this process, which has paid for its imports, and `alone`, in a process of its own."""
+
+import contextlib
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+
+from jaxal.cli import main
+
+
+def here(*arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess:
+    """Status and output of a command in this process, whose precision a run may change and gets back."""
+    double = jax.config.read("jax_enable_x64")
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(folder or "."), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as end:  # of argparse
+            status = end.code if isinstance(end.code, int) else 1
+        finally:
+            jax.config.update("jax_enable_x64", double)
+    return subprocess.CompletedProcess("jaxal", status, out.getvalue(), err.getvalue())
+
+
+def alone(*arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess:
+    """Status and output of a command in a process of its own."""
+    command = [sys.executable, "-m", "jaxal.cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
