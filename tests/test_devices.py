@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from ase.build import molecule
 from ase.io import read, write
+from commands import here
 from test_run import metrics, model_arrays
 
 from jaxal import devices
@@ -115,7 +116,8 @@ def config(tmp_path_factory) -> Path:
 def alone(config) -> Path:
     """The run on one device."""
     out = config.parent / "alone"
-    python("-m", "jaxal.cli", "run", config, "--dir", out, count=1)
+    done = here("run", config, "--dir", out)
+    assert done.returncode == 0, done.stderr
     return out
 
 
@@ -228,7 +230,7 @@ def test_two_killed_processes_resume_as_one(config, alone):
     ],
 )
 def test_a_number_of_devices_that_cannot_be_is_told_in_one_line(config, tmp_path, field, message):
-    done = python("-m", "jaxal.cli", "run", config, field, "--dir", tmp_path / "out", count=1, check=False)
+    done = here("run", config, field, "--dir", tmp_path / "out")
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 

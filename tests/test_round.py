@@ -12,6 +12,7 @@ import pytest
 import yaml
 from ase.build import bulk
 from ase.io import write
+from closed_features import SHELLS
 
 from jaxal import loop, neighbors, registry, setup
 from jaxal.config import load
@@ -86,14 +87,14 @@ def test_one_round_of_silicon(tmp_path, names):
     table, dtype, key = species_table([crystal]), np.dtype("float32"), jax.random.key(0)
     first = setup.first_labels(config, crystal, tmp_path / "labels.db")
     structures, labels = setup.cast(first.structures, first.labels, np.zeros(1), dtype)
-    committee = setup.committee_of(config, table)
+    committee = setup.committee_of(config, table)._replace(potential=SHELLS)
     near = neighbors.plan(structures, committee.potential.cutoff, setup.SKIN)
     train_near = near._replace(skin=0.0, close=0)
     params = setup.new_params(committee, key, train_near, structures, labels)
     buffer = setup.training_set(structures, labels, setup.spread_hold(6, 0.2), 2, 16, key, 1.0)
     example = from_atoms([crystal], table, dtype=dtype)
     label = setup.oracle_label(config, table, dtype, np.zeros(1), setup.oracle_spec(config, table, example))
-    parts = setup.parts_of(config, table, label)
+    parts = setup.parts_of(config, table, label)._replace(committee=committee)
     static = setup.static_of(config, table, near, train_near, looks=1)
     train = training.init(static.recipe, params)
     walkers = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)[0]] * WALKERS), structures)
