@@ -31,8 +31,9 @@ python312() {
 run "$tests" "$(python3 --version)"
 
 # PATH is the environment and basic commands; the data that Debian's packages bring lie nowhere.
-for name in bash sh awk basename cat chmod cp cut date dirname echo env false getconf grep head hostname id kill ln ls \
-    mkdir mktemp mv nohup nproc ps pwd readlink realpath rm rmdir sed sleep sort stat tail tee timeout touch tr true uname wc
+for name in bash sh awk basename cat chmod cp cut date dirname echo env expr false find getconf grep head hostname id \
+    kill ln ls mkdir mktemp mv nohup nproc printf ps pwd readlink realpath rm rmdir sed seq sleep sort stat tail tee \
+    test timeout touch tr true uname wc xargs
 do
     program=$(type -P "$name") && ln -s "$program" "$bare/$name"
 done
