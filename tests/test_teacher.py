@@ -69,7 +69,7 @@ def dead(pid: int) -> bool:
 def asked(model: Path, task):
     box = {"cell": task.cell, "pbc": True} if task.cell.any() else {}
     atoms = Atoms(task.numbers, task.position, calculator=Calculator(model), **box)
-    stress = atoms.get_stress(voigt=False) if box else np.zeros((3, 3))
+    stress = atoms.get_stress(voigt=False) if box else np.full((3, 3), np.nan)  # an open structure has none
     return atoms.get_potential_energy(), atoms.get_forces(), stress
 
 
