@@ -30,6 +30,7 @@ from jaxal.label.task import (
     guarded,
     one_line,
     packed,
+    periodic,
     unpacked,
 )
 from jaxal.registry import register
@@ -142,7 +143,8 @@ def teacher(
             except BaseException:  # half an answer would be taken for that to the next question
                 _end(lines.pop())
                 raise
-        return answered(task, result.energy, result.force, result.stress) if result.ok else result
+        stress = result.stress if periodic(task) else None
+        return answered(task, result.energy, result.force, stress) if result.ok else result
 
     weakref.finalize(calculate, _end_all, lines)
     if address:
