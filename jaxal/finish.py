@@ -198,7 +198,13 @@ def sampled(run: Run, progress: Progress, parts: loop.Parts, sample: samples.Sam
             assert parts.label is not None
             return [np.asarray(x) for x in jax.jit(parts.label)(structures, wanted)]
         opened = setup.open_service(
-            run.config, run.table, run.store, np.asarray(progress.reference), run.interrupted, run.opener
+            run.config,
+            run.table,
+            run.store,
+            np.asarray(progress.reference),
+            run.interrupted,
+            run.opener,
+            carried=setup.carried_by(run.atoms),
         )
         try:
             with suppress(Enough):  # it must be raised in all processes

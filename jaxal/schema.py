@@ -116,7 +116,8 @@ class Label:
 
     part: Annotated[Part, Kinds(("labeler", "oracle"), "tblite")]
     initial: Annotated[int, Unit("", 2)] = 10  # labels before the dynamics
-    calibration: Annotated[int, Unit("", 0)] = 100  # labels of random frames beyond stop.labels, for the bound; 0: none
+    # labels of random frames beyond stop.labels, for the bound; 0: none; default: a quarter of stop.labels, at most 100
+    calibration: Annotated[int, Unit("", 0)] | None = None
     mode: Literal["inline", "pooled"] = "inline"  # the dynamics wait for a label, or go on elsewhere until it is there
     batch: Count | None = None  # at most so many labels at one look; default: as many as walkers
     queue: Count = 64  # pooled: structures that can wait for a label
@@ -231,6 +232,11 @@ class Config:
     seed: Annotated[int, Unit("", 0)] = 0
     precision: Precision = "float32"
     devices: Literal["auto"] | Count = "auto"  # auto takes the most there are that divide walkers and members evenly
+
+    @property
+    def calibration(self) -> int:
+        """Labels that calibrate the bound."""
+        return min(self.stop.labels // 4, 100) if self.label.calibration is None else self.label.calibration
 
     def __post_init__(self) -> None:
         """Raises InputError where committee, uncertainty and drive do not go together."""

@@ -307,7 +307,7 @@ def static_of(
         batch=config.label.batch or config.explore.walkers,
         fold=FOLD,
         queue=config.label.queue if config.label.mode == "pooled" else 0,
-        sample=config.label.calibration,
+        sample=config.calibration,
     )
 
 
