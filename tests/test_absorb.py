@@ -72,6 +72,14 @@ def test_a_sure_committee_lets_its_walkers_go():
     )
 
 
+def test_what_is_unlike_the_training_set_is_asked_for_whatever_the_committee_says():
+    before, segment, _ = programs()
+    state, looks = segment(with_gate(before, 1e3, limit=1e-6), limits_of())
+    assert np.all(looks.flagged) and not np.any(looks.supported) and len(tickets(state.queue)) == CAPACITY
+    state, looks = segment(with_gate(before, 1e3), limits_of())
+    assert np.all(looks.supported) and not np.any(looks.flagged)
+
+
 def test_probes_wait_too_and_their_walkers_go_on():
     state, _ = walked(threshold=1e3, probe=1.0)
     assert len(tickets(state.queue)) == CAPACITY and np.all(state.queue.probe)

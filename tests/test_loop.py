@@ -125,9 +125,10 @@ def limits_of(**limits):
     return loop.Limits(**{n: jnp.asarray(v, jnp.int32 if n in whole else jnp.float32) for n, v in given.items()})
 
 
-def with_gate(state, threshold):
-    """A state whose gate fires above `threshold`, eV/Å."""
-    return state._replace(gate=state.gate._replace(threshold=jnp.asarray(threshold, jnp.float32)))
+def with_gate(state, threshold, limit=jnp.inf):
+    """A state whose gate fires above `threshold`, eV/Å; what is beyond `limit` is not supported."""
+    gate = state.gate._replace(threshold=jnp.asarray(threshold, jnp.float32))
+    return state._replace(gate=gate, support=state.support._replace(limit=jnp.asarray(limit, jnp.float32)))
 
 
 def program(label=oracle, threshold=0.05, limits=None, **shape):
