@@ -75,7 +75,7 @@ def test_bind_gives_the_factory_its_options(folder):
     bound = part.bind()
     assert bound.func is registry.get("explorer", "nvt_langevin")
     assert bound.keywords == dict(part.options)
-    assert bound([1.008, 1.008]).timestep == 0.25
+    assert bound().timestep == 0.25
     with pytest.raises(KeyError):
         part["walkers"]
 

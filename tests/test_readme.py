@@ -21,6 +21,7 @@ from jaxal.cli import parser
 from jaxal.config import load, parse
 from jaxal.schema import Bench
 from jaxal.structure import from_atoms, species_table
+from jaxal.uncertainty import bound
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -37,7 +38,9 @@ def tiny_model(path: Path) -> None:
     atoms = read(MOLECULE)
     table = species_table([atoms])
     options = (("cutoff", 3.5), ("channels", 4), ("l_max", 1), ("layers", 1))
-    model = models.Model("equivariant", options, table, {}, np.array([-13.0, -50.0, -430.0]), "float32", 0, 0)
+    known = bound.Calibration(1.5, 0.9, 99, bound.SCORE, "frames of a test")
+    reference = np.array([-13.0, -50.0, -430.0])
+    model = models.Model("equivariant", options, table, {}, reference, "float32", 0, 0, calibration=known)
     potential = models.potential(model)
     structure = jax.tree.map(jnp.asarray, from_atoms(atoms, table))
     near = neighbors.build(neighbors.plan(structure, potential.cutoff), structure)
@@ -54,7 +57,7 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
     exec(compile(code, "README.md", "exec"), names)
     assert np.isfinite(names["energy"]) and names["forces"].shape == (9, 3)
     assert names["spread"].shape == (9,) and names["error"] == pytest.approx(1.5 * names["spread"].max())
-    assert re.fullmatch(r"-?\d+\.\d{3} eV, largest force error about \d+\.\d\d eV/Å\n", capsys.readouterr().out)
+    assert re.fullmatch(r"-?\d+\.\d{3} eV, largest force error at most \d+\.\d\d eV/Å\n", capsys.readouterr().out)
 
 
 def commands() -> list[list[str]]:
