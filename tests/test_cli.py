@@ -30,6 +30,7 @@ explore: {temperature: 300 K, walkers: 2}
 label: {name: morse, initial: 4, sigma: 1.2, alpha: 2, cutoff: 4}
 train: {steps: 5, initial_steps: 10, final_steps: 10, batch: 2, holdout: 0.3}
 stop: {labels: 8, quiet: 0.1, time: 0.05}
+gate: {implausible: 1000}
 """
 
 

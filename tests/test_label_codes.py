@@ -87,7 +87,7 @@ def test_forces_and_stress_are_slopes_of_the_energy_and_nothing_is_left_behind(c
         assert abs(tension) > 5 * case.stress, "the test needs a stress"
         assert np.sum(result.stress * strain) == pytest.approx(tension, abs=case.stress)
     else:
-        assert not result.stress.any()
+        assert np.isnan(result.stress).all(), "an open structure has no stress"
     assert not list(tmp_path.iterdir())
 
 

@@ -104,7 +104,7 @@ def test_the_numbers_are_those_of_the_closed_form(case):
     assert result.ok, result.reason
     assert result.energy == pytest.approx(energy, abs=1e-6)
     np.testing.assert_allclose(result.force, force, atol=1e-5)
-    np.testing.assert_allclose(result.stress, stress, atol=1e-7)
+    np.testing.assert_allclose(result.stress, stress if task.cell.any() else np.full((3, 3), np.nan), atol=1e-7)
 
 
 def test_vasp_takes_a_left_handed_cell():

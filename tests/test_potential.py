@@ -106,6 +106,8 @@ def test_padding_batch_and_capacity_do_not_matter():
     padded = structure._replace(
         position=jnp.concatenate([structure.position, jnp.full((3, 3), 0.3)]),
         species=jnp.concatenate([structure.species, jnp.full(3, -1, jnp.int32)]),
+        mass=jnp.concatenate([structure.mass, jnp.ones(3)]),
+        fixed=jnp.concatenate([structure.fixed, jnp.zeros(3, bool)]),
     )
     roomy = spec._replace(capacity=spec.capacity + 5)
     evaluate = jax.jit(lambda s: committee.evaluate(potential, params, s, neighbors.build(roomy, s)))

@@ -18,6 +18,8 @@ from scipy import stats
 from jaxal import model as models
 from jaxal import neighbors, registry
 from jaxal.committee import Committee
+from jaxal.data import files
+from jaxal.data.frames import of_atoms
 from jaxal.explore.md import nve
 from jaxal.potential.pair import lennard_jones, morse
 from jaxal.structure import from_atoms
@@ -372,7 +374,7 @@ def test_measure_of_a_model_whose_errors_are_known(scaled_model, tmp_path, monke
     frames = labeled_frames(scaled_model)
     write(tmp_path / "data.xyz", frames)
     monkeypatch.setattr(command, "ATOMS_AT_ONCE", 8)  # parts of two, the last one not full
-    found = command.measure(scaled_model, read(tmp_path / "data.xyz", ":"), threshold=0.1, source="data.xyz")
+    found = command.measure(scaled_model, files.read(tmp_path / "data.xyz"), threshold=0.1, source="data.xyz")
     # the mean is 1.05 times the truth, the spread 0.15 times: error / spread = 1/3 everywhere
     forces = np.concatenate([atoms.get_forces().ravel() for atoms in frames])
     assert found.errors.force.rmse == pytest.approx(0.05 * np.sqrt(np.mean(forces**2)), rel=1e-3)
@@ -433,7 +435,7 @@ def test_a_spread_in_closed_form_is_the_one_that_counts(scaled_model, monkeypatc
     real = structures.species >= 0
     np.testing.assert_array_equal(found.spread, np.arange(1, 3 * size + 1).reshape(3, size) * real)
     np.testing.assert_array_equal(found.energy_spread, [1, 2, 3])
-    assert command.measure(scaled_model, frames).atoms.count == real.sum()
+    assert command.measure(scaled_model, [of_atoms(atoms) for atoms in frames]).atoms.count == real.sum()
 
 
 def test_validate_reads_files_and_names_mistakes(scaled_model, tmp_path):
@@ -448,5 +450,5 @@ def test_validate_reads_files_and_names_mistakes(scaled_model, tmp_path):
         command.validate(tmp_path, tmp_path / "bare.xyz")
     charged = labeled_frames(scaled_model, 2)
     charged[1].info["charge"] = 1
-    with pytest.raises(InputError, match="frame 1 has charge 1"):
-        command.measure(scaled_model, charged)
+    with pytest.raises(InputError, match=r"frame 1: its charge is 1, but model\.charge is 0"):
+        command.measure(scaled_model, [of_atoms(atoms) for atoms in charged])

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-from jax_md import quantity, simulate
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxal.precision import exact
@@ -36,6 +35,8 @@ def free(structure: Structure) -> Int[Array, ""]:
 
 def degrees_of_freedom(walker: WalkerState) -> Int[Array, ""]:
     """Momenta of one walker that are thermalized: 3 for each mobile atom under Langevin's noise, else `free`."""
+    from jax_md import simulate  # here: whoever asks has loaded it, and others need not
+
     if isinstance(walker.engine, simulate.NVTLangevinState):
         return 3 * jnp.sum(mobile(walker.structure), dtype=jnp.int32)
     return free(walker.structure)
@@ -43,7 +44,7 @@ def degrees_of_freedom(walker: WalkerState) -> Int[Array, ""]:
 
 def kinetic_energy(walker: WalkerState) -> Float[Array, ""]:
     """Kinetic energy of the atoms of one walker, eV."""
-    return jnp.asarray(quantity.kinetic_energy(momentum=walker.engine.momentum, mass=walker.engine.mass))
+    return 0.5 * jnp.sum(walker.engine.momentum**2 / walker.engine.mass)
 
 
 def kelvin(energy: Any, degrees: Any) -> Any:

@@ -8,8 +8,9 @@ from ase.calculators.calculator import CalculationFailed, Calculator, PropertyNo
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from jaxal.data import frames
+from jaxal.errors import InputError
 from jaxal.label import framed
-from jaxal.label.task import Backend
+from jaxal.label.task import Backend, LabelError
 
 
 class LabelCalculator(Calculator):
@@ -32,7 +33,10 @@ class LabelCalculator(Calculator):
         """One label."""
         super().calculate(atoms, properties, system_changes)
         frame = frames.of_atoms(self.atoms, labeled=False)  # pyright: ignore[reportArgumentType]
-        frame = frames.with_electrons(frame, self.charge, self.spin, "the calculator")
+        try:
+            frame = frames.with_electrons(frame, self.charge, self.spin, "calculator")
+        except InputError as error:
+            raise LabelError(str(error)) from None
         if "stress" in (properties or ()) and not frame.periodic:
             raise PropertyNotImplementedError("stress: the structure has no periodic cell")
         task = framed.task_of(frame)

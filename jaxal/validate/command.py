@@ -13,7 +13,8 @@ from ase.data import chemical_symbols
 
 from jaxal import model as models
 from jaxal.data import dataset
-from jaxal.data.frames import Frame
+from jaxal.data.frames import Frame, with_electrons
+from jaxal.errors import InputError
 from jaxal.structure import from_frames, labels_of
 from jaxal.types import Label, Prediction, Structure
 from jaxal.uncertainty.bound import bounds, factors
@@ -114,6 +115,11 @@ def measure(
 ) -> Validation:
     """Measure a model on labeled frames; `name` and `source` say in the result what they were."""
     dataset.check_elements(frames, model.table, source, "the model")
+    for number, frame in enumerate(frames):
+        try:
+            frames[number] = with_electrons(frame, model.charge, model.spin, "model")
+        except InputError as error:
+            raise InputError(f"{source}: frame {number}: {error}") from None
     reference = labels_of(frames)
     dtype = np.float64 if model.precision == "float64" else np.float32
     structure = from_frames(frames, model.table, dtype=dtype)
