@@ -18,9 +18,9 @@ from jaxal.config import load
 from jaxal.label.store import open_store
 from jaxal.types import InputError
 
-POOLED = WATER.replace(
+POOLED = WATER.replace("stop: {labels: 64}", "stop: {labels: 40}").replace(
     "label: {initial: 4}", "label: {initial: 4, mode: pooled, workers: 2, queue: 6, calibration: 0}"
-).replace("stop: {labels: 64}", "stop: {labels: 40}")
+)
 
 
 def keys(directory: Path) -> list[str]:
