@@ -276,9 +276,7 @@ def test_an_isolated_atom_is_unknown_until_one_was_trained_on():
         and np.isfinite(looks.label_estimate[0, 1:]).sum() == 0
     )
     assert after.known.tolist() == [True, False] and not looks.flagged[1:].any()
-    assert np.all(np.isfinite(looks.estimate[1:])) and np.all(
-        np.isfinite(after.fresh.score[~np.isnan(after.fresh.error)])
-    )
+    assert np.all(np.isfinite(looks.score[1:])) and np.all(np.isfinite(after.fresh.score[~np.isnan(after.fresh.error)]))
     # held out it teaches nothing, and stays unknown
     after, looks = run(lost, limits._replace(holdout=jnp.float32(1.0)))
     assert not after.known.any() and looks.flagged[:, 0].all()

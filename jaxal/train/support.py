@@ -15,6 +15,7 @@ from jaxal.uncertainty.support import Support, described, distance, fitted, with
 ROWS = 256  # structures trained on that are looked at, evenly over all
 HELD = 64  # held-out structures that are, the latest so many
 TOGETHER = 32  # structures whose features are found at a time
+ROOM = 1.25  # as far beyond the farthest labeled structure as a structure is still supported in a run
 
 
 def _spread(mask: Bool[Array, "c"], number: int) -> tuple[Int[Array, "r"], Bool[Array, "r"]]:
@@ -53,8 +54,8 @@ def _atoms(
 def learned(committee: Committee, spec: neighbors.Spec, params: Params, buffer: buffers.Buffer) -> Support:
     """The support of a training set, for the weights `params` [r ...].
 
-    Its limit is that of the farthest atom of all labeled structures: a walker that goes beyond them is noticed, and
-    when its frame is labeled the limit is farther out.
+    Its limit is `ROOM` times the distance of the farthest atom of all labeled structures: a walker that goes beyond is
+    noticed, and when its frame is labeled the limit is farther out.
     """
     there = jnp.arange(buffers.capacity(buffer)) < buffer.count
     (rows, trained), (last, held) = _spread(there & ~buffer.held_out, ROWS), _latest(there & buffer.held_out, HELD)
@@ -65,4 +66,4 @@ def learned(committee: Committee, spec: neighbors.Spec, params: Params, buffer: 
     away = jax.vmap(lambda x, kind: jnp.max(distance(support, x, kind), initial=0.0))(own, species)
     use = jnp.concatenate([trained, held]) & jnp.isfinite(away)
     largest = jnp.max(jnp.where(use, away, 0.0), initial=0.0)
-    return support._replace(limit=jnp.where(largest > 0, largest, 1.0))
+    return support._replace(limit=ROOM * jnp.where(largest > 0, largest, 1.0))
