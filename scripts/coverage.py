@@ -5,8 +5,9 @@
     python scripts/coverage.py runs [--molecules methanol formic_acid_dimer malonaldehyde] [--set key=value ...]
 
 `combinations`: every score, gate and three methods of uncertainty on a water molecule whose reference is a closed form:
-a small committee is trained, 100 frames calibrate, the others are counted. A combination that `jaxal check` refuses is
-not there, one that claims no bound has a dash; the bound of the model file is the same for all of a method.
+a small committee is trained, then 100 frames calibrate a gate and the others are counted, over 200 random splits. A
+combination that `jaxal check` refuses says so, one that claims no bound has a dash; the bound of the model file is
+calibrated once, for whatever score and gate.
 
 `trainings`: a small committee is trained by `jaxal train` on frames of GFN2-xTB's own dynamics at the temperature of
 each molecule, 100 to train on and 200 held out; then other frames of that dynamics, and at twice the temperature: the
@@ -17,6 +18,7 @@ errors; nominal is 90 %.
 """
 
 import argparse
+import functools
 import sys
 import tempfile
 import time
@@ -41,15 +43,15 @@ from jaxal.acquire.gate import estimated
 from jaxal.config import load, parse
 from jaxal.data import files
 from jaxal.data.frames import of_atoms
+from jaxal.parts import import_parts
 from jaxal.potential.pair import morse
 from jaxal.schema import Offline
 from jaxal.structure import from_atoms, from_frames, labels_of
 from jaxal.train.loss import max_force_error
-from jaxal.types import FORCE, InputError
+from jaxal.types import FORCE, Gate, InputError
 from jaxal.validate import command
-from jaxal.validate.calibration import coverage
 
-CALIBRATING = 100
+CALIBRATING, SPLITS = 100, 200
 METHODS = {"members": 3, "laplace": 1, "d_optimality": 2}  # and members
 CLAIMS = ("conformal", "adaptive")  # gates whose estimate is a bound
 TEMPERATURE = {"methanol": 400, "formic_acid_dimer": 400, "malonaldehyde": 400}  # K
@@ -80,8 +82,21 @@ def waters(number: int, seed: int) -> list[ase.Atoms]:
     return frames
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def splits(rule: Gate, value: jax.Array, error: jax.Array) -> jax.Array:
+    """Coverage of each split [r c]: the gate is calibrated on its first rows and the others are counted."""
+
+    def one(value: jax.Array, error: jax.Array) -> jax.Array:
+        there = jnp.ones(CALIBRATING, bool)
+        state = rule.calibrate(rule.init(), value[:CALIBRATING], error[:CALIBRATING], there)
+        return jnp.mean(error[CALIBRATING:] <= estimated(rule, state, value[CALIBRATING:]))
+
+    return jax.vmap(one)(value, error)
+
+
 def combinations(given: argparse.Namespace) -> None:
     """Trains a committee of each method and counts for every score and gate."""
+    import_parts()
     fresh = [of_atoms(atoms) for atoms in waters(CALIBRATING + given.frames, given.seed + 1)]
     rows = ["| uncertainty | bound of the model | supported | score | " + " | ".join(registry.names("gate")) + " |"]
     rows.append("|" + "---|" * (4 + len(registry.names("gate"))))
@@ -101,6 +116,8 @@ def combinations(given: argparse.Namespace) -> None:
         error = max_force_error(prediction.force.mean(1), structures, labels)
         method = model.committee(made).uncertainty
         spread = FORCE if method is None else method.unit
+        rng = np.random.default_rng(given.seed)
+        orders = np.stack([rng.permutation(len(fresh)) for _ in range(SPLITS)])
         for score in registry.names("score"):
             options = {option.name: option.default for option in registry.options("score", score)}
             value = jax.jit(jax.vmap(registry.get("score", score)))(prediction, structures)
@@ -112,11 +129,11 @@ def combinations(given: argparse.Namespace) -> None:
                 except InputError:
                     cells.append("refused")
                     continue
-                there = jnp.ones(CALIBRATING, bool)
-                state = rule.calibrate(rule.init(), value[:CALIBRATING], error[:CALIBRATING], there)
-                bound = np.asarray(estimated(rule, state, value[CALIBRATING:]), float)
-                claimed = bound if gate in CLAIMS else np.full(len(bound), np.nan)
-                cells.append(percent(coverage(claimed, np.asarray(error[CALIBRATING:], float))))
+                if gate not in CLAIMS:
+                    cells.append("–")
+                    continue
+                found = np.asarray(splits(rule, value[orders], error[orders]))
+                cells.append(f"{100 * found.mean():.1f} ± {100 * found.std(ddof=1) / np.sqrt(SPLITS):.1f}")
             unit = measure_of(score, options).unit or "no unit"
             rows.append(f"| {name} | {own} | `{score}`, {unit} | " + " | ".join(cells) + " |")
         print(f"{name}: trained and counted", flush=True)
