@@ -14,7 +14,7 @@ import importlib
 import importlib.util
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from jaxal import registry
 GROUP = f"{__package__}.parts"
 FOLDER = "parts"  # of the inputs of a run folder: the files with parts that it was started with
 _files: dict[str, Path] = {}  # module -> the file it was imported from, in the order of import
+_known: list[Path] = []  # files that the process which started this one imported, and this one did not
 
 
 class Source(NamedTuple):
@@ -89,8 +90,16 @@ def import_file(path: str | Path) -> None:
 
 
 def files() -> tuple[Path, ...]:
-    """The files that were imported by their paths, in that order."""
-    return tuple(_files.values())
+    """The files that were imported by their paths, in that order, and those of which `know` was told."""
+    return tuple(dict.fromkeys((*_files.values(), *_known)))
+
+
+def know(paths: Sequence[str]) -> None:
+    """Keeps, for processes that this one starts, the files with parts of the process that started it.
+
+    They are not imported: a process that calculates labels has no use for them, and they may import JAX.
+    """
+    _known[:] = map(Path, paths)
 
 
 def keep(inputs: Path) -> None:

@@ -19,67 +19,44 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import slurm_counted  # noqa: F401  registers
+from ase import Atoms
 from ase.build import bulk, molecule
 from slurm_one_node import missing, one_node
 
 from jaxal.label.cluster import slurm
 from jaxal.label.executor import Executor, Recipe, Setting
 from jaxal.label.service import label_service
+from jaxal.structure import from_atoms
 
 WORKERS = 2
 PSEUDO = Path("/usr/share/espresso/pseudo/Si.pz-vbc.UPF")
 WATERS = 15
 
 
-class Structures(NamedTuple):
-    """What a label service takes."""
-
-    table: np.ndarray
-    position: np.ndarray
-    species: np.ndarray
-    cell: np.ndarray
-    charge: np.ndarray
-    spin: np.ndarray
-
-
-def clusters(number: int) -> Structures:
-    """Water clusters on a grid, each rattled: about a second of GFN2."""
-    one = molecule("H2O")
-    numbers = np.tile(one.numbers, WATERS)
-    grid = np.stack(np.unravel_index(np.arange(WATERS), (3, 3, 3)), -1) * 3.1
-    position = (one.positions[None] + grid[:, None]).reshape(-1, 3)
-    return batch(numbers, position, np.zeros((3, 3)), number, 0.05)
+def clusters() -> Atoms:
+    """Water molecules on a grid: about a second of GFN2."""
+    made = Atoms()
+    for place in np.ndindex(3, 3, 3):
+        if len(made) < 3 * WATERS:
+            water = molecule("H2O")
+            water.translate(3.1 * np.array(place))
+            made += water
+    return made
 
 
-def silicon(number: int) -> Structures:
-    """Primitive cells of silicon, each rattled."""
-    atoms = bulk("Si", "diamond", 5.43)
-    return batch(atoms.numbers, atoms.positions, atoms.cell.array, number, 0.03)
-
-
-def batch(numbers: np.ndarray, position: np.ndarray, cell: np.ndarray, number: int, size: float) -> Structures:
-    """So many copies with Gaussian displacements of `size` Å."""
-    rattle = np.random.default_rng(0).normal(size=(number, *position.shape)) * size
-    species = np.searchsorted(np.unique(numbers), numbers)
-    zeros = np.zeros(number, int)
-    return Structures(
-        table=np.unique(numbers),
-        position=position + rattle,
-        species=np.tile(species, (number, 1)),
-        cell=np.tile(cell, (number, 1, 1)),
-        charge=zeros,
-        spin=zeros,
-    )
-
-
-def labeled(name: str, recipe: Recipe, structures: Structures, folder: Path) -> list[str]:
-    """Labels the structures and cancels the job in between; says what happened, gives what was wrong."""
+def labeled(name: str, recipe: Recipe, whole: Atoms, number: int, size: float, folder: Path) -> list[str]:
+    """Labels so many copies, rattled by `size` Å, and cancels the job in between; says what happened, gives faults."""
+    copies = [whole.copy() for _ in range(number)]
+    for seed, copy in enumerate(copies):
+        copy.rattle(size, seed=seed)
+    table = sorted(set(whole.numbers.tolist()))
+    structures = from_atoms(copies, table, dtype=np.float64)
     folder.mkdir()
-    number, wrong = len(structures.charge), []
+    wrong = []
     log = Path(recipe.options["log"])
 
     def executor(recipe: Recipe, timeout: float | None) -> Executor:
@@ -89,7 +66,7 @@ def labeled(name: str, recipe: Recipe, structures: Structures, folder: Path) -> 
     began = time.monotonic()
     service = label_service(
         recipe,
-        table=structures.table.tolist(),
+        table=table,
         store=folder / "labels.sqlite",
         executor=executor,
         timeout=120.0,
@@ -182,20 +159,20 @@ def main() -> int:
         sys.exit(why)
     qe = {"pseudopotentials": {"Si": str(PSEUDO)}, "ecutwfc": 16.0, "k_points": [4, 4, 4]}
     cases = {
-        "GFN2-xTB": ("tblite", {}, clusters(given.gfn2)),
-        "Quantum ESPRESSO": ("espresso", qe, silicon(given.qe)),
+        "GFN2-xTB": ("tblite", {}, clusters(), given.gfn2, 0.05),
+        "Quantum ESPRESSO": ("espresso", qe, bulk("Si", "diamond", 5.43), given.qe, 0.03),
     }
     wrong, done = [], []
     with one_node(WORKERS) as where, tempfile.TemporaryDirectory(prefix="jaxal-slurm-") as folder:
         os.environ.update(where)
-        for name, (labeler, options, structures) in cases.items():
-            if not len(structures.charge):
+        for name, (labeler, options, whole, number, size) in cases.items():
+            if not number:
                 continue
             log = str(Path(folder) / f"{labeler}.log")
             recipe = Recipe("counted", {"log": log, "of": labeler, "options": options})
-            found = labeled(name, recipe, structures, Path(folder) / labeler)
+            found = labeled(name, recipe, whole, number, size, Path(folder) / labeler)
             wrong += [f"{name}: {each}" for each in found]
-            done.append(f"{len(structures.charge)} {name}")
+            done.append(f"{number} {name}")
     for each in wrong:
         print(each)
     verdict = "FAILED" if wrong else "PASSED"

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import jax
 
+from jaxal import plugins, registry
 from jaxal.cli import main
+
+SMALL = Path(__file__).parent / "small_potential.py"  # registers the potential `bonds`
 
 
 def here(*arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess:
-    """Status and output of a command in this process, whose precision a run may change and gets back."""
+    """Status and output of a command in this process, whose precision and parts are afterwards what they were."""
     double = jax.config.read("jax_enable_x64")
     out, err = io.StringIO(), io.StringIO()
     with contextlib.chdir(folder or "."), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -22,6 +25,7 @@ def here(*arguments: object, folder: Path | None = None) -> subprocess.Completed
             status = end.code if isinstance(end.code, int) else 1
         finally:
             jax.config.update("jax_enable_x64", double)
+            _forget_files()
     return subprocess.CompletedProcess("jaxal", status, out.getvalue(), err.getvalue())
 
 
@@ -29,3 +33,11 @@ def alone(*arguments: object, folder: Path | None = None) -> subprocess.Complete
     """Status and output of a command in a process of its own."""
     command = [sys.executable, "-m", "jaxal.cli", *map(str, arguments)]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+
+
+def _forget_files() -> None:
+    """Takes parts from files, such as `SMALL`, out of the registry again."""
+    plugins._files.clear()
+    for parts in registry._table.values():
+        for name in [name for name, part in parts.items() if part.__module__.startswith("jaxal_part_")]:
+            del parts[name]

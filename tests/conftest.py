@@ -6,6 +6,7 @@ compiled the others of the session (workers of pytest-xdist, commands that tests
 in each session and goes with it: what is tested is compiled, once, and nobody's home is used.
 """
 
+import gc
 import importlib
 import os
 import shutil
@@ -25,6 +26,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     PROGRAMS = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxal-programs-")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # there are thousands of small ones
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's complaints about each loaded program
+
+gc.set_threshold(200_000, 50, 100)  # tracing makes millions of objects that live: looking through them takes a fifth
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

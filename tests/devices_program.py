@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.build import molecule
+from small_potential import bonds
 
 from jaxal import committee, devices, loop, neighbors, setup
 from jaxal.acquire import gate as gates
@@ -21,7 +22,6 @@ from jaxal.explore.md import nvt_langevin
 from jaxal.explore.seek import hyperactive
 from jaxal.label.bridge import host_label
 from jaxal.parts import import_parts
-from jaxal.potential.equivariant import equivariant
 from jaxal.potential.pair import morse
 from jaxal.structure import from_atoms
 from jaxal.train import fit as training
@@ -31,7 +31,7 @@ import_parts()
 TABLE, WALKERS, MEMBERS = (1, 8), 8, 4
 ORACLE = morse(TABLE, sigma=1.2, epsilon=2.0, alpha=1.5, cutoff=4.0)
 SPEC = neighbors.Spec(4.0, 0.0, 2, (0, 0, 0))
-POTENTIAL = equivariant(TABLE, cutoff=4.0, channels=2, l_max=1, layers=1, radial=4, radial_hidden=0)
+POTENTIAL = bonds(TABLE)
 RECIPE = training.Recipe(batch=2)
 ASKED = []
 

@@ -106,7 +106,7 @@ def assert_alike(found: Path, expected: Path) -> None:
     frames = [read(directory / "training.xyz", ":") for directory in (found, expected)]
     for one, other in zip(*frames, strict=True):
         np.testing.assert_allclose(one.positions, other.positions, atol=1e-7)
-    assert stored(found) == stored(expected) == 64
+    assert stored(found) == stored(expected) == 64 + 16  # a quarter more for the bound
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_a_killed_run_on_eight_devices_resumes_bit_for_bit(config, eight):
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
     for name in ("training.xyz", "trajectory.xyz"):
         assert (killed / name).read_bytes() == (eight / name).read_bytes(), name
-    assert metrics(killed) == metrics(eight) and stored(killed) == 64
+    assert metrics(killed) == metrics(eight) and stored(killed) == 64 + 16
 
 
 def test_two_processes_run_as_one(config, alone):

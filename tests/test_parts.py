@@ -14,6 +14,8 @@ import pytest
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
+from label_programs import task_of
+from label_workers import through_workers
 
 from jaxal import model as models
 from jaxal import plugins, registry, run
@@ -241,6 +243,17 @@ def test_a_run_keeps_the_file_of_its_parts_and_a_model_names_it(tmp_path, monkey
     forget()
     assert here("resume", "out")[0] == 0  # it runs what the folder holds
     assert "springs_of_a_file" in registry.names("potential") and went == 2 * ["springs_of_a_file"]
+
+
+def test_a_teacher_that_a_worker_starts_has_the_files_of_parts(tmp_path, forget):
+    part = tmp_path / "springs.py"
+    part.write_text(POTENTIAL.format(name="springs_of_a_teacher"))
+    import_file(part)
+    model = models.Model("springs_of_a_teacher", (), (1, 8), [np.float32([1.0, 3.0])], np.zeros(2), "float32", 0, 0)
+    models.save(tmp_path / "model.npz", model)
+    task = task_of(molecule("H2O"))
+    record = through_workers("teacher", {"model": str(tmp_path / "model.npz")}, task, tmp_path / "labels.sqlite")
+    assert record.ok, record.reason
 
 
 def test_a_model_never_imports_what_only_its_file_names(tmp_path, monkeypatch):

@@ -191,9 +191,9 @@ def test_the_worker_protocol(faults, tmp_path):
     """The same function as in a worker process, here in a thread."""
     options = {"folder": str(tmp_path)}
     for greeting, answer in (
-        (("label_faults", "faulty", options), ""),
-        (("label_faults", "faulty", {"unknown": 1}), "TypeError"),
-        (("no_such_module", "faulty", options), "ModuleNotFoundError"),
+        (("label_faults", "faulty", options, []), ""),
+        (("label_faults", "faulty", {"unknown": 1}, []), "TypeError"),
+        (("no_such_module", "faulty", options, []), "ModuleNotFoundError"),
     ):
         ours, theirs = Pipe()
         thread = threading.Thread(target=serve, args=(theirs,))

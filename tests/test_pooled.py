@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase.io import read
-from test_run import WATER, folder, jaxal, killed_after, metrics, model_arrays
+from commands import SMALL, here
+from test_run import EQUIVARIANT, WATER, folder, jaxal, killed_after, metrics, model_arrays
 
 from jaxal.check import check
 from jaxal.config import load
@@ -91,7 +92,7 @@ def test_labels_of_a_killed_run_are_learned_from_though_its_structures_do_not_co
 
 def test_a_pooled_run_that_is_told_to_end_says_how_to_go_on(tmp_path):
     config, out = folder(tmp_path, POOLED.replace("labels: 40", "labels: 400")), tmp_path / "out"
-    command = [sys.executable, "-m", "jaxal.cli", "run", str(config), "--dir", str(out)]
+    command = [sys.executable, "-m", "jaxal.cli", "run", str(config), "--dir", str(out), "--part", str(SMALL)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 300
     while time.monotonic() < end and not ((out / "metrics.jsonl").exists() and len(metrics(out)) > 12):
@@ -107,9 +108,9 @@ def test_two_runs_share_a_store_at_once(tmp_path):
     """One of them inline, one pooled; each finds what the other has paid for, and both know where their labels are."""
     config = folder(tmp_path, POOLED.replace("labels: 40", "labels: 24"))
     store, outs = tmp_path / "all.sqlite", [tmp_path / "one", tmp_path / "two"]
+    start = [sys.executable, "-m", "jaxal.cli", "run", config, "label.store=all.sqlite", "--part", str(SMALL)]
     commands = [
-        [sys.executable, "-m", "jaxal.cli", "run", config, "label.store=all.sqlite", f"label.mode={mode}", "--dir", out]
-        for mode, out in zip(("inline", "pooled"), outs, strict=True)
+        [*start, f"label.mode={mode}", "--dir", out] for mode, out in zip(("inline", "pooled"), outs, strict=True)
     ]
     both = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) for command in commands]
     for process in both:
@@ -124,7 +125,7 @@ def test_two_runs_share_a_store_at_once(tmp_path):
     assert {tuple(np.round(frame.positions.ravel(), 4)) for frame in frames} == known
     assert 24 < len(known) <= len(frames) - 4  # at least the first four, from the same seed, were paid for once
     for out in outs:
-        assert f"{len(known)} done" in jaxal("status", out).stdout
+        assert f"{len(known)} done" in here("status", out).stdout
 
 
 @pytest.mark.parametrize(
@@ -138,6 +139,6 @@ def test_two_runs_share_a_store_at_once(tmp_path):
     ],
 )
 def test_what_does_not_fit_is_told_before_anything_is_calculated(tmp_path, label, told):
-    config = folder(tmp_path, WATER.replace("{initial: 4}", label))
+    config = folder(tmp_path, WATER.replace("{initial: 4}", label).replace("{name: bonds}", EQUIVARIANT))
     with pytest.raises(InputError, match=re.escape(told)):
         check(load(config))

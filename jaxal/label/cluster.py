@@ -94,7 +94,7 @@ def parsl(*, config: Path, slots: Annotated[int, Unit("", 0)] = 0, threads: Coun
 def calculate(recipe: bytes, task: bytes) -> bytes:
     """On a worker of Parsl: one label in a process of its own, which can crash or hang without taking this one along.
 
-    `recipe` is [module, name, options, timeout, threads], packed, and the answer a Result. The process is kept for
+    `recipe` is a greeting with timeout and threads at its end, packed, and the answer a Result. The process is kept for
     the next label of the same recipe.
     """
     if getattr(_kept, "recipe", None) != recipe:
@@ -102,7 +102,8 @@ def calculate(recipe: bytes, task: bytes) -> bytes:
             _kept.pool.close()
         elif multiprocessing.parent_process() is not None:  # a child of the node's manager
             threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-        module, name, options, timeout, threads = unpacked(recipe)
+        module, name, options, files, timeout, threads = unpacked(recipe)
+        plugins.know(files)
         plugins.import_module(module)
         _kept.pool, _kept.recipe = open_pool(Recipe(name, options), 1, timeout, threads), recipe
     (result,) = run_all(_kept.pool, [Task(*unpacked(task))])
@@ -146,7 +147,7 @@ def _opener(kind: str, options: dict[str, Any]) -> Open:
 def open_broker(greeting: Sequence[Any]) -> Executor:
     """Starts the broker and waits until Parsl is up; blocks may come later.
 
-    `greeting` is (kind, options, [module, name, options, timeout], folder). Raises LabelError with its reason where
+    `greeting` is (kind, options, [*greeting of the recipe, timeout], folder). Raises LabelError with its reason where
     Parsl does not start. Once the executor can do nothing more (three blocks have failed one after another),
     `landed` raises LabelError: no label is failed by that.
     """

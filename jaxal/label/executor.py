@@ -22,14 +22,14 @@ class Recipe(NamedTuple):
         return registry.get("labeler", self.name)(**self.options)
 
     def greeting(self, field: str, otherwise: str = "") -> list[Any]:
-        """(module or file, name, options): what another process builds it from.
+        """[module or file, name, options, files with parts]: what another process builds it from.
 
         Raises LabelError that names `field`, with `otherwise` as its end, where another cannot import the labeler.
         """
         module = plugins.importable("labeler", self.name)
         if module == "__main__":
             raise LabelError(f"{field}: the labeler {self.name} is part of a script; move it to a module{otherwise}")
-        return [module, self.name, dict(self.options)]
+        return [module, self.name, dict(self.options), list(map(str, plugins.files()))]
 
 
 class Executor(NamedTuple):

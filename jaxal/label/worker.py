@@ -2,8 +2,8 @@
 
 PARENT is the id of the process that must stay alive.
 
-It gets (module, name, options) of a labeler and answers "" when it is built, or why not; then it answers every
-Task with a Result until the pipe closes. It never imports JAX.
+It gets the greeting of a labeler's recipe and answers "" when it is built, or why not; then it answers every Task with
+a Result until the pipe closes. It never imports JAX.
 """
 
 import os
@@ -20,8 +20,9 @@ from jaxal.label.task import Task, failed, one_line, packed, unpacked
 def serve(connection: Connection) -> None:
     """Answers until the other end of the pipe is closed."""
     try:
-        module, name, options = unpacked(connection.recv_bytes())
+        module, name, options, files = unpacked(connection.recv_bytes())
         try:
+            plugins.know(files)
             plugins.import_module(module)
             backend = registry.get("labeler", name)(**options)
         except Exception as error:
