@@ -1,5 +1,6 @@
 """Compiled programs are kept between runs, so that a second start does not compile what the first one did."""
 
+import contextlib
 import hashlib
 import inspect
 import os
@@ -36,13 +37,29 @@ def keep() -> Path | None:
         return None
     if not os.access(folder, os.W_OK | os.X_OK):
         return None
-    jax.config.update("jax_compilation_cache_max_size", LARGEST)
+    _make_room(folder)  # JAX itself would look through the whole folder for each program that it keeps
     if (
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ
     ):  # many small programs take as long as a large one
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     return folder
+
+
+def _make_room(folder: Path, largest: int = LARGEST) -> None:
+    """Removes the programs that were longest unused where they are too large together."""
+    files = []
+    for path in folder.glob("*-cache"):
+        with contextlib.suppress(OSError):  # another process may have removed it
+            stat = path.stat()
+            files.append((max(stat.st_atime, stat.st_mtime), stat.st_size, path))
+    size = sum(bytes_ for _, bytes_, _ in files)
+    for _, bytes_, path in sorted(files):
+        if size <= largest:
+            return
+        with contextlib.suppress(OSError):
+            path.unlink()
+        size -= bytes_
 
 
 _ordinary: Any = compiler.compile_or_get_cached

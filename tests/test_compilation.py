@@ -7,6 +7,8 @@ import sys
 import numpy as np
 import pytest
 
+from jaxal import compilation
+
 PROGRAM = """
 import jax, jax.numpy as jnp
 from jaxal import compilation
@@ -53,6 +55,15 @@ def test_a_program_that_calls_the_host_is_kept_and_calls_the_host_of_its_process
         x = np.cos(2 * x)
     assert first[2] == second[2] == " ".join([*expected, "3"])
     assert first[3] == 0 and second[3] > second[1]
+
+
+def test_programs_longest_unused_go_first(tmp_path):
+    for age, name in enumerate(("new-cache", "older-cache", "oldest-cache")):
+        (tmp_path / name).write_bytes(bytes(1000))
+        os.utime(tmp_path / name, (1e9 - 1000 * age, 1e9 - 1000 * age))
+    for largest, kept in ((3000, 3), (2500, 2), (2000, 2), (10, 0)):
+        compilation._make_room(tmp_path, largest)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["new-cache", "older-cache", "oldest-cache"][:kept]
 
 
 def test_a_damaged_program_is_compiled_again(tmp_path):

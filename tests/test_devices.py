@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from ase.build import molecule
 from ase.io import read, write
-from commands import here
+from commands import SMALL, here
 from test_run import metrics, model_arrays
 
 from jaxal import devices
@@ -24,7 +24,7 @@ from jaxal.types import InputError
 HERE = Path(__file__).parent
 WATER = """
 system: {file: water.xyz}
-potential: {cutoff: 3.0, channels: 2, l_max: 1, layers: 1, radial: 4, radial_hidden: 0}
+potential: {name: bonds}
 committee: {members: 2}
 explore: {temperature: 600, walkers: 8}
 gate: {name: threshold, limit: 0.0, every: 4, implausible: 50}
@@ -121,7 +121,7 @@ def config(tmp_path_factory) -> Path:
 def alone(config) -> Path:
     """The run on one device."""
     out = config.parent / "alone"
-    done = here("run", config, "--dir", out)
+    done = here("run", config, "--part", SMALL, "--dir", out)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -130,12 +130,14 @@ def alone(config) -> Path:
 def eight(config) -> Path:
     """The run on eight devices of one process."""
     out = config.parent / "eight"
-    python("-m", "jaxal.cli", "run", config, "--dir", out)
+    python("-m", "jaxal.cli", "run", config, "--part", SMALL, "--dir", out)
     return out
 
 
-def test_committee_training_and_segment_on_every_mesh_are_those_of_one_device():
-    done = python(HERE / "devices_program.py", JAX_ENABLE_X64="1")
+@pytest.mark.parametrize("segments", [[], pytest.param(["all"], marks=pytest.mark.slow)], ids=["one", "all"])
+def test_committee_training_and_segment_on_every_mesh_are_those_of_one_device(segments):
+    """Committee and training on three meshes, segments on one of them or on all over which they divide."""
+    done = python(HERE / "devices_program.py", *segments, JAX_ENABLE_X64="1")
     assert done.stdout.split("\n")[:3] == ["8x1 alike", "4x2 alike", "2x4 alike"]
 
 
@@ -166,7 +168,7 @@ def test_a_run_on_eight_devices_is_the_run_on_one(alone, eight):
 @pytest.mark.slow
 def test_a_killed_run_on_eight_devices_resumes_bit_for_bit(config, eight):
     killed = config.parent / "killed"
-    process = started("run", config, "--dir", killed, count=8, errors=config.parent / "errors")
+    process = started("run", config, "--part", SMALL, "--dir", killed, count=8, errors=config.parent / "errors")
     end, path = time.monotonic() + 300, killed / "metrics.jsonl"
     while time.monotonic() < end and process.poll() is None:
         if path.exists() and path.read_text().count("\n") >= 20:
@@ -188,14 +190,14 @@ def test_a_killed_run_on_eight_devices_resumes_bit_for_bit(config, eight):
 
 def test_two_processes_run_as_one(config, alone):
     out = config.parent / "two"
-    for status, error in together(config.parent, "run", config.name, "--dir", out.name):
+    for status, error in together(config.parent, "run", config.name, "--part", SMALL, "--dir", out.name):
         assert status == 0, error
     assert not any((config.parent / "elsewhere").iterdir())
     assert load(out / "config.yaml").devices == 8
     assert_alike(out, alone)
     assert {path.name for path in out.iterdir()} == {path.name for path in alone.iterdir()}
     # both are told, in one line, what the first one finds
-    for status, error in together(config.parent, "run", config.name, "--dir", out.name):
+    for status, error in together(config.parent, "run", config.name, "--part", SMALL, "--dir", out.name):
         assert status == 2 and "already holds a run" in error and "Traceback" not in error, error
 
 
@@ -204,8 +206,10 @@ def test_two_processes_pool_their_labels_as_one(config):
     """With a lag, so that labels come in the same order: the run on two processes is the run on one device."""
     pooled = ("label.mode=pooled", "label.lag=1", "label.queue=16", "label.workers=1")
     one = config.parent / "pooled alone"
-    python("-m", "jaxal.cli", "run", config, *pooled, "--dir", one, count=1)
-    for status, error in together(config.parent, "run", config.name, *pooled, "--dir", "pooled by two"):
+    python("-m", "jaxal.cli", "run", config, "--part", SMALL, *pooled, "--dir", one, count=1)
+    for status, error in together(
+        config.parent, "run", config.name, "--part", SMALL, *pooled, "--dir", "pooled by two"
+    ):
         assert status == 0, error
     assert_alike(config.parent / "pooled by two", one)
 
@@ -213,7 +217,7 @@ def test_two_processes_pool_their_labels_as_one(config):
 @pytest.mark.slow
 def test_two_killed_processes_resume_as_one(config, alone):
     out = config.parent / "two killed"
-    both, _ = pair(config.parent, "run", config.name, "--dir", out.name)
+    both, _ = pair(config.parent, "run", config.name, "--part", SMALL, "--dir", out.name)
     end, path = time.monotonic() + 300, out / "metrics.jsonl"
     while time.monotonic() < end and not (path.exists() and path.read_text().count("\n") >= 20):
         time.sleep(0.02)
@@ -235,13 +239,15 @@ def test_two_killed_processes_resume_as_one(config, alone):
     ],
 )
 def test_a_number_of_devices_that_cannot_be_is_told_in_one_line(config, tmp_path, field, message):
-    done = here("run", config, field, "--dir", tmp_path / "out")
+    done = here("run", config, "--part", SMALL, field, "--dir", tmp_path / "out")
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 
 
 def test_processes_that_nobody_told_who_they_are_are_told_how(config, tmp_path):
-    done = python("-m", "jaxal.cli", "run", config, "--distributed", "--dir", tmp_path, count=1, check=False)
+    done = python(
+        "-m", "jaxal.cli", "run", config, "--part", SMALL, "--distributed", "--dir", tmp_path, count=1, check=False
+    )
     assert done.returncode == 2 and "JAX_COORDINATOR_ADDRESS" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -280,6 +286,6 @@ def test_a_training_set_that_outgrows_its_room_grows_on_eight_devices_too(config
     small = "from jaxal import setup; setup.LARGEST_BUFFER = 16; from jaxal.cli import main; raise SystemExit(main())"
     one, many = config.parent / "grown on one", config.parent / "grown on eight"
     for out, count in ((one, 1), (many, 8)):
-        done = python("-c", small, "run", config, "--dir", out, count=count)
+        done = python("-c", small, "run", config, "--part", SMALL, "--dir", out, count=count)
         assert done.stderr.count("replaying the segment") == 2, done.stderr  # 16 to 64
     assert_alike(many, one)

@@ -14,7 +14,7 @@ LONGEST = 400  # lines
 # the model file knows how to predict, so `validate` and `calculator` need no training code.
 LAYERS = (
     ("errors",),
-    ("units", "types", "registry", "precision", "compilation", "metrics", "data", "terminal"),
+    ("units", "types", "registry", "precision", "compilation", "metrics", "data", "terminal", "jaxmd"),
     (
         *("structure", "neighbors", "buffer", "heads", "queue", "sample", "schema", "yaml12", "devices", "lock"),
         *("plugins", "weights"),

@@ -1,9 +1,13 @@
 """Every registered part in the silicon loop: one compiled program of dynamics, selection, labels and training.
 
 A round takes one part of each kind, so there are as many rounds as the largest kind has parts, and each part is in one
-at least; under a schedule the selection is its first arm, the one that is played first. Uncertainties have their rounds
-in test_contracts_uncertainty.py; labelers and executors are outside of the program.
+at least; under a schedule the selection is its first arm, the one that is played first. All rounds are traced, which
+shows that the parts fit each other and the loop; compiling one takes far longer, so but for the
+first few, which have every gate, kernel, schedule, bias and explorer, the rest are played among the slow tests.
+Uncertainties have their rounds in test_contracts_uncertainty.py; labelers and executors are outside of the program.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -44,10 +48,15 @@ def names_of(number: int) -> dict[str, str]:
     return {kind: names[number % len(names)] for kind, names in PARTS.items()}
 
 
-def rounds():
+PLAYED = max(len(names) for kind, names in PARTS.items() if kind not in ("select", "score"))
+
+
+def rounds(played: int):
+    """Those after the first few are slow."""
     for number in range(ROUNDS):
         names = names_of(number)
-        yield pytest.param(names, id="-".join(names.values()))
+        marks = pytest.mark.slow if number >= played else ()
+        yield pytest.param(names, id="-".join(names.values()), marks=marks)
 
 
 def section(name: str) -> dict:
@@ -81,11 +90,11 @@ def test_each_part_has_its_round():
         assert {names_of(number)[kind] for number in range(ROUNDS)} == set(names)
 
 
-@pytest.mark.parametrize("names", rounds())
-def test_one_round_of_silicon(tmp_path, names):
-    config, crystal = config_of(tmp_path, names)
+def segment_of(folder, names):
+    """The segment of a round, what makes its first state, of what, and its limits."""
+    config, crystal = config_of(folder, names)
     table, dtype, key = species_table([crystal]), np.dtype("float32"), jax.random.key(0)
-    first = setup.first_labels(config, crystal, tmp_path / "labels.db")
+    first = setup.first_labels(config, crystal, folder / "labels.db")
     structures, labels = setup.cast(first.structures, first.labels, np.zeros(1), dtype)
     committee = setup.committee_of(config, table)._replace(potential=SHELLS)
     near = neighbors.plan(structures, committee.potential.cutoff, setup.SKIN)
@@ -98,8 +107,24 @@ def test_one_round_of_silicon(tmp_path, names):
     static = setup.static_of(config, table, near, train_near, looks=1)
     train = training.init(static.recipe, params)
     walkers = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)[0]] * WALKERS), structures)
-    begun = jax.jit(lambda t, b, w: loop.start(parts, static, t, b, w, key))(train, buffer, walkers)
-    after, look = jax.jit(loop.make_segment(parts, static))(begun, setup.limits_of(config, 1e-3, 0.0))
+    begin = functools.partial(loop.start, parts, static)
+    return loop.make_segment(parts, static), begin, (train, buffer, walkers, key), setup.limits_of(config, 1e-3, 0.0)
+
+
+@pytest.mark.parametrize("names", rounds(ROUNDS))
+def test_the_parts_of_a_round_fit(tmp_path, names):
+    segment, begin, given, limits = segment_of(tmp_path, names)
+    begun = jax.eval_shape(begin, *given)
+    after, look = jax.eval_shape(segment, begun, limits)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), begun)
+    assert look.score.shape == look.flagged.shape == (1, WALKERS) and look.walker.shape == (1, BATCH)
+
+
+@pytest.mark.parametrize("names", rounds(PLAYED))
+def test_one_round_of_silicon(tmp_path, names):
+    segment, begin, given, limits = segment_of(tmp_path, names)
+    begun = jax.jit(begin)(*given)
+    after, look = jax.jit(segment)(begun, limits)
 
     assert not int(after.problems) & (loop.UNDONE | loop.LABEL_FAILED) and not look.unphysical.any()
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), begun)

@@ -9,12 +9,11 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax_md import dataclasses
-from jax_md.simulate import NVTLangevinState
 from jaxtyping import Array, Float, Int
 
 from jaxal.explore.md import Femtosecond, Kelvin, nvt_langevin
 from jaxal.explore.walker import explorer
+from jaxal.jaxmd import dataclasses, simulate
 from jaxal.registry import register
 from jaxal.types import Explorer, InputError, Key, Structure, WalkerState
 from jaxal.units import Unit
@@ -24,7 +23,7 @@ Pairs = tuple[tuple[int, int], ...]
 
 
 @dataclasses.dataclass
-class Steered(NVTLangevinState):
+class Steered(simulate.NVTLangevinState):
     """A state of Langevin dynamics, and where its walker is in the period of the sweep."""
 
     phase: Array  # rad; 0 at `low`, pi at `high`

@@ -4,19 +4,18 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
-from jax_md import dataclasses
-from jax_md.simulate import NVEState
 from jaxtyping import Array, Float, Int
 
 from jaxal.explore.md import Femtosecond
 from jaxal.explore.walker import explorer
+from jaxal.jaxmd import dataclasses, simulate
 from jaxal.registry import register
 from jaxal.types import Explorer, Key, Structure, WalkerState
 from jaxal.units import Unit
 
 
 @dataclasses.dataclass
-class Displaced(NVEState):
+class Displaced(simulate.NVEState):
     """A walker at rest, and the displacement that its first step begins with."""
 
     jolt: Array  # Å

@@ -18,10 +18,10 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax_md import simulate
 from jaxtyping import Array, Float, Int
 
 from jaxal.explore.walker import degrees_of_freedom, explorer, free, kinetic_energy, mobile, rests
+from jaxal.jaxmd import simulate
 from jaxal.registry import register
 from jaxal.types import Explorer, InputError, Key, Structure, WalkerState
 from jaxal.units import BOLTZMANN, GPA, TIME_UNIT, Unit

@@ -35,7 +35,7 @@ def free(structure: Structure) -> Int[Array, ""]:
 
 def degrees_of_freedom(walker: WalkerState) -> Int[Array, ""]:
     """Momenta of one walker that are thermalized: 3 for each mobile atom under Langevin's noise, else `free`."""
-    from jax_md import simulate  # here: whoever asks has loaded it, and others need not
+    from jaxal.jaxmd import simulate  # here: whoever asks has loaded it, and others need not
 
     if isinstance(walker.engine, simulate.NVTLangevinState):
         return 3 * jnp.sum(mobile(walker.structure), dtype=jnp.int32)

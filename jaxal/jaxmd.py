@@ -1,0 +1,38 @@
+"""jax-md without the parts of it that take long to import and that dynamics has no use for.
+
+`import jax_md` imports all its modules: three seconds at each start, most of them for the constants of rigid bodies,
+which are compiled one by one, and for potentials. Here these two are loaded when something of theirs is asked for.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+LATER = ("energy", "rigid_body")
+
+
+def _later(name: str) -> None:
+    """Puts a module in the place of another, which is loaded when the first attribute is asked for."""
+    place = ModuleType(name)
+
+    def attribute(wanted: str) -> Any:
+        if wanted.startswith("__"):  # the import system asks for these
+            raise AttributeError(wanted)
+        if sys.modules.get(name) is place:
+            del sys.modules[name]
+        real = importlib.import_module(name)
+        vars(place).update(vars(real))
+        return getattr(real, wanted)
+
+    vars(place)["__getattr__"] = attribute
+    sys.modules[name] = place
+
+
+if "jax_md" not in sys.modules:
+    for module in LATER:
+        _later(f"jax_md.{module}")
+
+from jax_md import dataclasses, energy, simulate  # noqa: E402
+
+__all__ = ["dataclasses", "energy", "simulate"]
