@@ -1,13 +1,12 @@
 """`jaxal bench`: every case measures what it says, records hold what they should, mistakes are told."""
 
 import json
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import alone, here
 
 from jaxal.bench import command, roofline, systems, timing
 from jaxal.bench.cases import CASES, Setting
@@ -180,21 +179,17 @@ def test_roofline_counts_a_matrix_product():
 
 
 def test_command_line(tmp_path):
-    def run(*arguments):
-        words = [sys.executable, "-m", "jaxal.cli", "bench", *arguments]
-        return subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
-
     tiny = ["--members", "1", "--steps", "1", "--repeats", "1", "--threads", "1", "--set", *SMALL]
-    good = run("forces", "--system", "ethanol", "--out", "o.jsonl", *tiny)
+    good = alone("bench", "forces", "--system", "ethanol", "--out", "o.jsonl", *tiny, folder=tmp_path)
     assert good.returncode == 0, good.stderr
     assert good.stdout.count("| forces | ethanol |") == 1
     record = json.loads((tmp_path / "o.jsonl").read_text())
     assert record["threads"] == 1 and record["channels"] == 2
-    bad = run("forces", "--system", "si65", *tiny)
+    bad = here("bench", "forces", "--system", "si65", *tiny, folder=tmp_path)
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr.startswith("jaxal: error: bench: --system si65")
     for words in (["--threads", "0"], ["--out", "no/o.jsonl"]):
-        bad = run("forces", "--system", "ethanol", *words)
+        bad = here("bench", "forces", "--system", "ethanol", *words, folder=tmp_path)
         assert bad.returncode == 2 and bad.stderr.startswith(f"jaxal: error: bench: {words[0]} {words[1]}")
 
 

@@ -15,7 +15,7 @@ import yaml
 from ase.build import molecule
 from ase.calculators.emt import EMT
 from ase.io import write
-from commands import alone, here
+from commands import SMALL, alone, here
 
 from jaxal import checkpoint, registry
 from jaxal.config import load
@@ -220,7 +220,8 @@ def test_train_from_a_file(folder):
 def endless(folder: Path) -> subprocess.Popen:
     """A run into `out` that would go on for a day, once it has its configuration there."""
     options = ["stop.labels=1000", "stop.time=1 ns", "stop.quiet=1 ns", "output.checkpoint=1 h", "--dir", "out"]
-    arguments = [sys.executable, "-m", "jaxal.cli", "run", "config.yaml", *options]
+    model = ["potential={name: bonds}", "--part", str(SMALL)]
+    arguments = [sys.executable, "-m", "jaxal.cli", "run", "config.yaml", *model, *options]
     child = subprocess.Popen(arguments, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     awaited(child, (folder / "out" / "config.yaml").exists)
     return child

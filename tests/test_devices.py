@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from ase.build import molecule
 from ase.io import read, write
 from commands import SMALL, here
 from test_run import metrics, model_arrays
 
 from jaxal import devices
-from jaxal.config import load
 from jaxal.label.store import open_store
 from jaxal.types import InputError
 
@@ -79,6 +79,10 @@ def pair(folder: Path, *arguments) -> tuple[list[subprocess.Popen], list[Path]]:
         for index, (path, where) in enumerate(zip(errors, (folder, empty), strict=True))
     ]
     return both, errors
+
+
+def devices_of(directory: Path) -> int:
+    return yaml.safe_load((directory / "config.yaml").read_text())["devices"]
 
 
 def stored(directory: Path) -> int:
@@ -161,7 +165,7 @@ def test_devices_wait_longer_than_xla_does_by_itself():
 
 @pytest.mark.slow
 def test_a_run_on_eight_devices_is_the_run_on_one(alone, eight):
-    assert load(alone / "config.yaml").devices == 1 and load(eight / "config.yaml").devices == 8
+    assert devices_of(alone) == 1 and devices_of(eight) == 8
     assert_alike(eight, alone)
 
 
@@ -193,7 +197,7 @@ def test_two_processes_run_as_one(config, alone):
     for status, error in together(config.parent, "run", config.name, "--part", SMALL, "--dir", out.name):
         assert status == 0, error
     assert not any((config.parent / "elsewhere").iterdir())
-    assert load(out / "config.yaml").devices == 8
+    assert devices_of(out) == 8
     assert_alike(out, alone)
     assert {path.name for path in out.iterdir()} == {path.name for path in alone.iterdir()}
     # both are told, in one line, what the first one finds

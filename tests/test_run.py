@@ -86,11 +86,11 @@ STEERED = pytest.param({"{temperature: 600, walkers: 2}": SWEEP} | FULL, id="ste
 
 @pytest.mark.parametrize("instead", [{}, SHARED, STEERED])
 def test_a_killed_run_resumes_bit_for_bit(tmp_path, instead):
-    text = WATER
+    text = WATER.replace("label: {initial: 4}", "label: {initial: 4, batch: 1}")  # many segments, to be killed between
     for old, new in instead.items():
         text = text.replace(old, new)
     config = folder(tmp_path, text)
-    jaxal("run", config, "--dir", tmp_path / "whole", run=alone)
+    jaxal("run", config, "--dir", tmp_path / "whole")  # in this process, the other in two of its own
     killed_after(config, tmp_path / "killed", 20)
     assert not (tmp_path / "killed" / "model.npz").exists()
     jaxal("resume", tmp_path / "killed", run=alone)
@@ -108,7 +108,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, instead):
         store = open_store(directory / "labels.sqlite")
         counts.append([entry.row for entry in store.all()])
         store.close()
-    assert len(counts[0]) == len(counts[1]) == 64
+    assert len(counts[0]) == len(counts[1]) == 64 + 16  # and those of the bound
 
     # and what is left is what the documentation says
     training = read(whole / "training.xyz", ":")
