@@ -16,6 +16,7 @@ from ase.build import molecule
 from ase.calculators.emt import EMT
 from ase.io import write
 from commands import SMALL, alone, here
+from test_run import WATER
 
 from jaxal import checkpoint, registry
 from jaxal.config import load
@@ -190,19 +191,21 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
 
 
 def test_run_report_validate_resume(folder):
-    done = alone("run", "config.yaml", "--dir", "out", folder=folder)
+    (folder / "config.yaml").write_text(WATER.replace("{labels: 64}", "{labels: 8}"))
+    done = alone("run", "config.yaml", "--part", SMALL, "--dir", "out", folder=folder)
     assert done.returncode == 0, done.stderr
-    assert load(folder / "out" / "config.yaml").stop.labels == 8
-    assert "already holds a run" in refused("run", "config.yaml", "--dir", "out", folder=folder)
+    assert yaml.safe_load((folder / "out" / "config.yaml").read_text())["stop"]["labels"] == 8
+    assert "already holds a run" in refused("run", "config.yaml", "--part", SMALL, "--dir", "out", folder=folder)
     assert here("resume", "out", folder=folder).returncode == 0  # a finished run: nothing is left to do
     report = here("report", "out", folder=folder)
     assert report.returncode == 0 and (folder / report.stdout.strip()).is_file()
     labeled(folder / "data.xyz")
-    text = here("validate", "out", "--data", "data.xyz", folder=folder)
+    validate = ("validate", "out", "--data", "data.xyz", "--part", SMALL)
+    text = here(*validate, folder=folder)
     assert text.returncode == 0 and "force, meV/Å" in text.stdout
-    found = json.loads(here("validate", "out", "--data", "data.xyz", "--json", folder=folder).stdout)
+    found = json.loads(here(*validate, "--json", folder=folder).stdout)
     assert found["errors"]["structures"] == 12
-    assert "there is no such file" in refused("validate", "out", "--data", "none.xyz", folder=folder)
+    assert "there is no such file" in refused("validate", "out", "--data", "none.xyz", "--part", SMALL, folder=folder)
 
 
 def test_train_from_a_file(folder):
@@ -220,8 +223,17 @@ def test_train_from_a_file(folder):
 def endless(folder: Path) -> subprocess.Popen:
     """A run into `out` that would go on for a day, once it has its configuration there."""
     options = ["stop.labels=1000", "stop.time=1 ns", "stop.quiet=1 ns", "output.checkpoint=1 h", "--dir", "out"]
-    model = ["potential={name: bonds}", "--part", str(SMALL)]
-    arguments = [sys.executable, "-m", "jaxal.cli", "run", "config.yaml", *model, *options]
+    arguments = [
+        sys.executable,
+        "-m",
+        "jaxal.cli",
+        "run",
+        "config.yaml",
+        "potential={name: bonds}",
+        "--part",
+        str(SMALL),
+        *options,
+    ]
     child = subprocess.Popen(arguments, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     awaited(child, (folder / "out" / "config.yaml").exists)
     return child

@@ -108,14 +108,16 @@ def test_two_runs_share_a_store_at_once(tmp_path):
     """One of them inline, one pooled; each finds what the other has paid for, and both know where their labels are."""
     config = folder(tmp_path, POOLED.replace("labels: 40", "labels: 24"))
     store, outs = tmp_path / "all.sqlite", [tmp_path / "one", tmp_path / "two"]
-    start = [sys.executable, "-m", "jaxal.cli", "run", config, "label.store=all.sqlite", "--part", str(SMALL)]
-    commands = [
-        [*start, f"label.mode={mode}", "--dir", out] for mode, out in zip(("inline", "pooled"), outs, strict=True)
-    ]
-    both = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) for command in commands]
-    for process in both:
-        said = process.communicate(timeout=300)[1]
-        assert process.returncode == 0, said.decode()
+    start = ["run", str(config), "label.store=all.sqlite", "--part", str(SMALL)]
+    inline, pooled = (
+        [*start, f"label.mode={mode}", "--dir", str(out)] for mode, out in zip(("inline", "pooled"), outs, strict=True)
+    )
+    command = [sys.executable, "-m", "jaxal.cli", *inline]
+    other = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
+    done = here(*pooled, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = other.communicate(timeout=300)[1]
+    assert other.returncode == 0, said.decode()
     assert not (outs[0] / "labels.sqlite").exists()
     opened = open_store(store)
     known = {tuple(np.round(entry.task.position.ravel(), 4)) for entry in opened.all()}
