@@ -88,7 +88,7 @@ def test_the_users_settings_win(settings, folder):
 
 def test_kept_programs_are_loaded_without_a_word(tmp_path):
     """XLA's complaints about each of them fill a pipe that nobody reads, and the run stands still."""
-    program = "import sys; from jaxal import cli; sys.argv[1:] = ['list']; cli.main(); import jax_md"
+    program = "import sys; from jaxal import cli; sys.argv[1:] = ['list']; cli.main(); from jax_md import rigid_body as r; r.RigidBody"
     settings = {
         "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
