@@ -4,6 +4,10 @@
 Langevin trajectories (0.5 fs, friction 0.01/fs, 1 ps discarded) at the experiment's temperature and keeps a frame
 every 40 fs. Writes start.xyz (named as the experiment's configuration has it) and the frames into the experiment's
 folder. Two minutes on one core for malonaldehyde.
+
+The dynamics is hotter than the temperature it is given: ASE's default, a fixed center of mass, takes momenta that its
+friction and noise are balanced for (537 K where 400 K were asked for, malonaldehyde). The frames that the experiments'
+figures are of were made so, and are a harder test than their temperature says.
 """
 
 import gzip
