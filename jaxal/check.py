@@ -91,11 +91,31 @@ def explorer_of(part: Part, starts: list[ase.Atoms], file: Any) -> Explorer:
     return explorer
 
 
-def dynamics_of(part: Part, starts: list[ase.Atoms], file: Any) -> list[str]:
-    """What is to be warned of where the walkers of these structures move so. Raises InputError as `explorer_of`."""
+def dynamics_of(part: Part, label: Part, weight: float, starts: list[ase.Atoms], file: Any) -> list[str]:
+    """What is to be warned of where walkers of these structures move so under a model of such labels.
+
+    `weight` is `train.stress_weight`. Raises InputError as `explorer_of`, and where a stress is needed that the labels
+    do not have.
+    """
     explorer = explorer_of(part, starts, file)
     reason = too_long(starts, explorer.timestep) if explorer.bath is not None else ""
-    return [f"explore.timestep: {reason}"] if reason else []
+    told = [f"explore.timestep: {reason}"] if reason else []
+    if dict(label.options).get("stress") is False:
+        if explorer.barostat:
+            raise InputError(
+                f"label.stress: false does not fit explore.name = {part.name}, whose cell follows the stress; "
+                "give true, or a dynamics of constant volume"
+            )
+        if weight > 0:
+            raise InputError(
+                f"train.stress_weight: {weight:g} does not fit label.stress = false; give 0, or label.stress = true"
+            )
+    if explorer.barostat and weight == 0:
+        what = f"the cell of {part.name} follows a stress that is never trained on; give such as 1"
+        told.append(f"train.stress_weight: 0, {what}")
+    if weight > 0 and not starts[0].pbc.all():
+        told.append(f"train.stress_weight: {weight:g} has no effect; {file} has no periodic cell")
+    return told
 
 
 def check(config: Config) -> list[str]:
@@ -142,29 +162,8 @@ def check(config: Config) -> list[str]:
         for start in starts:
             _built("label", lambda start=start: backend.check(task_of(start)))
         _built("executor", config.executor.bind())
-    return [*dynamics_of(config.explore.part, starts, config.system.file), *_stress(config, atoms)]
-
-
-def _stress(config: Config, atoms: ase.Atoms) -> list[str]:
-    """What is to be warned of the stress. Raises InputError where it is needed and labels do not have it."""
-    weight, explorer = config.train.stress_weight, config.explore.part
-    barostat = explorer.bind()().barostat
-    if dict(config.label.part.options).get("stress") is False:
-        if barostat:
-            raise InputError(
-                f"label.stress: false does not fit explore.name = {explorer.name}, whose cell follows the stress; "
-                "give true, or a dynamics of constant volume"
-            )
-        if weight > 0:
-            raise InputError(
-                f"train.stress_weight: {weight:g} does not fit label.stress = false; give 0, or label.stress = true"
-            )
-    if barostat and weight == 0:
-        what = f"the cell of {explorer.name} follows a stress that is never trained on; give such as 1"
-        return [f"train.stress_weight: 0, {what}"]
-    if weight > 0 and not atoms.pbc.all():
-        return [f"train.stress_weight: {weight:g} has no effect; {config.system.file} has no periodic cell"]
-    return []
+    weight = config.train.stress_weight
+    return dynamics_of(config.explore.part, config.label.part, weight, starts, config.system.file)
 
 
 def _check_parameters(config: Config, table: Table) -> Uncertainty | None:

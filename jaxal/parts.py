@@ -49,6 +49,9 @@ def _import_packages() -> None:
     plugins.import_packages()
 
 
+registry.imported_by(import_parts)  # where a default is used that no configuration names
+
+
 def import_file(path: str | Path) -> None:
     """Imports a Python file that registers parts, after all others: it may not take a name that there is.
 

@@ -25,6 +25,7 @@ KINDS = (
 
 _table: dict[str, dict[str, Callable]] = {kind: {} for kind in KINDS}
 _about: dict[tuple[str, str], Callable[..., Any]] = {}
+_importers: list[Callable[[str], Any]] = []
 F = TypeVar("F", bound=Callable)
 
 
@@ -59,17 +60,23 @@ def register(kind: str, about: Callable[..., Any] | None = None) -> Callable[[F]
     return enter
 
 
+def imported_by(importer: Callable[[str], Any]) -> None:
+    """Has the parts of a kind imported by this function once they are asked for, see `jaxal.parts`."""
+    _importers.append(importer)
+
+
 def names(kind: str) -> tuple[str, ...]:
     """All registered names of a kind, sorted."""
+    for importer in _importers:
+        importer(kind)
     return tuple(sorted(_table[kind]))
 
 
 def get(kind: str, name: str) -> Callable:
     """The registered function. Raises KeyError that names the choices."""
-    try:
-        return _table[kind][name]
-    except KeyError:
-        raise KeyError(f"unknown {kind} {name!r}; there are {', '.join(names(kind))}") from None
+    if name not in _table[kind] and name not in (known := names(kind)):
+        raise KeyError(f"unknown {kind} {name!r}; there are {', '.join(known)}")
+    return _table[kind][name]
 
 
 def about(kind: str, name: str, **options: Any) -> Any:

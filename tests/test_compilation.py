@@ -88,7 +88,8 @@ def test_the_users_settings_win(settings, folder):
 
 def test_kept_programs_are_loaded_without_a_word(tmp_path):
     """XLA's complaints about each of them fill a pipe that nobody reads, and the run stands still."""
-    program = "import sys; from jaxal import cli; sys.argv[1:] = ['list']; cli.main(); from jax_md import rigid_body as r; r.RigidBody"
+    words = "import sys; from jaxal import cli; sys.argv[1:] = ['list']; cli.main()"
+    program = f"{words}; from jax_md import rigid_body; rigid_body.RigidBody"  # which compiles a hundred of them
     settings = {
         "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path),

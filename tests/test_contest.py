@@ -10,12 +10,14 @@ import pytest
 from ase import Atoms
 from ase.build import molecule
 from ase.io import write
+from commands import alone
 from contest_example import CONTEST, WATER, folder_of, frames
 
 from jaxal import checkpoint
 from jaxal.cli import main
 from jaxal.contest import command, records, schema
-from jaxal.contest.data import STORE
+from jaxal.contest.data import STORE, check
+from jaxal.errors import InputWarning
 from jaxal.label.store import open_store
 from jaxal.types import InputError
 
@@ -188,6 +190,15 @@ tasks:
 """
 
 
+def test_a_time_step_that_is_too_long_is_told(tmp_path):
+    (tmp_path / "contest.yaml").write_text(CONTEST + LIVE)
+    for file in ("start.xyz", "path.xyz"):
+        write(tmp_path / file, molecule("H2O"))
+    contest = schema.load(tmp_path / "contest.yaml", ["tasks.water.live.explore.timestep=4"])
+    with pytest.warns(InputWarning, match=r"^tasks\.water\.live\.explore\.timestep: 4 fs is long for the O-H stretch"):
+        check("water", contest.tasks["water"])
+
+
 def test_a_live_task_pays_for_no_label_twice(tmp_path, monkeypatch):
     (tmp_path / "contest.yaml").write_text(CONTEST + LIVE)
     write(tmp_path / "start.xyz", molecule("H2O"))
@@ -240,6 +251,15 @@ def test_a_mistake_is_one_line_before_anything_is_computed(folder, tmp_path, cap
     error = capsys.readouterr().err
     assert error.startswith("jaxal: error: ") and error.count("\n") == 1 and told in error, error
     assert not (tmp_path / "new").exists()
+
+
+def test_parts_that_no_line_names_are_there_in_a_process_of_its_own(folder, tmp_path):
+    """Others have imported all of them in this one."""
+    done = alone("contest", folder / "contest.yaml", "budgets=[5,400]", "--dir", tmp_path / "new")
+    assert done.returncode == 2 and done.stderr.startswith("jaxal: error: ") and done.stderr.count("\n") == 1, (
+        done.stderr
+    )
+    assert "tasks.water.budgets: 400 is too large" in done.stderr
 
 
 def test_a_folder_of_something_else_is_refused(folder, tmp_path):

@@ -3,6 +3,7 @@
 Host side, numpy, float64, energies absolute.
 """
 
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,10 +18,11 @@ import numpy as np
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
-from jaxal.check import explorer_of, start_structures, task_of
+from jaxal.check import dynamics_of, start_structures, task_of
 from jaxal.contest.schema import Live, Task
 from jaxal.data import dataset, files
 from jaxal.data.frames import Frame, of_atoms, overlap, stripped, with_electrons
+from jaxal.errors import InputWarning
 from jaxal.label.calculator import LabelCalculator
 from jaxal.label.executor import Recipe
 from jaxal.label.service import Service, label_service
@@ -198,9 +200,17 @@ def _check_live(name: str, task: Task, live: Live) -> None:
     except (LabelError, InputError) as error:
         raise InputError(f"tasks.{name}.live.label: {error}") from None
     try:
-        explorer_of(live.explore.part, starts, live.system.file)
+        weight = task.train.stress_weight if task.train else 0.0
+        told = dynamics_of(live.explore.part, live.label, weight, starts, live.system.file)
     except InputError as error:
-        raise InputError(f"tasks.{name}.live.{error}") from None
+        raise InputError(f"tasks.{name}.{_placed(error)}") from None
+    for line in told:
+        warnings.warn(f"tasks.{name}.{_placed(line)}", InputWarning, stacklevel=2)
+
+
+def _placed(line: object) -> str:
+    """A line about a field of a run, as it is called in a task."""
+    return str(line) if str(line).startswith("train.") else f"live.{line}"
 
 
 def _of_dynamics(

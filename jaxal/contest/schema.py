@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from jaxal import config as configs
 from jaxal import registry
-from jaxal.parts import import_parts
 from jaxal.schema import (
     BiasPart,
     Committee,
@@ -269,7 +268,6 @@ def _fits(contest: Contest, strategy: Strategy, entrant: Entrant) -> None:
 
 def _listed(contest: Contest) -> Iterator[tuple[str, Strategy]]:
     """The strategies by name, those of the grids first."""
-    import_parts(*AXES)
     for row, grid in enumerate(contest.grids):
         field = f"grids[{row}]"
         axes: list[list[Part | None]] = []
