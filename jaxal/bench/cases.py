@@ -194,11 +194,13 @@ def segment(setting: Setting) -> Program:
     # room for one labeling of all walkers, at the first look
     limits = limits._replace(budget=state.labels + setting.walkers)
     compiled, trace, compile_ = _compile(loop.make_segment(parts, static), state, limits)
+    problems = int(compiled(state, limits)[0].problems)
     facts = _facts(setting, None) | {
         "edges_padded": (near.close or near.capacity) * len(atoms),
         "train_steps": setting.steps,
         "batch": setting.batch,
-        "problems": int(compiled(state, limits)[0].problems),
+        # random weights hold no molecule together; to look at a walker costs the same where it is rewound
+        "problems": problems & ~loop.UNPHYSICAL,
     }
     size = len(atoms) * setting.walkers * members
     return Program(lambda: compiled(state, limits)[1], "step", LOOKS * EVERY, size, compiled, trace, compile_, facts)
