@@ -191,6 +191,12 @@ def broken(mode: str, whole: Whole, most: int, rng: random.Random, home: Path, b
                 moments.append(phase(run, home / "errors"))
 
 
+def calibrating(run: Path) -> int:
+    """How many labels the bound of a run is from, which it does not learn from."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return sum(line["labels"] for line in lines if line["kind"] == "calibration")
+
+
 def faults(mode: str, whole: Whole, home: Path, times: int) -> tuple[list[str], int]:
     """What is wrong with a run that was killed so many times, and how many labels it calculated again."""
     run, found = home / "run", []
@@ -198,9 +204,12 @@ def faults(mode: str, whole: Whole, home: Path, times: int) -> tuple[list[str], 
     stored = sorted(keys(run))
     again = sum(calculated.values()) - len(calculated)
     if mode == "pooled":  # its order, and with it what it asks for, is a matter of time
-        learned = len(read(run / "training.xyz", ":"))
-        if learned != len(stored) or len(stored) < len(whole.keys):
-            found.append(f"{len(stored)} labels in the store, {learned} learned from, {len(whole.keys)} to be had")
+        learned, bound = len(read(run / "training.xyz", ":")), calibrating(run)
+        if learned + bound != len(stored) or len(stored) < len(whole.keys):
+            found.append(
+                f"{len(stored)} labels in the store, {learned} learned from, {bound} for the bound, "
+                f"{len(whole.keys)} to be had"
+            )
     else:
         found += [f"{name} differs" for name in differences(run, whole.run)]
         if stored != whole.keys:
