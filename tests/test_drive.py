@@ -62,11 +62,12 @@ def test_frames_are_judged_by_all_members():
     end = walked(parts, static, state.train.average, state, "member", state.walkers.structure)
     near = neighbors.find(static.near, end.candidate.structure)
     found = predict(parts.committee, state.train.average, end.candidate.structure, near)
-    np.testing.assert_allclose(end.candidate.force, found.force.mean(1), atol=1e-5)
+    # 32 bits of the repulsion's tens of eV/Å, which bonds cancel; members differ by far more
+    np.testing.assert_allclose(end.candidate.force, found.force.mean(1), atol=1e-4)
     np.testing.assert_allclose(end.candidate.energy, found.energy.mean(1), atol=1e-4)
-    np.testing.assert_allclose(end.candidate.score, jax.vmap(parts.score)(found, end.candidate.structure), atol=1e-5)
+    np.testing.assert_allclose(end.candidate.score, jax.vmap(parts.score)(found, end.candidate.structure), atol=1e-4)
     own = found.force[jnp.arange(WALKERS), jnp.arange(WALKERS) % MEMBERS]
-    np.testing.assert_allclose(end.candidate.drive, own, atol=1e-5)
+    np.testing.assert_allclose(end.candidate.drive, own, atol=1e-4)
     assert float(jnp.abs(own - end.candidate.force).max()) > 1e-3
 
 

@@ -207,7 +207,7 @@ def test_what_no_file_can_hold_is_told(path):
         files.write(path, [of_atoms(atoms)])
     assert dict(files.read(path)[0].carried.info) == {"fine": 1.5}
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", InputWarning)
         files.write(path, [of_atoms(molecule("H2O"))], force=True)
 
 
