@@ -30,7 +30,7 @@ from slurm_one_node import missing, one_node
 from jaxal.label.cluster import slurm
 from jaxal.label.executor import Executor, Recipe, Setting
 from jaxal.label.service import label_service
-from jaxal.structure import from_atoms
+from jaxal.structure import from_atoms, species_table
 
 WORKERS = 2
 PSEUDO = Path("/usr/share/espresso/pseudo/Si.pz-vbc.UPF")
@@ -53,7 +53,7 @@ def labeled(name: str, recipe: Recipe, whole: Atoms, number: int, size: float, f
     copies = [whole.copy() for _ in range(number)]
     for seed, copy in enumerate(copies):
         copy.rattle(size, seed=seed)
-    table = sorted(set(whole.numbers.tolist()))
+    table = species_table([whole])
     structures = from_atoms(copies, table, dtype=np.float64)
     folder.mkdir()
     wrong = []
