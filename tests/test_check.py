@@ -161,7 +161,7 @@ def test_stress_and_time_step(folder, overrides, refused, warned):
         (["explore.ramp=1 ps"], "explore.ramp: .*give final_temperature"),
         (["potential.l_max=0"], "potential.*hidden_l"),
         (["label={name: stillinger_weber}"], "label: stillinger_weber: knows silicon only"),
-        (["label={name: morse}", "system.charge=1"], "system.charge: 1 does not fit; the oracle morse"),
+        (["label={name: morse}", "system.charge=2"], "system.charge: 2 does not fit; the oracle morse"),
         (["label={name: ase, calculator: no.Such}"], "label.calculator: cannot import 'no'"),
         (["label={name: pyscf, method: B3LIP}"], "label.method: "),
         (["label.initial=500"], "label.initial: 500 is too large; give at most stop.labels"),

@@ -128,6 +128,11 @@ def test_without_copies_the_rows_are_evenly_spaced():
     assert np.flatnonzero(hold).tolist() == [5, 15]
 
 
+def test_a_name_like_a_charge_or_a_spin_that_is_not_read_is_told(path):
+    _, told = read(path, [frame(0), frame(1, total_spin=0.5), frame(2, mulliken_charge=[0.1, 0.2])])
+    assert len(told) == 1 and "frame 1 carries total_spin: nothing about electrons is read from it" in told[0]
+
+
 def test_copies_are_told_and_so_are_their_different_energies(path):
     data, _ = read(path, [frame(0), frame(0), frame(1)])
     with pytest.warns(InputWarning, match="3 frames hold 2 different structures"):

@@ -190,6 +190,9 @@ def test_frame_and_configuration_must_agree():
     atoms.info["charge"] = 1
     frame = frames.of_atoms(atoms)
     assert frames.with_electrons(frame, 1, 1, "system")[6:8] == (1, 1)
+    for bare, charge in ((frame, 1), (frame._replace(charge=1), None)):  # a charge that leaves an electron unpaired
+        with pytest.raises(InputError, match="spin: 0 unpaired electrons are impossible, H2O with charge \\+1 has 9"):
+            frames.with_electrons(bare, charge, None, "data")
     assert frames.with_electrons(frame, None, 1, "data")[6:8] == (1, 1)
     with pytest.raises(InputError, match=r"^its charge is 1, but system\.charge is 0; give the same"):
         frames.with_electrons(frame, 0, None, "system")

@@ -9,6 +9,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from jaxal.data import files, labels
+from jaxal.data.electrons import unread
 from jaxal.data.frames import Frame, overlap, with_electrons
 from jaxal.errors import InputError, InputWarning
 
@@ -165,7 +166,7 @@ def check_elements(frames: Sequence[Frame], table: Sequence[int], source: str, w
 
 
 def doubts(numbered: Sequence[tuple[int, Frame]], source: str) -> None:
-    """Warns of numbers that are not plausible in their units, and of forces that do not sum to zero."""
+    """Warns of numbers that are not plausible in their units, forces that do not sum to zero, and names not read."""
 
     def worst(values: list[float]) -> tuple[int, float]:
         row = int(np.nanargmax(values))
@@ -187,6 +188,11 @@ def doubts(numbered: Sequence[tuple[int, Frame]], source: str) -> None:
         much = f"{int(np.sum(np.array(nets) > NET))} frames have forces that do not sum to zero"
         tell(f"{source}: {much}, frame {number} by {largest:.3g} eV/Å; fixed atoms need FixAtoms or move_mask")
     _doubt_energies(numbered, source)
+    alike = [(number, name) for number, frame in numbered for name in unread(dict(frame.carried.info))]
+    if alike:
+        number, name = alike[0]
+        what = "nothing about electrons is read from it; give charge and spin, a number of unpaired electrons"
+        tell(f"{source}: frame {number} carries {name}: {what}")
     for number, frame in numbered[:: max(1, len(numbered) // LOOKED_AT)]:
         if reason := overlap(frame, 0.0):
             tell(f"{source}: frame {number}: {reason}; positions are in Å")

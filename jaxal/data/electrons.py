@@ -14,6 +14,8 @@ UNPAIRED = ("spin", "unpaired", "unpaired_electrons", "num_unpaired_electrons", 
 MULTIPLICITY = ("multiplicity", "spin_multiplicity")
 KEYS = frozenset(CHARGE + UNPAIRED + MULTIPLICITY)
 LARGEST = 10**6
+# what else a name may end in that is meant to say it, as in tot_charge; total_spin may be half of our number
+ALIKE = ("charge", "spin", "multiplicity", "mult", "uhf", "nelectrons", "n_electrons", "nelec")
 
 
 class Electrons(NamedTuple):
@@ -51,6 +53,15 @@ def electrons_of(info: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | Non
         _agreed(charges, info, _sum(arrays, "initial_charges")),
         _agreed(spins, info, _sum(arrays, "initial_magmoms", absolute=True)),
     )
+
+
+def unread(info: Mapping[str, Any]) -> list[str]:
+    """Names of single numbers that are called like a charge or a spin and are not read as one."""
+    return [
+        str(name)
+        for name, value in info.items()
+        if str(name).lower().endswith(ALIKE) and str(name).lower() not in KEYS and np.ndim(value) == 0
+    ]
 
 
 def check_electrons(numbers: np.ndarray, charge: int, spin: int, neutral: int | None = None) -> None:

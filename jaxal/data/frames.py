@@ -199,7 +199,8 @@ def isotopes(frame: Frame) -> bool:
 def with_electrons(frame: Frame, charge: int | None, spin: int | None, section: str) -> Frame:
     """The frame with the charge and spin that the configuration gives in `section`, 0 where nobody says any.
 
-    Raises InputError where frame and configuration differ, and where an open structure cannot have those electrons.
+    Raises InputError where frame and configuration differ, and where an open structure cannot have those electrons: of
+    a spin that is said, and of none where a charge is. Where neither is, nothing is known of them.
     """
     values = {}
     for name, configured in (("charge", charge), ("spin", spin)):
@@ -208,9 +209,9 @@ def with_electrons(frame: Frame, charge: int | None, spin: int | None, section: 
             what = f"its {name} is {own}, but {section}.{name} is {configured}"
             raise InputError(f"{what}; give the same, or leave it out")
         values[name] = own if configured is None else configured
-    if values["spin"] is not None and not frame.periodic:
+    if (values["spin"] is not None or values["charge"]) and not frame.periodic:
         try:
-            charges.check_electrons(frame.numbers, values["charge"] or 0, values["spin"])
+            charges.check_electrons(frame.numbers, values["charge"] or 0, values["spin"] or 0)
         except InputError as error:
             raise InputError(str(error) if charge is None and spin is None else f"{section}.{error}") from None
     return frame._replace(charge=values["charge"] or 0, spin=values["spin"] or 0)
