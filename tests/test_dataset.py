@@ -128,6 +128,13 @@ def test_without_copies_the_rows_are_evenly_spaced():
     assert np.flatnonzero(hold).tolist() == [5, 15]
 
 
+def test_an_energy_below_all_that_electrons_can_have_is_told(path):
+    _, told = read(path, [frame(0, energy=-76.4 * 627.5), frame(1, energy=-76.4 * 627.5)])  # kcal/mol
+    assert len(told) == 1 and "the energy of frame 0, -47941 eV, is below what all its electrons can have" in told[0]
+    _, told = read(path, [frame(0, energy=-76.4 * 27.2114), frame(1, energy=-76.4 * 27.2114)])
+    assert not told
+
+
 def test_a_name_like_a_charge_or_a_spin_that_is_not_read_is_told(path):
     _, told = read(path, [frame(0), frame(1, total_spin=0.5), frame(2, mulliken_charge=[0.1, 0.2])])
     assert len(told) == 1 and "frame 1 carries total_spin: nothing about electrons is read from it" in told[0]

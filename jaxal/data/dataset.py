@@ -15,6 +15,7 @@ from jaxal.errors import InputError, InputWarning
 
 DECIMALS = 6  # of a coordinate, Å: structures that agree so far are the same, as in a label store
 STRESS, FORCE, NET, ENERGY = 1.0, 30.0, 0.1, 10.0  # eV/Å^3, eV/Å, eV/Å, eV/atom: beyond these a number looks wrong
+LOWEST = 1.5 * 20.92  # eV; the atom of Thomas and Fermi has 0.7687 Hartree Z^(7/3), below all that there are
 SAME = 1e-3  # eV/atom; two labels of one structure may differ by so much
 LOOKED_AT = 500  # frames whose distances are looked at: a wrong unit is in all of them
 
@@ -200,6 +201,12 @@ def doubts(numbered: Sequence[tuple[int, Frame]], source: str) -> None:
 
 
 def _doubt_energies(numbered: Sequence[tuple[int, Frame]], source: str) -> None:
+    for number, frame in numbered:
+        lowest = -LOWEST * float(np.sum(frame.numbers ** (7 / 3)))
+        if frame.label.energy < lowest:
+            what = f"below what all its electrons can have, {lowest:.4g} eV"
+            tell(f"{source}: the energy of frame {number}, {frame.label.energy:.6g} eV, is {what}; energies are in eV")
+            return
     compositions: dict[tuple[int, ...], list[int]] = {}
     for row, (_, frame) in enumerate(numbered):
         compositions.setdefault(tuple(sorted(frame.numbers.tolist())), []).append(row)
