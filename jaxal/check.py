@@ -99,7 +99,7 @@ def dynamics_of(part: Part, label: Part, weight: float, starts: list[ase.Atoms],
     """
     explorer = explorer_of(part, starts, file)
     reason = too_long(starts, explorer.timestep) if explorer.bath is not None else ""
-    told = [f"explore.timestep: {reason}"] if reason else []
+    cautions = [f"explore.timestep: {reason}"] if reason else []
     if dict(label.options).get("stress") is False:
         if explorer.barostat:
             raise InputError(
@@ -112,10 +112,10 @@ def dynamics_of(part: Part, label: Part, weight: float, starts: list[ase.Atoms],
             )
     if explorer.barostat and weight == 0:
         what = f"the cell of {part.name} follows a stress that is never trained on; give such as 1"
-        told.append(f"train.stress_weight: 0, {what}")
+        cautions.append(f"train.stress_weight: 0, {what}")
     if weight > 0 and not starts[0].pbc.all():
-        told.append(f"train.stress_weight: {weight:g} has no effect; {file} has no periodic cell")
-    return told
+        cautions.append(f"train.stress_weight: {weight:g} has no effect; {file} has no periodic cell")
+    return cautions
 
 
 def check(config: Config) -> list[str]:

@@ -53,13 +53,13 @@ def _make_room(folder: Path, largest: int = LARGEST) -> None:
         with contextlib.suppress(OSError):  # another process may have removed it
             stat = path.stat()
             files.append((max(stat.st_atime, stat.st_mtime), stat.st_size, path))
-    size = sum(bytes_ for _, bytes_, _ in files)
-    for _, bytes_, path in sorted(files):
-        if size <= largest:
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
+        if total <= largest:
             return
         with contextlib.suppress(OSError):
             path.unlink()
-        size -= bytes_
+        total -= size
 
 
 _ordinary: Any = compiler.compile_or_get_cached

@@ -201,10 +201,10 @@ def _check_live(name: str, task: Task, live: Live) -> None:
         raise InputError(f"tasks.{name}.live.label: {error}") from None
     try:
         weight = task.train.stress_weight if task.train else 0.0
-        told = dynamics_of(live.explore.part, live.label, weight, starts, live.system.file)
+        cautions = dynamics_of(live.explore.part, live.label, weight, starts, live.system.file)
     except InputError as error:
         raise InputError(f"tasks.{name}.{_placed(error)}") from None
-    for line in told:
+    for line in cautions:
         warnings.warn(f"tasks.{name}.{_placed(line)}", InputWarning, stacklevel=2)
 
 
