@@ -102,17 +102,18 @@ def test_export_replaces_a_file_only_if_told_and_only_by_a_whole_one(tmp_path, c
     assert not (tmp_path / "none.xyz").exists() and not list(tmp_path.glob("*.part"))
 
 
-def test_a_run_finds_what_was_imported(tmp_path, capsys, path):
+def test_a_run_takes_what_was_imported(tmp_path, capsys, path):
     """Positions of the program's precision, its method and version: nothing is calculated."""
     atoms = molecule("H2O")
     atoms.positions = np.float32(atoms.positions)
     write(tmp_path / "data.xyz", labeled(atoms, forces=np.array([[0.1, 0, 0], [-0.1, 0, 0], [0, 0, 0]])))
-    done(capsys, "store", "import", path, tmp_path / "data.xyz", "--method", "mine", "--version", "1", "--charge", 1)
+    electrons = ("--charge", 1, "--spin", 1)
+    done(capsys, "store", "import", path, tmp_path / "data.xyz", "--method", "mine", "--version", "1", *electrons)
     called = []
     backend = Backend(lambda task: called.append(task) or failed(task, "called"), lambda task: None, "mine", "1")
     service = label_service(backend, table=(1, 8), store=path)
     structure = plain(
-        np.float32(atoms.positions)[None], np.array([[1, 0, 0]]), np.zeros((1, 3, 3), np.float32), *np.array([[1], [0]])
+        np.float32(atoms.positions)[None], np.array([[1, 0, 0]]), np.zeros((1, 3, 3), np.float32), *np.array([[1], [1]])
     )
     answer = service.label(structure, np.array([True]))
     service.close()
