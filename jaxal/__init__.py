@@ -4,7 +4,7 @@
                    ↑                                                  │
                    └────────────── params (an argument) ──────────────┘      the only arrow back
 
-Everything between two labels is one XLA program (`jaxal.loop`); the labeler is the only thing outside. Names
+Everything between two labels is one XLA program (`jaxal.program.loop`); the labeler is the only thing outside. Names
 are imported when they are first used, so that using a finished model imports nothing of how it was made.
 """
 
@@ -12,14 +12,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxal.calculator import Calculator
-    from jaxal.config import load as load_config
-    from jaxal.model import Model
-    from jaxal.model import load as load_model
-    from jaxal.parts import import_file as import_part
-    from jaxal.registry import register
-    from jaxal.run import resume, start
-    from jaxal.types import (
+    from jaxal.config.loading import load as load_config
+    from jaxal.core.discovery import import_file as import_part
+    from jaxal.core.registry import register
+    from jaxal.core.types import (
         Candidates,
         Explorer,
         Gate,
@@ -30,26 +26,30 @@ if TYPE_CHECKING:
         Prediction,
         Structure,
     )
+    from jaxal.deploy.calculator import Calculator
+    from jaxal.deploy.model import Model
+    from jaxal.deploy.model import load as load_model
+    from jaxal.run.driver import resume, start
 
 # public name -> (module, name there), in pipeline order
 _PUBLIC = {
-    "register": ("jaxal.registry", "register"),
-    "import_part": ("jaxal.parts", "import_file"),
-    "Structure": ("jaxal.types", "Structure"),
-    "Neighbors": ("jaxal.types", "Neighbors"),
-    "Potential": ("jaxal.types", "Potential"),
-    "Prediction": ("jaxal.types", "Prediction"),
-    "Explorer": ("jaxal.types", "Explorer"),
-    "Gate": ("jaxal.types", "Gate"),
-    "Candidates": ("jaxal.types", "Candidates"),
-    "Label": ("jaxal.types", "Label"),
-    "InputError": ("jaxal.types", "InputError"),
-    "load_config": ("jaxal.config", "load"),
-    "start": ("jaxal.run", "start"),
-    "resume": ("jaxal.run", "resume"),
-    "Model": ("jaxal.model", "Model"),
-    "load_model": ("jaxal.model", "load"),
-    "Calculator": ("jaxal.calculator", "Calculator"),
+    "register": ("jaxal.core.registry", "register"),
+    "import_part": ("jaxal.core.discovery", "import_file"),
+    "Structure": ("jaxal.core.types", "Structure"),
+    "Neighbors": ("jaxal.core.types", "Neighbors"),
+    "Potential": ("jaxal.core.types", "Potential"),
+    "Prediction": ("jaxal.core.types", "Prediction"),
+    "Explorer": ("jaxal.core.types", "Explorer"),
+    "Gate": ("jaxal.core.types", "Gate"),
+    "Candidates": ("jaxal.core.types", "Candidates"),
+    "Label": ("jaxal.core.types", "Label"),
+    "InputError": ("jaxal.core.types", "InputError"),
+    "load_config": ("jaxal.config.loading", "load"),
+    "start": ("jaxal.run.driver", "start"),
+    "resume": ("jaxal.run.driver", "resume"),
+    "Model": ("jaxal.deploy.model", "Model"),
+    "load_model": ("jaxal.deploy.model", "load"),
+    "Calculator": ("jaxal.deploy.calculator", "Calculator"),
 }
 
 __all__ = [

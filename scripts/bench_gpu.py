@@ -49,8 +49,8 @@ def main() -> int:
 
     from jaxal.bench import command, systems
     from jaxal.bench.cases import Setting
-    from jaxal.config import parse
-    from jaxal.schema import Bench
+    from jaxal.config.loading import parse
+    from jaxal.config.schema import Bench
 
     potential = parse({}, cls=Bench).potential
     longest = 0.0
@@ -91,8 +91,8 @@ def forces(system: str, precision: str) -> np.ndarray:
 
     from jaxal.bench import systems
     from jaxal.bench.cases import CASES, Setting
-    from jaxal.config import parse
-    from jaxal.schema import Bench
+    from jaxal.config.loading import parse
+    from jaxal.config.schema import Bench
 
     setting = Setting(system, systems.build(system), parse({}, cls=Bench).potential, 1, precision=precision)
     return np.asarray(jax.device_get(CASES["forces"](setting).call()[1]), np.float64)

@@ -73,7 +73,7 @@ def _programs(given: argparse.Namespace, systems: dict[str, str]) -> list[tuple[
 
     def jaxal(*words: str) -> list[str]:
         with_model = ["--threads", "1", "--repeats", "5", "--set", *MODEL]
-        return [sys.executable, "-m", "jaxal.cli", "bench", *words, *with_model]
+        return [sys.executable, "-m", "jaxal", "bench", *words, *with_model]
 
     def peer(name: str, *words: str) -> list[str]:
         return [str(given.venvs / name / "bin/python"), str(given.peers / f"bench_{name}.py"), *words]
@@ -99,7 +99,7 @@ def _programs(given: argparse.Namespace, systems: dict[str, str]) -> list[tuple[
 def _run(command: list[str]) -> dict[str, Any]:
     """The record that a program prints, or its error."""
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as out:
-        mine = "jaxal.cli" in command
+        mine = "jaxal" in command
         words = [*command[: -len(MODEL) - 1], "--out", out.name, *command[-len(MODEL) - 1 :]] if mine else command
         done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"BENCH_THREADS": "1"})
         lines = Path(out.name).read_text().splitlines() if mine else done.stdout.splitlines()

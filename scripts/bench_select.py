@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import jaxlib
 import numpy as np
 
-from jaxal import registry
-from jaxal.parts import import_parts
-from jaxal.precision import exact
-from jaxal.types import Candidates
+from jaxal.core import registry
+from jaxal.core.discovery import import_parts
+from jaxal.core.precision import exact
+from jaxal.core.types import Candidates
 
 
 def on_one_core() -> None:

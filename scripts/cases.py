@@ -53,7 +53,7 @@ class Place(NamedTuple):
 
     def jaxal(self, *words: object) -> Said:
         """One command, in this process, started in the folder of the inputs."""
-        from jaxal.cli import main
+        from jaxal.cli.main import main
 
         out, err = io.StringIO(), io.StringIO()
         with contextlib.chdir(self.data), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -361,7 +361,7 @@ def multiplicity_for_spin(place: Place) -> str:
 @case
 def masked_forces(place: Place) -> str:
     from jaxal.data import files
-    from jaxal.structure import labels_of
+    from jaxal.data.structure import labels_of
 
     said = place.train("masked_forces.xyz")
     label, fixed = labels_of(files.read(place.data / "masked_forces.xyz")), slice(0, 4)
@@ -515,7 +515,7 @@ def isotopes_and_types(place: Place) -> str:
 
 @case
 def no_such_device(place: Place) -> str:
-    words = "-m", "jaxal.cli", "train", "tiny.yaml", "--dir", str(place.work / "x")
+    words = "-m", "jaxal", "train", "tiny.yaml", "--dir", str(place.work / "x")
     said = place.python("", *words, JAX_PLATFORMS="cuda")
     return refused(said, "cuda")
 
@@ -532,7 +532,7 @@ def plain_terminals(place: Place) -> str:
         ("status", str(place.work / "model")),
     )
     for command in words:
-        said = place.python("", "-m", "jaxal.cli", *command, PYTHONIOENCODING="ascii", LC_ALL="C")
+        said = place.python("", "-m", "jaxal", *command, PYTHONIOENCODING="ascii", LC_ALL="C")
         if "Traceback" in said.err or (said.status and not said.refused):
             return f"{command[0]}: {said.err[-300:]}"
     return ""

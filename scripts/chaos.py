@@ -41,10 +41,10 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from chaos_labels import fate
 from tblite.ase import TBLite
 
-from jaxal import checkpoint
-from jaxal.label.store import open_store
+from jaxal.label.store.database import open_store
+from jaxal.run import checkpoint
 
-CHILD = "import chaos_labels; from jaxal.cli import main; raise SystemExit(main())"
+CHILD = "import chaos_labels; from jaxal.cli.main import main; raise SystemExit(main())"
 CONFIG = """
 system: {file: water.xyz}
 potential: {cutoff: 3.0, channels: 4, l_max: 1, layers: 1, radial: 4, radial_hidden: 0}

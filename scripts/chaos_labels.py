@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxal.label.store import label_key
+from jaxal.core.registry import register
+from jaxal.label.methods.tblite import tblite
+from jaxal.label.store.database import label_key
 from jaxal.label.task import Backend, Result, Task, failed
-from jaxal.label.tblite import tblite
-from jaxal.registry import register
 
 FAILURES = ("unconverged", "crash", "hang", "nan", "nonsense")
 

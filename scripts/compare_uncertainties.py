@@ -22,17 +22,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxal import buffer as buffers
-from jaxal import committee as committees
-from jaxal import finish, neighbors, registry, setup
-from jaxal.committee import Committee
-from jaxal.config import parse
-from jaxal.data import files
-from jaxal.parts import import_parts
-from jaxal.schema import Offline
-from jaxal.structure import from_frames, labels_of, species_table
+from jaxal.committee import evaluation as committees
+from jaxal.committee.evaluation import Committee
+from jaxal.config.loading import parse
+from jaxal.config.schema import Offline
+from jaxal.core import registry
+from jaxal.core.discovery import import_parts
+from jaxal.core.types import Label, Params, Structure
+from jaxal.data import buffer as buffers
+from jaxal.data import files, neighbors
+from jaxal.data.structure import from_frames, labels_of, species_table
+from jaxal.run import assembly, final_training
 from jaxal.train import fit as training
-from jaxal.types import Label, Params, Structure
 from jaxal.validate.calibration import auroc, likelihood, rank_correlation
 
 POTENTIAL = {"cutoff": 4.5, "channels": 16, "l_max": 2, "layers": 2, "correlation": 2}
@@ -74,10 +75,10 @@ def data_of(given: argparse.Namespace, seed: int) -> Data:
     table = species_table(sets[0] + sets[1])
     found = [(from_frames(frames, table, dtype=np.float64), labels_of(frames)) for frames in sets]
     reference = training.reference_energies(found[0][0], found[0][1].energy, len(table))
-    train, test = (setup.cast(*one, reference, np.dtype("float32")) for one in found)
+    train, test = (assembly.cast(*one, reference, np.dtype("float32")) for one in found)
     both: Any = jax.tree.map(lambda *x: jnp.concatenate(x), train[0], test[0])
     near = neighbors.plan(both, POTENTIAL["cutoff"], 0.0, 1.0)
-    return Data(near, train, setup.spread_hold(given.frames, 0.1), test)
+    return Data(near, train, assembly.spread_hold(given.frames, 0.1), test)
 
 
 def variants() -> dict[str, dict[str, Any]]:
@@ -98,16 +99,16 @@ def config_of(given: argparse.Namespace, sections: dict[str, Any]) -> Offline:
 
 def train(config: Offline, data: Data, table: tuple[int, ...], steps: int, seed: int, one: bool = False) -> Trained:
     """`one`: a single model without a method, which no configuration allows, since it has no spread."""
-    committee = setup.committee_of(config, table)
+    committee = assembly.committee_of(config, table)
     if one:
         committee = Committee(committee.potential, 1, species=len(table))
     key, key_set, key_fit = jax.random.split(jax.random.key(seed), 3)
-    params = setup.new_params(committee, key, data.near, *data.train)
-    buffer = setup.training_set(*data.train, data.held, committee.members, len(data.held), key_set, 1.0)
-    recipe = setup.recipe(config.train)
+    params = assembly.new_params(committee, key, data.near, *data.train)
+    buffer = assembly.training_set(*data.train, data.held, committee.members, len(data.held), key_set, 1.0)
+    recipe = assembly.recipe(config.train)
     state = training.init(recipe, params)
     rates = jnp.asarray(config.train.learning_rate), jnp.asarray(config.train.final_learning_rate)
-    fit = finish.compiled_fit(committee, recipe, data.near)
+    fit = final_training.compiled_fit(committee, recipe, data.near)
     given = state, buffer, key_fit, jnp.asarray(steps, jnp.int32), *rates
     fit = fit.lower(*given).compile()
     began = time.process_time()

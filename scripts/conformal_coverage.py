@@ -22,14 +22,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxal import model, offline
 from jaxal.acquire.gate import adaptive, conformal
-from jaxal.config import parse
+from jaxal.config.loading import parse
+from jaxal.config.schema import Offline
+from jaxal.core.types import Gate
 from jaxal.data import files
 from jaxal.data.frames import Frame
-from jaxal.schema import Offline
-from jaxal.structure import from_frames, labels_of
-from jaxal.types import Gate
+from jaxal.data.structure import from_frames, labels_of
+from jaxal.deploy import model
+from jaxal.run import offline
 from jaxal.validate.command import predict_all
 from jaxal.validate.errors import atom_errors
 

@@ -36,19 +36,21 @@ from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.optimize import BFGS
 
-from jaxal import committee as committees
-from jaxal import model, neighbors, offline, registry, run
 from jaxal.acquire.fits import measure_of, refuse_misfits
 from jaxal.acquire.gate import estimated
-from jaxal.config import load, parse
-from jaxal.data import files
+from jaxal.committee import evaluation as committees
+from jaxal.config.loading import load, parse
+from jaxal.config.schema import Offline
+from jaxal.core import registry
+from jaxal.core.discovery import import_parts
+from jaxal.core.types import FORCE, Gate, InputError
+from jaxal.data import files, neighbors
 from jaxal.data.frames import of_atoms
-from jaxal.parts import import_parts
+from jaxal.data.structure import from_atoms, from_frames, labels_of
+from jaxal.deploy import model
 from jaxal.potential.pair import morse
-from jaxal.schema import Offline
-from jaxal.structure import from_atoms, from_frames, labels_of
+from jaxal.run import driver, offline
 from jaxal.train.loss import max_force_error
-from jaxal.types import FORCE, Gate, InputError
 from jaxal.validate import command
 
 CALIBRATING, SPLITS = 100, 200
@@ -233,7 +235,7 @@ def runs(given: argparse.Namespace) -> None:
         )
         folder = given.dir / name
         if not (folder / model.FILE_NAME).is_file():
-            run.start(load(given.dir / f"{name}.yaml", given.set), folder)
+            driver.start(load(given.dir / f"{name}.yaml", given.set), folder)
         labels = len(files.read(folder / "training.xyz"))
         rows += counted(name, model.load(folder), labels, atoms, given)
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)

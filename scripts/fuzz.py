@@ -31,12 +31,14 @@ import numpy as np
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from jaxal import checkpoint, config, model
-from jaxal.label.command import answer_in
-from jaxal.label.exchange import import_labels
-from jaxal.label.store import open_store
+from jaxal.config import loading
+from jaxal.core.types import InputError
+from jaxal.deploy import model
+from jaxal.label.methods.command import answer_in
+from jaxal.label.store.database import open_store
+from jaxal.label.store.transfer import import_labels
 from jaxal.label.task import LabelError, Result, Task, guarded
-from jaxal.types import InputError
+from jaxal.run import checkpoint
 
 sys.path.insert(0, str(Path(__file__).parent))
 from second_reader import compare
@@ -135,7 +137,7 @@ def readers(folder: Path) -> list[Reader]:
         import_labels(folder / "into.sqlite", path, "method", "1", 0, 0)
 
     def loaded(path: Path) -> None:
-        config.load(path)
+        loading.load(path)
 
     checkpoint.save(folder / "checkpoints", 1, {"a": np.arange(6.0), "b": np.zeros(3, np.int32)}, {"look": 1})
     parts = sorted(path for path in (folder / "checkpoints").rglob("*") if path.is_file())

@@ -18,12 +18,12 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+from jaxal.core.registry import register
+from jaxal.core.units import Unit
+from jaxal.label.methods.tblite import tblite
 from jaxal.label.task import Backend, Result, Task
-from jaxal.label.tblite import tblite
-from jaxal.registry import register
-from jaxal.units import Unit
 
-CHILD = "import idle; from jaxal.cli import main; raise SystemExit(main())"
+CHILD = "import idle; from jaxal.cli.main import main; raise SystemExit(main())"
 STRUCTURE = Path(__file__).parent.parent / "experiments" / "malonaldehyde" / "malonaldehyde.xyz"
 CONFIG = """
 system: {file: STRUCTURE}

@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from jaxal import registry
+from jaxal.core import registry
+from jaxal.core.registry import register
 from jaxal.label.task import Backend, Result, Task
-from jaxal.registry import register
 
 
 @register("labeler")

@@ -27,10 +27,10 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from slurm_one_node import missing, one_node
 
-from jaxal.label.cluster import slurm
-from jaxal.label.executor import Executor, Recipe, Setting
+from jaxal.data.structure import from_atoms, species_table
 from jaxal.label.service import label_service
-from jaxal.structure import from_atoms, species_table
+from jaxal.label.workers.cluster import slurm
+from jaxal.label.workers.executor import Executor, Recipe, Setting
 
 WORKERS = 2
 PSEUDO = Path("/usr/share/espresso/pseudo/Si.pz-vbc.UPF")

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from structures import plain
 
-from jaxal import neighbors
+from jaxal.core.types import Label, Lessons, Neighbors, Potential, Structure
+from jaxal.data import neighbors
 from jaxal.potential.radial import envelope
-from jaxal.types import Label, Lessons, Neighbors, Potential, Structure
 
 FEATURES, KINDS = 5, 2
 MIX = np.random.default_rng(0).normal(size=(3, FEATURES))

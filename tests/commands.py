@@ -8,8 +8,8 @@ from pathlib import Path
 
 import jax
 
-from jaxal import plugins, registry
-from jaxal.cli import main
+from jaxal.cli.main import main
+from jaxal.core import plugins, registry
 
 SMALL = Path(__file__).parent / "small_potential.py"  # registers the potential `bonds`
 
@@ -31,7 +31,7 @@ def here(*arguments: object, folder: Path | None = None) -> subprocess.Completed
 
 def alone(*arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess:
     """Status and output of a command in a process of its own."""
-    command = [sys.executable, "-m", "jaxal.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "jaxal", *map(str, arguments)]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
 
 

@@ -32,7 +32,7 @@ gc.set_threshold(200_000, 50, 100)  # tracing makes millions of objects that liv
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from jaxal import registry  # noqa: E402
+from jaxal.core import registry  # noqa: E402
 
 MAPS = Path("/proc/self/maps")
 MANY = 20_000  # of the 65,530 mappings that Linux gives a process; one file of tests can take 15,000

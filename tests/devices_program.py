@@ -11,21 +11,25 @@ import numpy as np
 from ase.build import molecule
 from small_potential import bonds
 
-from jaxal import committee, devices, loop, neighbors, setup
 from jaxal.acquire import gate as gates
 from jaxal.acquire import select as selects
 from jaxal.acquire.kernel import mean_feature
 from jaxal.acquire.schedule import bandit
 from jaxal.acquire.score import max_force_spread
-from jaxal.choose import arms_of
-from jaxal.explore.md import nvt_langevin
-from jaxal.explore.seek import hyperactive
-from jaxal.label.bridge import host_label
-from jaxal.parts import import_parts
+from jaxal.committee import evaluation
+from jaxal.core import devices
+from jaxal.core.discovery import import_parts
+from jaxal.core.types import InputError, Label
+from jaxal.data import neighbors
+from jaxal.data.structure import from_atoms
+from jaxal.explore.biases import hyperactive
+from jaxal.explore.dynamics import nvt_langevin
 from jaxal.potential.pair import morse
-from jaxal.structure import from_atoms
+from jaxal.program import loop
+from jaxal.program.callback import host_label
+from jaxal.program.selection import arms_of
+from jaxal.run import assembly
 from jaxal.train import fit as training
-from jaxal.types import InputError, Label
 
 import_parts()
 TABLE, WALKERS, MEMBERS = (1, 8), 8, 4
@@ -39,7 +43,7 @@ ASKED = []
 @jax.jit
 def oracle(structures, wanted):
     near = neighbors.find(SPEC, structures)
-    return Label(*committee.evaluate_batch(ORACLE, {}, structures, near)[:3], wanted)
+    return Label(*evaluation.evaluate_batch(ORACLE, {}, structures, near)[:3], wanted)
 
 
 def answer(structures, wanted):
@@ -51,7 +55,7 @@ def answer(structures, wanted):
 
 
 def of(mesh):
-    return committee.Committee(POTENTIAL, MEMBERS, mesh=mesh)
+    return evaluation.Committee(POTENTIAL, MEMBERS, mesh=mesh)
 
 
 def seeking():
@@ -67,12 +71,12 @@ def seeking():
 
 def start(mesh, more):
     """(state, static, parts, buffer) of a small run on a mesh, with `more` parts."""
-    frames = setup.first_structures(molecule("H2O"), 8, 0)
+    frames = assembly.first_structures(molecule("H2O"), 8, 0)
     structures = jax.tree.map(jnp.asarray, from_atoms(frames, TABLE, dtype=float))
     labels = oracle(structures, jnp.ones(8, bool))
     held = np.arange(8) % 4 == 2
-    buffer = setup.training_set(structures, labels, held, MEMBERS, 64, jax.random.key(1), 1.0)
-    params = setup.new_params(of(None), jax.random.key(2), SPEC, structures, labels)
+    buffer = assembly.training_set(structures, labels, held, MEMBERS, 64, jax.random.key(1), 1.0)
+    params = assembly.new_params(of(None), jax.random.key(2), SPEC, structures, labels)
     parts = loop.Parts(
         committee=of(mesh),
         explorer=nvt_langevin(temperature=300.0),
@@ -119,7 +123,7 @@ def models(mesh, train, buffer):
     """(prediction of 8 and of 3 structures, training) on a mesh."""
     first = jax.tree.map(lambda x: x[:8], buffer.structure)
     near = neighbors.find(SPEC, first)
-    predict = jax.jit(lambda *given: committee.predict(of(mesh), *given))
+    predict = jax.jit(lambda *given: evaluation.predict(of(mesh), *given))
     eight = predict(train.average, first, near)
     three = predict(train.average, *jax.tree.map(lambda x: x[:3], (first, near)))
     rates = jnp.asarray(5, jnp.int32), jnp.asarray(1e-2), jnp.asarray(1e-3)

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from structures import plain
 
-from jaxal import devices
-from jaxal.label.bridge import host_label
-from jaxal.types import Label
+from jaxal.core import devices
+from jaxal.core.types import Label
+from jaxal.program.callback import host_label
 
 patience, seconds = (float(word) for word in sys.argv[1:])
 if patience:

@@ -11,8 +11,8 @@ from typing import ClassVar
 import numpy as np
 from ase.calculators.calculator import FileIOCalculator
 
+from jaxal.core.registry import register
 from jaxal.label.task import Backend, Result, Task
-from jaxal.registry import register
 
 GOOD, DIES, HANGS, DIES_ONCE, RAISES, SPAWNS, HAS_JAX, NOT_FINITE, BLOWS_UP, CRIES, KILLS_PARENT = range(11)
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxal.types import Potential
+from jaxal.core.types import Potential
 
 
 class Springs(NamedTuple):

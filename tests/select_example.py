@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxal.types import Candidates
+from jaxal.core.types import Candidates
 
 KNOWN = [1, 1, 0, 1, 0]
 

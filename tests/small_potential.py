@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxal import neighbors
+from jaxal.core.registry import register
+from jaxal.core.types import Key, Neighbors, Params, Potential, Structure
+from jaxal.data import neighbors
 from jaxal.potential.radial import envelope
-from jaxal.registry import register
-from jaxal.types import Key, Neighbors, Params, Potential, Structure
 
 CUTOFF = 4.0  # Å
 CENTERS = np.linspace(0.6, 2.4, 5)  # Å

@@ -6,8 +6,8 @@ import ase
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from jaxal.cli import main
-from jaxal.label.store import Entry, open_store
+from jaxal.cli.main import main
+from jaxal.label.store.database import Entry, open_store
 from jaxal.label.task import NO_STRESS, Result, Task, failed
 
 ME = "method", "code 1.0"

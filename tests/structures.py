@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxal.types import Structure
+from jaxal.core.types import Structure
 
 
 def plain(
@@ -16,3 +16,21 @@ def plain(
     mass = np.ones(shape, dtype) if mass is None else mass
     fixed = np.zeros(shape, bool) if fixed is None else fixed
     return Structure(position, species, cell, mass, fixed, charge, spin)  # pyright: ignore
+
+
+def same_frame(one, other) -> None:
+    """Two frames are the same to the last bit."""
+    for name in one._fields[:9]:
+        for x, y in zip(*(np.atleast_1d(np.asarray(getattr(f, name), object)) for f in (one, other)), strict=True):
+            np.testing.assert_array_equal(x, y, err_msg=name)
+    for x, y in zip(one.numeric, other.numeric, strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert one.share == other.share and one.isolated == other.isolated
+    for kind in ("info", "arrays"):
+        mine, theirs = dict(getattr(one.carried, kind)), dict(getattr(other.carried, kind))
+        assert mine.keys() == theirs.keys()
+        for name, value in mine.items():
+            if isinstance(value, dict):
+                assert theirs[name] == value
+            else:
+                np.testing.assert_array_equal(np.asarray(theirs[name]), np.asarray(value), err_msg=name)

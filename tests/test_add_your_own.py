@@ -10,10 +10,10 @@ import numpy as np
 from ase.io import write
 from contest_example import frames
 
-from jaxal import registry
-from jaxal.cli import main
-from jaxal.parts import import_parts
-from jaxal.types import Candidates
+from jaxal.cli.main import main
+from jaxal.core import registry
+from jaxal.core.discovery import import_parts
+from jaxal.core.types import Candidates
 
 PAGE = (Path(__file__).parent.parent / "docs" / "add_your_own.md").read_text()
 SMALLER = (

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from structures import plain
 
-from jaxal import registry
 from jaxal.acquire.fits import measure_of
-from jaxal.parts import import_parts
-from jaxal.types import Candidates, Prediction, Structure
+from jaxal.core import registry
+from jaxal.core.discovery import import_parts
+from jaxal.core.types import Candidates, Prediction, Structure
 
 import_parts()
 

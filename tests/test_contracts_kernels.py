@@ -9,10 +9,11 @@ import pytest
 from scipy.spatial.transform import Rotation
 from structures import plain
 
-from jaxal import neighbors, registry
 from jaxal.acquire import kernel, kernel_soap
-from jaxal.parts import import_parts
-from jaxal.types import InputError, Neighbors, Structure
+from jaxal.core import registry
+from jaxal.core.discovery import import_parts
+from jaxal.core.types import InputError, Neighbors, Structure
+from jaxal.data import neighbors
 
 import_parts()
 

@@ -17,12 +17,14 @@ from label_programs import write_potcars
 from scipy.spatial.transform import Rotation
 from structures import plain
 
-from jaxal import committee, neighbors, registry
-from jaxal import model as models
+from jaxal.committee import evaluation
+from jaxal.core import registry
+from jaxal.core.discovery import import_parts
+from jaxal.core.types import InputError, Structure
+from jaxal.data import neighbors
+from jaxal.data.structure import from_atoms
+from jaxal.deploy import model as models
 from jaxal.label.task import LabelError, Task
-from jaxal.parts import import_parts
-from jaxal.structure import from_atoms
-from jaxal.types import InputError, Structure
 
 import_parts()
 
@@ -255,7 +257,7 @@ def test_energy_forces_stress_and_features(kind, name, periodic):
 
     def evaluate(structure, spec):
         near = neighbors.build(spec, structure)
-        return committee.evaluate(part, params, structure, near), near.overflow
+        return evaluation.evaluate(part, params, structure, near), near.overflow
 
     compiled = jax.jit(evaluate, static_argnums=1)
     (energy, force, stress, feature), overflow = compiled(structure, spec)
@@ -285,7 +287,7 @@ def test_energy_forces_stress_and_features(kind, name, periodic):
     batch = jax.tree.map(lambda *x: jnp.stack(x), *(padded(structure, 2, garbage) for garbage in (0.0, 0.3, 1e4, 0.0)))
     near = neighbors.find(roomy, batch)
     batch = batch._replace(position=batch.position.at[3, 0].set(jnp.nan))
-    many = jax.jit(lambda s: committee.evaluate_batch(part, params, s, near))(batch)
+    many = jax.jit(lambda s: evaluation.evaluate_batch(part, params, s, near))(batch)
     for row in range(3):
         found = [x[row] for x in many]
         close(found[0], energy)
@@ -313,7 +315,7 @@ def test_energy_keeps_the_dtype(kind, name, dtype):
         def evaluate(structure):
             near = neighbors.build(spec, structure)
             params = part.init(jax.random.key(0), structure, near)
-            return params, committee.evaluate(part, params, structure, near)
+            return params, evaluation.evaluate(part, params, structure, near)
 
         for leaf in jax.tree.leaves(jax.eval_shape(evaluate, structure)):
             assert leaf.dtype == dtype
@@ -333,15 +335,15 @@ COMMITTEES = {"full": (3, 1, 0), "shared": (4, 4, 0), "estimated spread": (4, 4,
 def test_prediction_of_a_committee(name, kind, periodic):
     part, table = built("potential", name)
     members, count, signs = COMMITTEES[kind]
-    whole = committee.Committee(part, members, heads=count, signs=signs, species=len(table))
+    whole = evaluation.Committee(part, members, heads=count, signs=signs, species=len(table))
     structure = atoms_of(table, periodic)
     spec = neighbors.plan(structure, part.cutoff, 0.0, 1.0)
     near = neighbors.build(spec, structure)
-    params = jax.jit(lambda key: committee.init(whole, key, structure, near))(jax.random.key(7))
+    params = jax.jit(lambda key: evaluation.init(whole, key, structure, near))(jax.random.key(7))
 
     @jax.jit
     def predict(batch, near):
-        return committee.predict(whole, params, batch, near)
+        return evaluation.predict(whole, params, batch, near)
 
     def one(structure, spec):
         batch = jax.tree.map(lambda x: x[None], structure)

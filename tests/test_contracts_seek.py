@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from structures import plain
 
-from jaxal import registry
 from jaxal.acquire.score import max_force_spread
-from jaxal.parts import import_parts
-from jaxal.types import Structure
+from jaxal.core import registry
+from jaxal.core.discovery import import_parts
+from jaxal.core.types import Structure
 
 import_parts()
 DTYPES = [jnp.float32, jnp.float64]

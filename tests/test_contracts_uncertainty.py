@@ -13,21 +13,25 @@ import numpy as np
 import pytest
 from ase.build import molecule
 from closed_features import SHELLS as POTENTIAL
+from loop_example import SPEC, limits_of, oracle
 from scipy.spatial.transform import Rotation
-from test_loop import SPEC, limits_of, oracle
 
-from jaxal import committee, loop, neighbors, registry, setup
-from jaxal import model as models
 from jaxal.acquire import gate as gates
 from jaxal.acquire import select as selects
 from jaxal.acquire.kernel import mean_feature
-from jaxal.committee import Committee
-from jaxal.explore.md import nvt_langevin
-from jaxal.parts import import_parts
+from jaxal.committee import evaluation
+from jaxal.committee.evaluation import Committee
+from jaxal.core import registry
+from jaxal.core.discovery import import_parts
+from jaxal.core.types import Label, Lessons, Structure
+from jaxal.data import neighbors
+from jaxal.data.structure import from_atoms
+from jaxal.deploy import model as models
+from jaxal.explore.dynamics import nvt_langevin
 from jaxal.potential.equivariant import equivariant
-from jaxal.structure import from_atoms
+from jaxal.program import loop
+from jaxal.run import assembly
 from jaxal.train import fit as training
-from jaxal.types import Label, Lessons, Structure
 
 import_parts()
 
@@ -56,7 +60,7 @@ def worst(prediction, structure):
 
 def waters(count, seed, dtype=jnp.float32, stretch=1.0, atoms=ATOMS) -> Structure:
     """Distorted water molecules; what is padded holds numbers that mean nothing."""
-    frames = setup.first_structures(molecule("H2O"), count + 1, seed)[1:]  # the first is the molecule itself
+    frames = assembly.first_structures(molecule("H2O"), count + 1, seed)[1:]  # the first is the molecule itself
     for frame in frames:
         frame.positions *= stretch
     structures = jax.tree.map(jnp.asarray, from_atoms(frames, TABLE, size=atoms, dtype=np.dtype(dtype)))
@@ -104,7 +108,7 @@ def begun(name, dtype, seed=1):
     """One set of weights with the posterior it begins with."""
     first = jax.tree.map(lambda x: x[0], (waters(1, 0, dtype), near(waters(1, 0, dtype))))
     whole = Committee(POTENTIAL, 1, species=len(TABLE), uncertainty=functions(name)[0])
-    return jax.tree.map(lambda x: x[0], committee.init(whole, jax.random.key(seed), *first))
+    return jax.tree.map(lambda x: x[0], evaluation.init(whole, jax.random.key(seed), *first))
 
 
 @functools.cache
@@ -162,7 +166,7 @@ def test_the_mean_is_the_plain_model(name):
         inner = found.force[:, :, :3]
         assert np.all(np.abs(jnp.sum(inner.mean(0), axis=1)) < 1e-8), "at least no net force"
         return
-    energy, force, stress, feature = committee.evaluate_batch(POTENTIAL, params, structures, near(structures))
+    energy, force, stress, feature = evaluation.evaluate_batch(POTENTIAL, params, structures, near(structures))
     np.testing.assert_allclose(found.energy.mean(0), energy, rtol=1e-10)
     np.testing.assert_allclose(found.force.mean(0), force, atol=1e-10)
     np.testing.assert_allclose(found.stress.mean(0), stress, atol=1e-10)
@@ -217,7 +221,7 @@ def test_sets_of_weights_are_mapped_or_batched_alike(name):
     params = jax.tree.map(lambda *x: jnp.stack(x), taught(name, jnp.float64, 1), taught(name, jnp.float64, 2))
     structures = waters(2, 7, jnp.float64)
     whole = Committee(POTENTIAL, 2, "map", species=len(TABLE), uncertainty=method)
-    run = jax.jit(committee.predict, static_argnums=0)
+    run = jax.jit(evaluation.predict, static_argnums=0)
     one = run(whole, params, structures, near(structures))
     other = run(whole._replace(batching="vmap"), params, structures, near(structures))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
@@ -375,8 +379,8 @@ def test_one_round_on_the_fly(name, waiting):
         structures = waters(4, 0, atoms=3)
         labels: Label = jax.jit(oracle)(structures, jnp.ones(4, bool))
         held = np.array([False, False, True, False])
-        buffer = setup.training_set(structures, labels, held, 1, 16, jax.random.key(1), 1.0)
-        params = setup.new_params(parts.committee, jax.random.key(2), SPEC, structures, labels)
+        buffer = assembly.training_set(structures, labels, held, 1, 16, jax.random.key(1), 1.0)
+        params = assembly.new_params(parts.committee, jax.random.key(2), SPEC, structures, labels)
         near = neighbors.Spec(4.0, 0.5, 2, (0, 0, 0))
         static = loop.Static(TABLE, near, SPEC, training.Recipe(batch=2), every=2, looks=2, batch=2, fold=4, queue=8)
         walkers = waters(2, 14, stretch=1.2, atoms=3)  # where none was trained on

@@ -11,14 +11,15 @@ import pytest
 from ase.build import bulk, molecule
 from ase.io import write
 
-from jaxal import model, yaml12
-from jaxal.config import load
+from jaxal.config import yaml12
+from jaxal.config.loading import load
+from jaxal.core.types import InputError
 from jaxal.data.files import read
-from jaxal.label.command import answer_in
-from jaxal.label.exchange import import_labels
-from jaxal.label.store import open_store
+from jaxal.deploy import model
+from jaxal.label.methods.command import answer_in
+from jaxal.label.store.database import open_store
+from jaxal.label.store.transfer import import_labels
 from jaxal.label.task import LabelError, Result, Task
-from jaxal.types import InputError
 
 FUZZ = Path(__file__).parent.parent / "scripts" / "fuzz.py"
 FRAME = "3\nProperties=species:S:1:pos:R:3{more}\nO 0 0 0\nH 0 0 1\nH 0 1 0\n"

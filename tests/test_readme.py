@@ -10,42 +10,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ase.io import read
+from model_example import MOLECULE, tiny_model
 from structures import plain
 
-from jaxal import model as models
-from jaxal import neighbors, registry, schema
 from jaxal.acquire import score
 from jaxal.bench.cases import CASES
-from jaxal.cli import parser
-from jaxal.config import load, parse
-from jaxal.schema import Bench
-from jaxal.structure import from_atoms, species_table
-from jaxal.uncertainty import bound
+from jaxal.cli.main import parser
+from jaxal.config import schema
+from jaxal.config.loading import load, parse
+from jaxal.config.schema import Bench
+from jaxal.core import registry
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MOLECULE = ROOT / "experiments" / "malonaldehyde" / "malonaldehyde.xyz"
 
 
 def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-
-
-def tiny_model(path: Path) -> None:
-    """A committee of two with random weights that knows the elements of malonaldehyde."""
-    atoms = read(MOLECULE)
-    table = species_table([atoms])
-    options = (("cutoff", 3.5), ("channels", 4), ("l_max", 1), ("layers", 1))
-    known = bound.Calibration(1.5, 0.9, 99, bound.SCORE, "frames of a test")
-    reference = np.array([-13.0, -50.0, -430.0])
-    model = models.Model("equivariant", options, table, {}, reference, "float32", 0, 0, calibration=known)
-    potential = models.potential(model)
-    structure = jax.tree.map(jnp.asarray, from_atoms(atoms, table))
-    near = neighbors.build(neighbors.plan(structure, potential.cutoff), structure)
-    params = jax.vmap(lambda key: potential.init(key, structure, near))(jax.random.split(jax.random.key(0), 2))
-    models.save(path, model._replace(params=params))
 
 
 def test_the_python_example_runs(tmp_path, monkeypatch, capsys):

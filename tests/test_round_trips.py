@@ -6,13 +6,13 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.io import read, write
 from numpy.testing import assert_allclose
-from test_files import same
-from test_run import WATER, jaxal
+from run_example import WATER, jaxal
+from structures import same_frame
 
 from jaxal.data import files
 from jaxal.data.frames import Frame
-from jaxal.label import framed
-from jaxal.label.store import Entry, open_store
+from jaxal.label.store import conversion
+from jaxal.label.store.database import Entry, open_store
 
 TRAIN = """
 data: {file: third.db}
@@ -70,13 +70,13 @@ def test_a_label_of_a_run_is_the_same_wherever_it_goes(tmp_path, monkeypatch):
         again = {entry.key: entry for entry in entries(path)}
         assert again.keys() == {entry.key for entry in paid if entry.result.ok}
         for entry in paid:
-            same(framed.frame_of(entry), framed.frame_of(again[entry.key]))
+            same_frame(conversion.frame_of(entry), conversion.frame_of(again[entry.key]))
     run, learned, exported = frames("out/training.xyz"), frames("trained/training.xyz"), frames("first.xyz")
     assert run.keys() <= exported.keys() == learned.keys() and len(learned) == len(paid)
     for key, frame in exported.items():
         assert (frame.charge, frame.spin) == (1, 1) and list(np.flatnonzero(frame.fixed)) == [0]
         np.testing.assert_array_equal(frame.mass, water.get_masses())
-        same(frame, learned[key])
+        same_frame(frame, learned[key])
         if key in run:
             assert_allclose(run[key].numeric.force, frame.numeric.force, rtol=0, atol=1e-6)  # as learned: 32 bits
             assert_allclose(run[key].numeric.energy, frame.numeric.energy, rtol=0, atol=1e-6)

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from ase.io import read
 
-from jaxal import run
-from jaxal.config import load
-from jaxal.types import InputError
+from jaxal.config.loading import load
+from jaxal.core.types import InputError
+from jaxal.run import driver
 
 HERE = Path(__file__).parent
 HYDROGEN, DONOR, ACCEPTOR = 5, 4, 3  # atoms of malonaldehyde.xyz
@@ -66,11 +66,11 @@ def main(folder: Path, seeds: int) -> None:
             directory = folder / f"{arm}-{seed}"
             if (directory / "config.yaml").exists():
                 try:
-                    run.resume(directory)
+                    driver.resume(directory)
                 except InputError as error:
                     print(f"{directory}: {error}")
             else:
-                run.start(load(HERE / "config.yaml", [*overrides, f"seed={seed}"]), directory)
+                driver.start(load(HERE / "config.yaml", [*overrides, f"seed={seed}"]), directory)
     outcome = {
         path.parent.name: measured(path.parent)
         for path in sorted(folder.glob("*/model.npz"))

@@ -13,7 +13,7 @@ import ase.io
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from jaxal.units import GPA
+from jaxal.core.units import GPA
 
 LINKED = (
     "rmd17/rmd17_malonaldehyde_train_01.xyz.gz",

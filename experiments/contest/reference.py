@@ -16,7 +16,7 @@ from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
 from jaxal.label.calculator import LabelCalculator
-from jaxal.label.tblite import tblite
+from jaxal.label.methods.tblite import tblite
 from jaxal.validate.barrier import Barrier, barrier, mirrored_transfer
 
 HERE = Path(__file__).parent

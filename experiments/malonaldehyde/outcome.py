@@ -15,10 +15,11 @@ from ase.io import read
 from tblite.ase import TBLite
 
 import jaxal
-from jaxal import model, report
-from jaxal.explore.md import nve
-from jaxal.structure import from_atoms
-from jaxal.units import KCAL_PER_MOL
+from jaxal.core.units import KCAL_PER_MOL
+from jaxal.data.structure import from_atoms
+from jaxal.deploy import model
+from jaxal.explore.dynamics import nve
+from jaxal.report import page
 from jaxal.validate import command, dynamics
 from jaxal.validate.barrier import barrier, mirrored_transfer
 
@@ -52,7 +53,7 @@ def main(directory: Path) -> None:
     )
     stability = dynamics.stability(trajectory, finished.table, structure)
     command.save(directory, barrier={"model": learned, "reference": truth}, stability=stability)
-    report.write(directory)
+    page.write(directory)
     print(f"barrier, kcal/mol: model {learned.energy / KCAL_PER_MOL:.3f}, GFN2 {truth.energy / KCAL_PER_MOL:.3f}")
     print(json.dumps(command.to_json(stability)))
 

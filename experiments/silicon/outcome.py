@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxal import model
-from jaxal.committee import Committee
+from jaxal.committee.evaluation import Committee
 from jaxal.data.files import read
-from jaxal.explore.md import npt_nose_hoover
+from jaxal.data.structure import from_frames
+from jaxal.deploy import model
+from jaxal.explore.dynamics import npt_nose_hoover
 from jaxal.potential.pair import stillinger_weber
-from jaxal.structure import from_frames
 from jaxal.validate import command, dynamics
 
 MELT, TEMPERATURE, TIMESTEP, EVERY = 3200.0, 2500.0, 2.0, 20  # K, K, fs, steps

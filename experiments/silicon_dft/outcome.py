@@ -11,8 +11,8 @@ from pathlib import Path
 from elastic import Elastic, elastic
 
 import jaxal
-from jaxal import report
-from jaxal.units import GPA
+from jaxal.core.units import GPA
+from jaxal.report import page
 from jaxal.validate import command
 
 
@@ -22,7 +22,7 @@ def main(directory: Path) -> None:
     stored = json.loads((Path(__file__).parent / "reference.json").read_text())
     truth = Elastic(**{name: stored[name] for name in Elastic._fields})
     command.save(directory, elastic={"model": learned, "reference": truth})
-    report.write(directory)
+    page.write(directory)
     for name, mine, theirs in zip(Elastic._fields, learned, truth, strict=True):
         print(f"{name}: model {mine:.4g}, Quantum ESPRESSO {theirs:.4g}")
     errors = json.loads((directory / "validate.json").read_text())["errors"]

@@ -19,13 +19,13 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from elastic import LATTICE, elastic
 
-from jaxal.committee import Committee
-from jaxal.config import load
-from jaxal.explore.md import nvt_langevin
+from jaxal.committee.evaluation import Committee
+from jaxal.config.discovery import import_parts
+from jaxal.config.loading import load
+from jaxal.data.structure import from_atoms
+from jaxal.explore.dynamics import nvt_langevin
 from jaxal.label.calculator import LabelCalculator
-from jaxal.parts import import_parts
 from jaxal.potential.pair import stillinger_weber
-from jaxal.structure import from_atoms
 from jaxal.validate import dynamics
 
 HERE, TABLE = Path(__file__).parent, (14,)

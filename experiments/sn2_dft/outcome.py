@@ -16,8 +16,8 @@ from points import lengths, other_side, points, wavenumbers
 from reference import HERE, labeler
 
 import jaxal
-from jaxal import report
-from jaxal.units import KCAL_PER_MOL
+from jaxal.core.units import KCAL_PER_MOL
+from jaxal.report import page
 from jaxal.validate import command
 from jaxal.validate.barrier import barrier
 
@@ -48,7 +48,7 @@ def main(directory: Path, reference: str) -> None:
         bonds = {point: stored[point]["C-Cl"] for point in ("complex", "saddle")}
     told |= {"reference": expected, "difference": told["barrier"] - expected, "reference C-Cl": bonds}
     command.save(directory, sn2=told)
-    report.write(directory)
+    page.write(directory)
     print(json.dumps(told, indent=1))
     print(f"barrier, kcal/mol: model {told['barrier']:.3f}, by NEB {told['neb']:.3f}, {reference} {expected:.3f}")
 

@@ -15,10 +15,10 @@ import numpy as np
 from ase.io import write
 from points import lengths, other_side, points, wavenumbers
 
-from jaxal import registry
+from jaxal.config.discovery import import_parts
+from jaxal.core import registry
+from jaxal.core.units import KCAL_PER_MOL
 from jaxal.label.calculator import LabelCalculator
-from jaxal.parts import import_parts
-from jaxal.units import KCAL_PER_MOL
 
 HERE = Path(__file__).parent
 OPTIONS: dict[str, dict[str, Any]] = {"pyscf": {"dispersion": "d3bj"}, "tblite": {}}  # else defaults

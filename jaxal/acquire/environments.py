@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxal.acquire.score import atom_count, atom_spread, energy_std, root
-from jaxal.registry import register
-from jaxal.types import Measure, Prediction, Structure
-from jaxal.units import Unit
+from jaxal.core.registry import register
+from jaxal.core.types import Measure, Prediction, Structure
+from jaxal.core.units import Unit
 
 
 @register("score", about=lambda **_: Measure(""))

@@ -8,8 +8,8 @@ in eV/Å.
 from collections.abc import Mapping
 from typing import Any
 
-from jaxal import registry
-from jaxal.types import FORCE, Gate, InputError, Measure
+from jaxal.core import registry
+from jaxal.core.types import FORCE, Gate, InputError, Measure
 
 UNKNOWN = Measure("its own unit")  # of a score that says nothing of itself
 

@@ -14,9 +14,9 @@ from typing import Annotated
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxal.registry import register
-from jaxal.types import Gate, GateState
-from jaxal.units import Unit
+from jaxal.core.registry import register
+from jaxal.core.types import Gate, GateState
+from jaxal.core.units import Unit
 
 Share = Annotated[float, Unit("", 0.0, True)]  # of all, more than none
 

@@ -13,9 +13,9 @@ from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
 from jaxal.acquire.score import atom_count, energy_std, root
-from jaxal.registry import register
-from jaxal.types import FORCE, Measure, Prediction, Structure
-from jaxal.units import Unit
+from jaxal.core.registry import register
+from jaxal.core.types import FORCE, Measure, Prediction, Structure
+from jaxal.core.units import Unit
 
 SURE = 10.0  # standard deviations beyond which nothing is left of the tail of a normal law, in float32
 NONE = 1e-12  # a standard deviation that is none, in the property's unit: its square is still a number in float32

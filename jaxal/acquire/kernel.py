@@ -12,9 +12,9 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from jaxal.registry import register
-from jaxal.types import InputError, Neighbors, Params, Potential, Structure
-from jaxal.units import Unit
+from jaxal.core.registry import register
+from jaxal.core.types import InputError, Neighbors, Params, Potential, Structure
+from jaxal.core.units import Unit
 
 BLOCKS = 4  # of species, where the weights do not tell how many there are
 TOGETHER = 8  # structures whose gradients are found at a time on accelerators: each is as large as the weights

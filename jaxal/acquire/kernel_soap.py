@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxal.neighbors import vectors
-from jaxal.registry import register
-from jaxal.types import Neighbors, Params, Potential, Structure
-from jaxal.units import Unit
+from jaxal.core.registry import register
+from jaxal.core.types import Neighbors, Params, Potential, Structure
+from jaxal.core.units import Unit
+from jaxal.data.neighbors import vectors
 
 ROWS = 118  # of the species table, at most
 

@@ -2,7 +2,7 @@
 
 A schedule is `(*, of, options) -> Schedule`, or None for the one selection that `select` names. `of` are the names of
 registered selections, the arms, each with its default options. What an arm brought is a gain between 0 and 1 (how wrong
-the committee was about the labels that it picked, see `jaxal.choose`).
+the committee was about the labels that it picked, see `jaxal.program.selection`).
 """
 
 import inspect
@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxal import registry
-from jaxal.registry import register
-from jaxal.types import InputError, Key, Schedule
-from jaxal.units import Unit
+from jaxal.core import registry
+from jaxal.core.registry import register
+from jaxal.core.types import InputError, Key, Schedule
+from jaxal.core.units import Unit
 
 Names = tuple[str, ...]
 Share = Annotated[float, Unit("", 0.0)]

@@ -10,9 +10,9 @@ from typing import Annotated
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxal.registry import register
-from jaxal.types import FORCE, Measure, Prediction, Structure
-from jaxal.units import Unit
+from jaxal.core.registry import register
+from jaxal.core.types import FORCE, Measure, Prediction, Structure
+from jaxal.core.units import Unit
 
 
 def root(square: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from jaxal.acquire.select_pool import best, greedy, pooled, ranked, to_known, to_row
-from jaxal.registry import register
-from jaxal.types import Candidates, Key
-from jaxal.units import Unit
+from jaxal.core.registry import register
+from jaxal.core.types import Candidates, Key
+from jaxal.core.units import Unit
 
 
 @register("select")

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxal.acquire.select_pool import Pool, far, greedy, pooled, quality, squared_distances, to_known, to_row
-from jaxal.registry import register
-from jaxal.types import Candidates, Key
-from jaxal.units import Unit
+from jaxal.core.registry import register
+from jaxal.core.types import Candidates, Key
+from jaxal.core.units import Unit
 
 Weight = Annotated[float, Unit("", 0.0)]
 

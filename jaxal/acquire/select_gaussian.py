@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxal.acquire.select_pool import Pool, greedy, pooled, quality
-from jaxal.registry import register
-from jaxal.types import Candidates, Key
-from jaxal.units import Unit
+from jaxal.core.registry import register
+from jaxal.core.types import Candidates, Key
+from jaxal.core.units import Unit
 
 Noise = Annotated[float, Unit("", 0.0, True)]
 Weight = Annotated[float, Unit("", 0.0)]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxal.types import Candidates, Key
+from jaxal.core.types import Candidates, Key
 
 S = TypeVar("S")
 

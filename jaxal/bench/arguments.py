@@ -48,7 +48,7 @@ def _separated(kind: type) -> Callable[[str], list]:
 def _bench(given: argparse.Namespace) -> None:
     if given.threads is not None:  # read when the backend starts, so before jax is imported
         if given.threads < 1:
-            from jaxal.types import InputError
+            from jaxal.core.types import InputError
 
             raise InputError(f"bench: --threads {given.threads}: give 1 or more")
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC", "PJRT_NPROC"):

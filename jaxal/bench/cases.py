@@ -17,19 +17,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from jaxal import buffer as buffers
-from jaxal import committee as committees
-from jaxal import devices, loop, neighbors, setup, weights
 from jaxal.acquire.score import max_force_spread
-from jaxal.committee import Committee, predict, predict_local
-from jaxal.config import parse
-from jaxal.devices import MEMBERS, WALKERS
-from jaxal.explore.md import nvt_langevin
-from jaxal.schema import Part
-from jaxal.structure import from_atoms, species_table
+from jaxal.committee import evaluation as committees
+from jaxal.committee import weights
+from jaxal.committee.evaluation import Committee, predict, predict_local
+from jaxal.config.loading import parse
+from jaxal.config.schema import Part
+from jaxal.core import devices
+from jaxal.core.devices import MEMBERS, WALKERS
+from jaxal.core.types import Label, Neighbors, Params, Structure
+from jaxal.data import buffer as buffers
+from jaxal.data import neighbors
+from jaxal.data.structure import from_atoms, species_table
+from jaxal.explore.dynamics import nvt_langevin
+from jaxal.program import loop
+from jaxal.run import assembly
 from jaxal.train import fit as training
 from jaxal.train.loss import LossWeights
-from jaxal.types import Label, Neighbors, Params, Structure
 
 SCALE = 0.05  # eV, of the random weights: walkers stay near where they started
 SAMPLES = 100  # labeled structures in the training case
@@ -173,24 +177,24 @@ def segment(setting: Setting) -> Program:
         }
         config = parse(raw, folder)
         atoms, table = setting.atoms, species_table([setting.atoms])
-        first = setup.first_labels(config, atoms, Path(folder) / "labels.sqlite")
+        first = assembly.first_labels(config, atoms, Path(folder) / "labels.sqlite")
     reference = training.reference_energies(first.structures, first.labels.energy, len(table))
-    structures, labels = setup.cast(first.structures, first.labels, reference, config.precision)
-    dtype = setup.dtype_of(config.precision)
-    oracle = setup.oracle_label(config, table, dtype, reference, setup.oracle_spec(config, table, structures))
-    parts = setup.parts_of(config, table, oracle)
-    near = neighbors.plan(structures, parts.committee.potential.cutoff, setup.SKIN)
+    structures, labels = assembly.cast(first.structures, first.labels, reference, config.precision)
+    dtype = assembly.dtype_of(config.precision)
+    oracle = assembly.oracle_label(config, table, dtype, reference, assembly.oracle_spec(config, table, structures))
+    parts = assembly.parts_of(config, table, oracle)
+    near = neighbors.plan(structures, parts.committee.potential.cutoff, assembly.SKIN)
     train_near = neighbors.plan(structures, parts.committee.potential.cutoff, 0.0)
-    static = setup.static_of(config, table, near, train_near, LOOKS)
+    static = assembly.static_of(config, table, near, train_near, LOOKS)
     keys = jax.random.split(jax.random.key(setting.seed), 3)
     members = setting.members
-    params = setup.new_params(parts.committee, keys[0], train_near, structures, labels)
-    held = setup.spread_hold(structures.charge.shape[0], config.train.holdout)
-    buffer = setup.training_set(structures, labels, held, members, 256, keys[1], 1.0)
+    params = assembly.new_params(parts.committee, keys[0], train_near, structures, labels)
+    held = assembly.spread_hold(structures.charge.shape[0], config.train.holdout)
+    buffer = assembly.training_set(structures, labels, held, members, 256, keys[1], 1.0)
     train = training.init(static.recipe, params)
     walkers = jax.tree.map(lambda x: jnp.stack([x[0]] * setting.walkers), structures)
     state = jax.jit(lambda *given: loop.start(parts, static, *given))(train, buffer, walkers, keys[2])
-    limits = setup.limits_of(config, 1e-3, 0.0)
+    limits = assembly.limits_of(config, 1e-3, 0.0)
     # room for one labeling of all walkers, at the first look
     limits = limits._replace(budget=state.labels + setting.walkers)
     compiled, trace, compile_ = _compile(loop.make_segment(parts, static), state, limits)
@@ -225,7 +229,7 @@ def train(setting: Setting) -> Program:
     spec = neighbors.plan(structures, model.committee.potential.cutoff, 0.0)
     recipe = training.Recipe(batch=setting.batch, optimizer="amsgrad", weights=LossWeights(1.0, 100.0, 0.0, None))
     none = np.zeros(SAMPLES, bool)
-    buffer = setup.training_set(structures, labels, none, setting.members, SAMPLES, jax.random.key(1), 0.0)
+    buffer = assembly.training_set(structures, labels, none, setting.members, SAMPLES, jax.random.key(1), 0.0)
     state = training.init(recipe, model.params)
 
     def fit(state: training.TrainState, buffer: buffers.Buffer):
@@ -252,7 +256,7 @@ def _compile(function: Callable, *arguments: Any, donate: tuple[int, ...] = ()) 
 
 
 def _model(setting: Setting) -> _Model:
-    dtype = setup.dtype_of(setting.precision)
+    dtype = assembly.dtype_of(setting.precision)
     table = species_table([setting.atoms])
     heads = setting.members if setting.kind == "shared" else 1
     potential = weights.collected(setting.potential.bind()(table))
@@ -260,7 +264,7 @@ def _model(setting: Setting) -> _Model:
     committee = Committee(potential, setting.members, setting.batching, heads, setting.signs, len(table), mesh=mesh)
     # weights and positions are those of float32 in every precision, so that results can be compared
     one = jax.tree.map(jnp.asarray, from_atoms([setting.atoms], table, dtype=np.dtype(np.float32)))
-    spec = neighbors.plan(one, committee.potential.cutoff, setup.SKIN)
+    spec = neighbors.plan(one, committee.potential.cutoff, assembly.SKIN)
     near = jax.jit(neighbors.find, static_argnums=0)(spec, one)
     first = jax.tree.map(lambda x: x[0], (one, near))
     params = jax.jit(lambda key, *rest: committees.init(committee, key, *rest))(jax.random.key(setting.seed), *first)

@@ -10,15 +10,15 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxal import devices
 from jaxal.bench import roofline, systems
 from jaxal.bench.cases import CASES, Setting, forces
 from jaxal.bench.profile import PARTS, profile
 from jaxal.bench.timing import machine, measure
-from jaxal.compilation import SETTINGS
-from jaxal.config import parse
-from jaxal.schema import Bench, Committee, Precision
-from jaxal.types import InputError
+from jaxal.config.loading import parse
+from jaxal.config.schema import Bench, Committee, Precision
+from jaxal.core import devices
+from jaxal.core.compilation import SETTINGS
+from jaxal.core.types import InputError
 
 PRECISIONS = get_args(Precision)
 KINDS = get_args(get_type_hints(Committee)["kind"])

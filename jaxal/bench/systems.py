@@ -7,9 +7,9 @@ import ase
 import ase.build
 import ase.io
 
+from jaxal.core.types import InputError
 from jaxal.data.files import read
 from jaxal.data.frames import stripped, to_atoms
-from jaxal.types import InputError
 
 RATTLE = 0.05  # Å
 LATTICE = 5.431  # Å, silicon

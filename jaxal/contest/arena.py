@@ -6,14 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxal import neighbors, setup
 from jaxal.contest import data as datas
 from jaxal.contest.data import Source, paid
 from jaxal.contest.measure import offsets
 from jaxal.contest.schema import Contest, Task
-from jaxal.structure import to_atoms
+from jaxal.core.types import InputError, Label, Structure
+from jaxal.data import neighbors
+from jaxal.data.structure import to_atoms
+from jaxal.run import assembly
 from jaxal.train import fit as training
-from jaxal.types import InputError, Label, Structure
 
 
 class Arena(NamedTuple):
@@ -40,7 +41,7 @@ class Arena(NamedTuple):
 def arena(contest: Contest, name: str, task: Task, source: Source) -> Arena:
     """The task with its first labels, the same for all strategies. Raises InputError where the labeler fails."""
     data, count = source.data, task.budgets[0]
-    dtype = setup.dtype_of(contest.precision)
+    dtype = assembly.dtype_of(contest.precision)
     assert task.potential is not None
     cutoff = task.potential.bind()(data.table).cutoff
     everything = jax.tree.map(lambda *x: np.concatenate(x), data.pool, data.exam)
@@ -100,8 +101,8 @@ def _first_live(contest: Contest, name: str, task: Task, source: Source, seed: i
     data = source.data
     starts = [to_atoms(one, data.table) for one in rows_of(data.pool)]
     number = int(np.random.default_rng([contest.seed, seed, datas.key_of(name)]).integers(2**31))
-    frames = setup.first_structures(starts, task.budgets[0], number)
-    structures = setup.from_atoms(frames, data.table, dtype=np.dtype(contest.precision))
+    frames = assembly.first_structures(starts, task.budgets[0], number)
+    structures = assembly.from_atoms(frames, data.table, dtype=np.dtype(contest.precision))
     labels = paid(source.service, structures, np.ones(len(frames), bool))
     if not np.asarray(labels.ok)[: len(starts)].all() or np.asarray(labels.ok).sum() < 2:
         assert task.live is not None

@@ -14,12 +14,13 @@ def add(contest: argparse.ArgumentParser) -> None:
 
 
 def _contest(given: argparse.Namespace) -> None:
-    from jaxal import compilation, setup
     from jaxal.contest import schema
+    from jaxal.core import compilation
+    from jaxal.run import assembly
 
     contest = schema.load(given.config, given.overrides)
     folder = given.dir or Path("runs") / given.config.resolve().stem
-    setup.dtype_of(contest.precision)
+    assembly.dtype_of(contest.precision)
     compilation.keep()
     try:
         print(run(contest, folder, tuple(name for name in given.only.split(",") if name)))
@@ -34,18 +35,18 @@ def run(contest: Any, folder: Path, only: tuple[str, ...] = ()) -> Path:
     `only` names the strategies, and the tasks, to work on; without names all. Raises InputError for every mistake,
     before anything is computed.
     """
-    from jaxal import lock
     from jaxal.contest import data as datas
     from jaxal.contest import page, records, schema
     from jaxal.contest.arena import arena as ready
     from jaxal.contest.show import display
+    from jaxal.run import lock
 
     entered = schema.entrants(contest)
     tasks, chosen = _only(contest, entered, only)
     for name in tasks:
         datas.check(name, contest.tasks[name])
     if folder.exists() and not folder.is_dir():
-        from jaxal.types import InputError
+        from jaxal.core.types import InputError
 
         raise InputError(f"{folder}: is no folder; give another with --dir")
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +103,7 @@ def _compete(arena: Any, entrant: Any, folder: Path, results: dict, show: Any) -
 
 
 def _only(contest: Any, entered: tuple, only: tuple[str, ...]) -> tuple[list[str], list[Any]]:
-    from jaxal.types import InputError
+    from jaxal.core.types import InputError
 
     names = [entrant.name for entrant in entered]
     for name in only:

@@ -18,17 +18,17 @@ import numpy as np
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
-from jaxal.check import dynamics_of, start_structures, task_of
+from jaxal.config.check import dynamics_of, start_structures, task_of
 from jaxal.contest.schema import Live, Task
+from jaxal.core.errors import InputWarning
+from jaxal.core.types import InputError, Label, Structure
 from jaxal.data import dataset, files
 from jaxal.data.frames import Frame, of_atoms, overlap, stripped, with_electrons
-from jaxal.errors import InputWarning
+from jaxal.data.structure import Table, from_atoms, from_frames, labels_of, shares_of, species_table
 from jaxal.label.calculator import LabelCalculator
-from jaxal.label.executor import Recipe
 from jaxal.label.service import Service, label_service
 from jaxal.label.task import LabelError
-from jaxal.structure import Table, from_atoms, from_frames, labels_of, shares_of, species_table
-from jaxal.types import InputError, Label, Structure
+from jaxal.label.workers.executor import Recipe
 
 SETTLE = 1000  # steps of the labeler's dynamics before its first frame
 STORE = "labels.sqlite"

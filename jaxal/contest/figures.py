@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxal.figures import BLUE, GRAY, GREEN, ORANGE, RED, STYLE, _legend, _log, _numbers
+from jaxal.report.figures import BLUE, GRAY, GREEN, ORANGE, RED, STYLE, _legend, _log, _numbers
 
 PURPLE, SKY = "#CC79A7", "#56B4E9"
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY)  # of the best strategies; random is black, farthest-point red

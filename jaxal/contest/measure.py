@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from jaxal.contest.data import Data
-from jaxal.types import Prediction
+from jaxal.core.types import Prediction
 from jaxal.validate.calibration import calibration, normal
 
 PER_SEED = (

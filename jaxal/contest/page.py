@@ -11,7 +11,7 @@ from typing import Any
 from jaxal.contest import figures
 from jaxal.contest.schema import Contest, Entrant
 from jaxal.contest.summary import SECONDS, Results, finished, summary
-from jaxal.report import STYLE
+from jaxal.report.page import STYLE
 
 PAGE, SUMMARY, CSV, LEADERS = "contest.html", "summary.json", "results.csv", "leaderboard.csv"
 ENOUGH = 5  # seeds; the tails of the bootstrap lie beyond all resamples of fewer

@@ -15,19 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxal import buffer as buffers
-from jaxal import committee as committees
-from jaxal import neighbors, setup, weights
-from jaxal.choose import Course, arms_of, scheduled, taught
-from jaxal.committee import Committee, backbone
+from jaxal.committee import evaluation as committees
+from jaxal.committee import weights
+from jaxal.committee.evaluation import Committee, backbone
+from jaxal.config.schema import Part
 from jaxal.contest.schema import Model, Task
-from jaxal.precision import exact
-from jaxal.schema import Part
-from jaxal.structure import Table
+from jaxal.core.precision import exact
+from jaxal.core.types import Candidates, Key, Params, Prediction, Structure
+from jaxal.data import buffer as buffers
+from jaxal.data import neighbors
+from jaxal.data.structure import Table
+from jaxal.program.selection import Course, arms_of, scheduled, taught
+from jaxal.program.step import where
+from jaxal.run import assembly
 from jaxal.train import fit as training
 from jaxal.train import posterior
-from jaxal.types import Candidates, Key, Params, Prediction, Structure
-from jaxal.walk import where
 
 GROUP = {"cpu": 64}  # structures evaluated by one call of a program
 WIDEST = 256  # the same on accelerators
@@ -106,7 +108,7 @@ def committee_of(model: Model, potential: Part, table: Table) -> Committee:
 def recipe_of(task: Task, forces: bool, stress: bool) -> training.Recipe:
     """How a task is trained: on the forces and stresses that there are."""
     assert task.train is not None
-    recipe = setup.recipe(task.train)
+    recipe = assembly.recipe(task.train)
     weights = recipe.weights
     weights = weights._replace(force=weights.force if forces else 0.0, stress=weights.stress if stress else 0.0)
     return recipe._replace(weights=weights)

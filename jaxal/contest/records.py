@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxal.contest.schema import Contest, Entrant, plain
-from jaxal.types import InputError
+from jaxal.core.types import InputError
 
 CONTEST, RESULTS, STATES, DATA = "contest.json", "results.jsonl", "states", "data"
 Records = list[dict[str, Any]]

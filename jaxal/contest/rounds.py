@@ -14,17 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxal import buffer as buffers
-from jaxal import checkpoint, neighbors, setup
-from jaxal.choose import Course
 from jaxal.contest import data as datas
 from jaxal.contest import programs as made
 from jaxal.contest import walking
 from jaxal.contest.arena import Arena, cast, cast_structures, kept, of_all, rows_of
 from jaxal.contest.measure import measure
 from jaxal.contest.schema import Entrant, Model
+from jaxal.core.types import InputError, Structure
+from jaxal.data import buffer as buffers
+from jaxal.data import neighbors
+from jaxal.program.selection import Course
+from jaxal.run import assembly, checkpoint
 from jaxal.train import fit as training
-from jaxal.types import InputError, Structure
 
 INIT, FIT, ADD, SELECT, WALK = range(5)  # what a key is for
 Records = list[dict[str, Any]]
@@ -134,7 +135,7 @@ def _untrained(arena: Arena, model: Model) -> Standing:
     committee = program.committee
     empty = buffers.init(jax.tree.map(lambda x: x[0], one), committee.members, task.budgets[-1])
     count = np.shape(label.energy)[1]
-    held = setup.spread_hold(count, task.train.holdout) if task.train.holdout else np.zeros(count, bool)
+    held = assembly.spread_hold(count, task.train.holdout) if task.train.holdout else np.zeros(count, bool)
     ok = np.asarray(label.ok)
     buffer = program.add(
         jax.tree.map(lambda x: np.broadcast_to(np.asarray(x)[None], (seeds, *np.shape(x))), empty),

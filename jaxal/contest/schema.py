@@ -13,9 +13,8 @@ from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from jaxal import config as configs
-from jaxal import registry
-from jaxal.schema import (
+from jaxal.config import loading as configs
+from jaxal.config.schema import (
     BiasPart,
     Committee,
     Count,
@@ -33,8 +32,9 @@ from jaxal.schema import (
     UncertaintyPart,
     spread_of,
 )
-from jaxal.types import InputError
-from jaxal.units import Unit
+from jaxal.core import registry
+from jaxal.core.types import InputError
+from jaxal.core.units import Unit
 
 BASELINES = ("random", "farthest")  # selections that are always in
 NAME = re.compile(r"[A-Za-z0-9_.+-]+")  # of a task or strategy: it is a folder's name too

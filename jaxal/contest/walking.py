@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxal import committee as committees
-from jaxal import fragments, neighbors
 from jaxal.acquire.fits import measure_of
 from jaxal.acquire.gate import conformal
-from jaxal.committee import Committee
+from jaxal.committee import evaluation as committees
+from jaxal.committee.evaluation import Committee
 from jaxal.contest.programs import over_seeds
 from jaxal.contest.schema import Entrant, Live
-from jaxal.loop import Trusted
-from jaxal.structure import Table
-from jaxal.types import Key, Neighbors, Params, Structure, WalkerState
-from jaxal.walk import Bounds, Walk, driving, farthest, make_walk, nothing, where
+from jaxal.core.types import Key, Neighbors, Params, Structure, WalkerState
+from jaxal.data import fragments, neighbors
+from jaxal.data.structure import Table
+from jaxal.program.loop import Trusted
+from jaxal.program.step import Bounds, Walk, driving, farthest, make_walk, nothing, where
 
 
 class Visited(NamedTuple):

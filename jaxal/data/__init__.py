@@ -1,1 +1,1 @@
-"""Data from outside and back: files, ASE's atoms, labels, electrons, constraints. numpy alone, never JAX."""
+"""Data: from outside and back (numpy alone), and on the device: structures, neighbors, training set, queue."""

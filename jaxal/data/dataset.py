@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from ase.data import chemical_symbols
 
+from jaxal.core.errors import InputError, InputWarning
 from jaxal.data import files, labels
 from jaxal.data.electrons import unread
 from jaxal.data.frames import Frame, overlap, with_electrons
-from jaxal.errors import InputError, InputWarning
 
 DECIMALS = 6  # of a coordinate, Å: structures that agree so far are the same, as in a label store
 STRESS, FORCE, NET, ENERGY = 1.0, 30.0, 0.1, 10.0  # eV/Å^3, eV/Å, eV/Å, eV/atom: beyond these a number looks wrong

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ase.data import chemical_symbols
 
-from jaxal.errors import InputError
+from jaxal.core.errors import InputError
 
 # names in a frame's info, in lower case; those of a multiplicity hold the number of unpaired electrons + 1
 CHARGE = ("charge", "total_charge", "net_charge", "system_charge")

@@ -18,10 +18,10 @@ from ase.data import atomic_numbers, chemical_symbols
 from ase.io.extxyz import key_val_str_to_dict, read_xyz
 from ase.io.formats import filetype, open_with_compression
 
+from jaxal.core.errors import InputError
 from jaxal.data import frames
 from jaxal.data.frames import Frame
 from jaxal.data.labels import voigt_to_matrix
-from jaxal.errors import InputError
 
 COLUMNS = 10_000  # of one property
 SHOWN = 30  # characters of what is wrong in a message

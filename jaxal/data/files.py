@@ -17,10 +17,10 @@ import ase.io
 import numpy as np
 from ase.io.formats import filetype
 
+from jaxal.core.errors import InputError, InputWarning
 from jaxal.data import extxyz, frames
 from jaxal.data.extxyz import one_line
 from jaxal.data.frames import Carried, Frame
-from jaxal.errors import InputError, InputWarning
 
 XYZ, DATABASE = (".xyz", ".extxyz", ".xyz.gz", ".extxyz.gz"), (".db",)
 TYPED = ("lammps-dump-text", "lammps-dump-binary")  # formats whose atoms may have types in place of elements

@@ -14,10 +14,10 @@ from ase.constraints import FixAtoms, FixCartesian, FixScaled
 from ase.data import atomic_masses, chemical_symbols, covalent_radii
 from ase.neighborlist import neighbor_list
 
+from jaxal.core.errors import InputError
 from jaxal.data import electrons as charges
 from jaxal.data import labels
 from jaxal.data.labels import Numbers, Share
-from jaxal.errors import InputError
 
 # No reference method labels more, and a committee on several walkers has no memory for them.
 MOST_ATOMS = 10_000

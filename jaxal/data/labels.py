@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxal.errors import InputError
+from jaxal.core.errors import InputError
 
 REFERENCE = "REF_"
 MATRIX = "stress_matrix"  # nine numbers of a stress that is symmetric but for rounding: ASE's stress has six

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxal.explore.md import Femtosecond
+from jaxal.core.jaxmd import dataclasses, simulate
+from jaxal.core.registry import register
+from jaxal.core.types import Explorer, Key, Structure, WalkerState
+from jaxal.core.units import Unit
+from jaxal.explore.dynamics import Femtosecond
 from jaxal.explore.walker import explorer
-from jaxal.jaxmd import dataclasses, simulate
-from jaxal.registry import register
-from jaxal.types import Explorer, Key, Structure, WalkerState
-from jaxal.units import Unit
 
 
 @dataclasses.dataclass

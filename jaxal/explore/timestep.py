@@ -8,8 +8,8 @@ import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 from ase.neighborlist import neighbor_list
 
+from jaxal.core.units import TIME_UNIT
 from jaxal.data.frames import fixed_atoms
-from jaxal.units import TIME_UNIT
 
 FEWEST = 5  # steps in the shortest period; with fewer, Verlet's frequency is off by more than 7 %
 ENOUGH = 10  # then it is off by less than 2 %

@@ -6,9 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxal.precision import exact
-from jaxal.types import Explorer, Structure, WalkerState
-from jaxal.units import BOLTZMANN
+from jaxal.core.precision import exact
+from jaxal.core.types import Explorer, Structure, WalkerState
+from jaxal.core.units import BOLTZMANN
 
 Init = Callable[..., WalkerState]
 ROOM = 300.0  # K; what heats a walker beside its bath, such as a reaction, does not scale with the bath
@@ -35,7 +35,7 @@ def free(structure: Structure) -> Int[Array, ""]:
 
 def degrees_of_freedom(walker: WalkerState) -> Int[Array, ""]:
     """Momenta of one walker that are thermalized: 3 for each mobile atom under Langevin's noise, else `free`."""
-    from jaxal.jaxmd import simulate  # here: whoever asks has loaded it, and others need not
+    from jaxal.core.jaxmd import simulate  # here: whoever asks has loaded it, and others need not
 
     if isinstance(walker.engine, simulate.NVTLangevinState):
         return 3 * jnp.sum(mobile(walker.structure), dtype=jnp.int32)
@@ -81,7 +81,7 @@ def explorer(
     bath: Callable[[Int[Array, ""]], Float[Array, ""]] | None = None,
     barostat: bool = False,
 ) -> Explorer:
-    """The explorer of these functions, that of `jaxal.types.Explorer`, under which fixed atoms stay to the last bit.
+    """The explorer of these functions, an `Explorer` under which fixed atoms stay to the last bit.
 
     Whatever the functions do with them, fixed atoms (and padding) feel no force, keep their positions and have no
     momentum. What remains to a thermostat is to count the degrees of freedom there are.

@@ -1,1 +1,1 @@
-"""Reference calculations, host side: numpy in, numpy out, never JAX (only `bridge` touches it)."""
+"""Reference calculations, host side: numpy in, numpy out, never JAX."""

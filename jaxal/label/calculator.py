@@ -7,9 +7,9 @@ import numpy as np
 from ase.calculators.calculator import CalculationFailed, Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from jaxal.core.errors import InputError
 from jaxal.data import frames
-from jaxal.errors import InputError
-from jaxal.label import framed
+from jaxal.label.store import conversion
 from jaxal.label.task import Backend, LabelError
 
 
@@ -39,7 +39,7 @@ class LabelCalculator(Calculator):
             raise LabelError(str(error)) from None
         if "stress" in (properties or ()) and not frame.periodic:
             raise PropertyNotImplementedError("stress: the structure has no periodic cell")
-        task = framed.task_of(frame)
+        task = conversion.task_of(frame)
         self.backend.check(task)
         result = self.backend.calculate(task)
         if not result.ok:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from jaxal.label.store import Entry
+from jaxal.label.store.database import Entry
 from jaxal.label.task import Task, periodic, volume
 
 POWER = 3.0  # of the number of electrons, where nothing is known: diagonalization

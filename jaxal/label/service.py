@@ -1,7 +1,7 @@
 """Labels for a batch of padded structures: from the store where they are known, else calculated and committed.
 
-This is the host's side of the callback (`bridge`), and what the driver calls for its first labels. numpy in,
-numpy out; a label is in the store before the caller sees it, and a failed calculation is `ok=False`.
+This is the host's side of the callback (`jaxal.program.callback`), and what the driver calls for its first labels.
+numpy in, numpy out; a label is in the store before the caller sees it, and a failed calculation is `ok=False`.
 """
 
 import threading
@@ -13,17 +13,17 @@ import numpy as np
 
 from jaxal.data.labels import Numbers, known
 from jaxal.label import cost
-from jaxal.label.accept import MAX_FORCE, NET_FORCE
-from jaxal.label.executor import Executor, Recipe, in_process, run_all
-from jaxal.label.keep import keeper
-from jaxal.label.pool import open_pool
-from jaxal.label.store import Store, open_store
+from jaxal.label.acceptance import MAX_FORCE, NET_FORCE
+from jaxal.label.store.commit import keeper
+from jaxal.label.store.database import Store, open_store
 from jaxal.label.task import Backend, Enough, LabelError, Result, Task, failed, one_line
+from jaxal.label.workers.executor import Executor, Recipe, in_process, run_all
+from jaxal.label.workers.pool import open_pool
 
 
 @runtime_checkable
 class Batch(Protocol):
-    """A batch of padded structures as numpy arrays; `jaxal.types.Structure` has these fields."""
+    """A batch of padded structures as numpy arrays; `jaxal.core.types.Structure` has these fields."""
 
     @property
     def position(self) -> np.ndarray: ...  # noqa: D102  [k, n, 3] Å
@@ -48,7 +48,7 @@ class Batch(Protocol):
 
 
 class Labels(NamedTuple):
-    """`jaxal.types.Label` in numpy, of the dtype of the positions. Zeros where `ok` is false."""
+    """`jaxal.core.types.Label` in numpy, of the dtype of the positions. Zeros where `ok` is false."""
 
     energy: np.ndarray  # [k] eV, relative to the reference energies
     force: np.ndarray  # [k, n, 3] eV/Å
@@ -120,8 +120,8 @@ def label_service(
         Asked before each calculation. Once it holds, no other is begun, and `label` raises Enough when those that
         were begun are in the store.
     carried
-        What the structures carry besides (`jaxal.label.framed`), for the rows of the store, where a call of `label`
-        does not say it.
+        What the structures carry besides (`jaxal.label.store.conversion`), for the rows of the store, where a call of
+        `label` does not say it.
 
     With several workers the rows of the store are in the order in which the labels landed. Raises LabelError for
     options that cannot be, and for a file that is not a label store.

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import msgpack
 import numpy as np
 
+from jaxal.core.errors import InputError
 from jaxal.data.electrons import check_electrons
-from jaxal.errors import InputError
 
 MOVED = 1e-4  # Å; by so much a program may round the positions
 ARRAY = "__array__"  # the key of an array in a message

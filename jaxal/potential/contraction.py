@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxal.neighbors import gather
+from jaxal.data.neighbors import gather
 
 Features = Float[Array, "c n f"]
 CACHED = 2**18  # numbers of a block of atoms: 1 MiB in float32

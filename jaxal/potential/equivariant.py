@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxal.neighbors import inward, vectors
+from jaxal.core.registry import register
+from jaxal.core.types import Key, Neighbors, Params, Potential, Structure
+from jaxal.core.units import Unit
+from jaxal.data.neighbors import inward, vectors
 from jaxal.potential import contraction, cuequivariance
 from jaxal.potential.radial import bessel, envelope
 from jaxal.potential.repulsion import zbl
-from jaxal.registry import register
-from jaxal.types import Key, Neighbors, Params, Potential, Structure
-from jaxal.units import Unit
 
 
 def _normal(scale: float) -> Callable:

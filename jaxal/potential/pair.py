@@ -11,10 +11,10 @@ from typing import Annotated
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxal.neighbors import vectors
-from jaxal.registry import register
-from jaxal.types import InputError, Key, Neighbors, Params, Potential, Structure
-from jaxal.units import Unit
+from jaxal.core.registry import register
+from jaxal.core.types import InputError, Key, Neighbors, Params, Potential, Structure
+from jaxal.core.units import Unit
+from jaxal.data.neighbors import vectors
 
 Length = Annotated[float, Unit("Å", 0.0, exclusive=True)]
 Energy = Annotated[float, Unit("eV", 0.0)]
@@ -35,7 +35,7 @@ def lennard_jones(
     over the last `width` Å before `cutoff` (Å). The defaults are argon's (epsilon/k_B = 119.8 K): Michels,
     Wijker and Wijker, Physica 15, 627 (1949). Raises InputError where `width` exceeds `cutoff`.
     """
-    from jaxal.jaxmd import energy as forms  # takes seconds
+    from jaxal.core.jaxmd import energy as forms  # takes seconds
 
     return _pair(lambda r: forms.lennard_jones(r, *_as(r, sigma, epsilon)), cutoff, width)
 
@@ -56,7 +56,7 @@ def morse(
     off smoothly over the last `width` Å before `cutoff` (Å). The defaults are copper's: Girifalco and Weizer,
     Phys. Rev. 114, 687 (1959). Raises InputError where `width` exceeds `cutoff`.
     """
-    from jaxal.jaxmd import energy as forms  # takes seconds
+    from jaxal.core.jaxmd import energy as forms  # takes seconds
 
     return _pair(lambda r: forms.morse(r, *_as(r, sigma, epsilon, alpha)), cutoff, width)
 

@@ -9,8 +9,8 @@ import numpy as np
 from ase.data import covalent_radii
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxal.core.units import BOHR, HARTREE
 from jaxal.potential.radial import envelope
-from jaxal.units import BOHR, HARTREE
 
 _COEFFICIENT = (0.18175, 0.50986, 0.28022, 0.02817)
 _EXPONENT = (3.19980, 0.94229, 0.40290, 0.20162)

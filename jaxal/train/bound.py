@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxal import neighbors
 from jaxal.acquire.score import max_force_spread
-from jaxal.committee import Committee, predict
+from jaxal.committee.evaluation import Committee, predict
+from jaxal.core.types import Label, Params, Structure
+from jaxal.data import neighbors
 from jaxal.train.loss import force_rmse, max_force_error
-from jaxal.types import Label, Params, Structure
 from jaxal.uncertainty.bound import Calibration, calibrated, widened
 from jaxal.uncertainty.support import Support, novelty
 

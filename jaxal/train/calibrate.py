@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxal import buffer as buffers
-from jaxal import neighbors
-from jaxal.committee import Committee, predict
+from jaxal.committee.evaluation import Committee, predict
+from jaxal.core.types import Gate, GateState, Params, Score
+from jaxal.data import buffer as buffers
+from jaxal.data import neighbors
 from jaxal.train.loss import force_rmse, max_force_error
-from jaxal.types import Gate, GateState, Params, Score
 
 
 class Fresh(NamedTuple):

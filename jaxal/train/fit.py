@@ -17,12 +17,14 @@ import optax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from jaxal import buffer as buffers
-from jaxal import devices, heads, neighbors
-from jaxal.committee import Committee, evaluate_batch, over_members
-from jaxal.devices import MEMBERS
+from jaxal.committee import heads
+from jaxal.committee.evaluation import Committee, evaluate_batch, over_members
+from jaxal.core import devices
+from jaxal.core.devices import MEMBERS
+from jaxal.core.types import Distribution, Key, Label, Params, Structure
+from jaxal.data import buffer as buffers
+from jaxal.data import neighbors
 from jaxal.train.loss import LossWeights, loss
-from jaxal.types import Distribution, Key, Label, Params, Structure
 
 
 class TrainState(NamedTuple):

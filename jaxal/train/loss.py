@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxal.types import Label, Structure
+from jaxal.core.types import Label, Structure
 
 
 class LossWeights(NamedTuple):

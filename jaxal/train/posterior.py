@@ -3,12 +3,12 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from jaxal import buffer as buffers
-from jaxal import neighbors
-from jaxal.committee import Committee, over_members
-from jaxal.precision import exact
+from jaxal.committee.evaluation import Committee, over_members
+from jaxal.core.precision import exact
+from jaxal.core.types import Lessons, Params, Structure
+from jaxal.data import buffer as buffers
+from jaxal.data import neighbors
 from jaxal.train.fit import TrainState
-from jaxal.types import Lessons, Params, Structure
 
 
 def learned(committee: Committee, spec: neighbors.Spec, train: TrainState, buffer: buffers.Buffer) -> TrainState:

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxal import buffer as buffers
-from jaxal import neighbors
 from jaxal.acquire.kernel import atom_features
-from jaxal.committee import Committee, backbone
-from jaxal.precision import exact
-from jaxal.types import Params, Structure
+from jaxal.committee.evaluation import Committee, backbone
+from jaxal.core.precision import exact
+from jaxal.core.types import Params, Structure
+from jaxal.data import buffer as buffers
+from jaxal.data import neighbors
 from jaxal.uncertainty.support import Support, described, distance, fitted, without_neighbors
 
 ROWS = 256  # structures trained on that are looked at, evenly over all

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxal.acquire.gate import begun, conformal_factor, count, flag
-from jaxal.registry import register
-from jaxal.types import Gate, GateState
-from jaxal.units import Unit
+from jaxal.core.registry import register
+from jaxal.core.types import Gate, GateState
+from jaxal.core.units import Unit
 
 __all__ = ["Isotonic", "conformal_factor", "expected_error", "isotonic_curve", "likelihood_scale"]
 

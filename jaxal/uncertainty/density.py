@@ -8,12 +8,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxal.acquire.kernel import atom_features
 from jaxal.acquire.score import root
-from jaxal.registry import register
-from jaxal.types import Distribution, Key, Lessons, Neighbors, Params, Posterior, Potential, Structure, Uncertainty
+from jaxal.core.registry import register
+from jaxal.core.types import Distribution, Key, Lessons, Neighbors, Params, Posterior, Potential, Structure, Uncertainty
+from jaxal.core.units import Unit
 from jaxal.uncertainty import mixture
 from jaxal.uncertainty.features import closed_form, if_any, kept, of_lessons, projection, residuals, scales, used, width
 from jaxal.uncertainty.mixture import Density, Moments
-from jaxal.units import Unit
 
 
 @register("uncertainty")

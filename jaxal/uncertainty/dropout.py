@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxal import heads
-from jaxal.committee import over_members, pullback
-from jaxal.registry import register
-from jaxal.schema import Below
-from jaxal.types import (
+from jaxal.committee import heads
+from jaxal.committee.evaluation import over_members, pullback
+from jaxal.core.registry import register
+from jaxal.core.types import (
     Distribution,
     Key,
     Lessons,
@@ -21,9 +20,9 @@ from jaxal.types import (
     Structure,
     Uncertainty,
 )
+from jaxal.core.units import Below, Unit
 from jaxal.uncertainty.features import each, residuals, used, width
 from jaxal.uncertainty.scale import likelihood_scale
-from jaxal.units import Unit
 
 NAME = "dropout"  # of its weights among the potential's
 

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jax.scipy.special import gammaln
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxal import heads
 from jaxal.acquire.score import root
-from jaxal.committee import evaluate_batch
-from jaxal.registry import register
-from jaxal.types import (
+from jaxal.committee import heads
+from jaxal.committee.evaluation import evaluate_batch
+from jaxal.core.registry import register
+from jaxal.core.types import (
     Distribution,
     Key,
     Label,
@@ -27,8 +27,8 @@ from jaxal.types import (
     Structure,
     Uncertainty,
 )
+from jaxal.core.units import Unit
 from jaxal.uncertainty.features import each, residuals, scales, used, width
-from jaxal.units import Unit
 
 NAME = "evidential"  # of its weights among the potential's
 LEAST = 1e-4  # of nu, alpha - 1 and beta: a variance stays finite

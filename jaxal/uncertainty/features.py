@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxal.acquire.kernel import atom_features
-from jaxal.committee import evaluate_batch
-from jaxal.types import Distribution, Key, Lessons, Neighbors, Params, Posterior, Potential, Structure
+from jaxal.committee.evaluation import evaluate_batch
+from jaxal.core.types import Distribution, Key, Lessons, Neighbors, Params, Posterior, Potential, Structure
 from jaxal.uncertainty.scale import likelihood_scale
 
 TOGETHER = 32  # structures of the training set that are evaluated at a time

@@ -7,11 +7,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxal.acquire.kernel import atom_features
 from jaxal.acquire.score import root
-from jaxal.registry import register
-from jaxal.types import Distribution, Key, Lessons, Neighbors, Params, Posterior, Potential, Structure, Uncertainty
+from jaxal.core.registry import register
+from jaxal.core.types import Distribution, Key, Lessons, Neighbors, Params, Posterior, Potential, Structure, Uncertainty
+from jaxal.core.units import Unit
 from jaxal.uncertainty import gaussian, sparse
 from jaxal.uncertainty.features import closed_form, if_any, kept, of_lessons, residuals, scales, used, width
-from jaxal.units import Unit
 
 SPARE = 16  # slots for inducing atoms that only updates fill, until the next training
 

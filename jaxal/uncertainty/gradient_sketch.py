@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
-from jaxal import heads
 from jaxal.acquire.score import root
-from jaxal.committee import over_members, pullback
-from jaxal.registry import register
-from jaxal.types import (
+from jaxal.committee import heads
+from jaxal.committee.evaluation import over_members, pullback
+from jaxal.core.registry import register
+from jaxal.core.types import (
     Distribution,
     Key,
     Lessons,
@@ -27,10 +27,10 @@ from jaxal.types import (
     Structure,
     Uncertainty,
 )
+from jaxal.core.units import Unit
 from jaxal.uncertainty import evidence, gaussian
 from jaxal.uncertainty.features import directions as displacements
 from jaxal.uncertainty.features import each, if_any, kept, residuals, used
-from jaxal.units import Unit
 
 WORD = 32  # signs in one random number
 

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxal import heads
 from jaxal.acquire.kernel import atom_features
 from jaxal.acquire.score import root
-from jaxal.committee import over_members, pullback
-from jaxal.registry import register
-from jaxal.types import (
+from jaxal.committee import heads
+from jaxal.committee.evaluation import over_members, pullback
+from jaxal.core.registry import register
+from jaxal.core.types import (
     Distribution,
     Key,
     Lessons,
@@ -26,9 +26,9 @@ from jaxal.types import (
     Structure,
     Uncertainty,
 )
+from jaxal.core.units import Unit
 from jaxal.uncertainty import evidence, gaussian
 from jaxal.uncertainty.features import directions, each, if_any, kept, residuals, used, width
-from jaxal.units import Unit
 
 
 def sums(feature: Float[Array, "n f"], species: Int[Array, "n"], kinds: int) -> Float[Array, "d"]:

@@ -1,7 +1,7 @@
 """The committee itself: members with weights of their own, or with a readout head each on a shared backbone."""
 
-from jaxal.registry import register
-from jaxal.types import Potential, Uncertainty
+from jaxal.core.registry import register
+from jaxal.core.types import Potential, Uncertainty
 
 
 @register("uncertainty")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxal.types import Posterior
+from jaxal.core.types import Posterior
 
 EMPTY = -2  # species of a slot without an atom, which no atom has
 

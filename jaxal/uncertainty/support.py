@@ -22,9 +22,9 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxal.neighbors import vectors
-from jaxal.precision import exact
-from jaxal.types import Neighbors, Structure
+from jaxal.core.precision import exact
+from jaxal.core.types import Neighbors, Structure
+from jaxal.data.neighbors import vectors
 
 STRENGTH = 10.0  # as many atoms as the identity counts in the correlations of a species
 LEAST = 1e-3  # standard deviation of a number, over the largest of its species, at least

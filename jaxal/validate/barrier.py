@@ -15,8 +15,8 @@ from ase.optimize import BFGS, FIRE
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.transform import Rotation
 
+from jaxal.core.types import InputError
 from jaxal.data.frames import fixed_atoms
-from jaxal.types import InputError
 from jaxal.validate.graph import bonds
 
 

@@ -11,14 +11,14 @@ import jax
 import numpy as np
 from ase.data import chemical_symbols
 
-from jaxal import model as models
+from jaxal.core.errors import InputError
+from jaxal.core.types import Label, Prediction, Structure
+from jaxal.core.units import GPA
 from jaxal.data import dataset
 from jaxal.data.frames import Frame, with_electrons
-from jaxal.errors import InputError
-from jaxal.structure import from_frames, labels_of
-from jaxal.types import Label, Prediction, Structure
+from jaxal.data.structure import from_frames, labels_of
+from jaxal.deploy import model as models
 from jaxal.uncertainty.bound import bounds, factors
-from jaxal.units import GPA
 from jaxal.validate.calibration import Calibration, Covered, Normal, calibration, coverage, coverage_by, normal
 from jaxal.validate.errors import Errors, Statistic, atom_errors, compare
 

@@ -13,11 +13,11 @@ import numpy as np
 from ase.neighborlist import neighbor_list
 from jaxtyping import Array, Float
 
-from jaxal import neighbors as lists
-from jaxal.committee import Committee, predict
+from jaxal.committee.evaluation import Committee, predict
+from jaxal.core.types import Explorer, InputError, Key, Neighbors, Params, Structure
+from jaxal.data import neighbors as lists
+from jaxal.data.structure import Table, to_atoms
 from jaxal.explore.walker import free, kelvin, kinetic_energy
-from jaxal.structure import Table, to_atoms
-from jaxal.types import Explorer, InputError, Key, Neighbors, Params, Structure
 from jaxal.validate.graph import same_skeleton
 
 # One structure and its neighbors -> energy (eV), forces (eV/Å) and stress (eV/Å^3)

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from ase.data import chemical_symbols
 
-from jaxal.structure import Table
-from jaxal.types import Label, Structure
+from jaxal.core.types import Label, Structure
+from jaxal.data.structure import Table
 
 
 class Statistic(NamedTuple):

@@ -1,0 +1,5 @@
+"""`python -m jaxal` is the command `jaxal`."""
+
+from jaxal.cli.main import main
+
+raise SystemExit(main())

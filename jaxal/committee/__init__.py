@@ -1,0 +1,1 @@
+"""Committees: energies, forces and stresses of their members, readout heads, parameters as collections."""

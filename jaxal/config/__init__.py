@@ -1,0 +1,1 @@
+"""Configurations: their fields, loading, checks, and the modules that register parts."""

@@ -1,0 +1,394 @@
+"""Configurations: YAML in, checked frozen dataclasses out, before anything is computed.
+
+The fields are those of `jaxal.config.schema`; in the section of a part they are joined by the options of the part
+that `name` chooses, which are the keyword-only parameters of its registered function. A physical value is a
+number in the field's unit or text with its own, `timestep: 0.5` or `timestep: 0.5 fs`. Every mistake raises
+InputError, one line with the dotted name of the field and what would be right.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import math
+import re
+import shutil
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from jaxal.config import yaml12
+from jaxal.config.schema import Config, Kinds, Part
+from jaxal.core import plugins, registry
+from jaxal.core.discovery import import_parts
+from jaxal.core.types import InputError
+from jaxal.core.units import SYMBOLS, Below, Unit, to_unit
+
+LARGEST = 2**63  # a whole number beyond has no place in any program
+PARTIAL = "config.yaml.partial"
+FILE_NAME = "config.yaml"  # of the resolved configuration in a run folder
+INPUTS = "inputs"  # folder of a run folder that holds the files its configuration names
+T = TypeVar("T")
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), cls: type[T] = Config) -> T:
+    """The configuration in a YAML file, checked, with every default filled in.
+
+    Parameters
+    ----------
+    path
+        The YAML file. Files it names are relative to its folder.
+    overrides
+        Each `key.sub=value`, the value in YAML; they replace what the file says.
+    cls
+        `schema.Config` for `jaxal run`, `schema.Offline` for `jaxal train`.
+
+    Raises
+    ------
+    InputError
+        File and field (or the override), what is wrong, what would be right.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"{path}: there is no such file; give the path of a YAML configuration") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a text file in UTF-8 (byte {error.start}); give a YAML configuration") from None
+    raw = yaml12.parse(text, str(path))
+    if not isinstance(raw, Mapping | None):
+        raise InputError(f"{path}: holds no sections; give `section: {{field: value}}` for each")
+    raw = dict(raw or {})
+    try:
+        return parse(raw, path.parent, cls, overrides)
+    except InputError as error:
+        reason = str(error) if str(error).startswith("override ") else f"{path}: {error}"
+        kept = plugins.kept(path.parent / INPUTS) if path.name == FILE_NAME else []
+        if kept and ".name: unknown " in reason:
+            reason += f"; parts of its own are in the run folder: {' '.join(f'--part {file}' for file in kept)}"
+        raise InputError(reason) from None
+
+
+def parse(
+    raw: Mapping[str, Any], folder: str | Path | None = ".", cls: type[T] = Config, overrides: Sequence[str] = ()
+) -> T:
+    """A configuration from nested mappings, as YAML gives them; files are relative to `folder`.
+
+    Where `folder` is None they are on another host and not looked for.
+
+    Raises InputError, as `load` does.
+    """
+    for override in overrides:
+        raw = _override(dict(raw), override)
+    try:
+        return _section(raw, cls, "", None if folder is None else Path(folder))
+    except InputError as error:
+        for override in reversed(overrides):
+            key = override.partition("=")[0].strip()
+            if str(error).startswith((f"{key}:", f"{key}.", f"{key}[")):
+                raise InputError(f"override {override!r}: {error}") from None
+        raise
+
+
+def dump(config: Any, folder: str | Path | None = None) -> str:
+    """A configuration as YAML, every field with its unit; it loads back to an equal configuration.
+
+    Paths inside `folder` are written relative to it, all others absolute.
+    """
+    lines = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, Part) or dataclasses.is_dataclass(value):
+            lines.append(f"{field.name}:")
+            lines += [f"  {line}" for line in _lines(value, folder)]
+        else:
+            lines.append(f"{field.name}: {yaml12.inline(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def resolved(config: T, directory: str | Path) -> T:
+    """Writes `config.yaml` and copies of the files it names into `directory`, which then needs nothing else.
+
+    With them go the files that parts were imported from.
+
+    Returns the configuration that names the copies; it equals what `load` reads from the new file.
+    """
+    directory = Path(directory).resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+    config = _copied(config, "", directory)
+    plugins.keep(directory / INPUTS)
+    partial = directory / PARTIAL  # a run folder is one from the moment its configuration is there, whole
+    partial.write_text(dump(config, directory), encoding="utf-8")
+    partial.replace(directory / FILE_NAME)
+    return config
+
+
+def describe(annotation: Any) -> str:
+    """What a field takes, in words: `a number in fs`, `true or false`, `adamw or amsgrad`."""
+    notes: tuple = ()
+    if get_origin(annotation) is Annotated:
+        annotation, *rest = get_args(annotation)
+        notes = tuple(rest)
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    symbol = next((f" in {note.symbol}" for note in notes if isinstance(note, Unit) and note.symbol), "")
+    if origin in (Union, types.UnionType):
+        return " or ".join("null" if choice is type(None) else describe(choice) + symbol for choice in arguments)
+    if origin is Literal:
+        return " or ".join(map(str, arguments))
+    words = {int: "a whole number", float: "a number" + symbol, bool: "true or false", str: "text", Path: "a file"}
+    if annotation in words:
+        return words[annotation]
+    kind = origin or annotation
+    if isinstance(kind, type) and issubclass(kind, Mapping):
+        return "a mapping"
+    return "a list" if isinstance(kind, type) and issubclass(kind, Sequence) else "a value"
+
+
+def unit_of(annotation: Any) -> str:
+    """The unit of an annotated field, empty where it has none."""
+    if get_origin(annotation) is Annotated:
+        found = next((note.symbol for note in get_args(annotation) if isinstance(note, Unit)), "")
+        return found or unit_of(get_args(annotation)[0])
+    return next((unit for unit in map(unit_of, get_args(annotation)) if unit), "")
+
+
+def _override(raw: dict[str, Any], override: str) -> dict[str, Any]:
+    """`raw` with one `key.sub=value` applied."""
+    key, equals, text = override.partition("=")
+    names = key.strip().split(".")
+    if not equals or not all(names):
+        raise InputError(f"override {override!r}: give key.sub=value, such as explore.walkers=4")
+    value = yaml12.parse(text, f"override {override!r}")
+
+    def replaced(inner: Any, names: list[str], done: str) -> Any:
+        if not names:
+            return value
+        if not isinstance(inner, Mapping | None):
+            raise InputError(f"override {override!r}: {done} is {yaml12.inline(inner)}, which has no fields")
+        here = dict(inner or {})
+        here[names[0]] = replaced(here.get(names[0]), names[1:], _dotted(done, names[0]))
+        return here
+
+    return replaced(raw, names, "")
+
+
+def _section(raw: Any, cls: type[T], field: str, folder: Path | None) -> T:
+    """`raw` as the dataclass `cls`; `field` is its dotted name, empty for the whole configuration."""
+    raw = _mapping(raw, field)
+    hints = get_type_hints(cls, include_extras=True)
+    part = _kinds(hints.get("part"))
+    declared = {f.name: f for f in dataclasses.fields(cls) if f.name != "part"}  # pyright: ignore[reportArgumentType]
+    rest = {key: value for key, value in raw.items() if key not in declared}
+    if rest and not part:
+        key = next(iter(rest))
+        raise InputError(f"{_dotted(field, key)}: unknown field; {_closest(key, list(declared))}")
+    values: dict[str, Any] = {"part": _part(rest, part, field, folder, tuple(declared))} if part else {}
+    for name, each in declared.items():
+        dotted, annotation = _dotted(field, name), hints[name]
+        if kinds := _kinds(annotation):
+            values[name] = _part(_mapping(raw.get(name), dotted), kinds, dotted, folder)
+        elif dataclasses.is_dataclass(annotation):
+            values[name] = _section(raw.get(name), annotation, dotted, folder)  # pyright: ignore[reportArgumentType]
+        elif name in raw:
+            values[name] = _convert(raw[name], annotation, dotted, folder)
+        elif each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
+            raise InputError(f"{dotted}: missing; give {describe(annotation)}")
+    return cls(**values)
+
+
+def _part(raw: Mapping[str, Any], kinds: Kinds, field: str, folder: Path | None, beside: Sequence[str] = ()) -> Part:
+    """The part that `raw["name"]` chooses with the options in `raw`; `beside` are the section's own fields."""
+    import_parts(*kinds.kinds)  # takes seconds the first time: a mistake in the sections before is told at once
+    name = raw.get("name", kinds.default)
+    kind_of = {known: kind for kind in reversed(kinds.kinds) for known in registry.names(kind)}
+    if not isinstance(name, str) or name not in kind_of:
+        near = difflib.get_close_matches(str(name), kind_of, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        what = " or ".join(kinds.kinds)
+        raise InputError(f"{field}.name: unknown {what} {name!r}; {hint}There are {', '.join(sorted(kind_of))}")
+    options = {option.name: option for option in registry.options(kind_of[name], name)}
+    for key in raw:
+        if key != "name" and key not in options:
+            raise InputError(f"{field}.{key}: unknown field; {_closest(key, ['name', *beside, *options])}")
+    values = []
+    for option in options.values():
+        dotted = f"{field}.{option.name}"
+        if option.name in raw:
+            values.append((option.name, _convert(raw[option.name], option.annotation, dotted, folder)))
+        elif option.default is inspect.Parameter.empty:
+            raise InputError(f"{dotted}: missing; {name} needs {describe(option.annotation)}")
+        else:
+            values.append((option.name, option.default))
+    return Part(kind_of[name], name, tuple(values))
+
+
+def _convert(value: Any, annotation: Any, field: str, folder: Path | None) -> Any:
+    """`value` as the annotation wants it. Raises InputError that names the field and what would be right."""
+    notes: tuple = ()
+    whole_annotation = annotation
+    if get_origin(annotation) is Annotated:
+        annotation, *rest = get_args(annotation)
+        notes = tuple(rest)
+    if kinds := _kinds(whole_annotation):
+        return _part(_mapping(value, field), kinds, field, folder)
+    if dataclasses.is_dataclass(annotation):
+        return _section(value, annotation, field, folder)  # pyright: ignore[reportArgumentType]
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    wrong = InputError(f"{field}: {yaml12.inline(value)} does not fit; give {describe(whole_annotation)}")
+    if annotation in (Any, inspect.Parameter.empty):
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        choices = [Annotated[(choice, *notes)] if notes else choice for choice in arguments if choice is not type(None)]
+        for choice in choices[:-1]:
+            try:
+                return _convert(value, choice, field, folder)
+            except InputError:
+                continue
+        try:
+            return _convert(value, choices[-1], field, folder)
+        except InputError as error:  # its complaint stands for all, but what would be right is any of them
+            raise (wrong if "does not fit; give" in str(error) else error) from None
+    if origin is Literal:
+        if not any(value == choice and type(value) is type(choice) for choice in arguments):
+            raise wrong
+        return value
+    if annotation in (int, float):
+        return _number(value, annotation, notes, field, wrong)
+    if annotation in (bool, str):
+        if not isinstance(value, annotation):
+            raise wrong
+        return value
+    if annotation is Path:
+        return _file(value, field, folder, wrong)
+    kind = origin or annotation
+    if issubclass(kind, Mapping):
+        if not isinstance(value, Mapping):
+            raise wrong
+        inner = arguments[1] if arguments else Any
+        return {key: _convert(each, inner, f"{field}.{key}", folder) for key, each in value.items()}
+    if issubclass(kind, Sequence):
+        if not isinstance(value, list | tuple):
+            raise wrong
+        fixed = kind is tuple and arguments and arguments[-1] is not Ellipsis
+        if fixed and len(arguments) != len(value):
+            raise InputError(f"{field}: {yaml12.inline(list(value))} does not fit; give a list of {len(arguments)}")
+        inner = arguments if fixed else [arguments[0] if arguments else Any] * len(value)
+        each = enumerate(zip(value, inner, strict=True))
+        return tuple(_convert(item, wanted, f"{field}[{i}]", folder) for i, (item, wanted) in each)
+    raise TypeError(f"{field}: a configuration has no rule for {annotation}")  # a mistake of the part's author
+
+
+def _number(value: Any, kind: type, notes: Sequence[Any], field: str, wrong: InputError) -> int | float:
+    """A finite number within its bounds, text with a unit converted."""
+    unit = next((note for note in notes if isinstance(note, Unit)), Unit(""))
+    if isinstance(value, str) and kind is float and unit.symbol:
+        match = re.fullmatch(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S.*?)\s*", value)
+        if match and match[2] == unit.symbol:
+            value = float(match[1])
+        elif match and unit.symbol in SYMBOLS:
+            try:
+                value = to_unit(float(match[1]), match[2], unit.symbol)
+            except ValueError as error:
+                raise InputError(f"{field}: {value!r} does not fit: {error}") from None
+    wanted = int if kind is int else int | float
+    if isinstance(value, bool) or not isinstance(value, wanted):
+        raise wrong
+    if (isinstance(value, int) and abs(value) >= LARGEST) or not math.isfinite(value):
+        raise wrong
+    if unit.minimum is not None and (value < unit.minimum or (unit.exclusive and value == unit.minimum)):
+        bound = f"more than {unit.minimum:g}" if unit.exclusive else f"at least {unit.minimum:g}"
+        raise InputError(f"{field}: {value} is too small; give {bound} {unit.symbol}".rstrip())
+    for note in notes:
+        if isinstance(note, Below) and value >= note.maximum:
+            raise InputError(f"{field}: {value} is too large; give less than {note.maximum:g}")
+    return kind(value)
+
+
+def _file(value: Any, field: str, folder: Path | None, wrong: InputError) -> Path:
+    if not isinstance(value, str):
+        raise wrong
+    if folder is None:
+        return Path(value)
+    try:
+        path = (folder / Path(value).expanduser()).resolve()
+        there = path.is_file()
+    except (OSError, RuntimeError) as error:  # a name that is too long, the home of a user that there is not
+        raise InputError(f"{field}: {str(value)[:80]} is no path ({getattr(error, 'strerror', error)})") from None
+    if not there:
+        raise InputError(f"{field}: there is no file {path}; paths are relative to the configuration's folder")
+    return path
+
+
+def _mapping(raw: Any, field: str) -> Mapping[str, Any]:
+    if not isinstance(raw, Mapping | None):
+        raise InputError(f"{field}: {yaml12.inline(raw)} does not fit; give fields, {{name: value, ...}}")
+    return raw or {}
+
+
+def _kinds(annotation: Any) -> Kinds | None:
+    """The kinds of a field that holds a part, None for any other."""
+    notes = get_args(annotation) if get_origin(annotation) is Annotated else ()
+    return next((note for note in notes if isinstance(note, Kinds)), None)
+
+
+def _closest(name: Any, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+
+
+def _dotted(*names: Any) -> str:
+    return ".".join(str(name) for name in names if name != "")
+
+
+def _lines(section: Any, folder: str | Path | None) -> Iterator[str]:
+    """The lines of one section or part, with units as comments."""
+    if isinstance(section, Part):
+        yield f"name: {yaml12.inline(section.name)}"
+        annotations = {option.name: option.annotation for option in registry.options(section.kind, section.name)}
+        items: Sequence[tuple[str, Any]] = section.options
+    else:
+        annotations = get_type_hints(type(section), include_extras=True)
+        items = [(field.name, getattr(section, field.name)) for field in dataclasses.fields(section)]
+    for name, value in items:
+        if isinstance(value, Part):
+            yield from _lines(value, folder)
+            continue
+        unit = unit_of(annotations[name])
+        yield f"{name}: {yaml12.inline(_plain(value, folder))}" + (f"  # {unit}" if unit else "")
+
+
+def _plain(value: Any, folder: str | Path | None) -> Any:
+    """A value as YAML knows it."""
+    if isinstance(value, Path):
+        inside = folder is not None and value.is_relative_to(Path(folder).resolve())
+        return value.relative_to(Path(folder).resolve()).as_posix() if folder and inside else str(value)
+    if isinstance(value, tuple | list):
+        return [_plain(each, folder) for each in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(each, folder) for key, each in value.items()}
+    return value
+
+
+def _copied(value: Any, field: str, directory: Path) -> Any:
+    """`value` with every path replaced by a copy under `directory`; `field` names the copy's own folder."""
+    if isinstance(value, Path):
+        target = directory / INPUTS / field / value.name
+        if value != target:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(value, target)
+        return target
+    if isinstance(value, tuple):
+        return tuple(_copied(each, f"{field}.{i}", directory) for i, each in enumerate(value))
+    if isinstance(value, Mapping):
+        return {key: _copied(each, f"{field}.{key}", directory) for key, each in value.items()}
+    if isinstance(value, Part):
+        options = ((name, _copied(each, _dotted(field, name), directory)) for name, each in value.options)
+        return dataclasses.replace(value, options=tuple(options))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [each.name for each in dataclasses.fields(value)]
+        return dataclasses.replace(
+            value, **{name: _copied(getattr(value, name), _dotted(field, name), directory) for name in names}
+        )
+    return value

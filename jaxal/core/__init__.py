@@ -1,0 +1,1 @@
+"""Words that everything else uses: units, types, errors, the registry of parts, devices, compiled programs."""

@@ -1,0 +1,255 @@
+"""The data that flows through the program and the types of its parts.
+
+Shape letters are the same everywhere: b batch, w walkers, m members, n atoms (padded), k neighbors per
+atom (padded), f features, c capacity, s species. Units are eV, Å, fs, amu and e at every boundary.
+Everything here is a NamedTuple of arrays or of pure functions, so it passes through jit, vmap and scan.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from jaxal.core.errors import InputError as InputError
+
+Key = PRNGKeyArray
+Params = PyTree
+
+
+class Structure(NamedTuple):
+    """Atoms, one structure or a batch of them."""
+
+    position: Float[Array, "*b n 3"]  # Å
+    species: Int[Array, "*b n"]  # row of the species table, -1 = padding
+    cell: Float[Array, "*b 3 3"]  # Å, rows are lattice vectors; zeros = not periodic
+    mass: Float[Array, "*b n"]  # amu; isotopes are the file's, padding has 1
+    fixed: Bool[Array, "*b n"]  # atoms that nothing moves
+    charge: Int[Array, "*b"]  # e
+    spin: Int[Array, "*b"]  # number of unpaired electrons
+
+
+class Label(NamedTuple):
+    """What a reference calculation says of a structure (or of a batch); a number that nobody knows is NaN."""
+
+    energy: Float[Array, "*b"]  # eV; in the program relative to the reference energies of the species
+    force: Float[Array, "*b n 3"]  # eV/Å
+    stress: Float[Array, "*b 3 3"]  # eV/Å^3, ASE's sign (positive under tension)
+    ok: Bool[Array, "*b"]  # False: the calculation failed, the numbers mean nothing
+
+
+class Neighbors(NamedTuple):
+    """Dense neighbor list, valid while no atom has moved by more than half the skin.
+
+    Padded slots point at the atom itself with index = n (out of range), so a gather with mode "fill" or a
+    mask `index < n` removes them. `reverse[i, a]` is the slot of i in the row of its a-th neighbor, for the
+    same pair of images: the transpose of a neighbor sum is a gather through it, never a scatter.
+    """
+
+    index: Int[Array, "*b n k"]
+    shift: Float[Array, "*b n k 3"]  # whole lattice vectors to add to the neighbor's position
+    reverse: Int[Array, "*b n k"]
+    position: Float[Array, "*b n 3"]  # where the list was built
+    cell: Float[Array, "*b 3 3"]
+    overflow: Bool[Array, "*b"]  # more neighbors, or more images, than there is room for
+
+
+class Prediction(NamedTuple):
+    """What the committee says of one structure (a leading walker or batch axis where vmapped)."""
+
+    energy: Float[Array, "*b m"]  # eV
+    force: Float[Array, "*b m n 3"]  # eV/Å
+    stress: Float[Array, "*b m 3 3"]  # eV/Å^3
+    feature: Float[Array, "*b n f"]  # invariant atomic features of the first member
+    # Standard deviations of a method that has them in closed form; None: those of the members are meant.
+    energy_spread: Float[Array, "*b"] | None = None  # eV
+    force_spread: Float[Array, "*b n"] | None = None  # eV/Å, of an atom's force vector; else in the method's own unit
+    # Largest distance of an atom's features from those trained on, over the largest that is supported: the committee
+    # and its bound know nothing of a structure above 1. None: it is not known what is supported.
+    novelty: Float[Array, "*b"] | None = None
+
+
+class Potential(NamedTuple):
+    """A model of the energy. `energy` returns eV and the invariant feature of each atom.
+
+    `energies` is the same for a batch [b], for models that evaluate it faster as a whole; without it `energy` is
+    vmapped.
+    """
+
+    init: Callable[[Key, Structure, Neighbors], Params]
+    energy: Callable[[Params, Structure, Neighbors], tuple[Float[Array, ""], Float[Array, "n f"]]]
+    cutoff: float  # Å
+    energies: Callable[[Params, Structure, Neighbors], tuple[Float[Array, "b"], Float[Array, "b n f"]]] | None = None
+
+
+class Distribution(NamedTuple):
+    """What one set of weights says of a batch of structures, by one or more pseudo-members [p].
+
+    The mean over them is the prediction. Their population variance is the uncertainty, but for what is given in
+    closed form.
+    """
+
+    energy: Float[Array, "p b"]  # eV
+    force: Float[Array, "p b n 3"]  # eV/Å
+    stress: Float[Array, "p b 3 3"]  # eV/Å^3
+    feature: Float[Array, "b n f"]
+    energy_spread: Float[Array, "b"] | None = None
+    force_spread: Float[Array, "b n"] | None = None
+
+
+# What a method of uncertainty has learned: named arrays of fixed shapes, kept as `params["posterior"]`.
+Posterior = dict[str, Array]
+
+
+class Lessons(NamedTuple):
+    """The training set as a posterior sees it [c]; rows that are neither trained on nor held out are empty."""
+
+    structure: Structure
+    neighbors: Neighbors
+    label: Label
+    trained: Bool[Array, "c"]
+    held: Bool[Array, "c"]
+
+
+FORCE = "eV/Å"
+
+
+class Uncertainty(NamedTuple):
+    """What turns a model into a distribution. Every function takes one set of weights, without a leading axis.
+
+    `init` adds to a potential's parameters what the method needs: trained weights under "params", the collection
+    "posterior". `learn` makes the posterior anew from the training set, after every training; `update` adds structures
+    to it whose labels are not trained on yet, at once and exactly so where the posterior depends on no label (a rank-k
+    update), and returns it as it was where only training changes it. `potential` is what is trained, with what is
+    random about it drawn from the key; `penalty` is added to the loss.
+    """
+
+    init: Callable[[Key, Params, Structure, Neighbors], Params]
+    learn: Callable[[Params, Lessons], Posterior]
+    update: Callable[[Params, Structure, Neighbors, Bool[Array, "k"]], Posterior]
+    predict: Callable[[Params, Structure, Neighbors], Distribution]
+    potential: Callable[[Key], Potential] | None = None
+    penalty: Callable[[Params, Structure, Label, Distribution], Float[Array, ""]] | None = None
+    unit: str = FORCE  # of the force spread; of another than eV/Å several sets of weights give the largest
+
+
+class WalkerState(NamedTuple):
+    """One walker. `engine` is the jax-md state; `stress` belongs to `structure` (barostats need it)."""
+
+    structure: Structure
+    engine: Any
+    stress: Float[Array, "*b 3 3"]
+    step: Int[Array, "*b"]  # integration steps done
+
+
+class Explorer(NamedTuple):
+    """How a walker moves, apart from who computes the forces.
+
+    A step has two halves so that neighbors and committee are evaluated between them, once, for all walkers
+    together: `propose` says where forces are needed next, `advance` ends the step with them. `init` begins a walker
+    that has done `step` steps, with momenta of its own. Masses and fixed atoms are the structure's.
+    """
+
+    init: Callable[
+        [Key, Structure, Float[Array, "n 3"], Float[Array, "3 3"], Int[Array, ""]], WalkerState
+    ]  # (key, structure, force, stress, step)
+    propose: Callable[[WalkerState], Structure]
+    advance: Callable[[WalkerState, Structure, Float[Array, "n 3"], Float[Array, "3 3"]], WalkerState]
+    timestep: float  # fs
+    bath: Callable[[Int[Array, ""]], Float[Array, ""]] | None = None  # K after a number of steps; None: walkers at rest
+    barostat: bool = False  # the cell changes: it must be periodic, stress is needed, and no atom can be fixed
+
+
+Score = Callable[[Prediction, Structure], Float[Array, ""]]  # larger = less certain
+
+
+class Measure(NamedTuple):
+    """What a score measures; registered beside it, for its options."""
+
+    unit: str  # "" has none
+    spread: bool = True  # it rises with the spread and is zero where there is none, so an error can be told from it
+    of_force: bool = False  # its unit is that of the force spread: eV/Å, or what the method of uncertainty has
+    needs_force: bool = False  # it makes sense only of force spreads in eV/Å
+
+
+class Bias(NamedTuple):
+    """An energy that drives walkers to where the committee is unsure; scores, labels and reports are without it.
+
+    It is a function of one measure u of a structure's uncertainty, so its force is -dE/du du/dx. What it has learned of
+    a walker is a state of fixed shapes in the dtype of the positions; `learn` is given u, du/dx and the mean force.
+    """
+
+    measure: Score | None  # None: the standard deviation of the energy, eV
+    init: Callable[[Structure], PyTree]
+    learn: Callable[[PyTree, Float[Array, ""], Float[Array, "n 3"], Float[Array, "n 3"]], PyTree]
+    energy: Callable[[PyTree, Float[Array, ""], Structure], Float[Array, ""]]  # eV
+    largest: float  # eV/Å, of the bias force on an atom; a larger one scales the whole bias down
+
+
+class GateState(NamedTuple):
+    """What a gate has learned: the factor that turns a score into an estimated error, and its threshold.
+
+    The counts are of labels as they came, before anything was learned from them; the realized coverage is their ratio.
+    """
+
+    factor: Float[Array, ""]  # estimated error (eV/Å) = factor * score
+    threshold: Float[Array, ""]  # label above it; in the unit of factor * score
+    correction: Float[Array, ""]  # logarithm of what an online gate has multiplied its factor by
+    covered: Int[Array, ""]  # labels whose error was within factor * score
+    checked: Int[Array, ""]  # labels that were compared
+
+
+class Gate(NamedTuple):
+    """Whom to label now.
+
+    `step` judges the scores of all walkers at a look. `observe` is told the scores and true errors of labels before the
+    committee learns from them. `calibrate` learns from scores and errors out of sample, held-out ones and the latest.
+    Where there is no `observe` nothing is counted. A gate that `estimates` turns a score that tells an error
+    (`Measure`) into eV/Å; another compares the score itself, whatever its unit. Above `ceiling`, in the score's own
+    unit, a frame is not physical.
+    """
+
+    init: Callable[[], GateState]
+    step: Callable[[GateState, Float[Array, "w"]], tuple[GateState, Bool[Array, "w"]]]
+    calibrate: Callable[[GateState, Float[Array, "c"], Float[Array, "c"], Bool[Array, "c"]], GateState]
+    observe: Callable[[GateState, Float[Array, "k"], Float[Array, "k"], Bool[Array, "k"]], GateState] | None = None
+    estimates: bool = True
+    ceiling: float | None = None
+
+
+class Candidates(NamedTuple):
+    """Structures from which a batch is selected, and those that have a label already.
+
+    Features are what the kernel makes of a structure: their products are the similarities of structures.
+    """
+
+    score: Float[Array, "c"]
+    feature: Float[Array, "c f"]
+    eligible: Bool[Array, "c"]
+    known: Float[Array, "t f"]  # features of what has a label, held out or not, or waits for one
+    labeled: Bool[Array, "t"]  # rows of `known` that hold a structure
+
+
+# (potential, parameters of the first member, structures, neighbors) -> features of the structures
+Kernel = Callable[[Potential, Params, Structure, Neighbors], Float[Array, "b f"]]
+
+
+# (key, candidates, size) -> rows of the candidates, -1 = nothing more is worth a label
+Select = Callable[[Key, Candidates, int], Int[Array, "k"]]
+
+
+class Schedule(NamedTuple):
+    """Which of several selections, the arms, picks each label of a look.
+
+    The state has fixed shapes. `choose` is given the fraction of the label budget that is used up and gives an arm for
+    each of `size` labels; `learn` is given labels that have come [k]: the arm of each, -1 = none that counts, and its
+    gain between 0 and 1.
+    """
+
+    of: tuple[str, ...]  # names of the selections
+    init: Callable[[], PyTree]
+    choose: Callable[[Key, PyTree, Float[Array, ""], int], Int[Array, "k"]]
+    learn: Callable[[PyTree, Int[Array, "k"], Float[Array, "k"]], PyTree]
+
+
+# A reference potential written in JAX, called inside the program without a callback.
+Oracle = Potential

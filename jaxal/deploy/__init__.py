@@ -1,0 +1,1 @@
+"""The finished potential: its file, the ASE calculator, the teacher of other processes."""

@@ -1,0 +1,277 @@
+"""The finished potential as one file: numpy arrays and a JSON header, no code, nothing to unpickle.
+
+The header names every leaf of the parameters with its dtype, in order; the tree they make is that of the potential's
+own `init`, so that a potential may have any pytree of numbers (see `weights`).
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxal.committee import evaluation as committees
+from jaxal.committee import weights
+from jaxal.committee.evaluation import Batching, Committee, predict
+from jaxal.core import discovery, plugins
+from jaxal.core.devices import ready, refuse_fork
+from jaxal.core.types import InputError, Params, Potential, Prediction, Structure
+from jaxal.data import neighbors
+from jaxal.uncertainty import bound
+from jaxal.uncertainty.bound import Calibration
+from jaxal.uncertainty.support import Support, novelty, of_arrays
+
+FILE_NAME = "model.npz"
+FORMAT = 4
+FIELDS = ("potential", "precision", "charge", "spin", "electrons", "heads", "signs", "uncertainty")  # as they are
+KINDS = ("potential", "uncertainty")  # of the parts a model has
+
+SUPPORT = "support/"  # begins the names of its arrays in a file
+
+Specs = dict[tuple[int, bool], neighbors.Spec]  # (padded atoms, periodic) -> room for neighbors
+
+
+class Model(NamedTuple):
+    """A trained committee and what is needed to use it."""
+
+    potential: str  # name of the registered potential
+    options: tuple[tuple[str, Any], ...]  # its options
+    table: tuple[int, ...]  # atomic numbers of the species
+    params: Params  # sets of weights leading, [r]: the members of a full committee
+    reference: np.ndarray  # [s] float64, eV: total energy = model's + sum of those of the atoms
+    precision: str  # float32 or float64
+    charge: int  # e, at which it was trained
+    spin: int  # unpaired electrons, at which it was trained
+    heads: int = 1  # members on each set of weights
+    signs: int = 0  # random combinations of them, see `committee.evaluation.Committee`
+    uncertainty: str = "members"  # name of the registered method
+    uncertainty_options: tuple[tuple[str, Any], ...] = ()
+    electrons: bool = True  # False: trained on structures that cannot have this charge and spin, as of a closed form
+    calibration: Calibration | None = None  # None: it has no bound
+    support: Support | None = None  # None: it is not known what is supported
+
+
+def potential(model: Model, sources: Mapping[str, Any] | None = None) -> Potential:
+    """The registered potential with the model's options.
+
+    `sources` is who registers the parts, as a model file says it. Raises InputError if it is not registered, or does
+    not take the options.
+    """
+    factory = _part("potential", model.potential, sources)
+    try:
+        return weights.collected(factory(model.table, **dict(model.options)))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"model: the potential {model.potential} cannot be built: {error}") from None
+
+
+def committee(model: Model, batching: Batching = "auto", sources: Mapping[str, Any] | None = None) -> Committee:
+    """The committee that the model's parameters belong to. Raises InputError as `potential` does."""
+    return _committee(model, _members(model), batching, sources)
+
+
+def has_spread(model: Model) -> bool:
+    """Whether the model says how sure it is: one member without a method of uncertainty does not."""
+    return model.uncertainty != "members" or _members(model) > 1
+
+
+def _members(model: Model) -> int:
+    return model.heads * len(jax.tree.leaves(model.params)[0])
+
+
+def _committee(model: Model, members: int, batching: Batching, sources: Mapping[str, Any] | None) -> Committee:
+    part, kinds = potential(model, sources), len(model.table)
+    method = _part("uncertainty", model.uncertainty, sources)
+    try:
+        spread = method(part, kinds, **dict(model.uncertainty_options))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"model: the uncertainty {model.uncertainty} cannot be built: {error}") from None
+    return Committee(part, members, batching, model.heads, model.signs, kinds, spread)
+
+
+def _part(kind: str, name: str, sources: Mapping[str, Any] | None) -> Callable:
+    discovery.import_own(kind)
+    return plugins.part(kind, name, sources or {}, "model")
+
+
+def save(path: str | Path, model: Model) -> None:
+    """Writes the model; an existing file is replaced only when the new one is complete."""
+    path = Path(path)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(weights.collections(model.params))
+    values = [np.asarray(leaf) for _, leaf in leaves]
+    sources = {kind: plugins.source_of(kind, getattr(model, kind)) for kind in KINDS}
+    header = {
+        "format": FORMAT,
+        **{name: getattr(model, name) for name in FIELDS},
+        "options": dict(model.options),
+        "uncertainty_options": dict(model.uncertainty_options),
+        "table": list(model.table),
+        "calibration": None if model.calibration is None else model.calibration.header(),
+        "leaves": [[jax.tree_util.keystr(where), x.dtype.name] for (where, _), x in zip(leaves, values, strict=True)],
+        "sources": {kind: source._asdict() for kind, source in sources.items() if source is not None},
+    }
+    # numpy's format does not know types such as bfloat16: their bytes go into the file
+    arrays = {str(row): x.view(f"u{x.dtype.itemsize}") if x.dtype.kind == "V" else x for row, x in enumerate(values)}
+    if model.support is not None:
+        arrays |= {SUPPORT + name: np.asarray(value) for name, value in model.support._asdict().items()}
+    arrays |= {"header": np.array(json.dumps(header)), "reference": np.asarray(model.reference, np.float64)}
+    part = path.with_name(path.name + ".part")
+    with open(part, "wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+    part.replace(path)
+
+
+def load(path: str | Path) -> Model:
+    """A model file, or the model of a run folder.
+
+    Raises InputError where there is none, where the file is no model of this format, where a part of it is not
+    registered, and where its parameters are not those of the potential.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / FILE_NAME).is_file():
+            raise InputError(f"{path}: the folder holds no {FILE_NAME}; a run writes it as it goes, see `jaxal resume`")
+        path = path / FILE_NAME
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such model file or run folder")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            header = json.loads(str(file["header"]))
+            _check_format(header.get("format"), path)
+            reference = file["reference"]
+            leaves = [_typed(file[str(row)], dtype) for row, (_, dtype) in enumerate(header["leaves"])]
+            kept = {name: file[SUPPORT + name] for name in Support._fields if SUPPORT + name in file.files}
+        model = _described(header, reference)._replace(support=of_arrays(kept, len(header["table"])))
+        names = [name for name, _ in header["leaves"]]
+    except InputError:
+        raise
+    except Exception as error:  # a damaged archive raises many kinds
+        raise InputError(f"{path}: not a model file of jaxal ({type(error).__name__})") from error
+    try:
+        return model._replace(params=_tree(model, header["sources"], names, leaves))
+    except InputError as error:
+        raise InputError(f"{path}: {str(error).removeprefix('model: ')}") from None
+
+
+def _check_format(number: Any, path: Path) -> None:
+    """Raises InputError, which says who wrote the file, for another format."""
+    if number == FORMAT:
+        return
+    if isinstance(number, int) and number > FORMAT:
+        raise InputError(f"{path}: written by a newer jaxal (model format {number}); this one reads format {FORMAT}")
+    raise InputError(
+        f"{path}: written by an older jaxal (model format {number}); this one reads format {FORMAT}: train it again"
+    )
+
+
+def _typed(array: np.ndarray, dtype: str) -> np.ndarray:
+    """An array of the file in the dtype it had."""
+    kind = jnp.dtype(dtype)
+    if array.dtype == kind:
+        return array
+    if kind.kind != "V" or array.dtype != np.dtype(f"u{kind.itemsize}"):
+        raise ValueError(f"{array.dtype} is not {dtype}")
+    return array.view(kind)
+
+
+def _described(header: dict[str, Any], reference: np.ndarray) -> Model:
+    """The model of a file's header, without parameters."""
+    return Model(
+        options=tuple((name, _frozen(value)) for name, value in header["options"].items()),
+        uncertainty_options=tuple((name, _frozen(value)) for name, value in header["uncertainty_options"].items()),
+        table=tuple(int(number) for number in header["table"]),
+        params={},
+        reference=reference,
+        calibration=bound.of_header(header["calibration"]),
+        **{name: header[name] for name in FIELDS},
+    )
+
+
+def _frozen(value: Any) -> Any:
+    """An option as a configuration has it: JSON knows no tuples."""
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+def _tree(model: Model, sources: Mapping[str, Any], names: list[str], leaves: list[np.ndarray]) -> Params:
+    """The leaves of a file in the tree of the potential. Raises InputError where they are of another one."""
+    if not leaves or not all(leaf.ndim for leaf in leaves):
+        raise InputError("model: holds no parameters")
+    like = shapes(model, len(leaves[0]), sources)
+    flat, structure = jax.tree_util.tree_flatten_with_path(like)
+    there = [jax.tree_util.keystr(where) for where, _ in flat]
+    what = f"the potential {model.potential} of this version"
+    if names != there:
+        odd = next(iter(sorted(set(names) ^ set(there))), "their order")
+        raise InputError(f"model: holds other parameters than {what} has (they differ in {odd})")
+    for name, leaf, (_, example) in zip(names, leaves, flat, strict=True):
+        if leaf.shape != example.shape or leaf.dtype != example.dtype:
+            has = f"{example.dtype.name} {example.shape}"
+            raise InputError(f"model: its parameter {name} is {leaf.dtype.name} {leaf.shape}, that of {what} is {has}")
+    return jax.tree_util.tree_unflatten(structure, leaves)
+
+
+def shapes(model: Model, replicas: int, sources: Mapping[str, Any] | None = None) -> Params:
+    """Shapes and dtypes of the parameters of a model of so many sets of weights, [r] leading; nothing is computed.
+
+    Raises InputError as `potential` does, and for parameters that a model cannot have.
+    """
+    part = _committee(model, model.heads * replicas, "auto", sources or {})
+    try:
+        return committees.shapes(part, model.precision)
+    except InputError:
+        raise
+    except Exception as error:  # options of a damaged file
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"model: the potential {model.potential} cannot be built ({reason})") from None
+
+
+def predictor(
+    model: Model,
+    batching: Batching = "auto",
+    specs: Specs | None = None,
+    sources: Mapping[str, Any] | None = None,
+) -> Callable[[Structure], Prediction]:
+    """The committee as a host function: structures [b] in, Prediction [b m ...] out, without the reference energies.
+
+    It says how new each structure is, where the model knows what it supports. Neighbor capacities are found as needed
+    and kept in `specs`, so like structures compile once; the same capacities give the same bits. Raises InputError in a
+    process that was forked from one that uses JAX.
+    """
+    ready()
+    part = committee(model, batching, sources)
+    double = model.precision == "float64"
+    with jax.enable_x64(double):
+        params = jax.tree.map(jnp.asarray, weights.collections(model.params))
+        support = jax.tree.map(jnp.asarray, model.support)
+    room: Specs = {} if specs is None else specs
+
+    def run(spec: neighbors.Spec, params: Params, structures: Structure):
+        near = jax.vmap(lambda s: neighbors.build(spec, s))(structures)
+        prediction = predict(part, params, structures, near)
+        if support is not None:
+            given = support, prediction.feature, structures, near, part.potential.cutoff
+            away = jax.vmap(novelty, (None, 0, 0, 0, None))(*given)
+            prediction = prediction._replace(novelty=away)
+        return prediction, jnp.any(near.overflow)
+
+    compiled = jax.jit(run, static_argnums=0)
+
+    def predicted(structures: Structure) -> Prediction:
+        refuse_fork()
+        with jax.enable_x64(double):
+            return evaluate(structures)
+
+    def evaluate(structures: Structure) -> Prediction:
+        structures = jax.tree.map(jnp.asarray, structures)
+        kind = (structures.species.shape[-1], bool(np.any(np.asarray(structures.cell))))
+        if kind not in room:
+            room[kind] = neighbors.plan(structures, part.potential.cutoff, 0.0, 1.25)
+        prediction, overflow = compiled(room[kind], params, structures)
+        if overflow:
+            room[kind] = neighbors.larger(room[kind], structures)
+            prediction, _ = compiled(room[kind], params, structures)
+        return prediction
+
+    return predicted

@@ -1,0 +1,1 @@
+"""Scripts that another Python runs, for codes that are Python packages of their own, and what starts them."""

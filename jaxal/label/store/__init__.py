@@ -1,0 +1,1 @@
+"""The label store, and the ways in and out of it."""

@@ -1,0 +1,1 @@
+"""Where labels are calculated: this process, worker processes, a cluster."""

@@ -1,0 +1,1 @@
+"""The compiled program: steps of the walkers, reports of looks, selection, labels, growth, retraining."""

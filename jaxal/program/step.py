@@ -1,0 +1,262 @@
+"""The walk between two looks: all walkers take steps under the committee's force, and every frame is judged.
+
+The force is the mean of the members, or that of one member for each walker: then each sees the world as one sample of
+what the committee holds possible (Thompson, Biometrika 25, 285, 1933). Frames are judged by all members either way. On
+a mesh each device walks its own walkers; only the members' predictions travel.
+
+A frame is not physical, and its walker is rewound, where the committee is far too uncertain, where atoms are too close,
+where the walker is too hot for its bath, where the structure is in pieces, or where a number is not finite.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase.data import covalent_radii
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxal.acquire.score import max_force_spread
+from jaxal.committee import evaluation as committees
+from jaxal.committee.evaluation import Committee
+from jaxal.core import devices
+from jaxal.core.devices import MEMBERS, WALKERS
+from jaxal.core.types import (
+    FORCE,
+    Bias,
+    Explorer,
+    Gate,
+    GateState,
+    InputError,
+    Neighbors,
+    Params,
+    Prediction,
+    Score,
+    Structure,
+    WalkerState,
+)
+from jaxal.data import fragments, neighbors
+from jaxal.explore import bias_forces
+from jaxal.explore.walker import hottest, temperature
+from jaxal.uncertainty.support import Support, novelty
+
+Drive = Literal["mean", "member"]
+PHYSICAL, UNCERTAIN, CLOSE, HOT, APART, NOT_FINITE = range(6)
+CAUSES = ("physical", "too uncertain", "too close", "too hot", "in pieces", "not finite")  # why a walker is rewound
+FARTHEST = 1.5  # a gap wider by this factor than the cutoff, and than any gap at the start, is none of the dynamics'
+
+
+class Candidate(NamedTuple):
+    """The last physical frame of a walker since the last look."""
+
+    structure: Structure
+    energy: Float[Array, ""]  # committee mean, eV
+    force: Float[Array, "n 3"]  # committee mean
+    drive: Float[Array, "n 3"]  # what moves the walker: the force of the mean or of its member
+    stress: Float[Array, "3 3"]  # of the same
+    score: Float[Array, ""]
+    novelty: Float[Array, ""]  # above 1 the structure is unlike all that was trained on
+    temperature: Float[Array, ""]  # K
+    unknown: Bool[Array, ""]  # an atom has no neighbor, and none of its species was trained on so
+    cause: Int[Array, ""]  # why the walker has left the physical since, of `CAUSES`
+
+    @property
+    def bad(self) -> Bool[Array, ""]:
+        """Whether the walker has left the physical since."""
+        return self.cause != PHYSICAL
+
+
+def nothing(structure: Structure, force: Float[Array, "w n 3"], stress: Float[Array, "w 3 3"]) -> Candidate:
+    """What walkers [w] have to show before their first step, with what moves them at their trusted frames.
+
+    A walker may be bad from the first step on: its score is below every threshold, so no gate asks for it.
+    """
+    number, dtype = structure.charge.shape[0], force.dtype
+    absent, none = jnp.full(number, jnp.nan, dtype), jnp.zeros(number, bool)
+    low, zero = jnp.full(number, -jnp.inf, dtype), jnp.zeros(number, dtype)
+    physical = jnp.zeros(number, jnp.int32)
+    return Candidate(structure, absent, force, force, stress, low, zero, absent, none, physical)
+
+
+class Bounds(NamedTuple):
+    """Beyond these a frame is not physical; and what is known of isolated atoms."""
+
+    implausible: Float[Array, ""]  # eV/Å, largest estimated error
+    closest: Float[Array, ""]  # smallest fraction of the sum of two atoms' covalent radii
+    hottest: Float[Array, ""]  # largest kinetic temperature, as a multiple of the bath's
+    farthest: Float[Array, ""]  # Å, widest gap between two parts of a structure
+    known: Bool[Array, "s"]  # species that were trained on as isolated atoms
+
+
+def farthest(cutoff: float, starts: Structure) -> Float[Array, ""]:
+    """The widest gap, Å, that walkers from these structures [b] may come to: `FARTHEST` times the cutoff of the model,
+    or the widest gap of a start where that is wider. Fragments that far apart have left each other.
+    """
+    return FARTHEST * jnp.maximum(jnp.max(jax.vmap(fragments.gap)(starts)), cutoff)
+
+
+class Walk(NamedTuple):
+    """Where the walkers [w] have come."""
+
+    walkers: WalkerState
+    near: Neighbors
+    candidate: Candidate
+    full: Bool[Array, "w"]  # a physical frame had more neighbors than there is room for
+    drift: Any = ()  # what the bias has learned of each walker
+
+
+def driving(
+    drive: Drive, prediction: Prediction, walker: Int[Array, "w"]
+) -> tuple[Float[Array, "w n 3"], Float[Array, "w 3 3"]]:
+    """Forces and stresses that move walkers [w] of these numbers: those of the mean, or of member w mod m for walker w.
+
+    Raises InputError where there is but one member to follow.
+    """
+    if drive == "mean":
+        return prediction.force.mean(1), prediction.stress.mean(1)
+    members = prediction.energy.shape[1]
+    if members == 1:
+        raise InputError(
+            "explore.drive: member does not fit, there is one member to follow; give mean, or more members"
+        )
+    row, member = jnp.arange(walker.shape[0]), walker % members
+    return prediction.force[row, member], prediction.stress[row, member]
+
+
+def make_walk(
+    committee: Committee,
+    explorer: Explorer,
+    score: Score,
+    table: tuple[int, ...],
+    near: neighbors.Spec,
+    steps: int,
+    drive: Drive = "mean",
+    bias: Bias | None = None,
+    gate: Gate | None = None,
+) -> Callable[[Params, GateState, Support | None, Bounds, Walk], Walk]:
+    """The function of (parameters [r], gate, support, bounds, walk) that takes `steps` steps.
+
+    `gate` is that of the states; where it is None, no error is estimated from the score. Without a support every
+    structure is supported.
+    """
+    unit = FORCE if committee.uncertainty is None else committee.uncertainty.unit
+    radii = jnp.asarray(covalent_radii[list(table)], jnp.float32)
+
+    def closeness(structure: Structure, near: Neighbors) -> Float[Array, ""]:
+        """Smallest distance as a fraction of the sum of covalent radii."""
+        vector, used = neighbors.vectors(structure, near)
+        radius = radii[structure.species]
+        both = radius[:, None] + radius.at[near.index].get(mode="fill", fill_value=1.0)
+        return jnp.min(jnp.where(used, jnp.linalg.norm(vector, axis=-1) / both, jnp.inf))
+
+    def away(support: Support, prediction: Prediction, structure: Structure, near: Neighbors) -> Float[Array, ""]:
+        return novelty(support, prediction.feature, structure, near, committee.potential.cutoff)
+
+    def implied(state: GateState, value: Float[Array, ""], structure: Structure, prediction: Prediction):
+        """The force error that a frame implies, eV/Å: estimated by the gate, or else the largest force spread.
+
+        Zero where neither is in eV/Å: what has another unit is not compared.
+        """
+        spread = max_force_spread(prediction, structure) if unit == FORCE else jnp.zeros_like(value)
+        if gate is None or not gate.estimates:
+            return spread
+        return jnp.where(jnp.isfinite(state.factor), state.factor * value, spread)
+
+    def judge(
+        bounds: Bounds,
+        state: GateState,
+        support: Support | None,
+        structure: Structure,
+        near_: Neighbors,
+        prediction: Prediction,
+        moves,
+    ):
+        """One walker's frame, judged but for its heat; `moves` are the force and stress that move the walker."""
+        value = score(prediction, structure)
+        energy, force = prediction.energy.mean(), prediction.force.mean(0)
+        numbers = value, energy, force, prediction.stress, structure.position, structure.cell
+        ceiling = jnp.inf if gate is None or gate.ceiling is None else gate.ceiling
+        certain = (implied(state, value, structure, prediction) <= bounds.implausible) & (value <= ceiling)
+        causes = (
+            (NOT_FINITE, ~_finite(numbers)),
+            (CLOSE, ~(closeness(structure, near_) >= bounds.closest)),
+            (UNCERTAIN, ~certain),
+        )
+        alone = fragments.unknown(near.cutoff, structure, near_, bounds.known)
+        new = jnp.zeros_like(value) if support is None else away(support, prediction, structure, near_)
+        drive, stress = moves
+        kelvin = jnp.zeros_like(value)
+        return Candidate(structure, energy, force, drive, stress, value, new, kelvin, alone, _first(causes))
+
+    def heated(bounds: Bounds, walker: WalkerState, candidate: Candidate) -> Candidate:
+        """The same, now that the walker has the momenta that belong to its frame."""
+        kelvin = temperature(walker)
+        causes = ((NOT_FINITE, ~_finite(walker)), (HOT, ~(kelvin <= hottest(explorer, bounds.hottest, walker))))
+        cause = jnp.where(candidate.bad, candidate.cause, _first(causes))
+        return candidate._replace(temperature=kelvin.astype(candidate.temperature.dtype), cause=cause)
+
+    def own(number: int) -> Int[Array, "w"]:
+        """The numbers of this device's walkers."""
+        return jnp.arange(number) + (0 if committee.mesh is None else number * jax.lax.axis_index(WALKERS))
+
+    def step(params: Params, state: GateState, support: Support | None, bounds: Bounds, walk: Walk) -> Walk:
+        """One integration step of all walkers."""
+        proposed = jax.vmap(explorer.propose)(walk.walkers)
+        with jax.named_scope("neighbors"):
+            found = neighbors.renewed(near, walk.near, proposed)
+            close = neighbors.within(near, found, proposed)
+        with jax.named_scope("forces"):
+            prediction = committees.predict_local(committee, params, proposed, close)
+        moves = driving(drive, prediction, own(proposed.charge.shape[0]))
+        with jax.named_scope("gate"):
+            judged = jax.vmap(lambda s, n, p, m: judge(bounds, state, support, s, n, p, m))
+            now = judged(proposed, close, prediction, moves)
+        push, drift = moves, walk.drift
+        if bias is not None:
+            with jax.named_scope("bias"):
+                given = params, proposed, close, prediction
+                extra, drift = bias_forces.push(bias, committee, drift, *given)
+                push = moves[0] + extra.force, moves[1] + extra.stress
+        walkers = jax.vmap(explorer.advance)(walk.walkers, proposed, *push)
+        now = jax.vmap(lambda w, c: heated(bounds, w, c))(walkers, now)
+        # from the first unphysical frame to the next look a walker keeps its last physical frame
+        cause = jnp.where(walk.candidate.bad, walk.candidate.cause, now.cause)
+        candidate = where(cause != PHYSICAL, walk.candidate, now)._replace(cause=cause)
+        full = walk.full | (close.overflow & (cause == PHYSICAL))
+        return Walk(walkers, found, candidate, full, drift)
+
+    def walk(params: Params, state: GateState, support: Support | None, bounds: Bounds, start: Walk) -> Walk:
+        end = jax.lax.fori_loop(0, steps, lambda _, now: step(params, state, support, bounds, now), start)
+        # what is far apart was so for many steps: it is enough to see it at the look
+        candidate, width = end.candidate, jax.vmap(fragments.gap)(end.candidate.structure)
+        apart = ~candidate.bad & ~(width <= bounds.farthest)
+        cause = jnp.where(apart, APART, candidate.cause)
+        return end._replace(candidate=where(apart, start.candidate, candidate)._replace(cause=cause))
+
+    return devices.split(committee.mesh, walk, (P(MEMBERS), P(), P(), P(), P(WALKERS)), P(WALKERS))
+
+
+def _finite(tree: Any) -> Bool[Array, ""]:
+    """Whether all floating-point numbers of a pytree are finite."""
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    floats = [jnp.all(jnp.isfinite(leaf)) for leaf in leaves if jnp.issubdtype(leaf.dtype, np.floating)]
+    return jnp.all(jnp.stack(floats))
+
+
+def _first(causes: tuple[tuple[int, Bool[Array, ""]], ...]) -> Int[Array, ""]:
+    """The first cause that holds, PHYSICAL where none does."""
+    numbers, holds = zip(*causes, strict=True)
+    return jnp.select(list(holds), [jnp.int32(number) for number in numbers], jnp.int32(PHYSICAL))
+
+
+def where(mask: Bool[Array, "w"], yes, no):
+    """Row by row `yes` where the mask is true, else `no`, over a whole pytree [w ...]."""
+
+    def pick(a, b):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(pick(jax.random.key_data(a), jax.random.key_data(b)))
+        return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(pick, yes, no)

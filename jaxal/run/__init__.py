@@ -1,0 +1,1 @@
+"""The host of a run: first labels, exploration, final training, checkpoints, the run folder."""

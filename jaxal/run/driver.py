@@ -1,0 +1,237 @@
+"""A run from start to end: what the host does between two segments of the program.
+
+First labels and a first training, then the exploration (`jaxal.run.exploration`), and in the end a long training, the
+model, its validation and the report. Of several processes each does the same; what concerns files, labels and the
+clock the first does, and the others follow it.
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxal.config import yaml12
+from jaxal.config.check import check, start_structures
+from jaxal.config.loading import FILE_NAME, INPUTS, dump, load, parse, resolved
+from jaxal.config.schema import Config
+from jaxal.core import devices, plugins
+from jaxal.core.discovery import import_file, import_parts
+from jaxal.core.types import InputError
+from jaxal.data import buffer as buffers
+from jaxal.data import frames, neighbors
+from jaxal.data.structure import species_table
+from jaxal.label.service import Service
+from jaxal.label.task import Enough
+from jaxal.label.workers.executor import one
+from jaxal.program import loop
+from jaxal.report.display import Status, display
+from jaxal.run import assembly, checkpoint, final_training, folder, lock, memory, pooled, stop
+from jaxal.run.exploration import Labels, assembled, explore
+from jaxal.run.memory import CHECKPOINTS, Progress, Run
+from jaxal.train import fit as training
+
+
+def start(config: Config, directory: Path) -> bool:
+    """Runs a configuration in a new folder. Returns whether it came to its end: False where it was told to stop.
+
+    Ctrl-C and SIGTERM tell it, and `resume` goes on. Raises InputError for mistakes and for a folder in use.
+    """
+    directory = Path(directory)
+    assembly.dtype_of(config.precision)
+
+    def prepared() -> str:
+        folder.refuse_used(directory)
+        for warning in check(config):
+            print(f"jaxal: warning: {warning}", file=sys.stderr)
+        store = str(Path(config.label.store).expanduser().resolve()) if config.label.store else ""
+        ready = dataclasses.replace(
+            config, devices=assembly.devices_of(config), label=dataclasses.replace(config.label, store=store)
+        )
+        directory.mkdir(parents=True, exist_ok=True)
+        open_folder.enter_context(lock.held(directory))
+        folder.refuse_used(directory)
+        folder.versions(directory)
+        return dump(resolved(ready, directory))
+
+    with stop.interruptible(directory) as interrupted, ExitStack() as open_folder:
+        return _go(_told(prepared), directory, interrupted)
+
+
+def resume(directory: Path, overrides: Sequence[str] = ()) -> bool:
+    """Goes on with a run where its last checkpoint stands, bit for bit; a finished run is left as it is.
+
+    `overrides`, such as "stop.labels=500", change fields of its configuration for good; `memory.MAY_CHANGE` says
+    which may. Files with parts that it was started with are imported from the folder. Returns whether it came to its
+    end, as `start` does. Raises InputError for another change, and where another process is at work on the folder.
+    """
+    directory = Path(directory)
+
+    def found() -> str:
+        if not (directory / FILE_NAME).is_file():
+            raise InputError(f"{directory}: not a run folder, it holds no {FILE_NAME}; `jaxal run CONFIG` starts a run")
+        open_folder.enter_context(lock.held(directory))
+        return dump(load(directory / FILE_NAME, overrides))
+
+    for file in plugins.kept(directory / INPUTS):
+        import_file(file)
+    with stop.interruptible(directory) as interrupted, ExitStack() as open_folder:
+        config = _told(found)
+        assembly.dtype_of(config.precision)
+        return _go(config, directory, interrupted, bool(overrides))
+
+
+def _told(text: Callable[[], str]) -> Config:
+    """The configuration that the first process has, from its text."""
+    return parse(yaml12.parse(devices.from_first(text), FILE_NAME), None)
+
+
+def _go(config: Config, directory: Path, interrupted: Callable[[], bool], changed: bool = False) -> bool:
+    import_parts()
+    assembly.mesh_of(config)  # before anything else: what was there when the run began may be gone when it is resumed
+
+    def start() -> list[Any]:
+        check(config)
+        starts = start_structures(config.system)
+        stripped = [frames.stripped(frames.of_atoms(atoms, labeled=False)) for atoms in starts]
+        return [[f.numbers, f.position, f.cell, f.mass, f.fixed, f.charge, f.spin] for f in stripped]
+
+    starts = [frames.to_atoms(frames.bare(*told)) for told in devices.from_first(start)]
+    opening = one(assembly.executor_of(config, directory))
+    with suppress(Enough), display() if devices.first() else nullcontext(_unseen) as show, opening as opener:
+        run = Run(config, directory, starts, species_table(starts), show, time.monotonic(), interrupted, opener)
+        if devices.from_first(lambda: checkpoint.latest(directory / CHECKPOINTS)) is None:
+            folder.cut(directory, {})
+            progress, train, buffer = _begin(run)
+            _end_if_told(run)
+            train = devices.laid(run.mesh, loop.LAYOUT.train, train)
+            buffer = devices.laid(run.mesh, loop.LAYOUT.buffer, buffer)
+            state = None
+        else:
+            progress, state = memory.restore(run)
+            if changed and devices.first():
+                resolved(config, directory)
+            folder.cut(directory, progress.sizes)
+            train = buffer = None
+        run = run._replace(began=run.began - progress.elapsed)
+        with _labels(run, progress) as labels:
+            if progress.phase == "explore":
+                state = explore(run, progress, state, train, buffer, labels)
+            if progress.phase != "done":
+                assert state is not None
+                memory.show(run, progress, "final training")
+                final_training.finish(run, progress, *assembled(run, progress, labels.label), state)
+        memory.show(run, progress, "done")
+        return True
+    return False
+
+
+def _end_if_told(run: Run) -> None:
+    """Raises Enough in all processes where the first was told to end."""
+    if devices.from_first(run.interrupted):
+        raise Enough
+
+
+def _unseen(status: Status) -> None:
+    """Shows nothing: the first process shows how the run stands."""
+
+
+def _begin(run: Run) -> tuple[Progress, training.TrainState, buffers.Buffer]:
+    """First labels and an untrained committee."""
+    config = run.config
+    run.show(Status("first labels", 0.0, budget=config.stop.labels))
+
+    def labeled() -> list[Any] | None:
+        with suppress(Enough):  # it must be raised in all processes
+            return assembly.first_labels(config, run.starts, run.store, run.interrupted, run.opener).told()
+
+    told = devices.from_first(labeled)
+    if told is None:
+        raise Enough
+    first = assembly.First.heard(told)
+    reference = training.reference_energies(first.structures, first.labels.energy, len(run.table))
+    structures, labels = assembly.cast(first.structures, first.labels, reference, config.precision)
+    committee = assembly.committee_of(config, run.table)
+    near = neighbors.plan(structures, committee.potential.cutoff, assembly.SKIN)
+    train_near = neighbors.plan(structures, committee.potential.cutoff, 0.0)
+    number = structures.charge.shape[0]
+    key, key_set = jax.random.split(jax.random.key(config.seed))
+    params = assembly.new_params(committee, key, train_near, structures, labels)
+    buffer = assembly.training_set(
+        structures,
+        labels,
+        assembly.spread_hold(number, config.train.holdout),
+        committee.members,
+        min(config.stop.labels, assembly.LARGEST_BUFFER),
+        key_set,
+        1.0 if config.train.bootstrap else 0.0,
+    )
+    train = training.init(assembly.recipe(config.train), params)
+    progress = Progress(
+        reference=[float(x) for x in reference],
+        config=dump(config, run.directory),
+        near=memory.spec_out(near),
+        train_near=memory.spec_out(train_near),
+        rate=config.train.learning_rate,
+        asked=number + first.failed,
+        failed=first.failed,
+    )
+    folder.append(run.directory, [{"kind": "phase", "wall": memory.elapsed(run), "phase": "initial", "why": ""}])
+    return progress, train, buffer
+
+
+@contextmanager
+def _labels(run: Run, progress: Progress) -> Iterator[Labels]:
+    """Where the labels come from: an oracle in the program, the host inside a callback, or a pool between segments."""
+    config = run.config
+    reference = np.asarray(progress.reference)
+    if config.label.part.kind == "oracle":
+        dtype = assembly.dtype_of(config.precision)
+        example = assembly.from_atoms(run.starts, run.table, dtype=dtype)
+        spec = assembly.oracle_spec(config, run.table, example)
+        yield Labels(assembly.oracle_label(config, run.table, dtype, reference, spec), None, list, float)
+        return
+    if config.label.mode == "pooled":
+        with pooled.opened(run) if devices.first() else nullcontext() as desk:
+            yield Labels(None, desk, list, float)
+        return
+    services: list[Service] = []
+    waited = [0.0]
+
+    def opening() -> None:
+        services.append(
+            assembly.open_service(
+                config, run.table, run.store, reference, opener=run.opener, carried=assembly.carried_by(run.atoms)
+            )
+        )
+
+    devices.from_first(opening)
+
+    def asked(structures: Any, wanted: np.ndarray) -> Any:
+        began = time.monotonic()
+        answer = services[0].label(structures, wanted)
+        progress.asked += int(np.sum(wanted))
+        progress.failed += int(np.sum(wanted) - np.sum(answer.ok))
+        memory.show(run, progress, "explore")
+        waited[0] += time.monotonic() - began
+        return answer
+
+    def drained() -> list[str]:
+        for trouble in filter(None, (service.trouble() for service in services)):
+            raise InputError(f"{trouble}; the last checkpoint stands, `jaxal resume {run.directory}` goes on from it")
+        return [r.reason for service in services for r in service.drain() if not r.ok]
+
+    def since() -> float:
+        seconds, waited[0] = waited[0], 0.0
+        return seconds
+
+    try:
+        yield Labels(assembly.host_label_of(asked, run.mesh), None, drained, since)
+    finally:
+        for service in services:
+            service.close()

@@ -1,0 +1,250 @@
+"""The end of a run or of an offline training: a long training, the bound, the model, its validation, the report."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxal.committee.evaluation import Committee, predict
+from jaxal.core import devices
+from jaxal.core.types import InputError, Key, Label, Params, Structure
+from jaxal.data import buffer as buffers
+from jaxal.data import neighbors
+from jaxal.data import sample as samples
+from jaxal.deploy import model
+from jaxal.label.task import Enough
+from jaxal.program import loop
+from jaxal.report import page
+from jaxal.run import assembly, folder, memory
+from jaxal.run.memory import Progress, Run
+from jaxal.train import fit as training
+from jaxal.train import posterior
+from jaxal.train import support as supports
+from jaxal.train.bound import Bounded, bounded
+from jaxal.train.loss import force_rmse
+from jaxal.validate import command
+
+CHUNKS = 10  # pieces of the final training, between which the held-out error is looked at
+STOPPING = 256  # held-out labels, the latest so many, that say which weights are kept
+SAMPLED, HELD = "random frames of the dynamics", "held-out labels"  # what calibrates a bound
+
+
+def compiled_fit(committee: Committee, recipe: training.Recipe, near: neighbors.Spec) -> Callable:
+    """Training as a program of its own: (train, buffer, key, steps, rate, final rate) -> (train, losses)."""
+
+    @jax.jit
+    def fit(train, buffer, key, steps, rate, final_rate):
+        train, losses = training.fit(committee, recipe, near, train, buffer, key, steps, rate, final_rate)
+        return posterior.learned(committee, near, train, buffer), losses
+
+    return fit
+
+
+def anneal(
+    committee: Committee,
+    recipe: training.Recipe,
+    near: neighbors.Spec,
+    train: training.TrainState,
+    buffer: buffers.Buffer,
+    key: Key,
+    steps: int,
+    rate: float,
+    final_rate: float,
+    show: Callable[[float | None, float], None],
+) -> tuple[training.TrainState, float | None]:
+    """Trains down to `final_rate` on a cosine and keeps the weights with the least held-out force error.
+
+    That error is of the latest `STOPPING` held-out labels, which are of no use for a bound afterwards. `show` gets it
+    (eV/Å, None if nothing is held out) and the seconds left after each piece. Returns the best state and its error.
+    """
+    fit = compiled_fit(committee, recipe, near)
+    held = np.flatnonzero(np.asarray(buffer.held_out) & (np.arange(buffers.capacity(buffer)) < int(buffer.count)))
+    rows = held[-STOPPING:]
+
+    @jax.jit
+    def assess(params: Params, buffer: buffers.Buffer) -> Float[Array, ""]:
+        structures, labels = buffers.rows(buffer, rows)
+        prediction = predict(committee, params, structures, neighbors.find(near, structures))
+        return force_rmse(prediction.force.mean(1), structures, labels, jnp.ones(rows.size, bool))
+
+    dtype = buffer.label.energy.dtype
+    # early stopping is among the weights of this training: those before it saw a larger learning rate
+    best: tuple[float, training.TrainState] | None = None
+    rates = final_rate + 0.5 * (rate - final_rate) * (1 + np.cos(np.pi * np.arange(CHUNKS + 1) / CHUNKS))
+    began = time.monotonic()
+    for chunk in range(CHUNKS):
+        count = steps * (chunk + 1) // CHUNKS - steps * chunk // CHUNKS
+        if count or steps == 0:
+            first, last = (jnp.asarray(value, dtype) for value in rates[chunk : chunk + 2])
+            train, _ = fit(train, buffer, jax.random.fold_in(key, chunk), jnp.asarray(count, jnp.int32), first, last)
+        rmse = float(assess(train.average, buffer)) if rows.size else np.nan
+        error = rmse if np.isfinite(rmse) else np.inf
+        if best is None or error <= best[0]:
+            best = (error, train)
+        left = (time.monotonic() - began) * (CHUNKS - chunk - 1) / (chunk + 1)
+        show(error if np.isfinite(error) else None, left)
+        if steps == 0:
+            break
+    assert best is not None
+    return best[1], best[0] if np.isfinite(best[0]) else None
+
+
+def write_model(
+    directory: Path,
+    committee: Committee,
+    train: training.TrainState,
+    bound: Bounded,
+    buffer: buffers.Buffer,
+    **facts: Any,
+) -> None:
+    """The model file of a run folder; `facts` are the other fields of `model.Model`."""
+    facts |= {"params": jax.device_get(train.average), "calibration": bound.calibration}
+    facts |= {"support": jax.device_get(bound.support)}
+    facts |= {"electrons": electrons_can_be(buffer, facts["table"])}
+    model.save(directory / model.FILE_NAME, model.Model(heads=committee.heads, signs=committee.signs, **facts))
+
+
+def electrons_can_be(buffer: buffers.Buffer, table: tuple[int, ...]) -> bool:
+    """Whether every open structure [c] of a training set can have its charge and spin.
+
+    Labels of a closed form, and files that do not say them, know no electrons: a model of them cannot refuse any.
+    """
+    structures: Any = jax.tree.map(lambda x: np.asarray(x)[: int(buffer.count)], buffer.structure)
+    neutral = np.where(structures.species >= 0, np.asarray(table)[structures.species], 0).sum(-1)
+    count, open_ = neutral - structures.charge, ~structures.cell.any((-1, -2))
+    can = (structures.spin >= 0) & (structures.spin <= count) & ((count - structures.spin) % 2 == 0)
+    return bool(np.all(can[open_]))
+
+
+def validated(directory: Path, data: Path | None) -> None:
+    """Compares the model with labeled frames, where there are any; into validate.json."""
+    if data is not None:
+        command.save(directory, command.validate(directory, data))
+
+
+def finish(run: Run, progress: Progress, parts: loop.Parts, static: loop.Static, state: loop.State) -> None:
+    """Ends a run whose exploration is over."""
+    config, directory = run.config, run.directory
+
+    def show(error: float | None, left: float) -> None:
+        if devices.from_first(run.interrupted):  # the training begins anew, from the last checkpoint
+            raise Enough
+        progress.fold = error
+        memory.show(run, progress, "final training", eta=left)
+
+    train, progress.fold = anneal(
+        parts.committee,
+        static.recipe,
+        static.train_near,
+        state.train,
+        state.buffer,
+        jax.random.fold_in(jax.random.key(config.seed), 2),
+        config.train.final_steps,
+        progress.rate,
+        config.train.final_learning_rate,
+        show,
+    )
+    learned = jax.jit(supports.learned, static_argnums=(0, 1))
+    support = learned(parts.committee, static.train_near, train.average, state.buffer)
+    train, support, buffer, sample = devices.whole((train, support, state.buffer, state.sample))
+    memory.show(run, progress, "calibration")
+    structures, labels = sampled(run, progress, parts, sample)
+    alone = parts.committee._replace(mesh=None)  # a few structures, by each process alike
+    bound = bounded(alone, train.average, support, structures, labels, SAMPLED)
+
+    def write() -> None:
+        reference = np.asarray(progress.reference)
+        write_model(
+            directory,
+            parts.committee,
+            train,
+            bound,
+            buffer,
+            potential=config.potential.name,
+            options=config.potential.options,
+            uncertainty=config.uncertainty.name,
+            uncertainty_options=config.uncertainty.options,
+            table=run.table,
+            reference=reference,
+            precision=config.precision,
+            charge=int(buffer.structure.charge[0]),
+            spin=int(buffer.structure.spin[0]),
+        )
+        folder.write_training(directory, buffer, run.table, reference)
+        folder.append(directory, [_noted(run, bound, labels)])
+        memory.show(run, progress, "validation")
+        folder.append(directory, [memory.phase(run, "validation")])
+        validated(directory, config.validate.data)
+        folder.append(directory, [memory.phase(run, "done")])
+
+    devices.from_first(write)
+    progress.phase = "done"
+    memory.save(run, progress, state)
+    devices.from_first(lambda: str(page.write(directory)))
+
+
+def sampled(run: Run, progress: Progress, parts: loop.Parts, sample: samples.Sample) -> tuple[Structure, Label]:
+    """The random frames of the dynamics [c] with their labels, in numpy, energies relative to the references.
+
+    Raises Enough where the run is told to end meanwhile: what was calculated is in the store.
+    """
+    rows = np.flatnonzero(np.asarray(sample.there))
+    structures: Any = jax.tree.map(lambda x: np.asarray(x)[rows], sample.structure)
+
+    def labeled() -> list[Any] | None:
+        wanted = np.ones(rows.size, bool)
+        if run.config.label.part.kind == "oracle":
+            assert parts.label is not None
+            return [np.asarray(x) for x in jax.jit(parts.label)(structures, wanted)]
+        opened = assembly.open_service(
+            run.config,
+            run.table,
+            run.store,
+            np.asarray(progress.reference),
+            run.interrupted,
+            run.opener,
+            carried=assembly.carried_by(run.atoms),
+        )
+        try:
+            with suppress(Enough):  # it must be raised in all processes
+                labels = opened.label(structures, wanted)
+                if trouble := opened.trouble():
+                    raise InputError(f"{trouble}; the last checkpoint stands, `jaxal resume {run.directory}` goes on")
+                return list(labels)
+            return None
+        finally:
+            opened.close()
+
+    if not rows.size:
+        none: Any = np.zeros(0), np.zeros((0, *structures.position.shape[1:])), np.zeros((0, 3, 3)), np.zeros(0, bool)
+        return structures, Label(*none)
+    told = devices.from_first(labeled)
+    if told is None:
+        raise Enough
+    return structures, Label(*told)
+
+
+def _noted(run: Run, bound: Bounded, labels: Label) -> dict[str, Any]:
+    """A metrics line about the bound and the labels it comes from."""
+    ok = np.asarray(labels.ok)
+    line = {"kind": "calibration", "wall": memory.elapsed(run), "labels": ok.size, "failed": int(np.sum(~ok))}
+    line |= {"rmse": bound.rmse, "factor": None, "coverage": None, "count": 0}
+    known = bound.calibration
+    return line | ({} if known is None else {n: getattr(known, n) for n in ("factor", "coverage", "count")})
+
+
+def split_held(held: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Which of the held-out rows [c] calibrate the bound: two of three. Every third, from the first on, ends training.
+
+    Both must not be the same: the weights that are kept are those that suit the rows that choose them. Rows of one
+    `group` [c], copies of a structure, stay together.
+    """
+    found, first = np.unique(group[held], return_index=True)
+    order = found[np.argsort(first)]  # the groups as they come
+    return held & np.isin(group, order[np.arange(order.size) % 3 != 0])

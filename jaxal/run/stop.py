@@ -1,0 +1,142 @@
+"""When the exploration of a run is over, whether it makes sense to go on, and whether it is told to end."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxal.config.loading import FILE_NAME
+from jaxal.explore.timestep import too_long
+from jaxal.program.step import CAUSES
+from jaxal.run import assembly, memory
+from jaxal.run.memory import RECENT, Progress, Run
+
+# What to do where walkers are mostly rewound, by the cause that is most frequent.
+REMEDIES = {
+    "too uncertain": "give more label.initial, lower explore.temperature or timestep, or raise gate.implausible",
+    "too close": "lower explore.timestep or explore.temperature, give more label.initial, or lower gate.closest",
+    "too hot": "lower explore.timestep, give more label.initial, or raise gate.hottest",
+    "in pieces": "lower explore.temperature or explore.timestep, or give more label.initial",
+    "not finite": "lower explore.timestep, or give more label.initial",
+}
+SHOW_CURSOR = "\x1b[?25h"  # the display in a terminal hides it
+TRICKLE = 0.001  # chance of a probe at each look at a walker, so that the held-out labels are not only flagged ones
+
+
+class Verdict(NamedTuple):
+    """Both are empty as long as the run goes on."""
+
+    why: str  # the exploration is over, for this reason
+    wrong: str  # the run cannot go on, for this mistake
+
+
+def verdict(run: Run, progress: Progress, quiet: float, timestep: float) -> Verdict:
+    """What follows from `progress` and from the steps, `quiet`, since any walker last needed a label."""
+    why = _why(run, progress, quiet * timestep * 1e-3, timestep)
+    wrong = _wrong(run, progress, bool(why), timestep)
+    return Verdict("", wrong) if wrong else Verdict(why, "")
+
+
+def _wrong(run: Run, progress: Progress, over: bool, timestep: float) -> str:
+    """What keeps a run from going on, or, where it is `over`, from having learned anything."""
+    if rewound := _rewound(run, progress, over, timestep):
+        return rewound
+    if progress.asked >= 20 and progress.failed > 0.5 * progress.asked:
+        return (
+            f"label: {progress.failed} of {progress.asked} labels failed; see `reason` in {run.store} "
+            "and mend the method before going on"
+        )
+    return ""
+
+
+def _rewound(run: Run, progress: Progress, over: bool, timestep: float) -> str:
+    """What to change where most looks at walkers were rewinds: of the latest `RECENT` segments, or of all there were
+    where the run is over before so many.
+    """
+    if not progress.rewinds or (len(progress.rewinds) < RECENT and not over):
+        return ""
+    counts = np.sum(progress.rewinds, axis=0)
+    looks = len(progress.rewinds) * assembly.LOOKS
+    part = counts.sum() / (looks * run.config.explore.walkers)
+    if part <= 0.5:
+        return ""
+    order = [int(at) for at in np.argsort(-counts, kind="stable") if counts[at]]
+    told = ", ".join(f"{CAUSES[at + 1]} {100 * counts[at] / counts.sum():.0f} %" for at in order)
+    heated = run.config.explore.part.bind()().bath is not None
+    long = too_long(run.starts, timestep) if heated else ""
+    remedy = f"lower explore.timestep: {long}" if long else REMEDIES[CAUSES[order[0] + 1]]
+    return (
+        f"explore: {100 * part:.0f} % of the last {looks} looks at each walker were rewinds from frames that are not "
+        f"physical ({told}); in a new run {remedy}"
+    )
+
+
+def _why(run: Run, progress: Progress, quiet: float, timestep: float) -> str:
+    stop = run.config.stop
+    ps = progress.look * run.config.gate.every * timestep * 1e-3
+    if progress.asked >= stop.labels:
+        return f"label budget of {stop.labels}"
+    if quiet >= stop.quiet:
+        return f"quiet for {stop.quiet:g} ps"
+    if stop.time is not None and ps >= stop.time:
+        return f"{stop.time:g} ps of dynamics"
+    if stop.wall is not None and memory.elapsed(run) >= stop.wall:
+        return f"{stop.wall:g} s of wall time"
+    if stop.error is not None:
+        if len(progress.probes) >= stop.probes:
+            found = float(np.sqrt(np.mean(progress.probes)))
+            if found <= stop.error:
+                return f"force RMSE {1e3 * found:.0f} meV/Å on {len(progress.probes)} fresh probe labels"
+            progress.probing, progress.probes = False, []
+        elif not progress.probing and progress.fold is not None:
+            progress.probing = progress.fold <= stop.error
+    return ""
+
+
+def probe_rate(run: Run, progress: Progress) -> float:
+    """Chance of each walker at each look to be a probe: a trickle, or enough for the fresh probes in two segments."""
+    if not progress.probing:
+        return TRICKLE
+    return min(1.0, run.config.stop.probes / (2 * assembly.LOOKS * run.config.explore.walkers))
+
+
+@contextmanager
+def interruptible(directory: Path) -> Iterator[Callable[[], bool]]:
+    """Yields whether this process was told to end, by Ctrl-C or SIGTERM.
+
+    Whoever asks comes to an end in order: nothing is raised, for an exception raised while garbage is collected is
+    lost, and one inside a callback ends as an error of XLA. Told again, the process ends at once, with status 130:
+    what is on disk is whole at any moment. Not in the main thread, where Python hears no signals, it is never told.
+    """
+    told = threading.Event()
+
+    def handler(number: int, _: Any) -> None:
+        again = told.is_set()
+        told.set()
+        name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        if again:
+            more = f"; `jaxal resume {directory}` continues" if (directory / FILE_NAME).exists() else ""
+            _say(f"{SHOW_CURSOR if os.isatty(2) else ''}\njaxal: interrupted{more}\n")
+            os._exit(130)
+        _say(f"\njaxal: {name}: ends after the present segment (once more: at once)\n")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield told.is_set
+        return
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield told.is_set
+    finally:
+        for number, what in before.items():
+            signal.signal(number, what)
+
+
+def _say(text: str) -> None:
+    """Writes to standard error in a signal handler, where the display may be in the middle of a line."""
+    with suppress(OSError):
+        os.write(2, text.encode())

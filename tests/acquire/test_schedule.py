@@ -1,0 +1,152 @@
+"""Schedules against their papers' rules in numpy, by counting, and in the selection of a look."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxal.acquire import select, select_distance
+from jaxal.acquire.schedule import annealed, bandit, mixture
+from jaxal.core.types import Candidates, InputError
+from jaxal.program import selection
+
+OF = ("top_k", "farthest", "random")
+
+
+def test_exp3_is_the_published_rule():
+    """Weights and probabilities of Auer et al. 2002, fig. 1, as they stand there, after forty rounds."""
+    schedule, gamma = bandit(of=OF, explore=0.2), 0.2
+    rng, weight, state = np.random.default_rng(0), np.ones(3), schedule.init()
+    for _ in range(40):
+        chance = (1 - gamma) * weight / weight.sum() + gamma / 3
+        arm, gains = int(rng.integers(3)), rng.uniform(size=2)
+        weight[arm] *= np.exp(gamma * (gains.mean() / chance[arm]) / 3)
+        # a third label that nothing is learned of
+        state = schedule.learn(state, jnp.asarray([arm, arm, -1]), jnp.asarray([*gains, 1.0]))
+        np.testing.assert_allclose(np.exp(state.weight), weight / weight.max(), rtol=1e-4)
+    draws = jax.vmap(lambda key: schedule.choose(key, state, jnp.asarray(0.5), 4))(
+        jax.random.split(jax.random.key(1), 9000)
+    )
+    assert np.all(draws == draws[:, :1]), "one arm in a look"
+    chance = (1 - gamma) * weight / weight.sum() + gamma / 3
+    np.testing.assert_allclose(np.bincount(draws[:, 0], minlength=3) / 9000, chance, atol=0.02)
+
+
+def test_ucb1_is_the_published_rule():
+    schedule = bandit(of=OF, rule="ucb1")
+    rng, count, total, state = np.random.default_rng(0), np.zeros(3), np.zeros(3), schedule.init()
+    for turn in range(60):
+        arm = int(schedule.choose(jax.random.key(turn), state, jnp.asarray(0.0), 2)[0])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            bound = np.where(count > 0, total / count + np.sqrt(2 * np.log(max(count.sum(), 1)) / count), np.inf)
+        assert bound[arm] == pytest.approx(bound.max(), rel=1e-5)
+        gain = rng.uniform() * [0.3, 0.6, 0.9][arm]
+        count[arm] += 1
+        total[arm] += gain
+        state = schedule.learn(state, jnp.asarray([arm]), jnp.asarray([gain]))
+    np.testing.assert_array_equal(state.count, count)
+    assert count.argmax() == 2
+
+
+@pytest.mark.parametrize("rule", ["exp3", "ucb1"])
+def test_a_bandit_finds_the_better_arm(rule):
+    """Errors drawn from 1 and 2 eV/Å on average: the arm whose labels were worse predicted is played more."""
+    schedule = bandit(of=OF[:2], rule=rule, explore=0.2)
+
+    def look(course, key):
+        draw, noise = jax.random.split(key)
+        arm = schedule.choose(draw, course.schedule, jnp.asarray(0.0), 2)
+        error = (1.0 + arm) * jax.random.uniform(noise, (2,), minval=0.5, maxval=1.5)
+        return selection.taught(schedule, course, arm, error, jnp.ones(2, bool)), arm[0]
+
+    begun = selection.Course.begun(schedule)
+    _, arms = jax.jit(lambda keys: jax.lax.scan(look, begun, keys))(jax.random.split(jax.random.key(0), 600))
+    assert np.mean(np.asarray(arms)[300:] == 1) > 0.7
+
+
+def test_annealed_shares_are_those_of_the_place_between_the_arms():
+    schedule = annealed(of=OF, until=0.8)
+    for used, shares in (
+        (0.0, [1, 0, 0]),
+        (0.1, [0.75, 0.25, 0]),
+        (0.6, [0, 0.5, 0.5]),
+        (0.8, [0, 0, 1]),
+        (1.2, [0, 0, 1]),
+    ):
+        arms = schedule.choose(jax.random.key(2), (), jnp.asarray(used), 8000)
+        np.testing.assert_allclose(np.bincount(arms, minlength=3) / 8000, shares, atol=0.02)
+
+
+def test_mixture_draws_by_its_weights():
+    arms = mixture(of=OF, weights=(1.0, 0.0, 3.0)).choose(jax.random.key(3), (), jnp.asarray(0.0), 8000)
+    np.testing.assert_allclose(np.bincount(arms, minlength=3) / 8000, [0.25, 0, 0.75], atol=0.02)
+
+
+def candidates(eligible=12) -> Candidates:
+    rng = np.random.default_rng(4)
+    return Candidates(
+        jnp.asarray(rng.uniform(size=12), jnp.float32),
+        jnp.asarray(rng.normal(size=(12, 2)), jnp.float32),
+        jnp.arange(12) < eligible,
+        jnp.zeros((1, 2)),
+        jnp.zeros(1, bool),
+    )
+
+
+@functools.cache
+def scheduled(schedule_of, **options):
+    schedule = schedule_of(of=OF, **options)
+    arms = selection.arms_of(schedule)
+    state = schedule.init()
+    return jax.jit(lambda key, given, used: selection.scheduled(schedule, arms, 6, key, given, state, used))
+
+
+@pytest.mark.parametrize("eligible", [0, 1, 4, 12])
+def test_several_arms_pick_each_candidate_once(eligible):
+    rows, arms = scheduled(mixture)(jax.random.key(5), candidates(eligible), jnp.asarray(0.0))
+    chosen = np.asarray(rows[rows >= 0])
+    assert len(chosen) == len(set(chosen.tolist())) == min(eligible, 6) and np.all(chosen < eligible)
+    np.testing.assert_array_equal(np.asarray(rows) >= 0, np.asarray(arms) >= 0)
+    assert np.all(rows[len(chosen) :] == -1)
+    again = scheduled(mixture)(jax.random.key(5), candidates(eligible), jnp.asarray(0.0))
+    np.testing.assert_array_equal(rows, again[0])
+
+
+def test_one_arm_alone_picks_what_its_selection_does():
+    given = candidates()
+    rows, arms = scheduled(annealed)(jax.random.key(6), given, jnp.asarray(0.0))
+    np.testing.assert_array_equal(rows, select.top_k(jax.random.key(0), given, 6))
+    assert np.all(arms == 0)
+    rows, arms = scheduled(annealed)(jax.random.key(6), given, jnp.asarray(0.5))
+    np.testing.assert_array_equal(rows, select_distance.farthest(jax.random.key(0), given, 6))
+    assert np.all(arms == 1)
+
+
+def test_gains_are_relative_to_the_usual_error():
+    """Half of the error over the mean of the rounds so far, at most one; failed labels and probes do not count."""
+    schedule = bandit(of=OF, rule="ucb1")
+    course = selection.Course.begun(schedule)
+    arm, ok = jnp.asarray([0, 1, 2, -1]), jnp.asarray([True, True, False, True])
+    course = selection.taught(schedule, course, arm, jnp.asarray([1.0, 3.0, jnp.nan, 9.0]), ok)
+    assert float(course.error) == pytest.approx(2.0)
+    np.testing.assert_allclose(course.schedule.total, [0.25, 0.75, 0.0])
+    np.testing.assert_allclose(course.schedule.count, [1, 1, 0])
+    course = selection.taught(schedule, course, jnp.asarray([2]), jnp.asarray([20.0]), jnp.asarray([True]))
+    assert float(course.error) == pytest.approx(11.0)
+    np.testing.assert_allclose(course.schedule.total, [0.25, 0.75, 10 / 11])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: bandit(of=("top_k",)), r"schedule\.of: .* at least 2"),
+        (lambda: annealed(of=("top_k", "topk")), r"schedule\.of: unknown select 'topk'"),
+        (lambda: mixture(of=OF, weights=(1.0,)), r"schedule\.weights: .* give 3 shares"),
+        (lambda: bandit(of=OF, explore=2.0), r"schedule\.explore: .* at most 1"),
+    ],
+)
+def test_mistakes_are_told(make, message):
+    with pytest.raises(InputError, match=message):
+        make()

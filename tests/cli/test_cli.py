@@ -1,0 +1,274 @@
+"""Every command with good and with bad input, most in this process, some in processes of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from ase.build import molecule
+from ase.calculators.emt import EMT
+from ase.io import write
+from commands import SMALL, alone, here
+from run_example import WATER
+
+from jaxal.config.loading import load
+from jaxal.config.schema import Offline
+from jaxal.core import registry
+from jaxal.core.discovery import import_parts
+from jaxal.run import checkpoint
+
+CONFIG = """
+system: {file: water.xyz}
+potential: {cutoff: 3.0, channels: 4, l_max: 1, layers: 1, correlation: 1}
+committee: {members: 2}
+explore: {temperature: 300 K, walkers: 2}
+label: {name: morse, initial: 4, sigma: 1.2, alpha: 2, cutoff: 4}
+train: {steps: 5, initial_steps: 10, final_steps: 10, batch: 2, holdout: 0.3}
+stop: {labels: 8, quiet: 0.1, time: 0.05}
+gate: {implausible: 1000}
+"""
+
+
+def refused(*arguments: object, folder: Path, run: Callable[..., subprocess.CompletedProcess] = here) -> str:
+    """The one line of a command that is refused."""
+    done = run(*arguments, folder=folder)
+    assert done.returncode == 2 and done.stdout == "", done.stderr
+    assert done.stderr.startswith("jaxal: error: ") and done.stderr.count("\n") == 1
+    return done.stderr.removeprefix("jaxal: error: ").rstrip()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path / "water.xyz", molecule("H2O"))
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+def labeled(path: Path, count: int = 12) -> Path:
+    """Distorted water with energies and forces of ASE's EMT."""
+    rng, frames = np.random.default_rng(0), []
+    for _ in range(count):
+        atoms = molecule("H2O")
+        atoms.positions += rng.normal(scale=0.05, size=(3, 3))
+        atoms.calc = EMT()
+        atoms.get_forces()
+        frames.append(atoms)
+    write(path, frames)
+    return path
+
+
+def test_help_answers_at_once(tmp_path):
+    start = time.perf_counter()
+    done = alone("--help", folder=tmp_path)
+    assert done.returncode == 0 and time.perf_counter() - start < 1.0
+    for command in ("run", "resume", "train", "validate", "report", "list", "check"):
+        assert f"    {command} " in done.stdout
+    assert "key.sub=value" in alone("run", "--help", folder=tmp_path).stdout
+    # JAX takes a second to import: nothing but a command may do it.
+    probe = "import sys, jaxal.cli.main; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [(), ("fly",), ("run",), ("resume",), ("validate", "x"), ("list", "a", "b")])
+def test_wrong_arguments_get_the_usage(tmp_path, arguments):
+    done = here(*arguments, folder=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("usage: jaxal")
+
+
+def test_list_shows_every_part_and_option(tmp_path):
+    import_parts()
+    text = here("list", folder=tmp_path).stdout
+    for kind in registry.KINDS:
+        for name in registry.names(kind):
+            block = text.split(f"{kind} {name}\n", 1)[1].split("\n\n", 1)[0].splitlines()
+            assert block[0].strip() == registry.description(kind, name)
+            assert [line.split()[0] for line in block[1:]] == [option.name for option in registry.options(kind, name)]
+    only = here("list", "explorer", folder=tmp_path).stdout
+    assert "explorer nve\n" in only and "oracle" not in only
+    assert next(line.split() for line in only.splitlines() if "timestep" in line) == ["timestep", "0.5", "fs"]
+    assert refused("list", "explorers", folder=tmp_path).startswith(
+        "list: unknown kind 'explorers'; kinds are potential"
+    )
+
+
+def test_check_prints_the_resolved_configuration(folder):
+    done = alone("check", "config.yaml", "explore.timestep=0.25 fs", "seed=7", folder=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "printed.yaml").write_text(done.stdout)
+    assert load(folder / "printed.yaml") == load(folder / "config.yaml", ["explore.timestep=0.25", "seed=7"])
+    assert yaml.safe_load(done.stdout)["explore"]["timestep"] == 0.25
+
+
+def test_every_command_refuses_in_one_line(folder):
+    for arguments in (
+        ("run", "none.yaml"),
+        ("check", "config.yaml", "explore.walkers=0"),
+        ("train", "config.yaml"),
+        ("resume", "none"),
+        ("report", "none"),
+        ("validate", "none", "--data", "water.xyz"),
+        ("list", "nothing"),
+    ):
+        assert refused(*arguments, folder=folder)
+    assert refused("run", "none.yaml", folder=folder, run=alone)  # and as users start it
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["none.yaml"], "none.yaml: there is no such file"),
+        (["config.yaml", "explore.temprature=1"], "override 'explore.temprature=1': explore.temprature: unknown field"),
+        (
+            ["config.yaml", "explore.temperature=1 fs"],
+            "override 'explore.temperature=1 fs': explore.temperature: '1 fs'",
+        ),
+        (["config.yaml", "system.file=none.xyz"], "override 'system.file=none.xyz': system.file: there is no file"),
+        (["config.yaml", "system.index=4"], "system.index: 4 does not fit; "),
+        (["config.yaml", "explore.name=npt_nose_hoover"], "explore.name: npt_nose_hoover needs a periodic cell"),
+        (["config.yaml", "label={name: stillinger_weber, initial: 4}"], "label: stillinger_weber: knows silicon only"),
+        (["bad.yaml"], "bad.yaml, line 2: not valid YAML: 'seed' is given twice"),
+    ],
+)
+def test_run_and_check_refuse_a_wrong_configuration(folder, command, arguments, expected):
+    (folder / "bad.yaml").write_text("seed: 1\nseed: 2\n")
+    assert refused(command, *arguments, folder=folder).startswith(expected)
+    assert not (folder / "runs").exists()  # nothing was begun
+
+
+def test_run_refuses_a_used_folder(folder):
+    used = folder / "runs" / folder.name  # config.yaml: the folder gives the name
+    used.mkdir(parents=True)
+    (used / "config.yaml").write_text("")
+    where = used.relative_to(folder)
+    assert refused("run", "config.yaml", folder=folder) == (
+        f"{where}: already holds a run; `jaxal resume {where}` continues it, --dir takes a new folder"
+    )
+    (folder / "other.yaml").write_text(CONFIG)
+    (folder / "runs" / "other").mkdir()
+    (folder / "runs" / "other" / "notes.txt").write_text("mine")
+    message = "runs/other: is not an empty folder; give a new one with --dir"
+    assert refused("run", "other.yaml", folder=folder) == message
+    assert refused("run", "other.yaml", "--dir", "water.xyz", folder=folder).startswith(
+        "water.xyz: is not an empty folder"
+    )
+    labeled(folder / "data.xyz")
+    (folder / "train.yaml").write_text("data: {file: data.xyz}")
+    assert "resume" not in refused("train", "train.yaml", "--dir", used, folder=folder)
+
+
+def test_resume_and_report_refuse_what_is_no_run(folder):
+    for command in ("resume", "report"):
+        for target in (".", "none"):
+            if target == ".":
+                (folder / "config.yaml").unlink(missing_ok=True)
+            assert refused(command, target, folder=folder).startswith(f"{target}: not a run folder, it holds no config")
+
+
+def test_train_refuses_a_wrong_configuration(folder):
+    (folder / "train.yaml").write_text("data: {file: data.xyz}")
+    assert refused("train", "train.yaml", folder=folder).startswith("train.yaml: data.file: there is no file")
+    labeled(folder / "data.xyz")
+    assert "explore: unknown field" in refused("train", "train.yaml", "explore.walkers=2", folder=folder)
+    assert load(folder / "train.yaml", cls=Offline).data.file.name == "data.xyz"
+
+
+def test_validate_refuses_what_is_no_model(folder):
+    labeled(folder / "data.xyz")
+    assert "none" in refused("validate", "none", "--data", "data.xyz", folder=folder)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    command = f"{sys.executable} -m jaxal list | head -n 1"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.startswith("potential ") and done.stderr == ""
+
+
+def test_run_report_validate_resume(folder):
+    (folder / "config.yaml").write_text(WATER.replace("{labels: 64}", "{labels: 8}"))
+    done = alone("run", "config.yaml", "--part", SMALL, "--dir", "out", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load((folder / "out" / "config.yaml").read_text())["stop"]["labels"] == 8
+    assert "already holds a run" in refused("run", "config.yaml", "--part", SMALL, "--dir", "out", folder=folder)
+    assert here("resume", "out", folder=folder).returncode == 0  # a finished run: nothing is left to do
+    report = here("report", "out", folder=folder)
+    assert report.returncode == 0 and (folder / report.stdout.strip()).is_file()
+    labeled(folder / "data.xyz")
+    validate = ("validate", "out", "--data", "data.xyz", "--part", SMALL)
+    text = here(*validate, folder=folder)
+    assert text.returncode == 0 and "force, meV/Å" in text.stdout
+    found = json.loads(here(*validate, "--json", folder=folder).stdout)
+    assert found["errors"]["structures"] == 12
+    assert "there is no such file" in refused("validate", "out", "--data", "none.xyz", "--part", SMALL, folder=folder)
+
+
+def test_train_from_a_file(folder):
+    labeled(folder / "data.xyz")
+    (folder / "train.yaml").write_text(
+        "data: {file: data.xyz}\ncommittee: {kind: shared, members: 3}\ntrain: {final_steps: 10, batch: 2}\n"
+        "potential: {cutoff: 3.0, channels: 4, l_max: 1, layers: 1, correlation: 1}\n"
+    )
+    done = here("train", "train.yaml", folder=folder)
+    assert done.returncode == 0, done.stderr
+    text = here("validate", "runs/train", "--data", "data.xyz", folder=folder)
+    assert text.returncode == 0 and "12 structures" in text.stdout
+
+
+def endless(folder: Path) -> subprocess.Popen:
+    """A run into `out` that would go on for a day, once it has its configuration there."""
+    options = ["stop.labels=1000", "stop.time=1 ns", "stop.quiet=1 ns", "output.checkpoint=1 h", "--dir", "out"]
+    arguments = [
+        sys.executable,
+        "-m",
+        "jaxal",
+        "run",
+        "config.yaml",
+        "potential={name: bonds}",
+        "--part",
+        str(SMALL),
+        *options,
+    ]
+    child = subprocess.Popen(arguments, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    awaited(child, (folder / "out" / "config.yaml").exists)
+    return child
+
+
+def awaited(child: subprocess.Popen, there: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not there() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert there()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_run_told_to_end_keeps_its_last_segment_and_says_how_to_resume(folder, number):
+    child, metrics = endless(folder), folder / "out" / "metrics.jsonl"
+    if number == signal.SIGTERM:  # in the middle of the exploration; the other at its very beginning
+        awaited(child, lambda: metrics.exists() and '"segment"' in metrics.read_text())
+    os.kill(child.pid, number)
+    _, err = child.communicate(timeout=120)
+    assert child.returncode == 0, err
+    assert err.rstrip().endswith("jaxal: ended as told; `jaxal resume out` continues")
+    assert "Traceback" not in err
+    if number == signal.SIGTERM:  # nothing is due for an hour: it was written because of the signal
+        looks = [json.loads(line)["looks"] for line in metrics.read_text().splitlines() if "looks" in line]
+        assert checkpoint.latest(folder / "out" / "checkpoints") == looks[-1] > 0
+
+
+def test_a_run_told_twice_ends_at_once(folder):
+    child = endless(folder)
+    os.kill(child.pid, signal.SIGINT)
+    assert child.stderr is not None
+    while "Ctrl-C" not in child.stderr.readline():
+        assert child.poll() is None
+    os.kill(child.pid, signal.SIGINT)
+    _, err = child.communicate(timeout=10)
+    assert child.returncode == 130
+    assert err.rstrip().endswith("jaxal: interrupted; `jaxal resume out` continues")

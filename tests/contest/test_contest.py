@@ -1,0 +1,339 @@
+"""A tiny contest from end to end: random and farthest are in, a killed one ends the same, mistakes cost nothing."""
+
+import csv
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import molecule
+from ase.io import write
+from commands import alone
+from contest_example import CONTEST, WATER, folder_of, frames
+
+from jaxal.cli.main import main
+from jaxal.contest import command, records, schema
+from jaxal.contest.data import STORE, check
+from jaxal.core.errors import InputWarning
+from jaxal.core.types import InputError
+from jaxal.label.store.database import open_store
+from jaxal.run import checkpoint
+
+STRATEGIES = "strategies: {greedy: {select: {name: top_k}}, energetic: {score: {name: energy_spread}}}\n"
+
+
+def held(folder, dir, *overrides, only=()):
+    """Holds the contest of a folder; its results by task and strategy, without times."""
+    command.run(schema.load(folder / "contest.yaml", overrides), dir, only)
+    return numbers(dir)
+
+
+def numbers(dir):
+    return {
+        place: [{name: value for name, value in record.items() if not name.endswith("_s")} for record in found]
+        for place, found in records.read(dir).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return folder_of(tmp_path_factory.mktemp("contest"), CONTEST + WATER + STRATEGIES)
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """The contest of two strategies, uninterrupted."""
+    return held(folder, folder / "whole")
+
+
+def test_every_strategy_and_both_baselines_come_through(folder, whole):
+    assert [strategy for _, strategy in whole] == ["random", "farthest", "greedy", "energetic"]
+    for found in whole.values():
+        assert [(r["round"], r["seed"], r["labels"]) for r in found] == [
+            (number, seed, labels) for number, labels in enumerate((5, 8, 11)) for seed in range(2)
+        ]
+        assert all(np.isfinite(r[name]) for r in found for name in ("force_rmse", "force_max", "energy_rmse", "nll"))
+        assert all(0 < r["miscalibration"] < 0.5 and 0 < r["crps"] < r["force_mae"] for r in found)
+
+
+def test_strategies_begin_alike_and_choose_differently(whole):
+    def part(strategy, rounds):
+        return [
+            {k: v for k, v in record.items() if k != "strategy"}
+            for record in whole["water", strategy]
+            if record["round"] in rounds
+        ]
+
+    for strategy in ("farthest", "energetic", "greedy"):
+        assert part(strategy, {0}) == part("random", {0})
+        assert part(strategy, {1, 2}) != part("random", {1, 2})
+    first, second = (record for record in part("random", {0}))
+    assert first["force_rmse"] != second["force_rmse"]  # seeds differ in labels and weights
+
+
+def test_what_a_contest_leaves_behind(folder, whole):
+    made = folder / "whole"
+    pictures = {f"{kind}_water.png" for kind in ("curves", "saved", "worst", "calibration")} | {"ranking.png"}
+    assert pictures <= {path.name for path in made.iterdir()}
+    assert all((made / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+    assert not any((made / "states").rglob("*.json")) or not list((made / "states" / "water").iterdir())
+    table = list(csv.DictReader((made / "results.csv").open()))
+    assert len(table) == 4 * 3 * 2
+    assert float(table[0]["force_rmse"]) == whole["water", "random"][0]["force_rmse"]
+    told = json.loads((made / "summary.json").read_text())["tasks"]["water"]["strategies"]
+    error = np.log([[r["force_rmse"] for r in whole["water", "greedy"] if r["seed"] == s] for s in range(2)])
+    assert told["greedy"]["curve"][2][0] == pytest.approx(np.exp(error[:, 2].mean()), rel=1e-4)
+    assert set(told["greedy"]["saved"]) != {None} and "saved" not in told["random"]
+    leaders = list(csv.DictReader((made / "leaderboard.csv").open()))
+    assert {row["strategy"] for row in leaders} == set(told)
+    assert all(re.fullmatch(r"[\d.]+ \[[\d.]+, [\d.]+\]", row["area"]) for row in leaders)
+    page = (made / "contest.html").read_text()
+    for text in ("greedy", "labels saved", "Friedman", "4 of 4", "2 seeds are few"):
+        assert text in page
+
+
+def test_seeds_as_one_batch_come_to_the_same(folder, whole, tmp_path, monkeypatch):
+    """What accelerators do, here: seeds and members vmapped. Only rounding differs."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "batched")
+    found = held(folder, tmp_path / "batched", only=("random",))
+    for one, other in zip(found["water", "random"], whole["water", "random"], strict=True):
+        assert one["force_rmse"] == pytest.approx(other["force_rmse"], rel=1e-3)
+        assert one["energy_rmse"] == pytest.approx(other["energy_rmse"], rel=1e-2)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    "where", ["after the checkpoint", pytest.param("before the checkpoint", marks=pytest.mark.slow)]
+)
+def test_a_killed_contest_ends_with_the_same_numbers(folder, whole, tmp_path, monkeypatch, where):
+    dir, calls = tmp_path / "killed", []
+    save = checkpoint.save
+
+    def dies(place, step, *rest):
+        calls.append(step)
+        if len(calls) == 5 and where == "before the checkpoint":
+            raise Killed
+        save(place, step, *rest)
+        if len(calls) == 5:  # the second strategy, between a round's checkpoint and its results
+            raise Killed
+
+    only = ("random", "greedy", "farthest")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", dies)
+        with pytest.raises(Killed):
+            held(folder, dir, only=only)
+    assert 0 < sum(map(len, numbers(dir).values())) < 3 * 3 * 2
+    found = held(folder, dir, only=only)
+    assert found == {place: whole[place] for place in found} and len(found) == 3
+
+
+def test_a_changed_contest_is_refused_and_a_larger_one_goes_on(folder, whole):
+    dir = folder / "whole"
+    before = (dir / "results.jsonl").read_bytes()
+    for override, field in (
+        ("train.steps=11", "tasks.water.train.steps: is 11 and was 10"),
+        ("seeds=3", "seeds: is 3 and was 2"),
+        ("strategies.greedy.score.name=energy_spread", "strategies.greedy.score.name"),
+    ):
+        with pytest.raises(InputError, match=re.escape(field)):
+            held(folder, dir, override)
+    assert (dir / "results.jsonl").read_bytes() == before
+    found = held(folder, dir, "strategies.late.select.name=top_k", "strategies.late.score.name=mean_force_spread")
+    assert {place: found[place] for place in whole} == whole and len(found["water", "late"]) == 6
+
+
+def test_energies_without_forces_and_a_barrier(tmp_path):
+    folder = folder_of(tmp_path, CONTEST + WATER)
+    for name in ("water.xyz", "test.xyz"):
+        bare = frames(30, int(name == "test.xyz"))
+        for atoms in bare:
+            atoms.calc.results.pop("forces")
+        write(folder / name, bare, format="extxyz")
+    write(folder / "path.xyz", frames(4, 2), format="extxyz")
+    found = held(folder, folder / "out", "tasks.water.path=path.xyz", "budgets=[5,8]", only=("random",))
+    for record in found["water", "random"]:
+        assert "force_rmse" not in record and np.isfinite([record["energy_rmse"], record["barrier_error"]]).all()
+    told = json.loads((folder / "out" / "summary.json").read_text())["tasks"]["water"]
+    assert told["metric"] == "energy_rmse"
+    first, last = (np.mean([r["energy_rmse"] for r in found["water", "random"] if r["round"] == n]) for n in (0, 1))
+    assert max(first, last) < 0.5  # eV/atom: references and offsets fit
+
+
+def test_stress_is_learned_where_there_is_some(tmp_path):
+    write(tmp_path / "copper.xyz", frames(24, 0, crystal=True), format="extxyz")
+    text = CONTEST.replace("cutoff: 3.0", "cutoff: 3.2").replace("holdout: 0.2", "holdout: 0.2, stress_weight: 5.0")
+    (tmp_path / "contest.yaml").write_text(
+        text + "tasks: {copper: {pool: copper.xyz}}\nbudgets: [5, 8]\n".replace("budgets: [5, 8]\n", "")
+    )
+    found = held(tmp_path, tmp_path / "out", "tasks.copper.budgets=[5,8]", only=("random",))
+    assert all(0 < record["stress_rmse"] < 1 for record in found["copper", "random"])
+
+
+LIVE = """
+tasks:
+  water:
+    live:
+      system: {file: start.xyz}
+      explore: {temperature: 300 K, walkers: 2}
+      label: {name: tblite}
+      every: 3
+      looks: 3
+      test_every: 5
+    test_frames: 6
+    path: path.xyz
+    budgets: [5, 8, 11]
+"""
+
+
+def test_a_time_step_that_is_too_long_is_told(tmp_path):
+    (tmp_path / "contest.yaml").write_text(CONTEST + LIVE)
+    for file in ("start.xyz", "path.xyz"):
+        write(tmp_path / file, molecule("H2O"))
+    contest = schema.load(tmp_path / "contest.yaml", ["tasks.water.live.explore.timestep=4"])
+    with pytest.warns(InputWarning, match=r"^tasks\.water\.live\.explore\.timestep: 4 fs is long for the O-H stretch"):
+        check("water", contest.tasks["water"])
+
+
+def test_a_live_task_pays_for_no_label_twice(tmp_path, monkeypatch):
+    (tmp_path / "contest.yaml").write_text(CONTEST + LIVE)
+    write(tmp_path / "start.xyz", molecule("H2O"))
+    write(tmp_path / "path.xyz", [molecule("H2O"), Atoms("OHH", [[0, 0, 0.12], [0, 0.8, -0.5], [0, -0.75, -0.45]])])
+    monkeypatch.setattr("jaxal.contest.data.SETTLE", 5)
+    found = held(tmp_path, tmp_path / "one", only=("random",))
+    for record in found["water", "random"]:
+        assert record["failed"] == 0 and record["labels"] == (5, 8, 11)[record["round"]]
+        assert np.isfinite([record["force_rmse"], record["barrier_error"]]).all()
+
+    store = tmp_path / "one" / "data" / "water" / STORE
+    opened = open_store(store)
+    rows = len(list(opened.all()))
+    opened.close()
+    assert rows <= 2 * 11 + 6 + 2
+    # again, with all labels known: nothing is calculated
+    (tmp_path / "two" / "data" / "water").mkdir(parents=True)
+    for name in (STORE, "test.xyz"):
+        (tmp_path / "two" / "data" / "water" / name).write_bytes((store.parent / name).read_bytes())
+    (tmp_path / "two" / "contest.json").write_bytes((tmp_path / "one" / "contest.json").read_bytes())
+    assert held(tmp_path, tmp_path / "two", only=("random",)) == found
+    opened = open_store(tmp_path / "two" / "data" / "water" / STORE)
+    assert len(list(opened.all())) == rows
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    "override, told",
+    [
+        ("tasks.water.pool=missing.xyz", "tasks.water.pool: there is no file"),
+        ("data=nowhere", "data: there is no folder"),
+        ("tasks.water.budgets=[8,5]", "tasks.water.budgets: [8, 5] does not fit"),
+        ("tasks.water.budgets=[5]", "tasks.water.budgets: [5] does not fit"),
+        ("budgets=[5,400]", "tasks.water.budgets: 400 is too large; the pool"),
+        ("seeds=1", "seeds: 1 is too small"),
+        ("strategies.mine.select.name=nothing", "strategies.mine.select.name: unknown select"),
+        ("strategies.mine.selct.name=top_k", "strategies.mine.selct: unknown field; did you mean select?"),
+        ("strategies={'a/b': {}}", "strategies: 'a/b' is no name"),
+        ("grids=[{select: [nothing]}]", "grids[0].select: unknown select 'nothing'"),
+        ("grids=[{}]", "grids[0]: empty"),
+        ("strategies.one.committee={members: 1}", "strategies.one: committee.members: 1 has no spread"),
+        ("strategies.random.select.name=top_k", "strategies.random: this name is that of a baseline"),
+        ("tasks.water.live.system.file=test.xyz", "tasks.water: give either pool"),
+        ("tasks={}", "tasks: missing"),
+        ("tasks.water.test=contest.yaml", "contest.yaml: ASE cannot read it"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_is_computed(folder, tmp_path, capsys, override, told):
+    assert main(["contest", str(folder / "contest.yaml"), override, "--dir", str(tmp_path / "new")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("jaxal: error: ") and error.count("\n") == 1 and told in error, error
+    assert not (tmp_path / "new").exists()
+
+
+def test_parts_that_no_line_names_are_there_in_a_process_of_its_own(folder, tmp_path):
+    """Others have imported all of them in this one."""
+    done = alone("contest", folder / "contest.yaml", "budgets=[5,400]", "--dir", tmp_path / "new")
+    assert done.returncode == 2 and done.stderr.startswith("jaxal: error: ") and done.stderr.count("\n") == 1, (
+        done.stderr
+    )
+    assert "tasks.water.budgets: 400 is too large" in done.stderr
+
+
+def test_a_folder_of_something_else_is_refused(folder, tmp_path):
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"is in use and holds no contest\.json"):
+        held(folder, tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "lock"] == ["note.txt"]
+
+
+def test_grids_name_their_strategies_and_every_model_has_baselines(folder):
+    contest = schema.load(
+        folder / "contest.yaml",
+        ["strategies={}", "grids=[{select: all}, {select: [top_k], committee: {members: 3}}]"],
+    )
+    entered = schema.entrants(contest)
+    names = [one.name for one in entered]
+    assert len(set(names)) == len(names) and {"random", "farthest", "top_k"} <= set(names)
+    assert {"full3+top_k", "full3+random", "full3+farthest"} <= set(names)
+    for one in entered:
+        own = schema.baseline(one, entered)
+        assert own.model == one.model and own.select.name == "random"
+
+
+SEEKING = {
+    "annealed": {"schedule": {"name": "annealed", "of": ["random", "top_k"]}},
+    "learned": {"schedule": {"name": "bandit", "of": ["top_k", "random"], "rule": "ucb1"}},
+}
+
+
+def test_schedules_choose_by_their_arms(folder, whole, tmp_path):
+    """A bandit begins with its first arm and then plays the other; on its way from random the second is a mixture."""
+    found = held(folder, tmp_path / "out", f"strategies={json.dumps(SEEKING)}", only=("annealed", "learned"))
+
+    def part(records, number):
+        return [{k: v for k, v in r.items() if k != "strategy"} for r in records if r["round"] == number]
+
+    assert part(found["water", "learned"], 1) == part(whole["water", "greedy"], 1)
+    assert part(found["water", "learned"], 2) != part(whole["water", "greedy"], 2)
+    assert part(found["water", "annealed"], 1) != part(whole["water", "greedy"], 1)
+    labels = [[r["labels"] for r in found["water", name] if r["seed"] == 0] for name in SEEKING]
+    assert labels == [[5, 8, 11]] * 2
+
+
+def test_walkers_of_a_live_task_may_be_driven(tmp_path, monkeypatch):
+    """A bias, and one member in place of the mean, lead elsewhere; what they begin with is the same."""
+    (tmp_path / "contest.yaml").write_text(CONTEST + LIVE)
+    write(tmp_path / "start.xyz", molecule("H2O"))
+    write(tmp_path / "path.xyz", [molecule("H2O")] * 2)
+    monkeypatch.setattr("jaxal.contest.data.SETTLE", 5)
+    select = {"select": {"name": "random"}}
+    strategies = {"pushed": select | {"bias": {"name": "hyperactive"}}, "thompson": select | {"drive": "member"}}
+    override = f"strategies={json.dumps(strategies)}"
+    found = held(tmp_path, tmp_path / "out", override, only=("random", "pushed", "thompson"))
+    first = [[r["force_rmse"] for r in found["water", name] if r["round"] == 0] for name in ("random", *strategies)]
+    last = [[r["force_rmse"] for r in found["water", name] if r["round"] == 2] for name in ("random", *strategies)]
+    assert first[0] == first[1] == first[2] and len({tuple(one) for one in last}) == 3
+    assert np.all(np.isfinite(last))
+
+
+@pytest.mark.parametrize(
+    "strategy, told",
+    [
+        (
+            {"schedule": SEEKING["learned"]["schedule"], "select": {"name": "top_k"}},
+            "strategies.one.select: does not go",
+        ),
+        ({"bias": {"name": "hyperactive"}}, "strategies.one.bias: nothing is driven in tasks.water"),
+        ({"drive": "member"}, "strategies.one.drive: nothing is driven in tasks.water"),
+        ({"schedule": {"name": "bandit", "of": ["top_k", "nothing"]}}, "schedule.of: unknown select 'nothing'"),
+    ],
+)
+def test_what_a_strategy_cannot_be_is_one_line(folder, tmp_path, capsys, strategy, told):
+    override = f"strategies={json.dumps({'one': strategy})}"
+    assert main(["contest", str(folder / "contest.yaml"), override, "--dir", str(tmp_path / "new")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and told in error, error
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,320 @@
+"""A teacher in another process: its numbers are the calculator's; replaced if it dies, it ends with its pupil."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from label_programs import rattled, task_of
+from label_workers import batch_of, through_workers
+from model_example import tiny_model
+from processes import gone, wait_for
+
+from jaxal.core.discovery import import_parts
+from jaxal.deploy.calculator import Calculator
+from jaxal.label.methods.teacher import teacher
+from jaxal.label.service import Recipe, label_service
+from jaxal.label.task import LabelError
+
+import_parts()
+
+ETHANOL = task_of(rattled(molecule("CH3CH2OH")))
+DIAMOND = task_of(rattled(bulk("C", cubic=True), 0.1))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A committee of two with random weights, for H, C and O."""
+    path = tmp_path_factory.mktemp("model") / "model.npz"
+    tiny_model(path)
+    return path
+
+
+def teachers(parent: int | None = None) -> list[int]:
+    """Processes of teachers that were started by `parent`, by this process if not given."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                state, owner = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            except OSError:
+                continue
+            if b"jaxal.deploy.teacher" in words and int(owner) == (parent or os.getpid()) and state != "Z":
+                found.append(int(folder.name))
+    return found
+
+
+def dead(pid: int) -> bool:
+    """Once all its threads are gone, too, and with them its end of the pipes."""
+    end = time.monotonic() + 20.0
+    while time.monotonic() < end:
+        threads = Path(f"/proc/{pid}/task")
+        if gone(pid, 0.0) and (not threads.exists() or len(list(threads.iterdir())) <= 1):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def asked(model: Path, task):
+    box = {"cell": task.cell, "pbc": True} if task.cell.any() else {}
+    atoms = Atoms(task.numbers, task.position, calculator=Calculator(model), **box)
+    stress = atoms.get_stress(voigt=False) if box else np.full((3, 3), np.nan)  # an open structure has none
+    return atoms.get_potential_energy(), atoms.get_forces(), stress
+
+
+@pytest.fixture
+def listening(model):
+    """Starts teachers that listen, on a port of their own unless it is given; returns process and address."""
+    started = []
+
+    def start(path: Path = model, listen: str = "0"):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jaxal.deploy.teacher", str(path), "--listen", listen],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        assert process.stdout
+        said = process.stdout.readline()
+        found = re.search(r"answers at (\S+:\d+), whoever asks", said)
+        assert found, said
+        return process, found[1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+# ---------------------------------------------------------------- started here
+
+
+@pytest.mark.parametrize("task", [ETHANOL, DIAMOND], ids=["open", "periodic"])
+def test_its_numbers_are_those_of_the_calculator(model, task):
+    backend = teacher(model=model)
+    backend.check(task)
+    result = backend.calculate(task)
+    assert result.ok and result.seconds > 0, result.reason
+    energy, force, stress = asked(model, task)
+    assert result.energy == energy
+    np.testing.assert_array_equal(result.force, force)
+    np.testing.assert_allclose(result.stress, stress, rtol=0, atol=1e-15)
+    assert bool(np.isfinite(result.stress).all()) == bool(task.cell.any())
+
+
+def test_it_stays_is_replaced_when_it_dies_and_goes_with_its_backend(model):
+    backend = teacher(model=model)
+    backend.check(ETHANOL)
+    assert not teachers(), "a check keeps no process that may never be asked"
+    first = backend.calculate(ETHANOL)
+    (one,) = teachers()
+    assert backend.calculate(ETHANOL).energy == first.energy and teachers() == [one]
+
+    os.kill(one, signal.SIGKILL)  # between two labels: nothing is lost
+    assert dead(one)
+    again = backend.calculate(ETHANOL)
+    assert again.ok and again.energy == first.energy, again.reason
+    (two,) = teachers()
+    assert two != one
+
+    os.kill(two, signal.SIGSTOP)  # in the middle of a label: that one has failed
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(backend.calculate(ETHANOL)))
+    thread.start()
+    time.sleep(0.5)
+    os.kill(two, signal.SIGKILL)
+    thread.join(20)
+    assert not answers[0].ok and answers[0].reason == "the teacher died (signal SIGKILL)"
+    assert backend.calculate(ETHANOL).energy == first.energy
+    (three,) = teachers()
+    del backend
+    assert gone(three, 20.0)
+
+
+def test_one_that_takes_too_long_is_ended(model):
+    backend = teacher(model=model)
+    assert backend.calculate(ETHANOL).ok  # compiled
+    impatient = teacher(model=model, patience=0.01)
+    result = impatient.calculate(ETHANOL)  # compiles, which takes longer
+    assert not result.ok and result.reason == "timeout: the teacher took more than 0.01 s"
+    assert len(teachers()) == 1
+
+
+def test_it_ends_with_its_parent_and_the_parent_loads_no_jax(model, tmp_path):
+    """Also in the middle of a calculation: compiling takes longer than the parent lives."""
+    program = f"""
+    import os, signal, sys, threading, time
+    import numpy as np
+    from jaxal.label.task import Task
+    from jaxal.label.methods.teacher import teacher
+    backend = teacher(model={str(model)!r})
+    task = Task(np.array([8, 1, 1]), np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]), np.zeros((3, 3)), 0, 0)
+    result = backend.calculate(task)
+    assert "jax" not in sys.modules, "the host loaded JAX"
+    with open({str(tmp_path / "said")!r}, "w") as file:
+        file.write(str(result.ok) + " " + result.reason)
+    bigger = task._replace(numbers=np.full(40, 6), position=np.random.default_rng(0).normal(size=(40, 3)) * 9)
+    threading.Thread(target=backend.calculate, args=(bigger,), daemon=True).start()
+    time.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    """
+    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)])
+    try:
+        assert wait_for(tmp_path / "said", 120.0) == "True "
+        (child,) = teachers(parent.pid)
+    finally:
+        parent.kill()
+        parent.wait()
+    assert gone(child, 20.0)
+
+
+def test_workers_have_teachers_that_end_with_them(model, tmp_path):
+    record = through_workers("teacher", {"model": str(model)}, ETHANOL, tmp_path / "labels.sqlite")
+    assert record.ok, record.reason
+    time.sleep(0.5)
+    everyone = [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdecimal()]
+    left = [child for parent in everyone for child in teachers(parent)]
+    assert not [child for child in left if str(model) in Path(f"/proc/{child}/cmdline").read_text()]
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({}, r"^label\.model: missing; give"),
+        ({"model": "no.npz"}, r"^label\.model: cannot read no.npz \(No such file"),
+        ({"model": __file__}, r"^label\.model: .*not a model file of jaxal"),
+        ({"model": True, "python": ["no-such-python"]}, r"^label\.python: there is no program 'no-such-python'"),
+        ({"model": True, "python": [sys.executable, "-I", "-S"]}, r"^label\.python: .*exit status 1.*No module named"),
+        ({"model": True, "python": "python3"}, r"^label\.python: 'python3' is no list"),
+        ({"address": "localhost:1", "python": ["python3"]}, r"^label\.python: .*leave it out"),
+        ({"address": "localhost"}, r"^label\.address: 'localhost' is no address"),
+        ({"address": "localhost:1"}, r"^label\.address: no teacher answers at localhost:1 \(.*refused\)"),
+        ({"address": "localhost:99999"}, r"^label\.address: no teacher answers"),
+    ],
+)
+def test_what_cannot_be_is_told_by_the_check(options, what, model):
+    given = options | ({"model": model} if options.get("model") is True else {})
+    with pytest.raises(LabelError, match=what) as caught:
+        teacher(**given).check(ETHANOL)
+    assert "\n" not in str(caught.value) and not teachers()
+
+
+def test_what_the_model_was_not_trained_for_is_refused(model):
+    backend = teacher(model=model)
+    with pytest.raises(LabelError, match=r"^label: the teacher does not know Cl; its model was trained on H, C, O"):
+        backend.check(task_of(molecule("CH3Cl")))
+    with pytest.raises(LabelError, match=r"^charge: 1 does not fit; the teacher's model was trained at 0"):
+        backend.check(ETHANOL._replace(charge=1))
+    with pytest.raises(LabelError, match=r"^spin: 2 does not fit"):
+        backend.check(ETHANOL._replace(spin=2))
+    result = backend.calculate(task_of(molecule("CH3Cl")))
+    assert not result.ok and "does not know Cl" in result.reason
+    nowhere = backend.calculate(ETHANOL._replace(position=ETHANOL.position * 0))
+    assert not nowhere.ok and "no finite energy" in nowhere.reason
+
+
+# ---------------------------------------------------------------- at an address
+
+
+def test_many_share_one_that_listens(model, listening, tmp_path):
+    process, address = listening()
+    assert address.startswith("127.0.0.1:")
+    here, there = teacher(model=model), teacher(address=address)
+    assert (there.method, there.version) == (here.method, here.version), "one model, one key"
+    energy, force, _ = asked(model, ETHANOL)
+    one, two = teacher(address=address), teacher(address=address, model=model)
+    for backend in (one, two, one):
+        backend.check(ETHANOL)
+        result = backend.calculate(ETHANOL)
+        assert result.ok and result.energy == energy, result.reason
+        np.testing.assert_array_equal(result.force, force)
+    assert not teachers() or teachers() == [process.pid]
+
+    # Through the label service, and workers: the second time from the store.
+    batch, table = batch_of(ETHANOL)
+    for from_store in (False, True):
+        recipe = Recipe("teacher", {"address": address})
+        service = label_service(recipe, table=table, store=tmp_path / "s.sqlite", workers=2, max_force=1e9)
+        assert service.label(batch, np.ones(1, bool)).ok.all()
+        (record,) = service.drain()
+        assert record.from_store == from_store
+        service.close()
+
+
+def test_strangers_do_no_harm(listening):
+    process, address = listening()
+    host, port = address.split(":")
+    backend = teacher(address=address)
+    for message in (b"", b"GET / HTTP/1.1\r\n\r\n", b"\x00\x00\x00\x05hello", b"\xff" * 100, b"\x7f\xff\xff\xff"):
+        with socket.create_connection((host, int(port))) as stranger:
+            stranger.sendall(message)
+    assert backend.calculate(ETHANOL).ok and process.poll() is None
+
+
+def test_a_teacher_that_is_gone_fails_one_label_and_may_come_back(model, listening, tmp_path):
+    process, address = listening()
+    backend = teacher(address=address)
+    first = backend.calculate(ETHANOL)
+    assert first.ok, first.reason
+    process.send_signal(signal.SIGSTOP)
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(backend.calculate(ETHANOL)))
+    thread.start()
+    time.sleep(0.5)
+    process.kill()
+    process.wait()
+    thread.join(20)
+    assert not answers[0].ok and answers[0].reason == f"the teacher at {address} is gone"
+    lost = backend.calculate(ETHANOL)
+    assert not lost.ok and lost.reason.startswith(f"label.address: no teacher answers at {address} (")
+    process, _ = listening(listen=address)
+    assert backend.calculate(ETHANOL).energy == first.energy
+
+    # Another model at the same address would have other numbers under the same key.
+    process.kill()
+    process.wait()
+    other = tmp_path / "model.npz"
+    with np.load(model) as file:
+        arrays = {name: file[name] for name in file.files}
+    np.savez(other, **arrays | {"reference": arrays["reference"] + 1})
+    listening(other, address)
+    refused = backend.calculate(ETHANOL)
+    assert not refused.ok and refused.reason.startswith("label.address: the teacher has another model now")
+    with pytest.raises(LabelError, match="another model"):
+        teacher(address=address, model=model).check(ETHANOL)
+
+
+def test_what_is_no_teacher_is_not_believed():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        def greet() -> None:
+            for message in (b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x00\x00\x00\x01\x2a"):
+                client, _ = server.accept()
+                with client:
+                    client.sendall(message)
+
+        threading.Thread(target=greet, daemon=True).start()
+        for _ in range(2):
+            with pytest.raises(LabelError, match=r"^label\.address: what answers "):
+                teacher(address=f"127.0.0.1:{port}")
+
+
+def test_a_teacher_without_a_model_says_so():
+    ended = subprocess.run(
+        [sys.executable, "-m", "jaxal.deploy.teacher", "no.npz", "--listen", "0"], capture_output=True, text=True
+    )
+    assert ended.returncode == 2
+    assert ended.stderr == "jaxal.deploy.teacher: error: no.npz: there is no such model file or run folder\n"

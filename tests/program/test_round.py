@@ -1,0 +1,144 @@
+"""Every registered part in the silicon loop: one compiled program of dynamics, selection, labels and training.
+
+A round takes one part of each kind, so there are as many rounds as the largest kind has parts, and each part is in one
+at least; under a schedule the selection is its first arm, the one that is played first. All rounds are traced, which
+shows that the parts fit each other and the loop; compiling one takes far longer, so but for the
+first few, which have every gate, kernel, schedule, bias and explorer, the rest are played among the slow tests.
+Uncertainties have their rounds in test_contracts_uncertainty.py; labelers and executors are outside of the program.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+from ase.build import bulk
+from ase.io import write
+from closed_features import SHELLS
+
+from jaxal.config.loading import load
+from jaxal.core import registry
+from jaxal.core.discovery import import_parts
+from jaxal.data import neighbors
+from jaxal.data.structure import from_atoms, species_table
+from jaxal.program import loop
+from jaxal.run import assembly
+from jaxal.train import fit as training
+
+import_parts()
+
+KINDS = ("select", "score", "gate", "kernel", "schedule", "bias", "explorer")
+PARTS = {kind: registry.names(kind) for kind in KINDS}
+ROUNDS = max(map(len, PARTS.values()))
+WALKERS, BATCH, STEPS = 6, 3, 3
+# What a part cannot do without, and gates that are to ask for labels in the first steps.
+OPTIONS = {
+    "bandit": {"rule": "ucb1"},
+    "distinct": {"closest": 0.0},  # walkers begin where a label is
+    "mixture": {"weights": [1.0, 0.0]},
+    "nvt_steered": {"coordinate": [[0, 1], [1, 2]], "low": -1.0, "high": 1.0},
+    "threshold": {"limit": 0.0},
+    "threshold_window": {"low": 0.0},
+} | {gate: {"target_error": 1e-6} for gate in ("adaptive", "conformal", "isotonic", "likelihood")}
+# Their value may be negative or nothing where a frame is sure or far from what is looked for: gates may leave it alone.
+MAY_REST = {"confidence_bound", "expected_improvement", "probability_of_improvement", "environment_novelty"}
+
+
+def names_of(number: int) -> dict[str, str]:
+    """The part of each kind in a round."""
+    return {kind: names[number % len(names)] for kind, names in PARTS.items()}
+
+
+PLAYED = max(len(names) for kind, names in PARTS.items() if kind not in ("select", "score"))
+
+
+def rounds(played: int):
+    """Those after the first few are slow."""
+    for number in range(ROUNDS):
+        names = names_of(number)
+        marks = pytest.mark.slow if number >= played else ()
+        yield pytest.param(names, id="-".join(names.values()), marks=marks)
+
+
+def section(name: str) -> dict:
+    return {"name": name} | OPTIONS.get(name, {})
+
+
+def config_of(folder, names):
+    """The configuration of a round, read from a file as a user's is."""
+    crystal = bulk("Si", "diamond", 5.43, cubic=True)
+    write(folder / "silicon.xyz", crystal, format="extxyz")
+    given = {
+        "system": {"file": "silicon.xyz"},
+        "potential": {"cutoff": 3.6, "channels": 2, "l_max": 1, "layers": 1, "radial": 4, "radial_hidden": 0},
+        "committee": {"members": 2},
+        "explore": section(names["explorer"]) | {"temperature": 600, "walkers": WALKERS},
+        "gate": section(names["gate"]) | {"every": STEPS, "implausible": 1e6},
+        "label": {"name": "stillinger_weber", "initial": 6, "batch": BATCH},
+        "train": {"steps": 2, "batch": 2},
+    } | {kind: section(names[kind]) for kind in ("select", "score", "kernel", "schedule", "bias")}
+    if names["schedule"] != "single":
+        own = given.pop("select")["name"]
+        given["schedule"]["of"] = [own, "random" if own == "farthest" else "farthest"]
+    if names["explorer"] in ("nve", "descent"):
+        given["explore"].pop("temperature")
+    (folder / "config.yaml").write_text(yaml.safe_dump(given))
+    return load(folder / "config.yaml"), crystal
+
+
+def test_each_part_has_its_round():
+    for kind, names in PARTS.items():
+        assert {names_of(number)[kind] for number in range(ROUNDS)} == set(names)
+
+
+def segment_of(folder, names):
+    """The segment of a round, what makes its first state, of what, and its limits."""
+    config, crystal = config_of(folder, names)
+    table, dtype, key = species_table([crystal]), np.dtype("float32"), jax.random.key(0)
+    first = assembly.first_labels(config, crystal, folder / "labels.db")
+    structures, labels = assembly.cast(first.structures, first.labels, np.zeros(1), dtype)
+    committee = assembly.committee_of(config, table)._replace(potential=SHELLS)
+    near = neighbors.plan(structures, committee.potential.cutoff, assembly.SKIN)
+    train_near = near._replace(skin=0.0, close=0)
+    params = assembly.new_params(committee, key, train_near, structures, labels)
+    buffer = assembly.training_set(structures, labels, assembly.spread_hold(6, 0.2), 2, 16, key, 1.0)
+    example = from_atoms([crystal], table, dtype=dtype)
+    label = assembly.oracle_label(config, table, dtype, np.zeros(1), assembly.oracle_spec(config, table, example))
+    parts = assembly.parts_of(config, table, label)._replace(committee=committee)
+    static = assembly.static_of(config, table, near, train_near, looks=1)
+    train = training.init(static.recipe, params)
+    walkers = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)[0]] * WALKERS), structures)
+    begin = functools.partial(loop.start, parts, static)
+    return loop.make_segment(parts, static), begin, (train, buffer, walkers, key), assembly.limits_of(config, 1e-3, 0.0)
+
+
+@pytest.mark.parametrize("names", rounds(ROUNDS))
+def test_the_parts_of_a_round_fit(tmp_path, names):
+    segment, begin, given, limits = segment_of(tmp_path, names)
+    begun = jax.eval_shape(begin, *given)
+    after, look = jax.eval_shape(segment, begun, limits)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), begun)
+    assert look.score.shape == look.flagged.shape == (1, WALKERS) and look.walker.shape == (1, BATCH)
+
+
+@pytest.mark.parametrize("names", rounds(PLAYED))
+def test_one_round_of_silicon(tmp_path, names):
+    segment, begin, given, limits = segment_of(tmp_path, names)
+    begun = jax.jit(begin)(*given)
+    after, look = jax.jit(segment)(begun, limits)
+
+    assert not int(after.problems) & (loop.UNDONE | loop.LABEL_FAILED) and not look.unphysical.any()
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), begun)
+    assert np.all(np.isfinite(after.walkers.structure.position)) and np.all(np.isfinite(look.score))
+    if names["explorer"] != "descent":  # a crystal at rest has nowhere to go down to
+        assert np.all(after.walkers.structure.position != begun.walkers.structure.position)
+    asked, wanted = look.walker[0][look.walker[0] >= 0], np.flatnonzero(look.flagged[0])
+    assert len(wanted) == WALKERS or names["score"] in MAY_REST
+    assert len(set(asked.tolist())) == len(asked) and set(asked.tolist()) <= set(wanted.tolist())
+    # a selection may leave out what is too like another, but not everything
+    assert min(1, len(wanted)) <= len(asked) <= min(BATCH, len(wanted))
+    assert int(after.buffer.count) == 6 + len(asked) and look.ok[0][look.walker[0] >= 0].all()
+    weights = [jax.tree.leaves(jax.tree.map(lambda x: x, s.train.params)) for s in (begun, after)]
+    assert (len(asked) > 0) == any(not np.array_equal(a, b) for a, b in zip(*weights, strict=True))

@@ -1,0 +1,119 @@
+"""`jaxal train` and its data: what is learned is what the file means, and what cannot be is refused before any work."""
+
+import ase
+import numpy as np
+import pytest
+from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
+from ase.io import read, write
+
+import jaxal
+from jaxal.cli.main import main
+
+TINY = """
+data: {file: data.xyz}
+potential: {name: equivariant, cutoff: 3.0, channels: 2, l_max: 1, layers: 1, correlation: 1}
+committee: {members: 2}
+train: {final_steps: 4, batch: 4, holdout: 0.25}
+"""
+
+
+def frame(seed: int, name: str = "H2O", **info) -> ase.Atoms:
+    """A molecule on springs, with forces that sum to zero."""
+    atoms = molecule(name)
+    start = atoms.positions.copy()
+    atoms.rattle(0.05, seed=seed)
+    forces = -10 * (atoms.positions - start - (atoms.positions - start).mean(0))
+    atoms.calc = SinglePointCalculator(atoms, energy=-100.0 + 0.05 * (forces**2).sum(), forces=forces)
+    atoms.info |= info
+    return atoms
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(TINY)
+    return tmp_path
+
+
+def refusal(capsys, atoms, *words: str) -> str:
+    """The line that refuses frames, with nothing computed."""
+    write("data.xyz", atoms)
+    assert main(["train", "config.yaml", *words, "--dir", "out"]) == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.startswith("jaxal: error: ")
+    return line
+
+
+def test_everything_a_file_says_counts(folder, capsys):
+    """Electrons, free atoms, weights, copies and fixed atoms of one file, in one training."""
+    frames = [frame(seed, charge=1, spin=1, config_type="here") for seed in range(6) for _ in range(3)]
+    wrong = frame(7, charge=1, spin=1, config_weight=0.0)
+    wrong.calc.results["energy"] = 1e6
+    atoms = [ase.Atoms([z], info={"config_type": "IsolatedAtom", "REF_energy": e}) for z, e in ((1, -13.0), (8, -70.0))]
+    held = frame(8, charge=1, spin=1)
+    held.set_constraint(FixAtoms([0]))
+    held.calc.results["forces"][0] = 0.0
+    write("data.xyz", [*frames, wrong, *atoms, held])
+    assert main(["train", "config.yaml", "--dir", "out"]) == 0
+    warnings = capsys.readouterr().err
+    assert "frame 18 is left out, of weight 0" in warnings
+    assert "19 frames hold 7 different structures" in warnings
+    model = jaxal.load_model("out")
+    assert (model.charge, model.spin) == (1, 1)
+    np.testing.assert_array_equal(model.reference, [-13.0, -70.0])
+    learned: list = read("out/training.xyz", ":")
+    assert len(learned) == 19 and all(a.info["charge"] == 1 for a in learned)
+    sides: dict[bytes, set[bool]] = {}
+    for one in learned:
+        sides.setdefault(one.positions.tobytes(), set()).add(bool(one.info["held_out"]))
+    assert len(sides) == 7 and all(len(side) == 1 for side in sides.values())
+    assert sum(side == {True} for side in sides.values()) == 2
+    assert learned[0].info["config_type"] == "here" and list(learned[-1].constraints[0].index) == [0]
+    for path in ("out", "out/model.npz"):  # and the model knows its charge
+        assert main(["validate", path, "--data", "data.xyz", "--json"]) == 0
+    write("neutral.xyz", frame(1, charge=0))
+    assert main(["validate", "out", "--data", "neutral.xyz"]) == 2
+    assert "neutral.xyz: frame 0: its charge is 0" in capsys.readouterr().err
+
+
+def test_one_structure_is_trained_on_and_nothing_held_out(folder, capsys):
+    write("data.xyz", [frame(0)] * 3)
+    assert main(["train", "config.yaml", "--dir", "out"]) == 0
+    said = capsys.readouterr().err
+    assert "3 frames hold 1 different structure" in said and "nothing is held out" in said
+    assert not any(atoms.info["held_out"] for atoms in read("out/training.xyz", ":"))  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("atoms", "words"),
+    [
+        (lambda: [frame(0), frame(1, charge=1, spin=1)], "frame 0 has charge 0 and spin 0, frame 1 charge 1"),
+        (lambda: [frame(0), frame(1, spin=1)], "data.xyz: frame 1: spin: 1 unpaired electrons are impossible"),
+        (lambda: [frame(0, method="a"), frame(1, method="b")], "labels of several methods, 'a' and 'b'"),
+        (lambda: [frame(0), ase.Atoms("XH", np.eye(3)[:2])], "data.xyz: frame 1: atom 0 is a dummy atom"),
+        (lambda: [frame(0, config_weight=0.0)], "no frame is left to learn from"),
+    ],
+)  # fmt: skip
+def test_what_does_not_belong_together_is_refused(folder, capsys, atoms, words):
+    assert words in refusal(capsys, atoms())
+
+
+def test_not_a_number_is_refused_with_its_frame(folder, capsys):
+    bad = frame(1)
+    bad.calc.results["forces"][1, 2] = np.nan
+    assert "data.xyz: frame 2: forces: not a finite number" in refusal(capsys, [frame(0), frame(2), bad])
+
+
+def test_held_out_frames_of_a_file_must_fit(folder, capsys):
+    write("other.xyz", [frame(9, "CH4")])
+    line = refusal(capsys, [frame(0), frame(1)], "data.validation=other.xyz")
+    assert "other.xyz: frame 0 has C, of which data.file has none; it has H, O" in line
+    write("other.xyz", [frame(9, charge=1, spin=1)])
+    assert "has charge 0 and spin 0, frame 2 charge 1" in refusal(
+        capsys, [frame(0), frame(1)], "data.validation=other.xyz"
+    )
+    write("other.xyz", [frame(1)])
+    assert "no structure that is not in data.file" in refusal(capsys, [frame(0), frame(1)], "data.validation=other.xyz")
+    assert not (folder / "out").exists()

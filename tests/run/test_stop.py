@@ -1,0 +1,99 @@
+"""A run whose walkers are mostly rewound ends with what to change, and so does one that replays a segment for ever."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase.build import molecule
+from structures import plain
+
+from jaxal.config.loading import load
+from jaxal.core.types import InputError, WalkerState
+from jaxal.data import neighbors
+from jaxal.data.structure import species_table
+from jaxal.program import loop
+from jaxal.program.step import APART, CAUSES, HOT, UNCERTAIN
+from jaxal.run import assembly, exploration, folder, memory, stop
+from jaxal.run.memory import RECENT, Progress, Run
+
+WALKERS = 2
+LOOKS = assembly.LOOKS * WALKERS  # in a segment
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "water.xyz").write_text("3\n\nO 0 0 0.12\nH 0 0.76 -0.48\nH 0 -0.76 -0.48\n")
+    (tmp_path / "config.yaml").write_text(
+        f"{{system: {{file: water.xyz}}, explore: {{walkers: {WALKERS}}}, stop: {{time: 1 ps}}, devices: 1}}"
+    )
+    config = load(tmp_path / "config.yaml")
+    return Run(config, tmp_path, [], species_table([]), lambda status: None, 0.0)
+
+
+def progress(rewinds, look=0):
+    return Progress([], "", [], [], look=look, rewinds=rewinds)
+
+
+def counts(**causes):
+    """Of one segment, by cause."""
+    return [causes.get(name, 0) for name in ("uncertain", "close", "hot", "apart", "broken")]
+
+
+def test_causes_are_counted_in_their_order():
+    assert CAUSES[UNCERTAIN] == "too uncertain" and CAUSES[HOT] == "too hot" and CAUSES[APART] == "in pieces"
+    assert set(stop.REMEDIES) == set(CAUSES[1:])
+
+
+@pytest.mark.parametrize(
+    ("segment", "told"),
+    [
+        (counts(hot=9, apart=2), "(too hot 82 %, in pieces 18 %); in a new run lower explore.timestep"),
+        (counts(uncertain=20), "explore: 100 % of the last 200 looks at each walker were rewinds"),
+        (counts(uncertain=20), "raise gate.implausible"),
+        (counts(hot=5, uncertain=5), ""),  # half of them
+    ],
+)
+def test_mostly_rewound(run, segment, told):
+    assert sum(segment) <= LOOKS
+    wrong = stop.verdict(run, progress([segment] * RECENT), 0.0, 0.5).wrong
+    assert told in wrong and bool(told) == bool(wrong) and "\n" not in wrong
+    # before so many segments there is nothing to tell, unless the run is over
+    few = progress([segment] * 3)
+    assert stop.verdict(run, few, 0.0, 0.5) == ("", "")
+    few.look = 200  # 1 ps of looks each 10 steps of 0.5 fs
+    why, wrong = stop.verdict(run, few, 0.0, 0.5)
+    assert (why == "1 ps of dynamics") == (not told) and bool(wrong) == bool(told)
+
+
+def test_a_time_step_too_long_for_the_bonds_is_what_to_change(run):
+    hydrogen = run._replace(starts=[molecule("H2")])
+    wrong = stop.verdict(hydrogen, progress([counts(uncertain=20)] * RECENT), 0.0, 4.0).wrong
+    assert "in a new run lower explore.timestep: 4 fs is long for the H-H stretch" in wrong
+
+
+def test_a_segment_is_replayed_a_bounded_number_of_times(run, monkeypatch):
+    """Neighbors overflow whatever room there is: each time there is more, then the run ends with its state kept."""
+    zero = jnp.zeros((2, 3, 3))
+    none = jnp.zeros(2, jnp.int32)
+    water = plain(jnp.asarray([np.eye(3)] * 2), jnp.zeros((2, 3), jnp.int32), zero, none, none)
+    blank = loop.State._make([None] * len(loop.State._fields))  # pyright: ignore
+    walkers = WalkerState(water, None, zero, none)
+    state, kept = blank._replace(walkers=walkers, problems=jnp.int32(0)), []
+    monkeypatch.setattr(memory, "save", lambda run, progress, state: kept.append(state))
+    monkeypatch.setattr(folder, "append", lambda directory, lines: kept.append(lines))
+
+    def segment(state, limits):
+        return state._replace(problems=state.problems | loop.NEIGHBORS_FULL), None
+
+    programs = exploration.Programs(None, None, segment, None)  # pyright: ignore
+    monkeypatch.setattr(exploration, "_compiled", lambda *_: programs)
+    spec = memory.spec_out(neighbors.Spec(4.0, 0.5, 1, (0, 0, 0)))
+    labels = exploration.Labels(None, None, list, float)
+    now = Progress([], "", spec, spec, rate=1e-3)
+    sitting = exploration._Sitting(run, now, labels, state, programs, 0.0, 0.0)
+    for _ in range(exploration.REPLAYS):
+        assert sitting.walked() == (None, [])
+    with pytest.raises(InputError, match="a segment was replayed 8 times and there still are more neighbors than") as e:
+        sitting.walked()
+    assert "\n" not in str(e.value) and "lower explore.timestep" in str(e.value)
+    (line,), last = kept
+    assert line["phase"] == "stopped" and line["why"] == str(e.value) and isinstance(last, loop.State)
