@@ -32,7 +32,7 @@ from jaxal.core.types import Label, Params, Structure
 from jaxal.data import buffer as buffers
 from jaxal.data import files, neighbors
 from jaxal.data.structure import from_frames, labels_of, species_table
-from jaxal.run import assembly, final_training
+from jaxal.run import assembly, final_training, training_data
 from jaxal.train import fit as training
 from jaxal.validate.calibration import auroc, likelihood, rank_correlation
 
@@ -75,10 +75,10 @@ def data_of(given: argparse.Namespace, seed: int) -> Data:
     table = species_table(sets[0] + sets[1])
     found = [(from_frames(frames, table, dtype=np.float64), labels_of(frames)) for frames in sets]
     reference = training.reference_energies(found[0][0], found[0][1].energy, len(table))
-    train, test = (assembly.cast(*one, reference, np.dtype("float32")) for one in found)
+    train, test = (training_data.cast(*one, reference, np.dtype("float32")) for one in found)
     both: Any = jax.tree.map(lambda *x: jnp.concatenate(x), train[0], test[0])
     near = neighbors.plan(both, POTENTIAL["cutoff"], 0.0, 1.0)
-    return Data(near, train, assembly.spread_hold(given.frames, 0.1), test)
+    return Data(near, train, training_data.spread_hold(given.frames, 0.1), test)
 
 
 def variants() -> dict[str, dict[str, Any]]:
@@ -103,8 +103,8 @@ def train(config: Offline, data: Data, table: tuple[int, ...], steps: int, seed:
     if one:
         committee = Committee(committee.potential, 1, species=len(table))
     key, key_set, key_fit = jax.random.split(jax.random.key(seed), 3)
-    params = assembly.new_params(committee, key, data.near, *data.train)
-    buffer = assembly.training_set(*data.train, data.held, committee.members, len(data.held), key_set, 1.0)
+    params = training_data.new_params(committee, key, data.near, *data.train)
+    buffer = training_data.training_set(*data.train, data.held, committee.members, len(data.held), key_set, 1.0)
     recipe = assembly.recipe(config.train)
     state = training.init(recipe, params)
     rates = jnp.asarray(config.train.learning_rate), jnp.asarray(config.train.final_learning_rate)

@@ -28,7 +28,7 @@ from jaxal.potential.pair import morse
 from jaxal.program import loop
 from jaxal.program.callback import host_label
 from jaxal.program.selection import arms_of
-from jaxal.run import assembly
+from jaxal.run import initial_labels, training_data
 from jaxal.train import fit as training
 
 import_parts()
@@ -71,12 +71,12 @@ def seeking():
 
 def start(mesh, more):
     """(state, static, parts, buffer) of a small run on a mesh, with `more` parts."""
-    frames = assembly.first_structures(molecule("H2O"), 8, 0)
+    frames = initial_labels.first_structures(molecule("H2O"), 8, 0)
     structures = jax.tree.map(jnp.asarray, from_atoms(frames, TABLE, dtype=float))
     labels = oracle(structures, jnp.ones(8, bool))
     held = np.arange(8) % 4 == 2
-    buffer = assembly.training_set(structures, labels, held, MEMBERS, 64, jax.random.key(1), 1.0)
-    params = assembly.new_params(of(None), jax.random.key(2), SPEC, structures, labels)
+    buffer = training_data.training_set(structures, labels, held, MEMBERS, 64, jax.random.key(1), 1.0)
+    params = training_data.new_params(of(None), jax.random.key(2), SPEC, structures, labels)
     parts = loop.Parts(
         committee=of(mesh),
         explorer=nvt_langevin(temperature=300.0),

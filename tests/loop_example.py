@@ -20,7 +20,7 @@ from jaxal.potential.equivariant import equivariant
 from jaxal.potential.pair import morse
 from jaxal.program import loop
 from jaxal.program.callback import host_label
-from jaxal.run import assembly
+from jaxal.run import initial_labels, training_data
 from jaxal.train import fit as training
 
 TABLE, WALKERS, MEMBERS = (1, 8), 3, 2
@@ -77,12 +77,12 @@ def made(label=oracle, capacity=64, slots=2, queue=0, drive="mean", gate=None):
         label=label,
         drive=drive,
     )
-    frames = assembly.first_structures(atoms, 4, 0)
+    frames = initial_labels.first_structures(atoms, 4, 0)
     structures = jax.tree.map(jnp.asarray, from_atoms(frames, TABLE))
     labels = jax.jit(oracle)(structures, jnp.ones(4, bool))
     held = np.array([False, False, True, False])
-    buffer = assembly.training_set(structures, labels, held, MEMBERS, capacity, jax.random.key(1), 1.0)
-    params = assembly.new_params(parts.committee, jax.random.key(2), SPEC, structures, labels)
+    buffer = training_data.training_set(structures, labels, held, MEMBERS, capacity, jax.random.key(1), 1.0)
+    params = training_data.new_params(parts.committee, jax.random.key(2), SPEC, structures, labels)
     static = loop.Static(
         table=TABLE,
         near=neighbors.Spec(4.0, 0.5, slots, (0, 0, 0)),

@@ -30,7 +30,7 @@ from jaxal.deploy import model as models
 from jaxal.explore.dynamics import nvt_langevin
 from jaxal.potential.equivariant import equivariant
 from jaxal.program import loop
-from jaxal.run import assembly
+from jaxal.run import initial_labels, training_data
 from jaxal.train import fit as training
 
 import_parts()
@@ -60,7 +60,7 @@ def worst(prediction, structure):
 
 def waters(count, seed, dtype=jnp.float32, stretch=1.0, atoms=ATOMS) -> Structure:
     """Distorted water molecules; what is padded holds numbers that mean nothing."""
-    frames = assembly.first_structures(molecule("H2O"), count + 1, seed)[1:]  # the first is the molecule itself
+    frames = initial_labels.first_structures(molecule("H2O"), count + 1, seed)[1:]  # the first is the molecule itself
     for frame in frames:
         frame.positions *= stretch
     structures = jax.tree.map(jnp.asarray, from_atoms(frames, TABLE, size=atoms, dtype=np.dtype(dtype)))
@@ -379,8 +379,8 @@ def test_one_round_on_the_fly(name, waiting):
         structures = waters(4, 0, atoms=3)
         labels: Label = jax.jit(oracle)(structures, jnp.ones(4, bool))
         held = np.array([False, False, True, False])
-        buffer = assembly.training_set(structures, labels, held, 1, 16, jax.random.key(1), 1.0)
-        params = assembly.new_params(parts.committee, jax.random.key(2), SPEC, structures, labels)
+        buffer = training_data.training_set(structures, labels, held, 1, 16, jax.random.key(1), 1.0)
+        params = training_data.new_params(parts.committee, jax.random.key(2), SPEC, structures, labels)
         near = neighbors.Spec(4.0, 0.5, 2, (0, 0, 0))
         static = loop.Static(TABLE, near, SPEC, training.Recipe(batch=2), every=2, looks=2, batch=2, fold=4, queue=8)
         walkers = waters(2, 14, stretch=1.2, atoms=3)  # where none was trained on

@@ -31,7 +31,7 @@ from jaxal.data import neighbors
 from jaxal.data.structure import from_atoms, species_table
 from jaxal.explore.dynamics import nvt_langevin
 from jaxal.program import loop
-from jaxal.run import assembly
+from jaxal.run import assembly, initial_labels, labeling, training_data
 from jaxal.train import fit as training
 from jaxal.train.loss import LossWeights
 
@@ -177,20 +177,20 @@ def segment(setting: Setting) -> Program:
         }
         config = parse(raw, folder)
         atoms, table = setting.atoms, species_table([setting.atoms])
-        first = assembly.first_labels(config, atoms, Path(folder) / "labels.sqlite")
+        first = initial_labels.first_labels(config, atoms, Path(folder) / "labels.sqlite")
     reference = training.reference_energies(first.structures, first.labels.energy, len(table))
-    structures, labels = assembly.cast(first.structures, first.labels, reference, config.precision)
+    structures, labels = training_data.cast(first.structures, first.labels, reference, config.precision)
     dtype = assembly.dtype_of(config.precision)
-    oracle = assembly.oracle_label(config, table, dtype, reference, assembly.oracle_spec(config, table, structures))
+    oracle = labeling.oracle_label(config, table, dtype, reference, labeling.oracle_spec(config, table, structures))
     parts = assembly.parts_of(config, table, oracle)
     near = neighbors.plan(structures, parts.committee.potential.cutoff, assembly.SKIN)
     train_near = neighbors.plan(structures, parts.committee.potential.cutoff, 0.0)
     static = assembly.static_of(config, table, near, train_near, LOOKS)
     keys = jax.random.split(jax.random.key(setting.seed), 3)
     members = setting.members
-    params = assembly.new_params(parts.committee, keys[0], train_near, structures, labels)
-    held = assembly.spread_hold(structures.charge.shape[0], config.train.holdout)
-    buffer = assembly.training_set(structures, labels, held, members, 256, keys[1], 1.0)
+    params = training_data.new_params(parts.committee, keys[0], train_near, structures, labels)
+    held = training_data.spread_hold(structures.charge.shape[0], config.train.holdout)
+    buffer = training_data.training_set(structures, labels, held, members, 256, keys[1], 1.0)
     train = training.init(static.recipe, params)
     walkers = jax.tree.map(lambda x: jnp.stack([x[0]] * setting.walkers), structures)
     state = jax.jit(lambda *given: loop.start(parts, static, *given))(train, buffer, walkers, keys[2])
@@ -229,7 +229,7 @@ def train(setting: Setting) -> Program:
     spec = neighbors.plan(structures, model.committee.potential.cutoff, 0.0)
     recipe = training.Recipe(batch=setting.batch, optimizer="amsgrad", weights=LossWeights(1.0, 100.0, 0.0, None))
     none = np.zeros(SAMPLES, bool)
-    buffer = assembly.training_set(structures, labels, none, setting.members, SAMPLES, jax.random.key(1), 0.0)
+    buffer = training_data.training_set(structures, labels, none, setting.members, SAMPLES, jax.random.key(1), 0.0)
     state = training.init(recipe, model.params)
 
     def fit(state: training.TrainState, buffer: buffers.Buffer):

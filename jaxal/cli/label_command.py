@@ -50,7 +50,7 @@ def _check(config: Any) -> None:
     from jaxal.core.types import InputError
     from jaxal.data.electrons import formula
     from jaxal.data.structure import from_atoms, species_table
-    from jaxal.run.assembly import open_service
+    from jaxal.run.labeling import open_service
 
     check(config)
     atoms = start_structures(config.system)[0]
@@ -93,7 +93,7 @@ def _file(config: Any, data: Path, out: Path, store: Path, force: bool, retry: b
     from jaxal.data.structure import from_frames, species_table
     from jaxal.label.store import conversion
     from jaxal.label.store.database import label_key
-    from jaxal.run.assembly import open_service
+    from jaxal.run.labeling import open_service
 
     files.writable(out, force)
     frames = files.read(data, labeled=False)

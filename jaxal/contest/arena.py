@@ -13,7 +13,7 @@ from jaxal.contest.schema import Contest, Task
 from jaxal.core.types import InputError, Label, Structure
 from jaxal.data import neighbors
 from jaxal.data.structure import to_atoms
-from jaxal.run import assembly
+from jaxal.run import assembly, initial_labels
 from jaxal.train import fit as training
 
 
@@ -101,7 +101,7 @@ def _first_live(contest: Contest, name: str, task: Task, source: Source, seed: i
     data = source.data
     starts = [to_atoms(one, data.table) for one in rows_of(data.pool)]
     number = int(np.random.default_rng([contest.seed, seed, datas.key_of(name)]).integers(2**31))
-    frames = assembly.first_structures(starts, task.budgets[0], number)
+    frames = initial_labels.first_structures(starts, task.budgets[0], number)
     structures = assembly.from_atoms(frames, data.table, dtype=np.dtype(contest.precision))
     labels = paid(source.service, structures, np.ones(len(frames), bool))
     if not np.asarray(labels.ok)[: len(starts)].all() or np.asarray(labels.ok).sum() < 2:

@@ -24,7 +24,7 @@ from jaxal.core.types import InputError, Structure
 from jaxal.data import buffer as buffers
 from jaxal.data import neighbors
 from jaxal.program.selection import Course
-from jaxal.run import assembly, checkpoint
+from jaxal.run import checkpoint, training_data
 from jaxal.train import fit as training
 
 INIT, FIT, ADD, SELECT, WALK = range(5)  # what a key is for
@@ -135,7 +135,7 @@ def _untrained(arena: Arena, model: Model) -> Standing:
     committee = program.committee
     empty = buffers.init(jax.tree.map(lambda x: x[0], one), committee.members, task.budgets[-1])
     count = np.shape(label.energy)[1]
-    held = assembly.spread_hold(count, task.train.holdout) if task.train.holdout else np.zeros(count, bool)
+    held = training_data.spread_hold(count, task.train.holdout) if task.train.holdout else np.zeros(count, bool)
     ok = np.asarray(label.ok)
     buffer = program.add(
         jax.tree.map(lambda x: np.broadcast_to(np.asarray(x)[None], (seeds, *np.shape(x))), empty),

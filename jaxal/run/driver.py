@@ -31,9 +31,22 @@ from jaxal.label.task import Enough
 from jaxal.label.workers.executor import one
 from jaxal.program import loop
 from jaxal.report.display import Status, display
-from jaxal.run import assembly, checkpoint, final_training, folder, lock, memory, pooled, stop
+from jaxal.run import (
+    assembly,
+    checkpoint,
+    final_training,
+    folder,
+    initial_labels,
+    labeling,
+    lock,
+    persistence,
+    pooled,
+    session,
+    stop,
+    training_data,
+)
 from jaxal.run.exploration import Labels, assembled, explore
-from jaxal.run.memory import CHECKPOINTS, Progress, Run
+from jaxal.run.session import CHECKPOINTS, Progress, Run
 from jaxal.train import fit as training
 
 
@@ -66,7 +79,7 @@ def start(config: Config, directory: Path) -> bool:
 def resume(directory: Path, overrides: Sequence[str] = ()) -> bool:
     """Goes on with a run where its last checkpoint stands, bit for bit; a finished run is left as it is.
 
-    `overrides`, such as "stop.labels=500", change fields of its configuration for good; `memory.MAY_CHANGE` says
+    `overrides`, such as "stop.labels=500", change fields of its configuration for good; `persistence.MAY_CHANGE` says
     which may. Files with parts that it was started with are imported from the folder. Returns whether it came to its
     end, as `start` does. Raises InputError for another change, and where another process is at work on the folder.
     """
@@ -102,7 +115,7 @@ def _go(config: Config, directory: Path, interrupted: Callable[[], bool], change
         return [[f.numbers, f.position, f.cell, f.mass, f.fixed, f.charge, f.spin] for f in stripped]
 
     starts = [frames.to_atoms(frames.bare(*told)) for told in devices.from_first(start)]
-    opening = one(assembly.executor_of(config, directory))
+    opening = one(labeling.executor_of(config, directory))
     with suppress(Enough), display() if devices.first() else nullcontext(_unseen) as show, opening as opener:
         run = Run(config, directory, starts, species_table(starts), show, time.monotonic(), interrupted, opener)
         if devices.from_first(lambda: checkpoint.latest(directory / CHECKPOINTS)) is None:
@@ -113,7 +126,7 @@ def _go(config: Config, directory: Path, interrupted: Callable[[], bool], change
             buffer = devices.laid(run.mesh, loop.LAYOUT.buffer, buffer)
             state = None
         else:
-            progress, state = memory.restore(run)
+            progress, state = persistence.restore(run)
             if changed and devices.first():
                 resolved(config, directory)
             folder.cut(directory, progress.sizes)
@@ -124,9 +137,9 @@ def _go(config: Config, directory: Path, interrupted: Callable[[], bool], change
                 state = explore(run, progress, state, train, buffer, labels)
             if progress.phase != "done":
                 assert state is not None
-                memory.show(run, progress, "final training")
+                session.show(run, progress, "final training")
                 final_training.finish(run, progress, *assembled(run, progress, labels.label), state)
-        memory.show(run, progress, "done")
+        session.show(run, progress, "done")
         return True
     return False
 
@@ -148,24 +161,24 @@ def _begin(run: Run) -> tuple[Progress, training.TrainState, buffers.Buffer]:
 
     def labeled() -> list[Any] | None:
         with suppress(Enough):  # it must be raised in all processes
-            return assembly.first_labels(config, run.starts, run.store, run.interrupted, run.opener).told()
+            return initial_labels.first_labels(config, run.starts, run.store, run.interrupted, run.opener).told()
 
     told = devices.from_first(labeled)
     if told is None:
         raise Enough
-    first = assembly.First.heard(told)
+    first = initial_labels.First.heard(told)
     reference = training.reference_energies(first.structures, first.labels.energy, len(run.table))
-    structures, labels = assembly.cast(first.structures, first.labels, reference, config.precision)
+    structures, labels = training_data.cast(first.structures, first.labels, reference, config.precision)
     committee = assembly.committee_of(config, run.table)
     near = neighbors.plan(structures, committee.potential.cutoff, assembly.SKIN)
     train_near = neighbors.plan(structures, committee.potential.cutoff, 0.0)
     number = structures.charge.shape[0]
     key, key_set = jax.random.split(jax.random.key(config.seed))
-    params = assembly.new_params(committee, key, train_near, structures, labels)
-    buffer = assembly.training_set(
+    params = training_data.new_params(committee, key, train_near, structures, labels)
+    buffer = training_data.training_set(
         structures,
         labels,
-        assembly.spread_hold(number, config.train.holdout),
+        training_data.spread_hold(number, config.train.holdout),
         committee.members,
         min(config.stop.labels, assembly.LARGEST_BUFFER),
         key_set,
@@ -175,13 +188,13 @@ def _begin(run: Run) -> tuple[Progress, training.TrainState, buffers.Buffer]:
     progress = Progress(
         reference=[float(x) for x in reference],
         config=dump(config, run.directory),
-        near=memory.spec_out(near),
-        train_near=memory.spec_out(train_near),
+        near=session.spec_out(near),
+        train_near=session.spec_out(train_near),
         rate=config.train.learning_rate,
         asked=number + first.failed,
         failed=first.failed,
     )
-    folder.append(run.directory, [{"kind": "phase", "wall": memory.elapsed(run), "phase": "initial", "why": ""}])
+    folder.append(run.directory, [{"kind": "phase", "wall": session.elapsed(run), "phase": "initial", "why": ""}])
     return progress, train, buffer
 
 
@@ -193,8 +206,8 @@ def _labels(run: Run, progress: Progress) -> Iterator[Labels]:
     if config.label.part.kind == "oracle":
         dtype = assembly.dtype_of(config.precision)
         example = assembly.from_atoms(run.starts, run.table, dtype=dtype)
-        spec = assembly.oracle_spec(config, run.table, example)
-        yield Labels(assembly.oracle_label(config, run.table, dtype, reference, spec), None, list, float)
+        spec = labeling.oracle_spec(config, run.table, example)
+        yield Labels(labeling.oracle_label(config, run.table, dtype, reference, spec), None, list, float)
         return
     if config.label.mode == "pooled":
         with pooled.opened(run) if devices.first() else nullcontext() as desk:
@@ -205,8 +218,8 @@ def _labels(run: Run, progress: Progress) -> Iterator[Labels]:
 
     def opening() -> None:
         services.append(
-            assembly.open_service(
-                config, run.table, run.store, reference, opener=run.opener, carried=assembly.carried_by(run.atoms)
+            labeling.open_service(
+                config, run.table, run.store, reference, opener=run.opener, carried=initial_labels.carried_by(run.atoms)
             )
         )
 
@@ -217,7 +230,7 @@ def _labels(run: Run, progress: Progress) -> Iterator[Labels]:
         answer = services[0].label(structures, wanted)
         progress.asked += int(np.sum(wanted))
         progress.failed += int(np.sum(wanted) - np.sum(answer.ok))
-        memory.show(run, progress, "explore")
+        session.show(run, progress, "explore")
         waited[0] += time.monotonic() - began
         return answer
 
@@ -231,7 +244,7 @@ def _labels(run: Run, progress: Progress) -> Iterator[Labels]:
         return seconds
 
     try:
-        yield Labels(assembly.host_label_of(asked, run.mesh), None, drained, since)
+        yield Labels(labeling.host_label_of(asked, run.mesh), None, drained, since)
     finally:
         for service in services:
             service.close()

@@ -22,8 +22,8 @@ from jaxal.data import neighbors
 from jaxal.label.task import Enough
 from jaxal.program import loop
 from jaxal.program.late_labels import make_absorb
-from jaxal.run import assembly, final_training, folder, memory, pooled, stop
-from jaxal.run.memory import Progress, Run
+from jaxal.run import assembly, final_training, folder, labeling, notes, persistence, pooled, session, stop
+from jaxal.run.session import Progress, Run
 from jaxal.train import fit as training
 
 EARLY_SLOWER = 3  # times the learning rate is halved after a diverged training
@@ -33,7 +33,7 @@ REPLAYS = 8  # of one segment; by then there is room for thirty times the neighb
 class Labels(NamedTuple):
     """Where the labels of a run come from."""
 
-    label: assembly.LabelFunction | None  # in the program; None where it does not wait for them
+    label: labeling.LabelFunction | None  # in the program; None where it does not wait for them
     desk: pooled.Desk | None  # of a pooled run, in the first process
     drain: Callable[[], list[str]]  # reasons of the labels that failed in the program since the last call
     waited: Callable[[], float]  # s that the program has waited for labels since the last call
@@ -63,13 +63,13 @@ def explore(
     if restored is None:
         assert train is not None and buffer is not None
         state, programs = _first_training(run, progress, labels, train, buffer)
-        memory.save(run, progress, state)
+        persistence.save(run, progress, state)
     else:
         state = restored
-        memory.show(run, progress, "compiling")
+        session.show(run, progress, "compiling")
         programs = _compiled(run, progress, labels, state)
     if progress.look == 0:
-        folder.append(run.directory, [memory.phase(run, "explore")])
+        folder.append(run.directory, [notes.phase(run, "explore")])
     sitting = _Sitting(run, progress, labels, state, programs, time.monotonic(), time.monotonic())
     if labels.label is None and restored is not None:
         sitting.take_in(pooled.recovered(run, progress, labels.desk, sitting.state))
@@ -84,8 +84,8 @@ def explore(
         sitting.end_if_told()
         sitting.exchange(last=True)
     progress.phase = "final training"
-    folder.append(run.directory, [memory.phase(run, "final training", why)])
-    memory.save(run, progress, sitting.state)
+    folder.append(run.directory, [notes.phase(run, "final training", why)])
+    persistence.save(run, progress, sitting.state)
     return sitting.state
 
 
@@ -107,7 +107,7 @@ class _Sitting:
     def walked(self) -> tuple[loop.Look | None, list[str]]:
         """One segment: its looks, and the reasons of labels that failed in it; None for one that is to be replayed."""
         run, progress = self.run, self.progress
-        memory.show(run, progress, "explore")
+        session.show(run, progress, "explore")
         before = progress.asked, progress.failed
         began = time.monotonic()
         state, looks = self.programs.segment(self.state, self._limits())
@@ -160,7 +160,7 @@ class _Sitting:
 
         def judge() -> list[Any]:
             if looks is not None:
-                memory.note(run, progress, state, looks, timestep, reasons)
+                notes.note(run, progress, state, looks, timestep, reasons)
             quiet = float(np.min(np.asarray(state.quiet)))
             due = time.monotonic() - self.saved >= run.config.output.checkpoint
             return [*stop.verdict(run, progress, quiet, timestep), due, dataclasses.asdict(progress)]
@@ -175,7 +175,7 @@ class _Sitting:
         """Writes a checkpoint where one is due; raises Enough in all processes where the first was told to end."""
         told = devices.from_first(self.run.interrupted)
         if self.unsaved and (self.due or told):
-            memory.save(self.run, self.progress, self.state)
+            persistence.save(self.run, self.progress, self.state)
             self.saved, self.unsaved = time.monotonic(), False
         if told:
             raise Enough
@@ -192,8 +192,8 @@ class _Sitting:
 
     def _end(self, wrong: str) -> NoReturn:
         """Ends a run that cannot go on, with its state kept and the reason among the metrics."""
-        folder.append(self.run.directory, [memory.phase(self.run, "stopped", wrong)])
-        memory.save(self.run, self.progress, self.state)
+        folder.append(self.run.directory, [notes.phase(self.run, "stopped", wrong)])
+        persistence.save(self.run, self.progress, self.state)
         raise InputError(wrong)
 
     def _mend(self, problems: int) -> None:
@@ -209,12 +209,12 @@ class _Sitting:
         if problems & loop.NEIGHBORS_FULL:
             structures = devices.whole(state.walkers.structure)
             for name in ("near", "train_near"):
-                spec = memory.spec_in(getattr(progress, name))
+                spec = session.spec_in(getattr(progress, name))
                 # a cell that shrinks in the segment needs more images than at its begin: each time more are provided
                 given = spec, structures, 0.9**self.replays
-                room = devices.from_first(lambda given=given: memory.spec_out(neighbors.larger(*given)))
+                room = devices.from_first(lambda given=given: session.spec_out(neighbors.larger(*given)))
                 setattr(progress, name, room)
-            near = jax.jit(neighbors.find, static_argnums=0)(memory.spec_in(progress.near), state.walkers.structure)
+            near = jax.jit(neighbors.find, static_argnums=0)(session.spec_in(progress.near), state.walkers.structure)
             state = state._replace(near=devices.laid(run.mesh, loop.LAYOUT.near, near))
         if problems & loop.BUFFER_FULL:
             grown = buffers.grow(state.buffer, 2 * buffers.capacity(state.buffer))
@@ -227,17 +227,17 @@ class _Sitting:
                     f"train.learning_rate: training diverges even at {progress.rate:g}; give a smaller one and "
                     f"check the labels in {run.store}"
                 )
-        memory.show(run, progress, "explore", f"{what}: mended, replaying")
+        session.show(run, progress, "explore", f"{what}: mended, replaying")
         self.state = state
         if problems & (loop.NEIGHBORS_FULL | loop.BUFFER_FULL):
             self.programs = _compiled(run, progress, self.labels, state)
             self.counted = time.monotonic()
 
 
-def assembled(run: Run, progress: Progress, label: assembly.LabelFunction | None) -> tuple[loop.Parts, loop.Static]:
+def assembled(run: Run, progress: Progress, label: labeling.LabelFunction | None) -> tuple[loop.Parts, loop.Static]:
     """The parts of a run, and what its programs are compiled for."""
     parts = assembly.parts_of(run.config, run.table, label)
-    near, train_near = memory.spec_in(progress.near), memory.spec_in(progress.train_near)
+    near, train_near = session.spec_in(progress.near), session.spec_in(progress.train_near)
     return parts, assembly.static_of(run.config, run.table, near, train_near)
 
 
@@ -258,9 +258,9 @@ def _first_training(
 ) -> tuple[loop.State, Programs]:
     """Trains on the first labels while the programs are compiled; the state to begin with, and the programs."""
     config = run.config
-    memory.show(run, progress, "first training")
+    session.show(run, progress, "first training")
     parts, static = assembled(run, progress, labels.label)
-    structures = jax.tree.map(jnp.asarray, memory.walker_structures(run))
+    structures = jax.tree.map(jnp.asarray, session.walker_structures(run))
     key_train, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
 
     def begin(train: training.TrainState, buffer: buffers.Buffer, key: Any) -> loop.State:

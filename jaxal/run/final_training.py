@@ -21,8 +21,8 @@ from jaxal.deploy import model
 from jaxal.label.task import Enough
 from jaxal.program import loop
 from jaxal.report import page
-from jaxal.run import assembly, folder, memory
-from jaxal.run.memory import Progress, Run
+from jaxal.run import folder, initial_labels, labeling, notes, persistence, session
+from jaxal.run.session import Progress, Run
 from jaxal.train import fit as training
 from jaxal.train import posterior
 from jaxal.train import support as supports
@@ -136,7 +136,7 @@ def finish(run: Run, progress: Progress, parts: loop.Parts, static: loop.Static,
         if devices.from_first(run.interrupted):  # the training begins anew, from the last checkpoint
             raise Enough
         progress.fold = error
-        memory.show(run, progress, "final training", eta=left)
+        session.show(run, progress, "final training", eta=left)
 
     train, progress.fold = anneal(
         parts.committee,
@@ -153,7 +153,7 @@ def finish(run: Run, progress: Progress, parts: loop.Parts, static: loop.Static,
     learned = jax.jit(supports.learned, static_argnums=(0, 1))
     support = learned(parts.committee, static.train_near, train.average, state.buffer)
     train, support, buffer, sample = devices.whole((train, support, state.buffer, state.sample))
-    memory.show(run, progress, "calibration")
+    session.show(run, progress, "calibration")
     structures, labels = sampled(run, progress, parts, sample)
     alone = parts.committee._replace(mesh=None)  # a few structures, by each process alike
     bound = bounded(alone, train.average, support, structures, labels, SAMPLED)
@@ -178,14 +178,14 @@ def finish(run: Run, progress: Progress, parts: loop.Parts, static: loop.Static,
         )
         folder.write_training(directory, buffer, run.table, reference)
         folder.append(directory, [_noted(run, bound, labels)])
-        memory.show(run, progress, "validation")
-        folder.append(directory, [memory.phase(run, "validation")])
+        session.show(run, progress, "validation")
+        folder.append(directory, [notes.phase(run, "validation")])
         validated(directory, config.validate.data)
-        folder.append(directory, [memory.phase(run, "done")])
+        folder.append(directory, [notes.phase(run, "done")])
 
     devices.from_first(write)
     progress.phase = "done"
-    memory.save(run, progress, state)
+    persistence.save(run, progress, state)
     devices.from_first(lambda: str(page.write(directory)))
 
 
@@ -202,14 +202,14 @@ def sampled(run: Run, progress: Progress, parts: loop.Parts, sample: samples.Sam
         if run.config.label.part.kind == "oracle":
             assert parts.label is not None
             return [np.asarray(x) for x in jax.jit(parts.label)(structures, wanted)]
-        opened = assembly.open_service(
+        opened = labeling.open_service(
             run.config,
             run.table,
             run.store,
             np.asarray(progress.reference),
             run.interrupted,
             run.opener,
-            carried=assembly.carried_by(run.atoms),
+            carried=initial_labels.carried_by(run.atoms),
         )
         try:
             with suppress(Enough):  # it must be raised in all processes
@@ -233,7 +233,7 @@ def sampled(run: Run, progress: Progress, parts: loop.Parts, sample: samples.Sam
 def _noted(run: Run, bound: Bounded, labels: Label) -> dict[str, Any]:
     """A metrics line about the bound and the labels it comes from."""
     ok = np.asarray(labels.ok)
-    line = {"kind": "calibration", "wall": memory.elapsed(run), "labels": ok.size, "failed": int(np.sum(~ok))}
+    line = {"kind": "calibration", "wall": session.elapsed(run), "labels": ok.size, "failed": int(np.sum(~ok))}
     line |= {"rmse": bound.rmse, "factor": None, "coverage": None, "count": 0}
     known = bound.calibration
     return line | ({} if known is None else {n: getattr(known, n) for n in ("factor", "coverage", "count")})

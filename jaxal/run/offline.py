@@ -15,7 +15,7 @@ from jaxal.data.frames import Frame
 from jaxal.data.structure import from_frames, labels_of, shares_of
 from jaxal.report import page
 from jaxal.report.display import Status, display
-from jaxal.run import assembly, final_training, folder
+from jaxal.run import assembly, final_training, folder, training_data
 from jaxal.train import fit as training
 from jaxal.train.bound import bounded
 from jaxal.train.support import learned
@@ -53,12 +53,12 @@ def train(config: Offline, directory: Path) -> None:
         near = neighbors.plan(structures, committee.potential.cutoff, 0.0, 1.0)
         key, key_set, key_fit = jax.random.split(jax.random.key(config.seed), 3)
         recipe = assembly.recipe(config.train)
-        params = assembly.new_params(committee, key, near, structures, labels)
+        params = training_data.new_params(committee, key, near, structures, labels)
         last = final_training.split_held(held, dataset.groups(frames))  # known to nothing but the bound
         shares = shares_of(frames)[~last]
         rest = [jax.tree.map(lambda x: x[~last], tree) for tree in (structures, labels)]
         drawn = committee.members, len(held), key_set, recipe.bootstrap, shares
-        buffer = assembly.training_set(rest[0], rest[1], held[~last], *drawn)
+        buffer = training_data.training_set(rest[0], rest[1], held[~last], *drawn)
         state = training.init(recipe, params)
         note("final training")
         state, error = final_training.anneal(
@@ -155,4 +155,4 @@ def _device(
     fitted = jax.tree.map(lambda x: x[~held], host)
     free = {table.index(z): energy for z, energy in isolated.items() if z in table}
     reference = training.reference_energies(fitted, labels.energy[~held], len(table), free)
-    return *assembly.cast(host, labels, reference, dtype), reference
+    return *training_data.cast(host, labels, reference, dtype), reference

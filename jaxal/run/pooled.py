@@ -29,8 +29,8 @@ from jaxal.label.workers.dispatch import Dispatch, Landed, ledger_keys, open_dis
 from jaxal.label.workers.executor import Recipe
 from jaxal.program import loop
 from jaxal.program.late_labels import Absorbed, Arrivals
-from jaxal.run import assembly, folder, memory
-from jaxal.run.memory import Progress, Run
+from jaxal.run import assembly, folder, initial_labels, session
+from jaxal.run.session import Progress, Run
 
 LEDGER = "asked.txt"  # keys of the labels that the run asked for, in the run folder
 TICK = 0.2  # s between two looks at whether to end, while labels are waited for
@@ -74,15 +74,16 @@ class _Item(NamedTuple):
 @contextmanager
 def opened(run: Run) -> Iterator[Desk]:
     """The desk of a run, with its store and its workers; what is at work in the end is left and asked for again."""
-    labeling = run.config.label
-    recipe = Recipe(labeling.part.name, dict(labeling.part.options))
+    section = run.config.label
+    recipe = Recipe(section.part.name, dict(section.part.options))
     backend = recipe.build()
     store = open_store(run.store)
     try:
-        caps = labeling.max_force, labeling.net_force
-        kept = keeper(store, backend, max_force=caps[0], net_force=caps[1], carried=assembly.carried_by(run.atoms))
-        opener = run.opener or assembly.executor_of(run.config, run.directory)
-        executor = opener(recipe, labeling.timeout)
+        carried = initial_labels.carried_by(run.atoms)
+        caps = section.max_force, section.net_force
+        kept = keeper(store, backend, max_force=caps[0], net_force=caps[1], carried=carried)
+        opener = run.opener or labeling.executor_of(run.config, run.directory)
+        executor = opener(recipe, section.timeout)
         dispatch = open_dispatch(executor, kept, run.directory / LEDGER)
         try:
             yield Desk(dispatch, kept, list(cost.times(store.all(), backend.method)))
@@ -152,7 +153,7 @@ def arrived(run: Run, progress: Progress, desk: Desk | None, state: loop.State, 
             if run.interrupted():
                 return None
             patience = TICK
-            memory.show(run, progress, "explore", f"waits for {len(begun)} labels")
+            session.show(run, progress, "explore", f"waits for {len(begun)} labels")
         items = []
         for ticket in ready:
             landed = desk.early.pop(ticket)
@@ -193,7 +194,7 @@ def _rows(run: Run, came: Came, size: int) -> Arrivals:
         return np.pad(values, widths).astype(kind)
 
     # an empty row is the start structure, which has no more neighbors than there is room for
-    start: Any = jax.tree.map(lambda x: np.repeat(np.asarray(x)[:1], size, axis=0), memory.walker_structures(run))
+    start: Any = jax.tree.map(lambda x: np.repeat(np.asarray(x)[:1], size, axis=0), session.walker_structures(run))
     there: Any = np.arange(size) < number
     start.position[:number], start.cell[:number] = came.position, came.cell
     energy, force, stress = (filled(x, dtype) for x in (came.energy, came.force, came.stress))
@@ -210,7 +211,7 @@ def _rows(run: Run, came: Came, size: int) -> Arrivals:
 
 def taken_in(run: Run, progress: Progress, state: loop.State, came: Came, report: Absorbed) -> None:
     """Takes down what a piece of labels said of the committee, in memory and in the files."""
-    number, wall, ps = len(came.ok), memory.elapsed(run), memory.picoseconds(run, progress)
+    number, wall, ps = len(came.ok), session.elapsed(run), session.picoseconds(run, progress)
     progress.begun = [pair for pair in progress.begun if pair[0] not in set(came.ticket.tolist())]
     progress.asked = int(state.labels)
     progress.failed += number - int(np.sum(came.ok))

@@ -13,8 +13,8 @@ import numpy as np
 from jaxal.config.loading import FILE_NAME
 from jaxal.explore.timestep import too_long
 from jaxal.program.step import CAUSES
-from jaxal.run import assembly, memory
-from jaxal.run.memory import RECENT, Progress, Run
+from jaxal.run import assembly, session
+from jaxal.run.session import RECENT, Progress, Run
 
 # What to do where walkers are mostly rewound, by the cause that is most frequent.
 REMEDIES = {
@@ -85,7 +85,7 @@ def _why(run: Run, progress: Progress, quiet: float, timestep: float) -> str:
         return f"quiet for {stop.quiet:g} ps"
     if stop.time is not None and ps >= stop.time:
         return f"{stop.time:g} ps of dynamics"
-    if stop.wall is not None and memory.elapsed(run) >= stop.wall:
+    if stop.wall is not None and session.elapsed(run) >= stop.wall:
         return f"{stop.wall:g} s of wall time"
     if stop.error is not None:
         if len(progress.probes) >= stop.probes:

@@ -20,7 +20,7 @@ from jaxal.deploy import model as models
 from jaxal.deploy.calculator import Calculator
 from jaxal.potential.equivariant import equivariant
 from jaxal.potential.pair import morse
-from jaxal.run import assembly
+from jaxal.run import initial_labels, training_data
 from jaxal.train import fit as training
 
 TABLE = (1, 8, 14)
@@ -33,7 +33,7 @@ POTENTIAL = equivariant(TABLE, **OPTIONS)
 def system(periodic):
     """Three structures in double precision, their neighbors and how they are found."""
     atoms = bulk("Si") if periodic else molecule("H2O")
-    frames = assembly.first_structures(atoms, 3, 0)
+    frames = initial_labels.first_structures(atoms, 3, 0)
     structures = jax.tree.map(jnp.asarray, from_atoms(frames, TABLE, dtype=np.float64))
     spec = neighbors.plan(structures, CUTOFF)
     return structures, jax.jit(neighbors.find, static_argnums=0)(spec, structures), spec
@@ -196,14 +196,14 @@ def test_the_same_structure_gets_the_same_signs():
 
 def training_set(members):
     """Displaced water with the forces of a Morse potential, held out the fifth; room for eight."""
-    frames = assembly.first_structures(molecule("H2O"), 6, 0)
+    frames = initial_labels.first_structures(molecule("H2O"), 6, 0)
     structures = jax.tree.map(jnp.asarray, from_atoms(frames, TABLE))
     truth = morse(TABLE, sigma=1.2, epsilon=2.0, alpha=1.5, cutoff=CUTOFF)
     near = neighbors.find(neighbors.plan(structures, CUTOFF), structures)
     found = jax.jit(lambda s, n: evaluation.evaluate_batch(truth, {}, s, n))(structures, near)
     labels = Label(*found[:3], jnp.ones(6, bool))
     held = np.arange(6) == 4
-    return structures, labels, assembly.training_set(structures, labels, held, members, 8, jax.random.key(5), 1.0)
+    return structures, labels, training_data.training_set(structures, labels, held, members, 8, jax.random.key(5), 1.0)
 
 
 def fitted(whole, params, buffer, spec, steps, recipe):
@@ -223,7 +223,7 @@ def test_a_step_trains_the_backbone_and_the_heads_that_are_drawn():
     spec = neighbors.plan(structures, CUTOFF, 0.0)
     recipe = training.Recipe(batch=3)
     whole = Committee(POTENTIAL, 2, "map", 2, 0, len(TABLE))
-    params = assembly.new_params(whole, jax.random.key(1), spec, structures, labels)
+    params = training_data.new_params(whole, jax.random.key(1), spec, structures, labels)
     only = buffer._replace(weight=buffer.weight.at[0].set(0.0))
     found, loss = fitted(whole, params, only, spec, 5, recipe)
     single = Committee(heads.chosen(POTENTIAL, jnp.ones(3, jnp.int32)), 1, "map")
@@ -242,7 +242,7 @@ def test_every_member_learns():
     structures, labels, buffer = training_set(6)
     spec = neighbors.plan(structures, CUTOFF, 0.0)
     whole = Committee(POTENTIAL, 6, "map", 3, 0, len(TABLE))
-    params = assembly.new_params(whole, jax.random.key(1), spec, structures, labels)
+    params = training_data.new_params(whole, jax.random.key(1), spec, structures, labels)
     near = neighbors.find(spec, structures)
 
     def errors(params):

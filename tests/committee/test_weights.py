@@ -22,7 +22,7 @@ from jaxal.data import neighbors
 from jaxal.data.structure import from_atoms
 from jaxal.deploy import model as models
 from jaxal.deploy.calculator import Calculator
-from jaxal.run import assembly
+from jaxal.run import initial_labels, training_data
 from jaxal.train import fit as training
 
 import_parts()
@@ -37,7 +37,7 @@ def registered(monkeypatch):
 
 @pytest.fixture(scope="module")
 def water():
-    frames = assembly.first_structures(molecule("H2O"), 4, 0)
+    frames = initial_labels.first_structures(molecule("H2O"), 4, 0)
     structures = jax.tree.map(jnp.asarray, from_atoms(frames, TABLE))
     return structures, neighbors.plan(structures, 3.0, 0.0)
 
@@ -67,7 +67,7 @@ def test_any_tree_is_trained_saved_and_loaded_bit_for_bit(registered, tmp_path, 
     params = init(committee, jax.random.key(0), *first)
     zero = jnp.zeros(4)
     labels = Label(zero, jnp.zeros(structures.position.shape), jnp.zeros((4, 3, 3)), jnp.ones(4, bool))
-    buffer = assembly.training_set(structures, labels, np.arange(4) == 3, 2, 4, jax.random.key(0), 1.0)
+    buffer = training_data.training_set(structures, labels, np.arange(4) == 3, 2, 4, jax.random.key(0), 1.0)
     recipe = training.Recipe(batch=2, ema=0.5)
     params = training.normalize(params, labels, structures, 2.0)
     state = training.init(recipe, params)

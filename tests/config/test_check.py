@@ -11,7 +11,7 @@ from jaxal.config.check import check, start_structures
 from jaxal.config.loading import dump, load, parse
 from jaxal.core.types import InputError
 from jaxal.data.structure import from_atoms
-from jaxal.run.assembly import first_structures
+from jaxal.run.initial_labels import first_structures
 
 WATER = "3\n\nO 0 0 0.12\nH 0 0.76 -0.48\nH 0 -0.76 -0.48\n"
 

@@ -14,7 +14,7 @@ from jaxal.data.neighbors import inward
 from jaxal.data.structure import from_atoms
 from jaxal.potential import contraction, cuequivariance
 from jaxal.potential.equivariant import equivariant
-from jaxal.run import assembly
+from jaxal.run import initial_labels
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -88,7 +88,7 @@ def test_symmetric_product_is_ours(works, l_max, l_out, correlation):
 )
 def test_a_committee_predicts_and_trains_as_with_ours(works, atoms, layers, batching):
     table = tuple(sorted(set(atoms.numbers.tolist())))
-    frames = assembly.first_structures(atoms, 3, 0)
+    frames = initial_labels.first_structures(atoms, 3, 0)
     structures = jax.tree.map(jnp.asarray, from_atoms(frames, table, dtype=float))
     spec = neighbors.plan(structures, 4.0, 0.0)
     near = neighbors.find(spec, structures)

@@ -24,7 +24,7 @@ from jaxal.core.discovery import import_parts
 from jaxal.data import neighbors
 from jaxal.data.structure import from_atoms, species_table
 from jaxal.program import loop
-from jaxal.run import assembly
+from jaxal.run import assembly, initial_labels, labeling, training_data
 from jaxal.train import fit as training
 
 import_parts()
@@ -97,15 +97,15 @@ def segment_of(folder, names):
     """The segment of a round, what makes its first state, of what, and its limits."""
     config, crystal = config_of(folder, names)
     table, dtype, key = species_table([crystal]), np.dtype("float32"), jax.random.key(0)
-    first = assembly.first_labels(config, crystal, folder / "labels.db")
-    structures, labels = assembly.cast(first.structures, first.labels, np.zeros(1), dtype)
+    first = initial_labels.first_labels(config, crystal, folder / "labels.db")
+    structures, labels = training_data.cast(first.structures, first.labels, np.zeros(1), dtype)
     committee = assembly.committee_of(config, table)._replace(potential=SHELLS)
     near = neighbors.plan(structures, committee.potential.cutoff, assembly.SKIN)
     train_near = near._replace(skin=0.0, close=0)
-    params = assembly.new_params(committee, key, train_near, structures, labels)
-    buffer = assembly.training_set(structures, labels, assembly.spread_hold(6, 0.2), 2, 16, key, 1.0)
+    params = training_data.new_params(committee, key, train_near, structures, labels)
+    buffer = training_data.training_set(structures, labels, training_data.spread_hold(6, 0.2), 2, 16, key, 1.0)
     example = from_atoms([crystal], table, dtype=dtype)
-    label = assembly.oracle_label(config, table, dtype, np.zeros(1), assembly.oracle_spec(config, table, example))
+    label = labeling.oracle_label(config, table, dtype, np.zeros(1), labeling.oracle_spec(config, table, example))
     parts = assembly.parts_of(config, table, label)._replace(committee=committee)
     static = assembly.static_of(config, table, near, train_near, looks=1)
     train = training.init(static.recipe, params)

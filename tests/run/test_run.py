@@ -15,7 +15,7 @@ from commands import SMALL, alone
 from run_example import EQUIVARIANT, WATER, folder, jaxal, killed_after, metrics, model_arrays
 
 from jaxal.label.store.database import open_store
-from jaxal.run import assembly, lock
+from jaxal.run import initial_labels, lock, training_data
 
 FULL = {"{name: bonds}": EQUIVARIANT}  # the model that users have
 SHARED = pytest.param({"{members: 2}": "{kind: shared, members: 4, signs: 2}"} | FULL, marks=pytest.mark.slow)
@@ -137,10 +137,10 @@ def test_a_run_ends_by_itself_for_each_reason(tmp_path, stop, why):
 
 
 def test_first_structures_are_displaced_more_and_more():
-    frames = assembly.first_structures(molecule("CH4"), 6, 3)
+    frames = initial_labels.first_structures(molecule("CH4"), 6, 3)
     spread = [np.sqrt(np.mean((f.positions - frames[0].positions) ** 2)) for f in frames]
     assert spread[0] == 0 and 0.01 < spread[1] < spread[-1] < 0.3
-    same = assembly.first_structures(molecule("CH4"), 6, 3)
+    same = initial_labels.first_structures(molecule("CH4"), 6, 3)
     assert all(np.array_equal(a.positions, b.positions) for a, b in zip(frames, same, strict=True))
 
 
@@ -148,7 +148,7 @@ def test_first_structures_and_walkers_take_the_start_structures_in_turn(tmp_path
     """Two shapes of water that no displacement turns into each other; a whole run begins at both."""
     flat, bent = molecule("H2O"), molecule("H2O")
     flat.positions[1:] = [[0.0, 1.0, 0.1], [0.0, -1.0, 0.1]]
-    frames = assembly.first_structures([flat, bent], 8, 3)
+    frames = initial_labels.first_structures([flat, bent], 8, 3)
     angles = np.array([frame.get_angle(1, 0, 2) for frame in frames])
     assert np.array_equal(frames[0].positions, flat.positions) and np.array_equal(frames[1].positions, bent.positions)
     assert np.all(angles[0::2] > 130) and np.all(angles[1::2] < 130)
@@ -163,9 +163,9 @@ def test_first_structures_and_walkers_take_the_start_structures_in_turn(tmp_path
 
 def test_held_out_rows_are_some_and_not_the_first():
     for number, fraction in ((2, 0.1), (10, 0.1), (10, 0.3), (500, 0.1)):
-        held = assembly.spread_hold(number, fraction)
+        held = training_data.spread_hold(number, fraction)
         assert held.sum() == max(1, round(fraction * number)) and not held.all()
-    assert not assembly.spread_hold(10, 0.1)[0]
+    assert not training_data.spread_hold(10, 0.1)[0]
 
 
 def test_a_diverging_first_training_is_told_in_one_line(tmp_path):

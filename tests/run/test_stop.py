@@ -12,8 +12,8 @@ from jaxal.data import neighbors
 from jaxal.data.structure import species_table
 from jaxal.program import loop
 from jaxal.program.step import APART, CAUSES, HOT, UNCERTAIN
-from jaxal.run import assembly, exploration, folder, memory, stop
-from jaxal.run.memory import RECENT, Progress, Run
+from jaxal.run import assembly, exploration, folder, session, stop
+from jaxal.run.session import RECENT, Progress, Run
 
 WALKERS = 2
 LOOKS = assembly.LOOKS * WALKERS  # in a segment
@@ -86,7 +86,7 @@ def test_a_segment_is_replayed_a_bounded_number_of_times(run, monkeypatch):
 
     programs = exploration.Programs(None, None, segment, None)  # pyright: ignore
     monkeypatch.setattr(exploration, "_compiled", lambda *_: programs)
-    spec = memory.spec_out(neighbors.Spec(4.0, 0.5, 1, (0, 0, 0)))
+    spec = session.spec_out(neighbors.Spec(4.0, 0.5, 1, (0, 0, 0)))
     labels = exploration.Labels(None, None, list, float)
     now = Progress([], "", spec, spec, rate=1e-3)
     sitting = exploration._Sitting(run, now, labels, state, programs, 0.0, 0.0)

@@ -13,7 +13,7 @@ from jaxal.core.types import Label, Potential
 from jaxal.data.neighbors import Spec
 from jaxal.data.structure import from_atoms
 from jaxal.potential.pair import morse
-from jaxal.run import assembly
+from jaxal.run import initial_labels, training_data
 from jaxal.train import fit as training
 from jaxal.train.calibrate import Fresh, Judge, calibrate
 from jaxal.train.loss import LossWeights, force_rmse, loss, max_force_error
@@ -96,13 +96,13 @@ class Scaled:
 
 def test_calibration_takes_held_out_and_fresh_labels():
     near = Spec(4.0, 0.0, 2, (0, 0, 0))
-    frames = assembly.first_structures(molecule("H2O"), 8, 0)
+    frames = initial_labels.first_structures(molecule("H2O"), 8, 0)
     structures = jax.tree.map(jnp.asarray, from_atoms(frames, (1, 8)))
     truth = jax.vmap(lambda s: evaluate(Scaled.potential, jnp.ones(()), s, training.neighbors.build(near, s)))
     energy, force, stress, _ = jax.jit(truth)(structures)
     labels = Label(energy, force, stress, jnp.ones(8, bool))
     held = np.arange(8) % 2 == 1
-    buffer = assembly.training_set(structures, labels, held, 2, 16, jax.random.key(0), 0.0)
+    buffer = training_data.training_set(structures, labels, held, 2, 16, jax.random.key(0), 0.0)
     gate = conformal(target_error=0.3, miss_rate=0.2)
     judge = Judge(Committee(Scaled.potential, 2, "vmap"), max_force_spread, gate, near, 6)
     params = jnp.array([1.1, 1.3])  # mean 1.2: error 0.2 |F|, spread 0.1 |F|
@@ -120,7 +120,7 @@ def test_calibration_takes_held_out_and_fresh_labels():
 @pytest.mark.parametrize("optimizer", ["adamw", "amsgrad"])
 def test_training_finds_the_known_parameter_and_goes_on_where_it_was(optimizer):
     near = Spec(4.0, 0.0, 2, (0, 0, 0))
-    frames = assembly.first_structures(molecule("H2O"), 6, 0)
+    frames = initial_labels.first_structures(molecule("H2O"), 6, 0)
     structures = jax.tree.map(jnp.asarray, from_atoms(frames, (1, 8)))
 
     def energy(params, structure, lists):
@@ -132,7 +132,7 @@ def test_training_finds_the_known_parameter_and_goes_on_where_it_was(optimizer):
     found = jax.jit(jax.vmap(one))(structures)
     labels = Label(*found[:3], jnp.ones(6, bool))
     held = np.arange(6) == 5
-    buffer = assembly.training_set(structures, labels, held, 2, 6, jax.random.key(0), 1.0)
+    buffer = training_data.training_set(structures, labels, held, 2, 6, jax.random.key(0), 1.0)
     recipe = training.Recipe(batch=3, optimizer=optimizer, ema=0.9)
     state = training.init(recipe, {"params": {"scale": jnp.asarray([1.0, 0.3])}})
 

@@ -20,7 +20,7 @@ from jaxal.core.types import FORCE, InputError
 from jaxal.data import neighbors
 from jaxal.data.structure import from_atoms
 from jaxal.deploy import model as models
-from jaxal.run import assembly
+from jaxal.run import training_data
 from jaxal.train import bound as bounding
 from jaxal.train import fit as training
 from jaxal.train import posterior
@@ -108,7 +108,7 @@ def seen(name):
         for rows in (slice(0, TRAINED), slice(TRAINED, None))
     )
     held = np.arange(TRAINED) % 5 == 2
-    buffer = assembly.training_set(*first, held, METHODS[name], TRAINED, jax.random.key(0), 0.0)
+    buffer = training_data.training_set(*first, held, METHODS[name], TRAINED, jax.random.key(0), 0.0)
 
     @jax.jit
     def made(key, buffer):

@@ -1,0 +1,87 @@
+"""What a segment did, taken down in memory and in the files of the run folder."""
+
+from typing import Any
+
+import numpy as np
+
+from jaxal.program import loop
+from jaxal.program.step import CAUSES
+from jaxal.run import folder
+from jaxal.run.session import RECENT, Progress, Run, elapsed
+
+
+def phase(run: Run, name: str, why: str = "") -> dict[str, Any]:
+    """A metrics line that says a phase begins."""
+    return {"kind": "phase", "wall": elapsed(run), "phase": name, "why": why}
+
+
+def note(
+    run: Run,
+    progress: Progress,
+    state: loop.State,
+    looks: loop.Look,
+    timestep: float,
+    reasons: list[str],
+) -> None:
+    """Takes down what a segment did, in memory and in the files."""
+    config, number = run.config, looks.factor.shape[0]
+    per_look = config.gate.every * timestep * 1e-3  # ps
+    ps = per_look * (progress.look + 1 + np.arange(number))
+    wall = elapsed(run)
+    asked = int(np.sum(looks.walker >= 0))
+    lines = folder.label_records(looks, wall, ps, int(state.labels) - asked + 1, reasons)
+    good = [line["rmse"] for line in lines if line["ok"]]
+    progress.asked = int(state.labels)
+    progress.failed += asked - len(good) if run.config.label.part.kind == "oracle" else 0
+    progress.true = float(np.mean(good)) if good else progress.true
+    progress.flagged = float(np.mean(looks.flagged))
+    estimate = looks.estimate[~looks.unphysical & np.isfinite(looks.estimate)]
+    progress.estimated = float(np.mean(estimate)) if estimate.size else None
+    fold = looks.fold_rmse[np.isfinite(looks.fold_rmse)]
+    progress.fold = float(fold[-1]) if fold.size else progress.fold
+    if progress.probing:
+        progress.probes += [float(line["rmse"]) ** 2 for line in lines if line["probe"] and line["ok"]]
+    counts = np.bincount(looks.cause.ravel(), minlength=len(CAUSES))[1:]
+    progress.rewinds = [*progress.rewinds, counts.tolist()][-RECENT:]
+    by_cause = {cause: int(n) / looks.cause.size for cause, n in zip(CAUSES[1:], counts, strict=True) if n}
+    loss, heat = looks.loss[np.isfinite(looks.loss)], looks.temperature[np.isfinite(looks.temperature)]
+    folder.append(
+        run.directory,
+        [
+            *lines,
+            {
+                "kind": "segment",
+                "wall": wall,
+                "ps": ps[-1],
+                "labels": progress.asked,
+                "failed": progress.failed,
+                "looks": progress.look + number,
+                "flagged": progress.flagged,
+                "unphysical": float(np.mean(looks.unphysical)),
+                "causes": by_cause,
+                "factor": looks.factor[-1],
+                "threshold": looks.threshold[-1],
+                "coverage": looks.coverage[-1],
+                "estimated": progress.estimated,
+                "worst": float(np.max(estimate)) if estimate.size else None,
+                "supported": float(np.mean(looks.supported)),
+                "loss": loss[-1] if loss.size else None,
+                "holdout_force_rmse": progress.fold,
+                "temperature": float(np.mean(heat)) if heat.size else None,
+                "busy": progress.busy,
+                "idle": progress.idle,
+            }
+            | _of_pool(progress),
+        ],
+    )
+    reference = np.asarray(progress.reference)
+    folder.write_walkers(run.directory, looks, config.output.trajectory, progress.look, run.table, reference)
+    progress.look += number
+
+
+def _of_pool(progress: Progress) -> dict[str, Any]:
+    """What only a pooled run knows."""
+    if progress.waiting is None:
+        return {}
+    numbers = {"waiting": progress.waiting, "running": len(progress.begun), "dropped": progress.dropped}
+    return numbers | {"worked": progress.worked, "slots": progress.slots}

@@ -1,0 +1,107 @@
+"""The state of a run in checkpoints and back, and what of a configuration may change in between."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxal.committee import evaluation as committees
+from jaxal.config import yaml12
+from jaxal.config.loading import FILE_NAME, dump
+from jaxal.core import devices
+from jaxal.core.types import InputError
+from jaxal.data import buffer as buffers
+from jaxal.data import neighbors
+from jaxal.program import loop
+from jaxal.run import assembly, checkpoint, folder
+from jaxal.run.session import CHECKPOINTS, Progress, Run, elapsed, walker_structures
+from jaxal.train import fit as training
+
+# of the configuration, on resume: how long and how, not what is learned from what
+MAY_CHANGE = (
+    "executor.",
+    "label.store",
+    "label.timeout",
+    "label.workers",
+    "output.",
+    "stop.",
+    "train.final_learning_rate",
+    "train.final_steps",
+    "validate.",
+)
+
+
+def restore(run: Run) -> tuple[Progress, loop.State]:
+    """State and memory of the newest whole checkpoint.
+
+    Raises InputError where there is none, and for a configuration that differs in what must not change.
+    """
+    now = dump(run.config, run.directory)
+
+    def read() -> list[Any]:
+        stored = checkpoint.newest(run.directory / CHECKPOINTS)
+        check_changes(stored.record["host"]["config"], now, run.directory / FILE_NAME)
+        return list(stored)
+
+    found: Any = devices.from_first(read)
+    stored = checkpoint.Stored(*found)
+    state = checkpoint.fitted(stored, _example(run))
+    progress = Progress(**stored.record["host"])
+    progress.config = now
+    return progress, devices.laid(run.mesh, loop.LAYOUT, state)
+
+
+def check_changes(begun: str, now: str, source: Path) -> None:
+    """Raises InputError, with the fields, where two configurations, as YAML, differ in more than `MAY_CHANGE`."""
+    was, present = (dict(_fields(yaml12.parse(text, str(source)))) for text in (begun, now))
+    differ = [name for name in {**was, **present} if was.get(name) != present.get(name)]
+    wrong = [name for name in differ if not name.startswith(MAY_CHANGE)]
+    if wrong:
+        told = "; ".join(f"{name} was {was.get(name)}, is {present.get(name)}" for name in wrong)
+        may = ", ".join(name + "*" * name.endswith(".") for name in MAY_CHANGE)
+        raise InputError(
+            f"{source}: the run was begun otherwise: {told}. Set it back, or start a new run; {may} may change"
+        )
+
+
+def _fields(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested mappings with their dotted names."""
+    if not isinstance(tree, dict):
+        yield name, tree
+        return
+    for key, value in tree.items():
+        yield from _fields(value, f"{name}.{key}" if name else key)
+
+
+def _example(run: Run) -> Any:
+    """A state of the right structure, as shapes; what sizes it has is on disk."""
+    config = run.config
+    structures = walker_structures(run)
+    committee = assembly.committee_of(config, run.table)
+    near = neighbors.plan(structures, committee.potential.cutoff, assembly.SKIN)
+    parts = assembly.parts_of(config, run.table, lambda structures, wanted: None)  # pyright: ignore
+    static = assembly.static_of(config, run.table, near, near)
+
+    def build(structures: Any, key: Any) -> loop.State:
+        one = jax.tree.map(lambda x: x[0], structures)
+        from_one = neighbors.build(near, one)
+        params = committees.init(committee, key, one, from_one)
+        buffer = buffers.init(one, committee.members, 1)
+        return loop.start(parts, static, training.init(static.recipe, params), buffer, structures, key)
+
+    return jax.eval_shape(build, jax.tree.map(jnp.asarray, structures), jax.random.key(0))
+
+
+def save(run: Run, progress: Progress, state: loop.State) -> None:
+    """Writes a checkpoint; the growing files are taken back to their present sizes if it is restored.
+
+    All processes call it, the first one writes.
+    """
+    progress.elapsed = elapsed(run)
+    state = devices.whole(state)
+    if devices.first():
+        progress.sizes = folder.sizes(run.directory)
+        checkpoint.save(run.directory / CHECKPOINTS, progress.look, state, asdict(progress))

@@ -1,0 +1,66 @@
+"""Labels as training sets: in the program's precision, relative to references; and the first weights."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxal.committee import evaluation as committees
+from jaxal.committee.evaluation import Committee
+from jaxal.core.types import Key, Label, Params, Structure
+from jaxal.data import buffer as buffers
+from jaxal.data import neighbors
+from jaxal.train import fit as training
+
+
+def cast(structures: Structure, labels: Label, reference: np.ndarray, dtype: Any) -> tuple[Structure, Label]:
+    """Device arrays in the program's precision, energies relative to the references (subtracted in float64)."""
+    species = np.asarray(structures.species)
+    offset = np.where(species >= 0, np.asarray(reference)[species], 0.0).sum(-1)
+    structures = structures._replace(
+        position=jnp.asarray(structures.position, dtype), cell=jnp.asarray(structures.cell, dtype)
+    )
+    labels = Label(
+        jnp.asarray(np.asarray(labels.energy) - offset, dtype),
+        jnp.asarray(labels.force, dtype),
+        jnp.asarray(labels.stress, dtype),
+        jnp.asarray(labels.ok),
+    )
+    return jax.tree.map(jnp.asarray, (structures, labels))
+
+
+def training_set(
+    structures: Structure,
+    labels: Label,
+    held: np.ndarray,
+    members: int,
+    capacity: int,
+    key: Key,
+    bootstrap: float,
+    share: np.ndarray | None = None,
+) -> buffers.Buffer:
+    """A buffer that holds the labels (device arrays, [b]); `held` marks those held out, `share` weighs them [b 3]."""
+    number = structures.charge.shape[0]
+    empty = buffers.init(jax.tree.map(lambda x: x[0], structures), members, max(capacity, number))
+    add = jax.jit(buffers.add, static_argnums=6)
+    weights = None if share is None else jnp.asarray(share, empty.share.dtype)
+    return add(empty, key, structures, labels, labels.ok, jnp.asarray(held), bootstrap, weights)[0]
+
+
+def spread_hold(number: int, fraction: float) -> np.ndarray:
+    """Marks `fraction` of the rows, at least one, evenly spaced and away from both ends."""
+    count = max(1, round(fraction * number))
+    held = np.zeros(number, bool)
+    held[((np.arange(count) + 0.5) * number / count).astype(int)] = True
+    return held
+
+
+def new_params(committee: Committee, key: Key, spec: neighbors.Spec, structures: Structure, labels: Label) -> Params:
+    """Initial weights, [r] leading, with the constants taken from the data."""
+    near = jax.jit(neighbors.find, static_argnums=0)(spec, structures)
+    atoms = jnp.sum(structures.species >= 0)
+    listed = float(jnp.sum(near.index < structures.species.shape[-1]) / atoms)
+    first = jax.tree.map(lambda x: x[0], (structures, near))
+    params = jax.jit(lambda key, *one: committees.init(committee, key, *one))(key, *first)
+    return training.normalize(params, labels, structures, listed)
