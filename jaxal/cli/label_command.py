@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxal.data.frames import Frame
+    from jaxal.label.service import Labels, Record
 
 WAIT_AND_SEE = 50  # frames between two lines of progress
 SHOWN = 10  # failures
@@ -43,43 +44,56 @@ def _label(given: argparse.Namespace) -> None:
 
 
 def _check(config: Any) -> None:
-    """Checks the configuration, then calculates the label of its structure with its own workers, timeout and caps."""
+    """Checks the configuration, then calculates the label of its structure, and shows it."""
     import numpy as np
 
     from jaxal.config.check import check, start_structures, task_of
-    from jaxal.core.types import InputError
     from jaxal.data.electrons import formula
-    from jaxal.data.structure import from_atoms, species_table
-    from jaxal.run.labeling import open_service
 
     check(config)
+    labels, record = one_label(config)
     atoms = start_structures(config.system)[0]
-    table, task = species_table([atoms]), task_of(atoms)
-    backend = config.label.part.bind()()
-    config = dataclasses.replace(config, label=dataclasses.replace(config.label, workers=min(1, config.label.workers)))
-    with tempfile.TemporaryDirectory(prefix="jaxal-") as folder:
-        service = open_service(config, table, Path(folder) / "labels.sqlite", np.zeros(len(table)))
-        try:
-            found = service.label(from_atoms([atoms], table, dtype=np.float64), np.ones(1, bool))  # pyright: ignore
-            (record,) = service.drain()
-        finally:
-            service.close()
-    if not record.ok:
-        raise InputError(f"label: {config.label.part.name} fails on {config.system.file}: {record.reason}")
-    force = found.force[0]
+    task, backend, force = task_of(atoms), config.label.part.bind()(), labels.force[0]
     rows = {
         "structure": f"{formula(task.numbers)}, {len(atoms)} atoms",
         "electrons": f"charge {task.charge}, {task.spin} unpaired",
         "method": backend.method,
         "version": backend.version,
-        "energy": f"{found.energy[0]:.6f} eV",
+        "energy": f"{labels.energy[0]:.6f} eV",
         "largest force": f"{np.linalg.norm(force, axis=1).max():.6f} eV/Å",
         "net force": f"{np.linalg.norm(force.sum(axis=0)):.2g} eV/Å",
         "wall time": f"{record.seconds:.3g} s",
     }
-    if np.isfinite(found.stress[0]).all():
-        rows["pressure"] = f"{-np.trace(found.stress[0]) / 3:.6f} eV/Å^3"
+    if np.isfinite(labels.stress[0]).all():
+        rows["pressure"] = f"{-np.trace(labels.stress[0]) / 3:.6f} eV/Å^3"
     print("\n".join(f"{name:<14} {value}" for name, value in rows.items()))
+
+
+def one_label(config: Any) -> "tuple[Labels, Record]":
+    """The label of a configuration's structure, with its own workers, timeout and caps, and what became of it.
+
+    Raises InputError where the method fails.
+    """
+    import numpy as np
+
+    from jaxal.config.check import start_structures
+    from jaxal.core.types import InputError
+    from jaxal.data.structure import from_atoms, species_table
+    from jaxal.run.labeling import open_service
+
+    atoms = start_structures(config.system)[0]
+    table = species_table([atoms])
+    config = dataclasses.replace(config, label=dataclasses.replace(config.label, workers=min(1, config.label.workers)))
+    with tempfile.TemporaryDirectory(prefix="jaxal-") as folder:
+        service = open_service(config, table, Path(folder) / "labels.sqlite", np.zeros(len(table)))
+        try:
+            labels = service.label(from_atoms([atoms], table, dtype=np.float64), np.ones(1, bool))  # pyright: ignore
+            (record,) = service.drain()
+        finally:
+            service.close()
+    if not record.ok:
+        raise InputError(f"label: {config.label.part.name} fails on {config.system.file}: {record.reason}")
+    return labels, record
 
 
 def _file(config: Any, data: Path, out: Path, store: Path, force: bool, retry: bool) -> None:

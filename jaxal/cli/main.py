@@ -1,5 +1,5 @@
-"""The command line: `jaxal run`, `resume`, `train`, `validate`, `report`, `status`, `label`, `store`, `list`, `check`,
-`bench`, `contest`.
+"""The command line: `jaxal new`, `run`, `resume`, `train`, `validate`, `report`, `status`, `label`, `store`, `list`,
+`check`, `bench`, `contest`.
 
 Only what a command needs is imported, inside it: `jaxal --help` answers at once. A mistake of the user ends
 with one line on standard error and status 2. A run that Ctrl-C or SIGTERM ends keeps what it has, says how to go
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxal.bench import arguments as bench_arguments
-from jaxal.cli import label_command, store_command
+from jaxal.cli import label_command, new_command, store_command
 from jaxal.contest import command as contest_command
 from jaxal.core import terminal
 from jaxal.core.errors import InputError, InputWarning
@@ -110,6 +110,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="jaxal", description="On-the-fly learning of reactive interatomic potentials.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
+    new = commands.add_parser("new", help="write a configuration for a structure")
+    new_command.add(new)
     run = commands.add_parser("run", help="learn a potential on the fly, from a structure and a method")
     _add_config(run)
     run.add_argument("--dir", type=Path, help="run folder, new or empty but for a label store (default: runs/NAME)")
@@ -160,7 +162,7 @@ def parser() -> argparse.ArgumentParser:
     contest_command.add(contest)
     bench = commands.add_parser("bench", help="measure forces, dynamics, the program and training on this machine")
     bench_arguments.add(bench)
-    for command in (run, resume, train, validate, report, label, parts, check, contest, bench):
+    for command in (new, run, resume, train, validate, report, label, parts, check, contest, bench):
         part = "Python file that registers parts of your own; may be given several times"
         command.add_argument("--part", type=Path, action="append", default=[], metavar="FILE", help=part)
     return top
