@@ -23,6 +23,7 @@ from jaxal.core import devices
 from jaxal.core.devices import MEMBERS, WALKERS
 from jaxal.core.precision import exact
 from jaxal.core.types import FORCE, Distribution, Key, Neighbors, Params, Potential, Prediction, Structure, Uncertainty
+from jaxal.data.cell import determinant
 
 Batching = Literal["auto", "map", "vmap"]
 CACHED = 2**12  # neighbors
@@ -144,7 +145,7 @@ def deformed(structures: Structure, strain: Float[Array, "b 3 3"]) -> Structure:
 
 def by_volume(slope: Float[Array, "*p b 3 3"], structures: Structure) -> Float[Array, "*p b 3 3"]:
     """A derivative with respect to strain over the volume of the cells; zero where there is none."""
-    volume = jnp.abs(jnp.linalg.det(structures.cell))[:, None, None]
+    volume = jnp.abs(determinant(structures.cell))[:, None, None]
     return jnp.where(volume > 0, slope / jnp.where(volume > 0, volume, 1.0), 0.0)
 
 

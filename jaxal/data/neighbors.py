@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxal.core.precision import exact
 from jaxal.core.types import Neighbors, Structure
+from jaxal.data.cell import inverse
 
 LARGE = 400  # atoms from which on bins pay
 ROWS = 2048  # atoms whose reversed pairs are looked up at a time
@@ -115,7 +116,7 @@ def _stencil(images: tuple[int, int, int]) -> Int[np.ndarray, "q 3"]:
 def _fractional(vector: Float[Array, "... 3"], cell: Float[Array, "3 3"]) -> Float[Array, "... 3"]:
     periodic = jnp.any(cell != 0)
     safe = jnp.where(periodic, cell, jnp.eye(3, dtype=cell.dtype))
-    return jnp.where(periodic, vector @ jnp.linalg.inv(safe), 0.0)
+    return jnp.where(periodic, vector @ inverse(safe), 0.0)
 
 
 class _Pairs(NamedTuple):
@@ -162,7 +163,7 @@ def _binned(spec: Spec, structure: Structure) -> _Pairs:
     bins, slots = np.array(spec.bins), spec.bin_slots
     position, species, cell = structure.position, structure.species, structure.cell
     number = position.shape[0]
-    fractional = position @ jnp.linalg.inv(cell)
+    fractional = position @ inverse(cell)
     whole = jnp.floor(fractional)
     wrapped = (fractional - whole) @ cell
     place = jnp.clip(((fractional - whole) * bins).astype(jnp.int32), 0, bins - 1)  # [n, 3]
@@ -317,7 +318,7 @@ def stale(spec: Spec, neighbors: Neighbors, structure: Structure) -> Bool[Array,
     periodic = jnp.any(structure.cell != 0)
     safe = jnp.where(periodic, neighbors.cell, jnp.eye(3, dtype=structure.cell.dtype))
     current = jnp.where(periodic, structure.cell, jnp.eye(3, dtype=structure.cell.dtype))
-    strain = jnp.linalg.solve(safe, current)  # old row vector @ strain = strained row vector
+    strain = inverse(safe) @ current  # old row vector @ strain = strained row vector
     moved = jnp.sqrt(
         jnp.max(jnp.sum((structure.position - neighbors.position @ strain) ** 2, -1), where=real, initial=0)
     )

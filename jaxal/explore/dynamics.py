@@ -24,6 +24,7 @@ from jaxal.core.jaxmd import simulate
 from jaxal.core.registry import register
 from jaxal.core.types import Explorer, InputError, Key, Structure, WalkerState
 from jaxal.core.units import BOLTZMANN, GPA, TIME_UNIT, Unit
+from jaxal.data.cell import determinant
 from jaxal.explore.walker import degrees_of_freedom, explorer, free, kinetic_energy, mobile, rests
 
 Kelvin = Annotated[float, Unit("K", 0.0)]
@@ -316,12 +317,12 @@ def _kT(schedule: Schedule, step: Int[Array, ""], position: Float[Array, "n 3"])
 
 def _handedness(cell: Float[Array, "3 3"]) -> Float[Array, ""]:
     """+1 or -1. jax-md takes the determinant for the volume; -cell has the opposite sign and the same lattice."""
-    return jnp.sign(jnp.linalg.det(cell))
+    return jnp.sign(determinant(cell))
 
 
 def _virial(cell: Float[Array, "3 3"], stress: Float[Array, "3 3"]) -> Float[Array, ""]:
     """dU/d(scale), eV, where all lengths are multiplied by the scale: volume times the trace of the stress."""
-    return jnp.abs(jnp.linalg.det(cell)) * jnp.trace(jnp.asarray(stress, cell.dtype))
+    return jnp.abs(determinant(cell)) * jnp.trace(jnp.asarray(stress, cell.dtype))
 
 
 def _cast(engine: Any, dtype: Any) -> Any:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxal.core.types import Label, Structure
+from jaxal.data.cell import determinant
 
 
 class LossWeights(NamedTuple):
@@ -48,7 +49,7 @@ def loss(
     each = jnp.sum(_penalty(error, weights.huber), axis=(1, 2))
     total += weights.force * jnp.sum(share[:, 1] * each) / jnp.maximum(jnp.sum(known), 1)
     if weights.stress:
-        volume = jnp.abs(jnp.linalg.det(structures.cell))
+        volume = jnp.abs(determinant(structures.cell))
         known = jnp.isfinite(labels.stress) & (volume > 0)[:, None, None]
         virial = (stress - jnp.where(known, labels.stress, 0.0)) * (volume / atoms)[:, None, None]
         virial = jnp.where(known, virial, 0.0)

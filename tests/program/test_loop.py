@@ -31,6 +31,24 @@ def test_no_matrix_product_is_left_to_the_backend_to_round():
     assert set(found) == {(jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)}
 
 
+def primitives(jaxpr):
+    """Names of all operations of a program, those in its loops and branches too."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from primitives(inner)
+
+
+def test_no_step_factorizes_a_matrix():
+    """On a GPU each cell's inverse would be a call of cuSOLVER; what the training set supports takes one a training."""
+    state, _, limits = program()
+    names = [*primitives(jax.make_jaxpr(compiled()[1])(state, limits).jaxpr)]
+    factorizations = {"lu", "cholesky", "qr", "geqrf", "eigh", "svd", "triangular_solve", "custom_linear_solve"}
+    assert sorted(name for name in names if name in factorizations) == ["cholesky", "triangular_solve"]
+
+
 def callbacks(jaxpr):
     return str(jaxpr).count("io_callback[")
 
