@@ -12,6 +12,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from jaxal.core.placement import placement
 from jaxal.core.registry import register
 from jaxal.core.types import InputError, Neighbors, Params, Potential, Structure
 from jaxal.core.units import Unit
@@ -93,5 +94,5 @@ def sketched_gradient(
         dealt = jnp.pad(flat[order] * jnp.asarray(sign, flat.dtype), (0, rows * size - count))
         return jnp.sum(dealt.reshape(rows, size), axis=0)
 
-    together = 1 if jax.default_backend() == "cpu" else TOGETHER
+    together = 1 if placement().cpu else TOGETHER
     return jax.lax.map(one, (structures, neighbors), batch_size=together)

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 from jaxal.committee import heads
 from jaxal.core import devices
 from jaxal.core.devices import MEMBERS, WALKERS
+from jaxal.core.placement import placement
 from jaxal.core.precision import exact
 from jaxal.core.types import FORCE, Distribution, Key, Neighbors, Params, Potential, Prediction, Structure, Uncertainty
 from jaxal.data.cell import determinant
@@ -192,8 +193,8 @@ def evaluate_heads(
 
 
 def one_by_one(batching: Batching) -> bool:
-    """Whether members are mapped in sequence rather than batched, for the backend in use."""
-    return batching == "map" or (batching == "auto" and jax.default_backend() == "cpu")
+    """Whether members are mapped in sequence rather than batched, where the program will run."""
+    return batching == "map" or (batching == "auto" and placement().cpu)
 
 
 def over_members(function, batching: Batching):

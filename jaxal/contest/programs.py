@@ -20,6 +20,7 @@ from jaxal.committee import weights
 from jaxal.committee.evaluation import Committee, backbone
 from jaxal.config.schema import Part
 from jaxal.contest.schema import Model, Task
+from jaxal.core.placement import placement
 from jaxal.core.precision import exact
 from jaxal.core.types import Candidates, Key, Params, Prediction, Structure
 from jaxal.data import buffer as buffers
@@ -44,7 +45,7 @@ def over_seeds(function: Callable[..., Any], shared: int = 0) -> Callable[..., A
     def batched(*arguments: Any) -> Any:
         return jax.vmap(function, (0,) * (len(arguments) - shared) + (None,) * shared)(*arguments)
 
-    if jax.default_backend() != "cpu":
+    if not placement().cpu:
         return jax.jit(batched)
     one = jax.jit(function)
 
@@ -72,7 +73,7 @@ def in_groups(function: Callable[..., Any]) -> Callable[..., Any]:
     So one compilation serves whatever number there is. The last group is filled up with its own last structure.
     """
     program = over_seeds(function)
-    size = GROUP.get(jax.default_backend(), WIDEST)
+    size = GROUP.get(placement().platform, WIDEST)
 
     def all_of(params: Any, structures: Structure) -> Any:
         number = structures.charge.shape[1]

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxal.core.placement import placement
 from jaxal.data.neighbors import gather
 
 Features = Float[Array, "c n f"]
@@ -161,7 +162,7 @@ def neighbor_contraction(
     # accelerator is faster the more it is given at once. With many atoms it is faster to compute a block twice, radial
     # functions included, than to write it to memory for the way back: 1.2 times from 512 to 4096 atoms of silicon.
     work = channels * min(_work(index.shape[1], weight.shape[0], harmonics.shape[-1], size))
-    small = jax.default_backend() != "cpu" or number * work < 4 * CACHED
+    small = not placement().cpu or number * work < 4 * CACHED
     rows = number if small else max(1, CACHED // work)
     if small or number * work < LARGE:
         pair, functions = (functions(*pair),), lambda radial: radial

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxal.core.placement import placement
 from jaxal.potential.contraction import Features, coupling, of_degree, pairs, paths, sides, symmetric_basis
 
 
@@ -59,7 +60,7 @@ def _library(name: str) -> Any:
 def _evaluated(polynomial: Any, inputs: list[Array], rows: int, indices: list[Array | None] | None = None) -> Array:
     """A polynomial of arrays [.., segments * channels], as [rows, segments * channels]."""
     cuex = _library("cuequivariance_jax")
-    method = "uniform_1d" if jax.default_backend() == "gpu" else "naive"
+    method = "uniform_1d" if placement().platform == "gpu" else "naive"
     out = jax.ShapeDtypeStruct((rows, polynomial.outputs[0].size), inputs[0].dtype)
     return cuex.segmented_polynomial(polynomial, inputs, [out], indices, method=method)[0]
 
