@@ -20,6 +20,7 @@ LAYERS = (
     ("program", "validate"),
     ("run",),
     ("bench", "contest"),
+    ("plan",),
     ("cli",),
     ("__main__",),
 )

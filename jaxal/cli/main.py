@@ -1,5 +1,5 @@
 """The command line: `jaxal new`, `run`, `resume`, `train`, `validate`, `report`, `status`, `label`, `store`, `list`,
-`check`, `bench`, `contest`.
+`check`, `plan`, `bench`, `contest`.
 
 Only what a command needs is imported, inside it: `jaxal --help` answers at once. A mistake of the user ends
 with one line on standard error and status 2. A run that Ctrl-C or SIGTERM ends keeps what it has, says how to go
@@ -25,6 +25,7 @@ from jaxal.contest import command as contest_command
 from jaxal.core import terminal
 from jaxal.core.errors import InputError, InputWarning
 from jaxal.label.task import LabelError
+from jaxal.plan import command as plan_command
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # nothing a program can do about
 LONGEST = 2000  # characters of an error, which may repeat what it was given
@@ -157,12 +158,15 @@ def parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="check a configuration and print it with all defaults")
     _add_config(check)
     check.set_defaults(command=_check)
+    plan = commands.add_parser("plan", help="what a run would need on a device, which need not be here")
+    _add_config(plan)
+    plan_command.add(plan)
     contest = commands.add_parser("contest", help="strategies of choosing labels against each other, over seeds")
     _add_config(contest)
     contest_command.add(contest)
     bench = commands.add_parser("bench", help="measure forces, dynamics, the program and training on this machine")
     bench_arguments.add(bench)
-    for command in (new, run, resume, train, validate, report, label, parts, check, contest, bench):
+    for command in (new, run, resume, train, validate, report, label, parts, check, plan, contest, bench):
         part = "Python file that registers parts of your own; may be given several times"
         command.add_argument("--part", type=Path, action="append", default=[], metavar="FILE", help=part)
     return top

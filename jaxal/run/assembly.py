@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxal.committee import evaluation as committees
 from jaxal.committee import weights
 from jaxal.committee.evaluation import Committee
 from jaxal.config.schema import Config, Offline, Train
 from jaxal.core import devices
+from jaxal.core.types import Structure
+from jaxal.data import buffer as buffers
 from jaxal.data import neighbors
 from jaxal.data.structure import Table
 from jaxal.program import loop
@@ -86,6 +89,18 @@ def static_of(
         queue=config.label.queue if config.label.mode == "pooled" else 0,
         sample=config.calibration,
     )
+
+
+def shapes_of(parts: loop.Parts, static: loop.Static, structures: Structure, rows: int) -> Any:
+    """The state of a run as shapes: walkers at `structures` [w], a training set with room for so many rows."""
+
+    def build(structures: Any, key: Any) -> loop.State:
+        one = jax.tree.map(lambda x: x[0], structures)
+        params = committees.init(parts.committee, key, one, neighbors.build(static.near, one))
+        buffer = buffers.init(one, parts.committee.members, rows)
+        return loop.start(parts, static, training.init(static.recipe, params), buffer, structures, key)
+
+    return jax.eval_shape(build, jax.tree.map(jnp.asarray, structures), jax.random.key(0))
 
 
 def limits_of(config: Config, rate: float, probe: float) -> loop.Limits:

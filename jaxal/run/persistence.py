@@ -5,20 +5,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from jaxal.committee import evaluation as committees
 from jaxal.config import yaml12
 from jaxal.config.loading import FILE_NAME, dump
 from jaxal.core import devices
 from jaxal.core.types import InputError
-from jaxal.data import buffer as buffers
 from jaxal.data import neighbors
 from jaxal.program import loop
 from jaxal.run import assembly, checkpoint, folder
 from jaxal.run.session import CHECKPOINTS, Progress, Run, elapsed, walker_structures
-from jaxal.train import fit as training
 
 # of the configuration, on resume: how long and how, not what is learned from what
 MAY_CHANGE = (
@@ -78,21 +72,10 @@ def _fields(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 def _example(run: Run) -> Any:
     """A state of the right structure, as shapes; what sizes it has is on disk."""
-    config = run.config
-    structures = walker_structures(run)
-    committee = assembly.committee_of(config, run.table)
-    near = neighbors.plan(structures, committee.potential.cutoff, assembly.SKIN)
+    config, structures = run.config, walker_structures(run)
     parts = assembly.parts_of(config, run.table, lambda structures, wanted: None)  # pyright: ignore
-    static = assembly.static_of(config, run.table, near, near)
-
-    def build(structures: Any, key: Any) -> loop.State:
-        one = jax.tree.map(lambda x: x[0], structures)
-        from_one = neighbors.build(near, one)
-        params = committees.init(committee, key, one, from_one)
-        buffer = buffers.init(one, committee.members, 1)
-        return loop.start(parts, static, training.init(static.recipe, params), buffer, structures, key)
-
-    return jax.eval_shape(build, jax.tree.map(jnp.asarray, structures), jax.random.key(0))
+    near = neighbors.plan(structures, parts.committee.potential.cutoff, assembly.SKIN)
+    return assembly.shapes_of(parts, assembly.static_of(config, run.table, near, near), structures, 1)
 
 
 def save(run: Run, progress: Progress, state: loop.State) -> None:

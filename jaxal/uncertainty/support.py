@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxal.core.precision import exact
@@ -92,14 +91,30 @@ def fitted(
     scaled = away / (kind @ std + (1 - jnp.sum(kind, axis=-1, keepdims=True)))
     unit = jnp.eye(size, dtype=rows.dtype)
 
-    def inverse_root(mask: Float[Array, "a"], number: Float[Array, ""]) -> Float[Array, "f f"]:
+    def correlated(mask: Float[Array, "a"], number: Float[Array, ""]) -> Float[Array, "f f"]:
         product = (scaled * mask[:, None]).T @ scaled
-        lower = jnp.linalg.cholesky((product + STRENGTH * unit) / (number + STRENGTH) * size)
-        return solve_triangular(lower, unit, lower=True)
+        return (product + STRENGTH * unit) / (number + STRENGTH) * size
 
-    whiten = jax.lax.map(lambda one: inverse_root(*one), (kind.T, count)) / std[:, None, :]
+    whiten = inverse_root(jax.lax.map(lambda one: correlated(*one), (kind.T, count))) / std[:, None, :]
     alone = jnp.einsum("as,a->s", kind, lonely.reshape(-1).astype(rows.dtype)) > 0
     return Support(mean, whiten, alone, count > 0, jnp.ones((), rows.dtype))
+
+
+def inverse_root(matrix: Float[Array, "s f f"]) -> Float[Array, "s f f"]:
+    """The inverse of the lower Cholesky factor L of positive definite matrices, without a library's factorization.
+
+    Elimination makes [A | 1] into [L^T | L^-1], row by row; by symmetry a column is the row that eliminates it.
+    """
+    size = matrix.shape[-1]
+    place = jnp.arange(size)
+
+    def eliminate(k: Int[Array, ""], both: Float[Array, "s f g"]) -> Float[Array, "s f g"]:
+        row = both[:, k] / jnp.sqrt(both[:, k, k])[:, None]
+        below = jnp.where(place > k, row[:, :size], 0.0)
+        return (both - below[:, :, None] * row[:, None, :]).at[:, k].set(row)
+
+    unit = jnp.broadcast_to(jnp.eye(size, dtype=matrix.dtype), matrix.shape)
+    return jax.lax.fori_loop(0, size, eliminate, jnp.concatenate([matrix, unit], axis=-1))[..., size:]
 
 
 @exact

@@ -42,11 +42,11 @@ def primitives(jaxpr):
 
 
 def test_no_step_factorizes_a_matrix():
-    """On a GPU each cell's inverse would be a call of cuSOLVER; what the training set supports takes one a training."""
+    """On a GPU each would be a call of cuSOLVER, that of a cell as that of what the training set supports."""
     state, _, limits = program()
     names = [*primitives(jax.make_jaxpr(compiled()[1])(state, limits).jaxpr)]
     factorizations = {"lu", "cholesky", "qr", "geqrf", "eigh", "svd", "triangular_solve", "custom_linear_solve"}
-    assert sorted(name for name in names if name in factorizations) == ["cholesky", "triangular_solve"]
+    assert len(names) > 1000 and not factorizations & set(names)
 
 
 def callbacks(jaxpr):

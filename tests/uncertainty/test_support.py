@@ -123,3 +123,17 @@ def test_what_is_no_number_is_not_supported(bad):
     same = support.mean[one.species, :FEATURES]
     assert not statistics.is_supported(novelties(support, same.at[0, 1, 1].set(bad), one)[0])
     assert statistics.is_supported(novelties(support, same.at[0, 3, 1].set(bad), one)[0]), "of padding"
+
+
+@pytest.mark.parametrize("dtype, accuracy", [(np.float32, 2e-3), (np.float64, 1e-11)])
+def test_the_inverse_of_the_cholesky_factor_is_that_of_lapack(double, dtype, accuracy):
+    """Also where the largest eigenvalue is a hundred thousand times the smallest."""
+    rng = np.random.default_rng(0)
+    turns = np.linalg.qr(rng.normal(size=(3, 40, 40)))[0]
+    values = np.stack([np.ones(40), np.geomspace(1e-2, 1, 40), np.geomspace(1e-5, 1, 40)])
+    matrix = np.einsum("sij,sj,skj->sik", turns, values, turns)
+    ours = np.asarray(statistics.inverse_root(jnp.asarray(matrix, dtype)))
+    assert ours.dtype == dtype and not np.triu(ours, 1).any()
+    exact = np.linalg.inv(np.linalg.cholesky(matrix))
+    scale = np.abs(exact).max(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(ours / scale, exact / scale, atol=accuracy)

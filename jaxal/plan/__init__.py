@@ -1,0 +1,1 @@
+"""What a run would need on a device that need not be here: `jaxal plan`."""

@@ -1,0 +1,129 @@
+"""`jaxal plan`: whether a configuration fits a device, how many walkers do, and what a step costs there."""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from jaxal.core.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxal.plan.targets import Target
+
+POOL = {"gpu": 0.75, "tpu": 0.95, "cpu": 0.9}  # of the memory that JAX takes by default, or that is left for it
+MANY = 64  # walkers whose step takes more memory than the training
+
+
+def add(plan: argparse.ArgumentParser) -> None:
+    """The arguments of the command."""
+    what = "h100, h200, a100, v5e, v6e, or this: the one there is (default)"
+    plan.add_argument("--device", default="this", help=f"{what}; several with commas")
+    plan.add_argument("--json", action="store_true", help="print JSON")
+    plan.set_defaults(command=_plan)
+
+
+def _plan(given: argparse.Namespace) -> None:
+    from jaxal.plan import targets
+
+    names = list(dict.fromkeys(given.device.split(",")))
+    known = {targets.prepare(name).platform if name != "this" else "this" for name in names}
+    if len(known) > 1:
+        raise InputError(f"--device: {given.device} are of several kinds; give GPUs, TPUs or this alone")
+    from jaxal.config.check import check, start_structures
+    from jaxal.config.loading import load
+    from jaxal.data.structure import species_table
+
+    config = load(given.config, given.overrides)
+    check(config)
+    starts = start_structures(config.system)
+    records = [plan(config, starts, species_table(starts), targets.TARGETS.get(name)) for name in names]
+    print(json.dumps(records, indent=1) if given.json else "\n\n".join(map(text, records)))
+
+
+def plan(config: Any, starts: Sequence[Any], table: tuple[int, ...], target: "Target | None") -> dict[str, Any]:
+    """What a run of this configuration would need on a device, as plain values; None: the device there is.
+
+    The step is compiled with many walkers and with four times as many, too: what each of them needs follows, and with
+    it how many fit.
+    """
+    import jax
+
+    from jaxal.core.placement import compiled_for, placement
+    from jaxal.plan import programs, targets
+
+    device = None if target is None else targets.device(target)
+    platform = placement().platform if target is None else target.platform
+    walkers = config.explore.walkers
+    with compiled_for(platform):
+        run = programs.run_of(config, starts, table, walkers)
+        step, training, segment = (make(run, device) for make in (programs.step, programs.train, programs.segment))
+        many = max(MANY, walkers)
+        runs = [programs.run_of(config, starts, table, number) for number in (many, 4 * many)]
+        steps = [programs.step(each, device) for each in runs]
+    needed, state = segment.held + segment.temporary, programs.size(run.state)
+    memory = _memory(platform) if target is None else target.memory
+    usable = int(POOL[platform] * memory)
+    # beside the state there is what the step takes for so many walkers, or the rest of the segment where that is more
+    totals = [programs.size(each.state) + step.temporary for each, step in zip(runs, steps, strict=True)]
+    each = max(1.0, (totals[1] - totals[0]) / (3 * many))
+    largest = many + int((usable - totals[0]) // each) if needed <= usable else 0
+    atoms, members = len(starts[0]), config.committee.members
+    return {
+        "device": platform if target is None else target.name,
+        "kind": jax.devices()[0].device_kind if target is None else target.kind,
+        "jax": jax.__version__,
+        "atoms": atoms,
+        "members": members,
+        "walkers": walkers,
+        "precision": config.precision,
+        "memory": memory,
+        "usable": usable,
+        "state": state,
+        "needed": needed,
+        "needed_by_a_walker": round(each),
+        "fits": needed <= usable,
+        "largest_walkers": max(0, largest),
+        "bytes_by_atom_member_step": round(step.bytes / (atoms * members * walkers)),
+        "step": step._asdict(),
+        "training": training._asdict(),
+        "segment": segment._asdict(),
+    }
+
+
+def _memory(platform: str) -> int:
+    """Bytes of memory of the device there is."""
+    import jax
+
+    stats = jax.devices()[0].memory_stats() or {}
+    if platform != "cpu" and "bytes_limit" in stats:
+        return int(stats["bytes_limit"] / POOL[platform])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def text(record: dict[str, Any]) -> str:
+    """A record as lines."""
+    step, training, segment = (record[name] for name in ("step", "training", "segment"))
+    foreign = sorted({*step["foreign"], *training["foreign"], *segment["foreign"]})
+    most = record["largest_walkers"]
+    share = record["needed"] / record["memory"]
+    rows = {
+        "device": f"{record['device']}, {record['kind']}, {_bytes(record['memory'])}",
+        "system": f"{record['atoms']} atoms, {record['members']} members, {record['walkers']} walkers, "
+        f"{record['precision']}",
+        "fits": f"{'yes' if record['fits'] else 'NO'}: {_bytes(record['needed'])} of {_bytes(record['usable'])} that "
+        f"JAX takes ({share:.2g} of the device), {_bytes(record['state'])} of them the state",
+        "walkers": f"about {float(f'{most:.2g}'):.0f} fit, {_bytes(record['needed_by_a_walker'])} each",
+        "step": f"{step['kernels']} kernels, {_bytes(step['bytes'])} moved: "
+        f"{_bytes(record['bytes_by_atom_member_step'])} for each atom and member",
+        "training step": f"{training['kernels']} kernels, {_bytes(training['bytes'])} moved",
+        "foreign calls": ", ".join(foreign) if foreign else "none",
+        "to compile": f"{segment['trace_s']:.0f} s to trace and {segment['compile_s']:.0f} s to compile here",
+    }
+    return "\n".join(f"{name:<14} {value}" for name, value in rows.items())
+
+
+def _bytes(number: float) -> str:
+    """A number of bytes with three digits, in its own unit."""
+    unit, size = next((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0)) if number >= s or s == 1.0)
+    return f"{number / size:.3g} {unit}"
