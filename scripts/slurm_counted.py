@@ -1,12 +1,12 @@
 """A labeler that notes every calculation it begins, for slurm_labels.py. Worker processes import it."""
 
 import hashlib
-import importlib
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from jaxal.core import registry
+from jaxal.core.discovery import import_own
 from jaxal.core.registry import register
 from jaxal.label.task import Backend, Result, Task
 
@@ -14,7 +14,7 @@ from jaxal.label.task import Backend, Result, Task
 @register("labeler")
 def counted(*, log: str, of: str, options: Mapping[str, Any]) -> Backend:
     """The labeler `of` with `options`, which notes in the file `log` when a calculation begins and when it ends."""
-    importlib.import_module(f"jaxal.label.{of}")
+    import_own("labeler")
     backend = registry.get("labeler", of)(**options)
 
     def note(task: Task, what: str) -> None:

@@ -20,8 +20,8 @@ from ase.io import write
 from elastic import LATTICE, elastic
 
 from jaxal.committee.evaluation import Committee
-from jaxal.config.discovery import import_parts
 from jaxal.config.loading import load
+from jaxal.core.discovery import import_parts
 from jaxal.data.structure import from_atoms
 from jaxal.explore.dynamics import nvt_langevin
 from jaxal.label.calculator import LabelCalculator

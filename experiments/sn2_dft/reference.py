@@ -15,8 +15,8 @@ import numpy as np
 from ase.io import write
 from points import lengths, other_side, points, wavenumbers
 
-from jaxal.config.discovery import import_parts
 from jaxal.core import registry
+from jaxal.core.discovery import import_parts
 from jaxal.core.units import KCAL_PER_MOL
 from jaxal.label.calculator import LabelCalculator
 

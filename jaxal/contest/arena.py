@@ -12,7 +12,7 @@ from jaxal.contest.measure import offsets
 from jaxal.contest.schema import Contest, Task
 from jaxal.core.types import InputError, Label, Structure
 from jaxal.data import neighbors
-from jaxal.data.structure import to_atoms
+from jaxal.data.structure import from_atoms, to_atoms
 from jaxal.run import assembly, initial_labels
 from jaxal.train import fit as training
 
@@ -102,7 +102,7 @@ def _first_live(contest: Contest, name: str, task: Task, source: Source, seed: i
     starts = [to_atoms(one, data.table) for one in rows_of(data.pool)]
     number = int(np.random.default_rng([contest.seed, seed, datas.key_of(name)]).integers(2**31))
     frames = initial_labels.first_structures(starts, task.budgets[0], number)
-    structures = assembly.from_atoms(frames, data.table, dtype=np.dtype(contest.precision))
+    structures = from_atoms(frames, data.table, dtype=np.dtype(contest.precision))
     labels = paid(source.service, structures, np.ones(len(frames), bool))
     if not np.asarray(labels.ok)[: len(starts)].all() or np.asarray(labels.ok).sum() < 2:
         assert task.live is not None

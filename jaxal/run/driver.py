@@ -25,7 +25,7 @@ from jaxal.core.discovery import import_file, import_parts
 from jaxal.core.types import InputError
 from jaxal.data import buffer as buffers
 from jaxal.data import frames, neighbors
-from jaxal.data.structure import species_table
+from jaxal.data.structure import from_atoms, species_table
 from jaxal.label.service import Service
 from jaxal.label.task import Enough
 from jaxal.label.workers.executor import one
@@ -205,7 +205,7 @@ def _labels(run: Run, progress: Progress) -> Iterator[Labels]:
     reference = np.asarray(progress.reference)
     if config.label.part.kind == "oracle":
         dtype = assembly.dtype_of(config.precision)
-        example = assembly.from_atoms(run.starts, run.table, dtype=dtype)
+        example = from_atoms(run.starts, run.table, dtype=dtype)
         spec = labeling.oracle_spec(config, run.table, example)
         yield Labels(labeling.oracle_label(config, run.table, dtype, reference, spec), None, list, float)
         return

@@ -29,7 +29,7 @@ from jaxal.label.workers.dispatch import Dispatch, Landed, ledger_keys, open_dis
 from jaxal.label.workers.executor import Recipe
 from jaxal.program import loop
 from jaxal.program.late_labels import Absorbed, Arrivals
-from jaxal.run import assembly, folder, initial_labels, session
+from jaxal.run import assembly, folder, initial_labels, labeling, session
 from jaxal.run.session import Progress, Run
 
 LEDGER = "asked.txt"  # keys of the labels that the run asked for, in the run folder

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxal.config.schema import Config
 from jaxal.core.types import Structure
 from jaxal.data import neighbors
-from jaxal.data.structure import Table
+from jaxal.data.structure import Table, from_atoms
 from jaxal.report.display import Status
 from jaxal.report.metrics import STORE
 from jaxal.run import assembly, labeling
@@ -88,7 +88,7 @@ class Run(NamedTuple):
 def walker_structures(run: Run) -> Structure:
     """A start structure for each walker, in turn, numpy."""
     config = run.config
-    return assembly.from_atoms(
+    return from_atoms(
         [run.starts[walker % len(run.starts)] for walker in range(config.explore.walkers)],
         run.table,
         dtype=np.dtype(config.precision),
