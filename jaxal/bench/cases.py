@@ -29,6 +29,7 @@ from jaxal.core.types import Label, Neighbors, Params, Structure
 from jaxal.data import buffer as buffers
 from jaxal.data import neighbors
 from jaxal.data.structure import from_atoms, species_table
+from jaxal.explore import stepping
 from jaxal.explore.dynamics import nvt_langevin
 from jaxal.program import loop
 from jaxal.run import assembly, initial_labels, labeling, training_data
@@ -103,16 +104,16 @@ def md(setting: Setting) -> Program:
 
     def step(params: Params, carry, _):
         walkers, near, overflow = carry
-        proposed = jax.vmap(explorer.propose)(walkers)
-        with jax.named_scope("neighbors"):
-            near = neighbors.renewed(model.spec, near, proposed)
-            close = neighbors.within(model.spec, near, proposed)
-        with jax.named_scope("forces"):
-            found = predict_local(model.committee, params, proposed, close)
-        with jax.named_scope("gate"):
-            spread = jax.vmap(max_force_spread)(found, proposed)
-        walkers = jax.vmap(explorer.advance)(walkers, proposed, found.force.mean(1), found.stress.mean(1))
-        return (walkers, near, overflow | close.overflow), spread
+
+        def push(proposed: Structure, close: Neighbors):
+            with jax.named_scope("forces"):
+                prediction = predict_local(model.committee, params, proposed, close)
+            with jax.named_scope("gate"):
+                spread = jax.vmap(max_force_spread)(prediction, proposed)
+            return stepping.Moves(prediction.force.mean(1), prediction.stress.mean(1)), spread
+
+        step = stepping.step(explorer, model.spec, walkers, near, push)
+        return (step.walkers, step.near, overflow | step.close.overflow), step.seen
 
     def steps(params: Params, carry):
         return jax.lax.scan(lambda c, x: step(params, c, x), carry, None, length=setting.steps)

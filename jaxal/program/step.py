@@ -38,7 +38,8 @@ from jaxal.core.types import (
     WalkerState,
 )
 from jaxal.data import fragments, neighbors
-from jaxal.explore import bias_forces
+from jaxal.explore import bias_forces, stepping
+from jaxal.explore.stepping import Moves
 from jaxal.explore.walker import hottest, temperature
 from jaxal.uncertainty.support import Support, novelty
 
@@ -203,23 +204,21 @@ def make_walk(
 
     def step(params: Params, state: GateState, support: Support | None, bounds: Bounds, walk: Walk) -> Walk:
         """One integration step of all walkers."""
-        proposed = jax.vmap(explorer.propose)(walk.walkers)
-        with jax.named_scope("neighbors"):
-            found = neighbors.renewed(near, walk.near, proposed)
-            close = neighbors.within(near, found, proposed)
-        with jax.named_scope("forces"):
-            prediction = committees.predict_local(committee, params, proposed, close)
-        moves = driving(drive, prediction, own(proposed.charge.shape[0]))
-        with jax.named_scope("gate"):
-            judged = jax.vmap(lambda s, n, p, m: judge(bounds, state, support, s, n, p, m))
-            now = judged(proposed, close, prediction, moves)
-        push, drift = moves, walk.drift
-        if bias is not None:
+
+        def push(proposed: Structure, close: Neighbors) -> tuple[Moves, tuple[Candidate, Any]]:
+            with jax.named_scope("forces"):
+                prediction = committees.predict_local(committee, params, proposed, close)
+            moves = driving(drive, prediction, own(proposed.charge.shape[0]))
+            with jax.named_scope("gate"):
+                judged = jax.vmap(lambda s, n, p, m: judge(bounds, state, support, s, n, p, m))
+                now = judged(proposed, close, prediction, moves)
+            if bias is None:
+                return Moves(*moves), (now, walk.drift)
             with jax.named_scope("bias"):
-                given = params, proposed, close, prediction
-                extra, drift = bias_forces.push(bias, committee, drift, *given)
-                push = moves[0] + extra.force, moves[1] + extra.stress
-        walkers = jax.vmap(explorer.advance)(walk.walkers, proposed, *push)
+                extra, drift = bias_forces.push(bias, committee, walk.drift, params, proposed, close, prediction)
+            return Moves(moves[0] + extra.force, moves[1] + extra.stress), (now, drift)
+
+        walkers, found, _, close, (now, drift) = stepping.step(explorer, near, walk.walkers, walk.near, push)
         now = jax.vmap(lambda w, c: heated(bounds, w, c))(walkers, now)
         # from the first unphysical frame to the next look a walker keeps its last physical frame
         cause = jnp.where(walk.candidate.bad, walk.candidate.cause, now.cause)

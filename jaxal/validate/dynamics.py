@@ -17,11 +17,12 @@ from jaxal.committee.evaluation import Committee, predict
 from jaxal.core.types import Explorer, InputError, Key, Neighbors, Params, Structure
 from jaxal.data import neighbors as lists
 from jaxal.data.structure import Table, to_atoms
+from jaxal.explore import stepping
 from jaxal.explore.walker import free, kelvin, kinetic_energy
 from jaxal.validate.graph import same_skeleton
 
-# One structure and its neighbors -> energy (eV), forces (eV/Å) and stress (eV/Å^3)
-Field = Callable[[Structure, Neighbors], tuple[Float[Array, ""], Float[Array, "n 3"], Float[Array, "3 3"]]]
+# Structures [b] and their neighbors -> energies (eV), forces (eV/Å) and stresses (eV/Å^3)
+Field = Callable[[Structure, Neighbors], tuple[Float[Array, "b"], Float[Array, "b n 3"], Float[Array, "b 3 3"]]]
 
 REPLAYS = 8  # with more room each time
 GRAM_PER_CM3 = 1.66053906660  # of one amu/Å^3
@@ -62,10 +63,9 @@ class Distribution(NamedTuple):
 def mean_field(committee: Committee, params: Params) -> Field:
     """The mean of a committee whose `params` have members on the leading axis."""
 
-    def field(structure: Structure, near: Neighbors):
-        batch, lists_ = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], (structure, near))
-        found = predict(committee, params, batch, lists_)
-        return jnp.mean(found.energy[0]), jnp.mean(found.force[0], axis=0), jnp.mean(found.stress[0], axis=0)
+    def field(structures: Structure, near: Neighbors):
+        prediction = predict(committee, params, structures, near)
+        return prediction.energy.mean(1), prediction.force.mean(1), prediction.stress.mean(1)
 
     return field
 
@@ -84,8 +84,8 @@ def run(
     """Dynamics of `length` ps from each start [b n ...] in one jitted scan, a frame each `every` steps.
 
     The starts are of the same atoms, unpadded; fixed ones stay where they are.
-    `field` gives energy, forces and stress of one structure, `explorer` moves it (jaxal.explore, "nve" say). The
-    neighbor list (cutoff and skin in Å) is rebuilt when an atom has moved too far; where it overflows the whole is
+    `field` gives energies, forces and stresses of all, `explorer` moves each (jaxal.explore, "nve" say). The
+    neighbor lists (cutoff and skin in Å) are rebuilt when an atom has moved too far; where one overflows the whole is
     run again with more room. A frame after the forces ceased to be finite holds NaN.
     Raises InputError for less than two frames, and for atoms that collapse into ever smaller space.
     """
@@ -93,33 +93,34 @@ def run(
     if frames < 2:
         raise InputError(f"length: {length} ps is less than two frames of {every} steps of {explorer.timestep} fs")
 
-    def one(spec: lists.Spec, key: Key, start: Structure):
-        near = lists.build(spec, start)
-        walker = explorer.init(key, start, *field(start, near)[1:], jnp.zeros((), jnp.int32))
+    def push(structures: Structure, near: Neighbors):
+        energy, *moves = field(structures, near)
+        return stepping.Moves(*moves), energy
+
+    def all_of(spec: lists.Spec, keys: Key, starts: Structure):
+        near = lists.find(spec, starts)
+        moves, energy = push(starts, near)
+        walkers = jax.vmap(explorer.init)(keys, starts, *moves, jnp.zeros(len(keys), jnp.int32))
 
         def step(carry, _):
-            walker, near, _, overflow = carry
-            structure = explorer.propose(walker)
-            old = lists.stale(spec, near, structure)
-            near = jax.lax.cond(old, lambda: lists.build(spec, structure), lambda: near)
-            energy, force, stress = field(structure, near)
-            return (explorer.advance(walker, structure, force, stress), near, energy, overflow | near.overflow), None
+            walkers, near, _, overflow = carry
+            step = stepping.step(explorer, spec, walkers, near, push)
+            return (step.walkers, step.near, step.seen, overflow | step.close.overflow), None
 
         def frame(carry, _):
             carry, _ = jax.lax.scan(step, carry, None, length=every)
-            walker, _, energy, _ = carry
-            return carry, (walker.structure, energy, kinetic_energy(walker))
+            walkers, _, energy, _ = carry
+            return carry, (walkers.structure, energy, jax.vmap(kinetic_energy)(walkers))
 
-        energy = jnp.zeros((), start.position.dtype)
-        carry, kept = jax.lax.scan(frame, (walker, near, energy, near.overflow), None, length=frames)
-        return kept, carry[-1]
+        carry, kept = jax.lax.scan(frame, (walkers, near, energy, near.overflow), None, length=frames)
+        return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), kept), carry[-1]
 
     starts = jax.tree.map(jnp.asarray, starts)
     keys = jax.random.split(key, starts.position.shape[0])
     spec = lists.plan(starts, cutoff, skin)
     for again in range(REPLAYS + 1):
-        program = jax.jit(lambda keys, starts, spec=spec: jax.lax.map(lambda pair: one(spec, *pair), (keys, starts)))
-        (structure, energy, kinetic), overflow = jax.tree.map(np.asarray, program(keys, starts))
+        program = jax.jit(all_of, static_argnums=0)
+        (structure, energy, kinetic), overflow = jax.tree.map(np.asarray, program(spec, keys, starts))
         if not overflow.any():
             break
         if again == REPLAYS:

@@ -211,12 +211,12 @@ def test_the_field_is_the_mean_of_the_members():
     def energy(params, structure, near):
         return jnp.sum(params * structure.position**2), structure.position
 
-    frame = from_atoms(Atoms("Ar2", [[0, 0, 0], [1, 2, 3]]), (18,))
-    near = neighbors.build(neighbors.plan(frame, 1.0), jax.tree.map(jnp.asarray, frame))
+    frame = jax.tree.map(jnp.asarray, from_atoms([Atoms("Ar2", [[0, 0, 0], [1, 2, 3]])], (18,)))
+    near = neighbors.find(neighbors.plan(frame, 1.0), frame)
     pair = Committee(Potential(lambda *_: None, energy, 1.0), 2)
     value, force, _ = mean_field(pair, jnp.array([1.0, 2.0]))(frame, near)
-    assert float(value) == pytest.approx(1.5 * 14)
-    np.testing.assert_allclose(force[1], [-3, -6, -9], rtol=1e-6)
+    assert float(value[0]) == pytest.approx(1.5 * 14)
+    np.testing.assert_allclose(force[0, 1], [-3, -6, -9], rtol=1e-6)
 
 
 def test_constant_energy_dynamics_of_a_closed_form():
@@ -235,9 +235,9 @@ def test_constant_energy_dynamics_of_a_closed_form():
     # energies belong to their frames, and kinetic energy is exchanged with potential energy
     oracle = field(potential)
     for number in (0, 77, 199):
-        frame = jax.tree.map(lambda leaf, number=number: jnp.asarray(leaf[1, number]), trajectory.structure)
-        near = neighbors.build(neighbors.plan(frame, potential.cutoff), frame)
-        assert float(oracle(frame, near)[0]) == pytest.approx(trajectory.energy[1, number], abs=1e-5)
+        frame = jax.tree.map(lambda leaf, number=number: jnp.asarray(leaf[1:, number]), trajectory.structure)
+        near = neighbors.find(neighbors.plan(frame, potential.cutoff), frame)
+        assert float(oracle(frame, near)[0][0]) == pytest.approx(trajectory.energy[1, number], abs=1e-5)
     assert trajectory.kinetic[1].std() > 10 * (trajectory.energy + trajectory.kinetic)[1].std()
     for number, free in enumerate((4 * 3 - 3, 2 * 3)):
         kelvin = 2 * trajectory.kinetic[number].mean() / (free * BOLTZMANN)
@@ -249,9 +249,9 @@ def test_constant_energy_dynamics_of_a_closed_form():
 def test_breakup_and_heating_are_seen():
     pair = Atoms("Ar2", [[0, 0, 0], [0, 0, 2.0]])
 
-    def apart(structure, near):  # a constant push: the pair flies apart, and energy is not conserved
-        push = jnp.array([[0, 0, -1.0], [0, 0, 1.0]])
-        return jnp.zeros(()), push, jnp.zeros((3, 3))
+    def apart(structures, near):  # a constant push: the pair flies apart, and energy is not conserved
+        push = jnp.array([[[0, 0, -1.0], [0, 0, 1.0]]])
+        return jnp.zeros(1), push, jnp.zeros((1, 3, 3))
 
     starts = from_atoms([pair], (18,))
     explorer = nve(temperature=10.0, timestep=1.0)
@@ -265,7 +265,7 @@ def test_breakup_and_heating_are_seen():
     assert frames[-1].get_distance(0, 1) == pytest.approx(expected, rel=0.05)
 
     broken = run(
-        lambda s, n: (jnp.nan * s.cell[0, 0], jnp.nan * s.position, s.cell),
+        lambda s, n: (jnp.nan * s.cell[:, 0, 0], jnp.nan * s.position, s.cell),
         5.0,
         explorer,
         starts,
