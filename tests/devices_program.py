@@ -26,6 +26,7 @@ from jaxal.explore.biases import hyperactive
 from jaxal.explore.dynamics import nvt_langevin
 from jaxal.potential.pair import morse
 from jaxal.program import loop
+from jaxal.program import state as states
 from jaxal.program.callback import host_label
 from jaxal.program.selection import arms_of
 from jaxal.run import initial_labels, training_data
@@ -77,7 +78,7 @@ def start(mesh, more):
     held = np.arange(8) % 4 == 2
     buffer = training_data.training_set(structures, labels, held, MEMBERS, 64, jax.random.key(1), 1.0)
     params = training_data.new_params(of(None), jax.random.key(2), SPEC, structures, labels)
-    parts = loop.Parts(
+    parts = states.Parts(
         committee=of(mesh),
         explorer=nvt_langevin(temperature=300.0),
         score=max_force_spread,
@@ -88,10 +89,12 @@ def start(mesh, more):
         **more,
     )
     near = neighbors.Spec(4.0, 0.5, 2, (0, 0, 0))
-    static = loop.Static(TABLE, near, SPEC, RECIPE, every=4, looks=3, batch=3, fold=4)
+    static = states.Static(TABLE, near, SPEC, RECIPE, every=4, looks=3, batch=3, fold=4)
     walkers = jax.tree.map(lambda x: jnp.stack([x[0]] * WALKERS), structures)
     train = training.init(RECIPE, params)
-    state = jax.jit(lambda t, b, w, k: loop.start(parts, static, t, b, w, k))(train, buffer, walkers, jax.random.key(3))
+    state = jax.jit(lambda t, b, w, k: states.start(parts, static, t, b, w, k))(
+        train, buffer, walkers, jax.random.key(3)
+    )
     return state, static, parts, buffer
 
 
@@ -106,7 +109,7 @@ def limits():
         "steps": 3,
     }
     given |= {"rate": 1e-3, "final_rate": 1e-4}
-    return loop.Limits(
+    return states.Limits(
         **{n: jnp.asarray(v, jnp.int32 if n in ("budget", "steps") else float) for n, v in given.items()}
     )
 

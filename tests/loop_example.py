@@ -19,6 +19,7 @@ from jaxal.explore.dynamics import nvt_langevin
 from jaxal.potential.equivariant import equivariant
 from jaxal.potential.pair import morse
 from jaxal.program import loop
+from jaxal.program import state as states
 from jaxal.program.callback import host_label
 from jaxal.run import initial_labels, training_data
 from jaxal.train import fit as training
@@ -65,7 +66,7 @@ class Host:
 def made(label=oracle, capacity=64, slots=2, queue=0, drive="mean", gate=None):
     """(start state, parts, static) of a small run, with a threshold gate where no other is given."""
     atoms = molecule("H2O")
-    parts = loop.Parts(
+    parts = states.Parts(
         committee=evaluation.Committee(
             equivariant(TABLE, cutoff=4.0, channels=2, l_max=1, layers=1, radial=4, radial_hidden=0), MEMBERS
         ),
@@ -83,7 +84,7 @@ def made(label=oracle, capacity=64, slots=2, queue=0, drive="mean", gate=None):
     held = np.array([False, False, True, False])
     buffer = training_data.training_set(structures, labels, held, MEMBERS, capacity, jax.random.key(1), 1.0)
     params = training_data.new_params(parts.committee, jax.random.key(2), SPEC, structures, labels)
-    static = loop.Static(
+    static = states.Static(
         table=TABLE,
         near=neighbors.Spec(4.0, 0.5, slots, (0, 0, 0)),
         train_near=SPEC,
@@ -96,7 +97,9 @@ def made(label=oracle, capacity=64, slots=2, queue=0, drive="mean", gate=None):
     )
     walkers = jax.tree.map(lambda x: jnp.stack([x[0]] * WALKERS), structures)
     train = training.init(static.recipe, params)
-    state = jax.jit(lambda t, b, w, k: loop.start(parts, static, t, b, w, k))(train, buffer, walkers, jax.random.key(3))
+    state = jax.jit(lambda t, b, w, k: states.start(parts, static, t, b, w, k))(
+        train, buffer, walkers, jax.random.key(3)
+    )
     return state, parts, static
 
 
@@ -121,7 +124,7 @@ def limits_of(**limits):
     }
     given |= {"rate": 1e-3, "final_rate": 1e-4} | limits
     whole = ("budget", "steps")
-    return loop.Limits(**{n: jnp.asarray(v, jnp.int32 if n in whole else jnp.float32) for n, v in given.items()})
+    return states.Limits(**{n: jnp.asarray(v, jnp.int32 if n in whole else jnp.float32) for n, v in given.items()})
 
 
 def with_gate(state, threshold, limit=jnp.inf):

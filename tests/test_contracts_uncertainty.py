@@ -30,6 +30,7 @@ from jaxal.deploy import model as models
 from jaxal.explore.dynamics import nvt_langevin
 from jaxal.potential.equivariant import equivariant
 from jaxal.program import loop
+from jaxal.program import state as states
 from jaxal.run import initial_labels, training_data
 from jaxal.train import fit as training
 
@@ -367,7 +368,7 @@ def test_one_round_on_the_fly(name, waiting):
     """Dynamics, gate, labels, training and posterior in one program; or what waits for its label in the posterior."""
     with jax.enable_x64(False):
         method = functions(name)[0]
-        parts = loop.Parts(
+        parts = states.Parts(
             committee=Committee(POTENTIAL, 1, species=len(TABLE), uncertainty=method),
             explorer=nvt_langevin(temperature=300.0),
             score=worst,
@@ -382,12 +383,12 @@ def test_one_round_on_the_fly(name, waiting):
         buffer = training_data.training_set(structures, labels, held, 1, 16, jax.random.key(1), 1.0)
         params = training_data.new_params(parts.committee, jax.random.key(2), SPEC, structures, labels)
         near = neighbors.Spec(4.0, 0.5, 2, (0, 0, 0))
-        static = loop.Static(TABLE, near, SPEC, training.Recipe(batch=2), every=2, looks=2, batch=2, fold=4, queue=8)
+        static = states.Static(TABLE, near, SPEC, training.Recipe(batch=2), every=2, looks=2, batch=2, fold=4, queue=8)
         walkers = waters(2, 14, stretch=1.2, atoms=3)  # where none was trained on
         train = training.init(static.recipe, params)
-        state = jax.jit(lambda t, b, w: loop.start(parts, static, t, b, w, jax.random.key(3)))(train, buffer, walkers)
+        state = jax.jit(lambda t, b, w: states.start(parts, static, t, b, w, jax.random.key(3)))(train, buffer, walkers)
         after, looks = jax.jit(loop.make_segment(parts, static))(state, limits_of(implausible=1e6, steps=2))
-    assert int(after.problems) & loop.UNDONE == 0 and not looks.unphysical.any()
+    assert int(after.problems) & states.UNDONE == 0 and not looks.unphysical.any()
     assert types_of(after.train.params) == types_of(state.train.params)
     assert np.all(np.isfinite(looks.estimate)) and np.all(looks.estimate > 0)
     before, now = state.train.average["posterior"], after.train.average["posterior"]

@@ -32,6 +32,7 @@ from jaxal.data.structure import from_atoms, species_table
 from jaxal.explore import stepping
 from jaxal.explore.dynamics import nvt_langevin
 from jaxal.program import loop
+from jaxal.program import state as states
 from jaxal.run import assembly, initial_labels, labeling, training_data
 from jaxal.train import fit as training
 from jaxal.train.loss import LossWeights
@@ -194,7 +195,7 @@ def segment(setting: Setting) -> Program:
     buffer = training_data.training_set(structures, labels, held, members, 256, keys[1], 1.0)
     train = training.init(static.recipe, params)
     walkers = jax.tree.map(lambda x: jnp.stack([x[0]] * setting.walkers), structures)
-    state = jax.jit(lambda *given: loop.start(parts, static, *given))(train, buffer, walkers, keys[2])
+    state = jax.jit(lambda *given: states.start(parts, static, *given))(train, buffer, walkers, keys[2])
     limits = assembly.limits_of(config, 1e-3, 0.0)
     # room for one labeling of all walkers, at the first look
     limits = limits._replace(budget=state.labels + setting.walkers)
@@ -205,7 +206,7 @@ def segment(setting: Setting) -> Program:
         "train_steps": setting.steps,
         "batch": setting.batch,
         # random weights hold no molecule together; to look at a walker costs the same where it is rewound
-        "problems": problems & ~loop.UNPHYSICAL,
+        "problems": problems & ~states.UNPHYSICAL,
     }
     size = len(atoms) * setting.walkers * members
     return Program(lambda: compiled(state, limits)[1], "step", LOOKS * EVERY, size, compiled, trace, compile_, facts)

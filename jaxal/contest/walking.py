@@ -17,7 +17,7 @@ from jaxal.contest.schema import Entrant, Live
 from jaxal.core.types import Key, Neighbors, Params, Structure, WalkerState
 from jaxal.data import fragments, neighbors
 from jaxal.data.structure import Table
-from jaxal.program.loop import Trusted
+from jaxal.program.reports import Trusted
 from jaxal.program.step import Bounds, Walk, driving, farthest, make_walk, nothing, where
 
 

@@ -18,6 +18,7 @@ from jaxal.data import neighbors
 from jaxal.data.structure import Table, from_atoms
 from jaxal.plan import hlo
 from jaxal.program import loop
+from jaxal.program import state as states
 from jaxal.program.step import Bounds, Walk, make_walk, nothing
 from jaxal.run import assembly, initial_labels
 from jaxal.train import fit as training
@@ -39,8 +40,8 @@ class Compiled(NamedTuple):
 class Run(NamedTuple):
     """What is compiled for: the parts of a run and its state as shapes."""
 
-    parts: loop.Parts
-    static: loop.Static
+    parts: states.Parts
+    static: states.Static
     state: Any
     limits: Any
 

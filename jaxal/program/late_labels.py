@@ -19,9 +19,10 @@ from jaxal.core import devices
 from jaxal.core.types import Label, Neighbors, Prediction, Structure
 from jaxal.data import fragments, neighbors
 from jaxal.data import queue as queues
-from jaxal.program import loop
-from jaxal.program.loop import Limits, Parts, State, Static
+from jaxal.program import lessons, reports
+from jaxal.program import state as states
 from jaxal.program.reports import Lesson
+from jaxal.program.state import Limits, Parts, State, Static
 from jaxal.program.step import driving, where
 from jaxal.uncertainty.support import is_supported, novelty
 
@@ -68,14 +69,14 @@ def make_absorb(parts: Parts, static: Static) -> Callable[[State, Limits, Arriva
         score, prediction, near = predicted(state, arrivals.structure)
         hold = arrivals.probe | (jax.random.uniform(key_hold, ok.shape) < limits.holdout)
         estimate = estimated(parts.gate, state.gate, score)
-        state = state._replace(key=key, problems=jnp.where(jnp.any(near.overflow & ok), loop.NEIGHBORS_FULL, 0))
+        state = state._replace(key=key, problems=jnp.where(jnp.any(near.overflow & ok), states.NEIGHBORS_FULL, 0))
         arm = jnp.where(arrivals.probe, -1, queues.arm_of(state.queue, arrivals.ticket))
         lesson = Lesson(arrivals.structure, score, prediction.force.mean(1), arrivals.label, ok, hold, arm)
-        state, taught = loop.teach(parts, static, limits, state, lesson, (key_add, key_fit))
+        state, taught = lessons.teach(parts, static, limits, state, lesson, (key_add, key_fit))
         failed = jnp.any(arrivals.there & ~ok)
         state = state._replace(
             labels=state.labels + jnp.sum(arrivals.there, dtype=jnp.int32),
-            problems=(state.problems | jnp.where(failed, loop.LABEL_FAILED, 0)).astype(jnp.int32),
+            problems=(state.problems | jnp.where(failed, states.LABEL_FAILED, 0)).astype(jnp.int32),
         )
         return state, Absorbed(score, estimate, taught.error, taught.rmse, taught.loss, taught.fold_rmse, jnp.zeros(()))
 
@@ -99,20 +100,20 @@ def make_absorb(parts: Parts, static: Static) -> Callable[[State, Limits, Arriva
         later = jnp.triu(arrivals.walker[:, None] == arrivals.walker[None, :], 1) & comes[None, :]
         walker = jnp.where(comes & ~jnp.any(later, axis=1), arrivals.walker, state.quiet.shape[0])
         moves = driving(parts.drive, jax.tree.map(lambda x: x[:came], prediction), jnp.maximum(arrivals.walker, 0))
-        new = loop.Trusted(arrivals.structure, *moves)
+        new = reports.Trusted(arrivals.structure, *moves)
         trusted = jax.tree.map(lambda old, now: old.at[walker].set(now, mode="drop"), state.trusted, new)
         queue = state.queue._replace(score=score[came:])
         flagged = parts.gate.step(state.gate, queue.score)[1] | ~supported[came:]
         arrived = queues.holds(queue, jnp.where(arrivals.there, arrivals.ticket, -1))
         sure = queues.waits(queue) & ~arrived & ~flagged & ~queue.probe
-        problems = state.problems | jnp.where(jnp.any(near.overflow[came:] & waiting), loop.NEIGHBORS_FULL, 0)
+        problems = state.problems | jnp.where(jnp.any(near.overflow[came:] & waiting), states.NEIGHBORS_FULL, 0)
         queue = queues.keep(queue, waiting & ~arrived & ~sure)
         return state._replace(queue=queue, trusted=trusted, problems=problems.astype(jnp.int32)), jnp.sum(sure)
 
     def absorb(state: State, limits: Limits, arrivals: Arrivals) -> tuple[State, Absorbed]:
         after, report = learned(state, limits, arrivals)
         after, dropped = judged(after, arrivals)
-        after = devices.laid(mesh, loop.LAYOUT, loop.unless_undone(state, after))
+        after = devices.laid(mesh, states.LAYOUT, states.unless_undone(state, after))
         return after, devices.laid(mesh, P(), report._replace(dropped=dropped))
 
     return absorb

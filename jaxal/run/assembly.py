@@ -16,7 +16,7 @@ from jaxal.core.types import Structure
 from jaxal.data import buffer as buffers
 from jaxal.data import neighbors
 from jaxal.data.structure import Table
-from jaxal.program import loop
+from jaxal.program import state as states
 from jaxal.program.selection import arms_of
 from jaxal.run.labeling import LabelFunction
 from jaxal.train import fit as training
@@ -75,9 +75,9 @@ def mesh_of(config: Config) -> Mesh | None:
 
 def static_of(
     config: Config, table: Table, near: neighbors.Spec, train_near: neighbors.Spec, looks: int = LOOKS
-) -> loop.Static:
+) -> states.Static:
     """What the segment is compiled for."""
-    return loop.Static(
+    return states.Static(
         table=table,
         near=near,
         train_near=train_near,
@@ -91,22 +91,22 @@ def static_of(
     )
 
 
-def shapes_of(parts: loop.Parts, static: loop.Static, structures: Structure, rows: int) -> Any:
+def shapes_of(parts: states.Parts, static: states.Static, structures: Structure, rows: int) -> Any:
     """The state of a run as shapes: walkers at `structures` [w], a training set with room for so many rows."""
 
-    def build(structures: Any, key: Any) -> loop.State:
+    def build(structures: Any, key: Any) -> states.State:
         one = jax.tree.map(lambda x: x[0], structures)
         params = committees.init(parts.committee, key, one, neighbors.build(static.near, one))
         buffer = buffers.init(one, parts.committee.members, rows)
-        return loop.start(parts, static, training.init(static.recipe, params), buffer, structures, key)
+        return states.start(parts, static, training.init(static.recipe, params), buffer, structures, key)
 
     return jax.eval_shape(build, jax.tree.map(jnp.asarray, structures), jax.random.key(0))
 
 
-def limits_of(config: Config, rate: float, probe: float) -> loop.Limits:
+def limits_of(config: Config, rate: float, probe: float) -> states.Limits:
     """The arguments of the segment. Trainings in the loop end at a tenth of their learning rate."""
     dtype = np.dtype(config.precision)
-    return loop.Limits(
+    return states.Limits(
         implausible=jnp.asarray(config.gate.implausible, dtype),
         closest=jnp.asarray(config.gate.closest, dtype),
         hottest=jnp.asarray(config.gate.hottest, dtype),
@@ -119,11 +119,11 @@ def limits_of(config: Config, rate: float, probe: float) -> loop.Limits:
     )
 
 
-def parts_of(config: Config, table: Table, label: LabelFunction | None) -> loop.Parts:
+def parts_of(config: Config, table: Table, label: LabelFunction | None) -> states.Parts:
     """The functions of the run; without a `label` what is to be labeled waits in the queue."""
     dtype_of(config.precision)
     schedule = config.schedule.bind()()
-    return loop.Parts(
+    return states.Parts(
         committee=committee_of(config, table),
         explorer=config.explore.part.bind()(),
         score=config.score.bind(),

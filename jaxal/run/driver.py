@@ -29,7 +29,7 @@ from jaxal.data.structure import from_atoms, species_table
 from jaxal.label.service import Service
 from jaxal.label.task import Enough
 from jaxal.label.workers.executor import one
-from jaxal.program import loop
+from jaxal.program import state as states
 from jaxal.report.display import Status, display
 from jaxal.run import (
     assembly,
@@ -122,8 +122,8 @@ def _go(config: Config, directory: Path, interrupted: Callable[[], bool], change
             folder.cut(directory, {})
             progress, train, buffer = _begin(run)
             _end_if_told(run)
-            train = devices.laid(run.mesh, loop.LAYOUT.train, train)
-            buffer = devices.laid(run.mesh, loop.LAYOUT.buffer, buffer)
+            train = devices.laid(run.mesh, states.LAYOUT.train, train)
+            buffer = devices.laid(run.mesh, states.LAYOUT.buffer, buffer)
             state = None
         else:
             progress, state = persistence.restore(run)

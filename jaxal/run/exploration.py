@@ -20,7 +20,8 @@ from jaxal.core.types import InputError
 from jaxal.data import buffer as buffers
 from jaxal.data import neighbors
 from jaxal.label.task import Enough
-from jaxal.program import loop
+from jaxal.program import loop, reports
+from jaxal.program import state as states
 from jaxal.program.late_labels import make_absorb
 from jaxal.run import assembly, final_training, folder, labeling, notes, persistence, pooled, session, stop
 from jaxal.run.session import Progress, Run
@@ -42,8 +43,8 @@ class Labels(NamedTuple):
 class Programs(NamedTuple):
     """What has been compiled, and from what."""
 
-    parts: loop.Parts
-    static: loop.Static
+    parts: states.Parts
+    static: states.Static
     segment: Callable[..., Any]
     absorb: Callable[..., Any] | None  # of a pooled run
 
@@ -51,11 +52,11 @@ class Programs(NamedTuple):
 def explore(
     run: Run,
     progress: Progress,
-    restored: loop.State | None,
+    restored: states.State | None,
     train: training.TrainState | None,
     buffer: buffers.Buffer | None,
     labels: Labels,
-) -> loop.State:
+) -> states.State:
     """Segments until a reason to stop. It begins with `restored`, or with first training on `buffer`.
 
     Raises Enough where the run was told to end, with a checkpoint written.
@@ -96,7 +97,7 @@ class _Sitting:
     run: Run
     progress: Progress
     labels: Labels
-    state: loop.State
+    state: states.State
     programs: Programs
     saved: float  # when, on the monotonic clock
     counted: float  # up to when the device's time has been counted
@@ -104,7 +105,7 @@ class _Sitting:
     due: bool = False
     replays: int = 0  # of the present segment, or of the present lesson
 
-    def walked(self) -> tuple[loop.Look | None, list[str]]:
+    def walked(self) -> tuple[reports.Look | None, list[str]]:
         """One segment: its looks, and the reasons of labels that failed in it; None for one that is to be replayed."""
         run, progress = self.run, self.progress
         session.show(run, progress, "explore")
@@ -115,7 +116,7 @@ class _Sitting:
         self.state, self.unsaved = state, True
         self._count(began)
         reasons = devices.from_first(self.labels.drain)
-        if int(state.problems) & loop.UNDONE:
+        if int(state.problems) & states.UNDONE:
             progress.asked, progress.failed = before
             self._mend(int(state.problems))
             return None, []
@@ -144,13 +145,13 @@ class _Sitting:
                 report = jax.device_get(report)
                 self.state, self.unsaved = state, True
                 self._count(began)
-                if not int(state.problems) & loop.UNDONE:
+                if not int(state.problems) & states.UNDONE:
                     break
                 self._mend(int(state.problems))
             self.replays = 0
             pooled.taken_in(self.run, self.progress, self.state, piece, report)
 
-    def judged(self, looks: loop.Look | None, reasons: list[str]) -> str:
+    def judged(self, looks: reports.Look | None, reasons: list[str]) -> str:
         """Takes down what a segment did. Returns why the exploration is over, empty if it is not.
 
         Raises InputError where the run cannot go on.
@@ -180,7 +181,7 @@ class _Sitting:
         if told:
             raise Enough
 
-    def _limits(self) -> loop.Limits:
+    def _limits(self) -> states.Limits:
         return assembly.limits_of(self.run.config, self.progress.rate, stop.probe_rate(self.run, self.progress))
 
     def _count(self, began: float) -> None:
@@ -199,14 +200,14 @@ class _Sitting:
     def _mend(self, problems: int) -> None:
         """Makes larger what the program found too small, or halves the learning rate; a bounded number of times."""
         run, progress, state = self.run, self.progress, self.state
-        what = ", ".join(text for bit, text in loop.PROBLEMS.items() if problems & bit & loop.UNDONE)
+        what = ", ".join(text for bit, text in states.PROBLEMS.items() if problems & bit & states.UNDONE)
         self.replays += 1
         if self.replays > REPLAYS:
             self._end(
                 f"explore: a segment was replayed {REPLAYS} times and there still are {what}; the walkers collapse: "
                 "lower explore.timestep or explore.temperature, raise gate.closest, or give more label.initial"
             )
-        if problems & loop.NEIGHBORS_FULL:
+        if problems & states.NEIGHBORS_FULL:
             structures = devices.whole(state.walkers.structure)
             for name in ("near", "train_near"):
                 spec = session.spec_in(getattr(progress, name))
@@ -215,11 +216,11 @@ class _Sitting:
                 room = devices.from_first(lambda given=given: session.spec_out(neighbors.larger(*given)))
                 setattr(progress, name, room)
             near = jax.jit(neighbors.find, static_argnums=0)(session.spec_in(progress.near), state.walkers.structure)
-            state = state._replace(near=devices.laid(run.mesh, loop.LAYOUT.near, near))
-        if problems & loop.BUFFER_FULL:
+            state = state._replace(near=devices.laid(run.mesh, states.LAYOUT.near, near))
+        if problems & states.BUFFER_FULL:
             grown = buffers.grow(state.buffer, 2 * buffers.capacity(state.buffer))
-            state = state._replace(buffer=devices.laid(run.mesh, loop.LAYOUT.buffer, grown))
-        if problems & loop.NOT_FINITE:
+            state = state._replace(buffer=devices.laid(run.mesh, states.LAYOUT.buffer, grown))
+        if problems & states.NOT_FINITE:
             progress.slower += 1
             progress.rate *= 0.5
             if progress.slower > EARLY_SLOWER:
@@ -229,12 +230,12 @@ class _Sitting:
                 )
         session.show(run, progress, "explore", f"{what}: mended, replaying")
         self.state = state
-        if problems & (loop.NEIGHBORS_FULL | loop.BUFFER_FULL):
+        if problems & (states.NEIGHBORS_FULL | states.BUFFER_FULL):
             self.programs = _compiled(run, progress, self.labels, state)
             self.counted = time.monotonic()
 
 
-def assembled(run: Run, progress: Progress, label: labeling.LabelFunction | None) -> tuple[loop.Parts, loop.Static]:
+def assembled(run: Run, progress: Progress, label: labeling.LabelFunction | None) -> tuple[states.Parts, states.Static]:
     """The parts of a run, and what its programs are compiled for."""
     parts = assembly.parts_of(run.config, run.table, label)
     near, train_near = session.spec_in(progress.near), session.spec_in(progress.train_near)
@@ -255,7 +256,7 @@ def _compiled(run: Run, progress: Progress, labels: Labels, state: Any) -> Progr
 
 def _first_training(
     run: Run, progress: Progress, labels: Labels, train: training.TrainState, buffer: buffers.Buffer
-) -> tuple[loop.State, Programs]:
+) -> tuple[states.State, Programs]:
     """Trains on the first labels while the programs are compiled; the state to begin with, and the programs."""
     config = run.config
     session.show(run, progress, "first training")
@@ -263,8 +264,8 @@ def _first_training(
     structures = jax.tree.map(jnp.asarray, session.walker_structures(run))
     key_train, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
 
-    def begin(train: training.TrainState, buffer: buffers.Buffer, key: Any) -> loop.State:
-        state = loop.start(parts, static, train, buffer, structures, key)
+    def begin(train: training.TrainState, buffer: buffers.Buffer, key: Any) -> states.State:
+        state = states.start(parts, static, train, buffer, structures, key)
         return state._replace(labels=jnp.asarray(progress.asked, jnp.int32))
 
     limits = assembly.limits_of(config, progress.rate, stop.TRICKLE)
@@ -274,7 +275,7 @@ def _first_training(
     # Lowering is Python's work, compiling and training XLA's: beside the first training the programs are made ready.
     with ThreadPoolExecutor(1) as beside:
         fitting = beside.submit(lambda: jax.block_until_ready(fit.compile()(*given)))
-        shapes = devices.shapes(run.mesh, loop.LAYOUT, jax.eval_shape(begin, train, buffer, key))
+        shapes = devices.shapes(run.mesh, states.LAYOUT, jax.eval_shape(begin, train, buffer, key))
         programs = _compiled(run, progress, labels, shapes)
         train, _ = fitting.result()
     average = jax.device_get(devices.whole(train.average))

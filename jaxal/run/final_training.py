@@ -19,7 +19,7 @@ from jaxal.data import neighbors
 from jaxal.data import sample as samples
 from jaxal.deploy import model
 from jaxal.label.task import Enough
-from jaxal.program import loop
+from jaxal.program import state as states
 from jaxal.report import page
 from jaxal.run import folder, initial_labels, labeling, notes, persistence, session
 from jaxal.run.session import Progress, Run
@@ -128,7 +128,7 @@ def validated(directory: Path, data: Path | None) -> None:
         command.save(directory, command.validate(directory, data))
 
 
-def finish(run: Run, progress: Progress, parts: loop.Parts, static: loop.Static, state: loop.State) -> None:
+def finish(run: Run, progress: Progress, parts: states.Parts, static: states.Static, state: states.State) -> None:
     """Ends a run whose exploration is over."""
     config, directory = run.config, run.directory
 
@@ -189,7 +189,7 @@ def finish(run: Run, progress: Progress, parts: loop.Parts, static: loop.Static,
     devices.from_first(lambda: str(page.write(directory)))
 
 
-def sampled(run: Run, progress: Progress, parts: loop.Parts, sample: samples.Sample) -> tuple[Structure, Label]:
+def sampled(run: Run, progress: Progress, parts: states.Parts, sample: samples.Sample) -> tuple[Structure, Label]:
     """The random frames of the dynamics [c] with their labels, in numpy, energies relative to the references.
 
     Raises Enough where the run is told to end meanwhile: what was calculated is in the store.

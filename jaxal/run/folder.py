@@ -22,7 +22,7 @@ from jaxal.data import files
 from jaxal.data.buffer import Buffer
 from jaxal.data.frames import Frame
 from jaxal.data.structure import Table, to_frame
-from jaxal.program import loop
+from jaxal.program import reports
 from jaxal.report.metrics import METRICS
 from jaxal.run import lock
 
@@ -129,7 +129,7 @@ def write_frames(path: Path, frames: Iterable[Frame]) -> None:
 
 
 def write_walkers(
-    directory: Path, looks: loop.Look, every: int, first: int, table: Table, reference: np.ndarray
+    directory: Path, looks: reports.Look, every: int, first: int, table: Table, reference: np.ndarray
 ) -> None:
     """Appends every `every`-th look's walkers to trajectory.xyz; `first` is the number of the first look."""
     frames = []
@@ -154,7 +154,7 @@ def write_walkers(
 
 
 def label_records(
-    looks: loop.Look, wall: float, ps: np.ndarray, first: int, reasons: Sequence[str]
+    looks: reports.Look, wall: float, ps: np.ndarray, first: int, reasons: Sequence[str]
 ) -> list[dict[str, Any]]:
     """One metrics line for each label of a segment, in the order they were asked for."""
     lines, failures = [], iter(reasons)

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxal.program import loop
+from jaxal.program import reports
+from jaxal.program import state as states
 from jaxal.program.step import CAUSES
 from jaxal.run import folder
 from jaxal.run.session import RECENT, Progress, Run, elapsed
@@ -18,8 +19,8 @@ def phase(run: Run, name: str, why: str = "") -> dict[str, Any]:
 def note(
     run: Run,
     progress: Progress,
-    state: loop.State,
-    looks: loop.Look,
+    state: states.State,
+    looks: reports.Look,
     timestep: float,
     reasons: list[str],
 ) -> None:

@@ -10,7 +10,7 @@ from jaxal.config.loading import FILE_NAME, dump
 from jaxal.core import devices
 from jaxal.core.types import InputError
 from jaxal.data import neighbors
-from jaxal.program import loop
+from jaxal.program import state as states
 from jaxal.run import assembly, checkpoint, folder
 from jaxal.run.session import CHECKPOINTS, Progress, Run, elapsed, walker_structures
 
@@ -28,7 +28,7 @@ MAY_CHANGE = (
 )
 
 
-def restore(run: Run) -> tuple[Progress, loop.State]:
+def restore(run: Run) -> tuple[Progress, states.State]:
     """State and memory of the newest whole checkpoint.
 
     Raises InputError where there is none, and for a configuration that differs in what must not change.
@@ -45,7 +45,7 @@ def restore(run: Run) -> tuple[Progress, loop.State]:
     state = checkpoint.fitted(stored, _example(run))
     progress = Progress(**stored.record["host"])
     progress.config = now
-    return progress, devices.laid(run.mesh, loop.LAYOUT, state)
+    return progress, devices.laid(run.mesh, states.LAYOUT, state)
 
 
 def check_changes(begun: str, now: str, source: Path) -> None:
@@ -78,7 +78,7 @@ def _example(run: Run) -> Any:
     return assembly.shapes_of(parts, assembly.static_of(config, run.table, near, near), structures, 1)
 
 
-def save(run: Run, progress: Progress, state: loop.State) -> None:
+def save(run: Run, progress: Progress, state: states.State) -> None:
     """Writes a checkpoint; the growing files are taken back to their present sizes if it is restored.
 
     All processes call it, the first one writes.

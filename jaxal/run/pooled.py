@@ -27,7 +27,7 @@ from jaxal.label.store.database import open_store
 from jaxal.label.task import Result, Task
 from jaxal.label.workers.dispatch import Dispatch, Landed, ledger_keys, open_dispatch
 from jaxal.label.workers.executor import Recipe
-from jaxal.program import loop
+from jaxal.program import state as states
 from jaxal.program.late_labels import Absorbed, Arrivals
 from jaxal.run import assembly, folder, initial_labels, labeling, session
 from jaxal.run.session import Progress, Run
@@ -93,7 +93,7 @@ def opened(run: Run) -> Iterator[Desk]:
         store.close()
 
 
-def recovered(run: Run, progress: Progress, desk: Desk | None, state: loop.State) -> Came | None:
+def recovered(run: Run, progress: Progress, desk: Desk | None, state: states.State) -> Came | None:
     """Hands out again what a restored state has handed out, and finds the labels that it does not know of.
 
     These were calculated after its checkpoint, for structures that may not come again: they are learned from at once.
@@ -127,7 +127,7 @@ def recovered(run: Run, progress: Progress, desk: Desk | None, state: loop.State
     return None if told is None else Came(*told)
 
 
-def arrived(run: Run, progress: Progress, desk: Desk | None, state: loop.State, last: bool) -> Came | None:
+def arrived(run: Run, progress: Progress, desk: Desk | None, state: states.State, last: bool) -> Came | None:
     """The labels to learn from now, if any; none when told to end while it waits for one.
 
     It waits for those that are due by `label.lag`, and with `last` for the next of all that have been handed out.
@@ -209,7 +209,7 @@ def _rows(run: Run, came: Came, size: int) -> Arrivals:
     return devices.laid(run.mesh, P(), jax.tree.map(jnp.asarray, rows))
 
 
-def taken_in(run: Run, progress: Progress, state: loop.State, came: Came, report: Absorbed) -> None:
+def taken_in(run: Run, progress: Progress, state: states.State, came: Came, report: Absorbed) -> None:
     """Takes down what a piece of labels said of the committee, in memory and in the files."""
     number, wall, ps = len(came.ok), session.elapsed(run), session.picoseconds(run, progress)
     progress.begun = [pair for pair in progress.begun if pair[0] not in set(came.ticket.tolist())]
@@ -242,7 +242,7 @@ def taken_in(run: Run, progress: Progress, state: loop.State, came: Came, report
     folder.append(run.directory, lines)
 
 
-def handed_out(run: Run, progress: Progress, desk: Desk | None, state: loop.State) -> loop.State:
+def handed_out(run: Run, progress: Progress, desk: Desk | None, state: states.State) -> states.State:
     """The state with what is worth it marked as sent, and the most uncertain of what waits at work."""
     held = jax.device_get(devices.whole(state.queue))
     waiting = np.flatnonzero(np.asarray(queue.waits(held)))

@@ -11,6 +11,7 @@ from loop_example import limits_of, made, oracle, same, with_gate
 from jaxal.committee import evaluation
 from jaxal.data import neighbors
 from jaxal.program import late_labels, loop
+from jaxal.program import state as states
 
 CAPACITY, ROWS = 6, 3
 
@@ -138,7 +139,7 @@ def test_failed_labels_teach_nothing_but_are_counted():
     _, _, learn = programs()
     after, report = learn(state, limits_of(), arrivals(state.queue, [0, 1], ok=False))
     assert int(after.labels) == int(state.labels) + 2 and same(after.buffer, state.buffer)
-    assert int(after.problems) == loop.LABEL_FAILED and np.all(np.isnan(report.error))
+    assert int(after.problems) == states.LABEL_FAILED and np.all(np.isnan(report.error))
     assert same(after.train, state.train) and same(after.trusted, state.trusted)
     assert len(tickets(after.queue)) == CAPACITY - 2
 
@@ -152,11 +153,11 @@ def test_a_label_that_no_row_waits_for_is_learned_from_all_the_same():
     assert tickets(after.queue) == tickets(state.queue) and same(after.trusted, state.trusted)
 
 
-@pytest.mark.parametrize("problem", [loop.NOT_FINITE, loop.BUFFER_FULL])
+@pytest.mark.parametrize("problem", [states.NOT_FINITE, states.BUFFER_FULL])
 def test_what_is_undone_leaves_the_state_as_it_was(problem):
     state, _ = walked()
     _, _, learn = programs()
-    if problem == loop.BUFFER_FULL:
+    if problem == states.BUFFER_FULL:
         full = jnp.asarray(state.buffer.held_out.shape[0] - 1, jnp.int32)
         state = state._replace(buffer=state.buffer._replace(count=full))
         after, _ = learn(state, limits_of(), arrivals(state.queue, [0, 1]))

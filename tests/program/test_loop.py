@@ -8,7 +8,7 @@ from loop_example import WALKERS, Asked, Host, compiled, host, oracle, program, 
 
 from jaxal.data import buffer as buffers
 from jaxal.explore.walker import temperature
-from jaxal.program import loop
+from jaxal.program import state as states
 from jaxal.program.step import APART, HOT, PHYSICAL
 
 
@@ -98,7 +98,7 @@ def test_failed_labels_are_skipped_and_the_run_goes_on(error):
     assert asked.calls == [3, 3, 3]
     assert not looks.ok[0].any() and looks.ok[1:].all()
     assert int(after.buffer.count) == 4 + 6 and int(after.labels) == 4 + 9
-    assert int(after.problems) & loop.LABEL_FAILED
+    assert int(after.problems) & states.LABEL_FAILED
     assert np.all(np.isfinite(after.walkers.structure.position))
 
 
@@ -106,7 +106,7 @@ def test_unphysical_frames_are_rewound_and_never_labeled():
     asked = Asked()
     state, run, limits = host(asked, threshold=-1.0, limits={"implausible": -1.0})
     after, looks = jax.block_until_ready(run(state, limits))
-    assert looks.unphysical.all() and int(after.problems) & loop.UNPHYSICAL
+    assert looks.unphysical.all() and int(after.problems) & states.UNPHYSICAL
     assert asked.calls == [] and not looks.flagged.any()
     np.testing.assert_array_equal(after.walkers.structure.position, state.trusted.structure.position)
     # with momenta of its own each time, or the walker would do the same again
@@ -186,7 +186,7 @@ def test_a_full_buffer_undoes_the_segment_and_a_larger_one_gives_what_ample_room
     state, run, limits = program(threshold=-1.0, capacity=8)
     ample, run_ample, _ = program(threshold=-1.0)
     after, looks = run(state, limits)
-    assert int(after.problems) & loop.BUFFER_FULL
+    assert int(after.problems) & states.BUFFER_FULL
     # the second look overflows; no label is paid for after it, for it could not be used
     assert (looks.walker[:2] >= 0).all() and (looks.walker[2] < 0).all()
     assert same(after._replace(problems=state.problems), state)
@@ -194,7 +194,7 @@ def test_a_full_buffer_undoes_the_segment_and_a_larger_one_gives_what_ample_room
     again, _ = run_ample(grown, limits)
     # bootstrap weights of the first labels are drawn for the room there is, all else must be the same
     expected, _ = run_ample(ample._replace(buffer=grown.buffer), limits)
-    assert not int(again.problems) & loop.UNDONE
+    assert not int(again.problems) & states.UNDONE
     assert same(again, expected) and int(again.buffer.count) == 13
 
 
@@ -203,14 +203,14 @@ def test_too_few_neighbor_slots_undo_the_segment():
     # a list that has overflowed is rebuilt, and found full, as soon as it is stale
     state = state._replace(near=state.near._replace(position=state.near.position + 10.0))
     after, _ = run(state, limits)
-    assert int(after.problems) & loop.NEIGHBORS_FULL
+    assert int(after.problems) & states.NEIGHBORS_FULL
     assert same(after._replace(problems=state.problems), state)
 
 
 def test_a_diverged_training_undoes_the_segment():
     state, run, limits = program(threshold=-1.0, limits={"rate": np.inf, "holdout": 0.0})
     after, _ = run(state, limits)
-    assert int(after.problems) & loop.NOT_FINITE
+    assert int(after.problems) & states.NOT_FINITE
     assert same(after._replace(problems=state.problems), state)
 
 

@@ -24,6 +24,7 @@ from jaxal.core.discovery import import_parts
 from jaxal.data import neighbors
 from jaxal.data.structure import from_atoms, species_table
 from jaxal.program import loop
+from jaxal.program import state as states
 from jaxal.run import assembly, initial_labels, labeling, training_data
 from jaxal.train import fit as training
 
@@ -110,7 +111,7 @@ def segment_of(folder, names):
     static = assembly.static_of(config, table, near, train_near, looks=1)
     train = training.init(static.recipe, params)
     walkers = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)[0]] * WALKERS), structures)
-    begin = functools.partial(loop.start, parts, static)
+    begin = functools.partial(states.start, parts, static)
     return loop.make_segment(parts, static), begin, (train, buffer, walkers, key), assembly.limits_of(config, 1e-3, 0.0)
 
 
@@ -129,7 +130,7 @@ def test_one_round_of_silicon(tmp_path, names):
     begun = jax.jit(begin)(*given)
     after, look = jax.jit(segment)(begun, limits)
 
-    assert not int(after.problems) & (loop.UNDONE | loop.LABEL_FAILED) and not look.unphysical.any()
+    assert not int(after.problems) & (states.UNDONE | states.LABEL_FAILED) and not look.unphysical.any()
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), begun)
     assert np.all(np.isfinite(after.walkers.structure.position)) and np.all(np.isfinite(look.score))
     if names["explorer"] != "descent":  # a crystal at rest has nowhere to go down to

@@ -10,7 +10,8 @@ from jaxal.acquire import select
 from jaxal.acquire.schedule import bandit
 from jaxal.acquire.score import max_force_spread
 from jaxal.explore.biases import hyperactive
-from jaxal.program import loop
+from jaxal.program import loop, selection
+from jaxal.program import state as states
 
 OF = ("top_k", "random")
 
@@ -24,7 +25,7 @@ def sought():
         bias=hyperactive(max_force_spread), schedule=schedule, arms=tuple(getattr(select, name) for name in OF)
     )
     drift = jax.vmap(parts.bias.init)(begun.walkers.structure)
-    course = loop.Course.begun(schedule)
+    course = selection.Course.begun(schedule)
     return begun._replace(drift=drift, course=course), jax.jit(loop.make_segment(parts, static))
 
 
@@ -32,7 +33,7 @@ def test_a_segment_with_bias_and_bandit_learns_of_both_and_repeats_itself():
     begun, run = sought()
     state = with_gate(begun, -1.0)
     after, looks = run(state, limits_of())
-    assert not int(after.problems) & loop.UNDONE and looks.ok.all()
+    assert not int(after.problems) & states.UNDONE and looks.ok.all()
     assert np.all(after.drift.count == 12) and np.all(np.asarray(after.drift.slope) > 0)
     assert float(after.course.rounds) == 3 and float(after.course.error) > 0
     assert not np.array_equal(after.course.schedule.weight, state.course.schedule.weight)

@@ -10,9 +10,9 @@ from jaxal.config.loading import load
 from jaxal.core.types import InputError, WalkerState
 from jaxal.data import neighbors
 from jaxal.data.structure import species_table
-from jaxal.program import loop
+from jaxal.program import state as states
 from jaxal.program.step import APART, CAUSES, HOT, UNCERTAIN
-from jaxal.run import assembly, exploration, folder, session, stop
+from jaxal.run import assembly, exploration, folder, persistence, session, stop
 from jaxal.run.session import RECENT, Progress, Run
 
 WALKERS = 2
@@ -75,14 +75,14 @@ def test_a_segment_is_replayed_a_bounded_number_of_times(run, monkeypatch):
     zero = jnp.zeros((2, 3, 3))
     none = jnp.zeros(2, jnp.int32)
     water = plain(jnp.asarray([np.eye(3)] * 2), jnp.zeros((2, 3), jnp.int32), zero, none, none)
-    blank = loop.State._make([None] * len(loop.State._fields))  # pyright: ignore
+    blank = states.State._make([None] * len(states.State._fields))  # pyright: ignore
     walkers = WalkerState(water, None, zero, none)
     state, kept = blank._replace(walkers=walkers, problems=jnp.int32(0)), []
-    monkeypatch.setattr(memory, "save", lambda run, progress, state: kept.append(state))
+    monkeypatch.setattr(persistence, "save", lambda run, progress, state: kept.append(state))
     monkeypatch.setattr(folder, "append", lambda directory, lines: kept.append(lines))
 
     def segment(state, limits):
-        return state._replace(problems=state.problems | loop.NEIGHBORS_FULL), None
+        return state._replace(problems=state.problems | states.NEIGHBORS_FULL), None
 
     programs = exploration.Programs(None, None, segment, None)  # pyright: ignore
     monkeypatch.setattr(exploration, "_compiled", lambda *_: programs)
@@ -96,4 +96,4 @@ def test_a_segment_is_replayed_a_bounded_number_of_times(run, monkeypatch):
         sitting.walked()
     assert "\n" not in str(e.value) and "lower explore.timestep" in str(e.value)
     (line,), last = kept
-    assert line["phase"] == "stopped" and line["why"] == str(e.value) and isinstance(last, loop.State)
+    assert line["phase"] == "stopped" and line["why"] == str(e.value) and isinstance(last, states.State)

@@ -34,6 +34,11 @@ def described(task: Task) -> dict[str, Any]:
     }
 
 
+def source(driver: str) -> str:
+    """The text of a driver."""
+    return Path(__file__).with_name(driver).read_text(encoding="utf-8")
+
+
 def ask(
     words: Sequence[str],
     driver: str,

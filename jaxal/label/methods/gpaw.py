@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from jaxal.core.registry import register
 from jaxal.core.units import Unit
 from jaxal.label.cells import check_box, in_box, k_mesh
-from jaxal.label.drivers.launch import ask, check_with, described, result_of
+from jaxal.label.drivers.launch import ask, check_with, described, result_of, source
 from jaxal.label.scratch import arguments, check_program, in_scratch, program_version
 from jaxal.label.task import Backend, LabelError, Result, Task, check_spin, check_task, guarded, one_line, periodic
 
@@ -63,7 +63,9 @@ def gpaw(
     words = tuple(sys.executable if word == THIS_PYTHON else word for word in arguments(command))
     folder_of_setups = str(Path(setups).expanduser().absolute()) if setups else ""
     more = _parameters(parameters or {})
-    version = program_version((*words, "-c", _source(), "version", folder_of_setups), r"(?m)^(GPAW \S+ datasets \w+)$")
+    version = program_version(
+        (*words, "-c", source(DRIVER), "version", folder_of_setups), r"(?m)^(GPAW \S+ datasets \w+)$"
+    )
     common = {"mode": representation, "xc": xc, "ecut": ecut, "h": h, "basis": basis, "setups": folder_of_setups}
 
     def check(task: Task) -> None:
@@ -106,10 +108,6 @@ def gpaw(
         f"setups={Path(folder_of_setups).name or 'default'} spin-polarized if open-shell",
         version if version != "unknown" else "GPAW unknown",
     )
-
-
-def _source() -> str:
-    return Path(__file__).with_name(DRIVER).read_text(encoding="utf-8")
 
 
 def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
