@@ -7,6 +7,7 @@ clock the first does, and the others follow it.
 
 import dataclasses
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -91,12 +92,25 @@ def resume(directory: Path, overrides: Sequence[str] = ()) -> bool:
         open_folder.enter_context(lock.held(directory))
         return dump(load(directory / FILE_NAME, overrides))
 
-    for file in plugins.kept(directory / INPUTS):
-        import_file(file)
+    _import_kept(directory / INPUTS)
     with stop.interruptible(directory) as interrupted, ExitStack() as open_folder:
         config = _told(found)
         assembly.dtype_of(config.precision)
         return _go(config, directory, interrupted, bool(overrides))
+
+
+def _import_kept(inputs: Path) -> None:
+    """Imports the files with parts that a run folder holds, in all processes, which need not see the folder."""
+    kept = devices.from_first(lambda: [[file.name, file.read_text(encoding="utf-8")] for file in plugins.kept(inputs)])
+    if devices.first():
+        for file in plugins.kept(inputs):
+            import_file(file)
+        return
+    with tempfile.TemporaryDirectory(prefix="jaxal-") as folder:
+        for name, text in kept:
+            path = Path(folder) / name
+            path.write_text(text, encoding="utf-8")
+            import_file(path)
 
 
 def _told(text: Callable[[], str]) -> Config:
