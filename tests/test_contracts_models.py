@@ -80,7 +80,7 @@ RESOURCES |= {(name, option) for name in PROGRAMS for option in ("keep", "comman
 def files():
     """What some labelers need: POTCAR files of the same and of other contents, models of jaxal for water."""
     for name in ("potcars", "others"):
-        (FILES / name).mkdir()
+        (FILES / name).mkdir(parents=True)  # tests of a module may come in two parts
         write_potcars(FILES / name, {"H": 1.0, "O": 6.0})
     for seed, name in enumerate(("model.npz", "other.npz")):
         potential = ("equivariant", (("cutoff", 3.0), ("channels", 2), ("l_max", 1), ("layers", 1)), (1, 8))

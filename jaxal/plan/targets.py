@@ -67,6 +67,7 @@ def prepare(name: str) -> Target:
         own = f"{FLAGS} --xla_gpu_cuda_data_dir={folder}"
     else:
         os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+        os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # there is no chip that two could fight for
         os.environ["TPU_ACCELERATOR_TYPE"] = ACCELERATOR[name]
         own = ""
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {own}".strip()
