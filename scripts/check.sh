@@ -38,7 +38,7 @@ do
     program=$(type -P "$name") && ln -s "$program" "$bare/$name"
 done
 hide="env -u JAXAL_GPAW_PYTHON -u CP2K_DATA_DIR -u PSIPATH -u PSIDATADIR PATH=$PWD/.venv/bin:$bare JAXAL_TEST_SHARE=$bare"
-outside=$({ ls tests/label/*.py && grep -rlE --include='test_*.py' 'label_programs|shutil\.which|slurm_one_node' tests; } | sort -u | tr '\n' ' ')
+outside=$({ ls tests/label/test_label*.py && grep -rlE --include='test_*.py' 'label_programs|shutil\.which|slurm_one_node' tests; } | sort -u | tr '\n' ' ')
 run "$hide .venv/bin/python -m pytest -n 2 $outside" "without outside programs"
 
 .venv/bin/pip install -q -c constraints.txt -e ".[dev]"
