@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("always", InputWarning)
             warnings.showwarning = _warned
-            if given.command not in (_run, _resume):  # whose devices come first
+            if given.command not in (_run, _resume, plan_command.run):  # whose devices come first
                 _import_parts(given)
             given.command(given)
         terminal.flush()

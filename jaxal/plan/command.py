@@ -20,10 +20,11 @@ def add(plan: argparse.ArgumentParser) -> None:
     what = "h100, h200, a100, v5e, v6e, or this: the one there is (default)"
     plan.add_argument("--device", default="this", help=f"{what}; several with commas")
     plan.add_argument("--json", action="store_true", help="print JSON")
-    plan.set_defaults(command=_plan)
+    plan.set_defaults(command=run)
 
 
-def _plan(given: argparse.Namespace) -> None:
+def run(given: argparse.Namespace) -> None:
+    """Prepares for the devices, then plans for each and prints what it finds."""
     from jaxal.plan import targets
 
     names = list(dict.fromkeys(given.device.split(",")))
@@ -32,8 +33,11 @@ def _plan(given: argparse.Namespace) -> None:
         raise InputError(f"--device: {given.device} are of several kinds; give GPUs, TPUs or this alone")
     from jaxal.config.check import check, start_structures
     from jaxal.config.loading import load
+    from jaxal.core.discovery import import_file
     from jaxal.data.structure import species_table
 
+    for path in given.part:
+        import_file(path)
     config = load(given.config, given.overrides)
     check(config)
     starts = start_structures(config.system)

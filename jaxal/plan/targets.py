@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +60,8 @@ def prepare(name: str) -> Target:
             f"--device: {name} needs a compiler that is not here ({', '.join(missing)}); "
             f"install it with `pip install 'jaxal[{extra}]'`, no {target.platform.upper()} is needed"
         )
+    if target.platform == "gpu" and (own := version("jax-cuda12-plugin")) != (jax := version("jax")):
+        raise InputError(f"--device: the compiler for {name} is that of jax {own}, this is jax {jax}; install the same")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["JAX_PLATFORMS"] = "cpu"
     if target.platform == "gpu":

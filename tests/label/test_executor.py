@@ -268,7 +268,7 @@ def test_nothing_is_left_of_a_program_that_is_killed(faults, tmp_path):
     code = f"""
 import signal, sys, numpy as np, label_faults
 from pathlib import Path
-from jaxal.label import cluster
+from jaxal.label.workers import cluster
 from jaxal.label.workers.executor import Recipe, Setting, run_all
 from jaxal.label.task import Task
 signal.signal(signal.SIGINT, lambda *_: None)  # as a run does: it ends when it is ready
