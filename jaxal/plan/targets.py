@@ -2,7 +2,8 @@
 
 import importlib.util
 import os
-from importlib.metadata import version
+import re
+from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,8 +61,11 @@ def prepare(name: str) -> Target:
             f"--device: {name} needs a compiler that is not here ({', '.join(missing)}); "
             f"install it with `pip install 'jaxal[{extra}]'`, no {target.platform.upper()} is needed"
         )
-    if target.platform == "gpu" and (own := version("jax-cuda12-plugin")) != (jax := version("jax")):
-        raise InputError(f"--device: the compiler for {name} is that of jax {own}, this is jax {jax}; install the same")
+    package, wanted = compiler(target.platform)
+    if not version(package).startswith(wanted):
+        raise InputError(
+            f"--device: {package} {version(package)} is not for jax {version('jax')}; install version {wanted} of it"
+        )
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["JAX_PLATFORMS"] = "cpu"
     if target.platform == "gpu":
@@ -75,6 +79,14 @@ def prepare(name: str) -> Target:
         own = ""
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {own}".strip()
     return target
+
+
+def compiler(platform: str) -> tuple[str, str]:
+    """The package that compiles for a platform, and the version that this jax asks for: another one may crash."""
+    if platform == "gpu":
+        return "jax-cuda12-plugin", version("jax")
+    asked = next((line for line in requires("jax") or [] if line.startswith("libtpu==")), "libtpu==")
+    return "libtpu", re.split("[*;]", asked.removeprefix("libtpu=="))[0].strip(" .")
 
 
 def _installed(package: str) -> bool:

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -167,9 +166,11 @@ def planned(*words: object) -> list[dict]:
 
 
 POTENTIAL = "{cutoff: 4.0, channels: 8, l_max: 1, layers: 1, radial: 4}"
-# the compilers have to be of the version of jax; that for TPUs does not say so
-same = {"jax_cuda12_plugin": f"-{version('jax')}.dist-info", "libtpu": "*.dist-info"}
-has = {name: any(Path(PACKAGES or "nowhere").glob(name + end)) for name, end in same.items()}
+wanted = dict(map(targets.compiler, ("gpu", "tpu")))  # the versions that this jax asks for
+has = {
+    name.replace("-", "_"): any(Path(PACKAGES or "nowhere").glob(f"{name.replace('-', '_')}-{of}*.dist-info"))
+    for name, of in wanted.items()
+}
 needs_gpu_compiler = pytest.mark.skipif(
     not has["jax_cuda12_plugin"], reason="JAXAL_PLAN_PACKAGES has no compiler for GPUs"
 )
