@@ -172,4 +172,4 @@ def _closing(out: Path, method: "Method", starts: "Sequence[ase.Atoms]", seconds
         fields = ", ".join(f"label.{option.name}" for option in method.missing)
         return f"{out}: fill in {fields}; then `jaxal label {out} --check` tries the method with one label"
     cost = "" if seconds is None else f", one label takes {seconds:.3g} s"
-    return f"{out}: up to {labels(starts[0])} labels{cost}\nnext: jaxal run {out}"
+    return f"{out}: up to {labels(starts[0])} labels to learn from{cost}\nnext: jaxal run {out}"

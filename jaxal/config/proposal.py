@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxal.config import yaml12
 from jaxal.config.loading import describe
+from jaxal.config.schema import calibrating
 from jaxal.core import registry
 from jaxal.core.errors import InputError
 from jaxal.data.electrons import formula
@@ -16,7 +17,7 @@ from jaxal.data.frames import fixed_atoms
 from jaxal.explore.timestep import ENOUGH, fastest
 
 STEPS = (2.0, 1.0, 0.5, 0.25, 0.2, 0.1, 0.05)  # fs, time steps that divide a picosecond
-FORCES = 30_000  # force components that a first potential is learned from; the experiments took 5,000 to 50,000
+FORCES = 30_000  # force components that a first potential is learned from; those of experiments/ took 2,700 to 52,000
 LABELS = (100, 400)  # no fewer and no more
 LARGE = 100  # atoms from which on fewer walkers fill the processor
 DEAR = 1.0  # s, a label that takes longer is not waited for
@@ -115,7 +116,8 @@ def configuration(
     step, why = timestep(starts)
     free, periodic = int((~fixed_atoms(atoms)).sum()), bool(atoms.pbc.all())
     all_of = ", index: all" if len(starts) > 1 else ""
-    cost = "" if seconds is None else f"; one label took {_time(seconds)}, so {budget} take {_time(budget * seconds)}"
+    paid = budget + calibrating(budget)
+    cost = "" if seconds is None else f"; one label took {_time(seconds)}, so {paid} take {_time(paid * seconds)}"
     dear = seconds is not None and seconds > DEAR
     given = {"name": method.name, **method.options}
     lines = [
@@ -148,8 +150,8 @@ def configuration(
         "# Frames whose force error, as estimated, is above the target are labeled.",
         "gate: {target_error: 0.3}  # eV/Å; lower asks for more labels",
         "",
-        "# The run ends at the first of these.",
-        f"stop: {{labels: {budget}, quiet: 5}}  # labels in all; ps a walker without asking for one",
+        f"# The run ends at the first of these; then {calibrating(budget)} labels more calibrate its bound.",
+        f"stop: {{labels: {budget}, quiet: 5}}  # labels to learn from; ps a walker without asking for one",
     ]
     return "\n".join(lines) + "\n"
 

@@ -183,6 +183,11 @@ class Data:
     method: str | None = None  # of the labels that are taken, where frames name several
 
 
+def calibrating(budget: int) -> int:
+    """How many labels beyond its budget a run takes to calibrate the bound, by default."""
+    return min(budget // 4, 100)
+
+
 def spread_of(committee: Committee, uncertainty: Part) -> None:
     """Raises InputError where there is nothing that a spread could come from."""
     if uncertainty.name == "members" and committee.members < 2:
@@ -230,7 +235,7 @@ class Config:
     @property
     def calibration(self) -> int:
         """Labels that calibrate the bound."""
-        return min(self.stop.labels // 4, 100) if self.label.calibration is None else self.label.calibration
+        return calibrating(self.stop.labels) if self.label.calibration is None else self.label.calibration
 
     def __post_init__(self) -> None:
         """Raises InputError where committee, uncertainty and drive do not go together."""

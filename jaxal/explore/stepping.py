@@ -24,9 +24,8 @@ class Step(NamedTuple):
 
     walkers: WalkerState
     near: Neighbors  # with their skin, for the next step
-    proposed: Structure  # where the forces were taken
     close: Neighbors  # within the cutoff; `overflow` says where there was no room
-    seen: Any  # what was said of these structures
+    seen: Any  # what `push` said beside
 
 
 def step(
@@ -45,4 +44,4 @@ def step(
         near = neighbors.renewed(spec, near, proposed)
         close = neighbors.within(spec, near, proposed)
     moves, seen = push(proposed, close)
-    return Step(jax.vmap(explorer.advance)(walkers, proposed, *moves), near, proposed, close, seen)
+    return Step(jax.vmap(explorer.advance)(walkers, proposed, *moves), near, close, seen)

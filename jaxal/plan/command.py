@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxal.core.errors import InputError
+from jaxal.plan.targets import TARGETS
 
 if TYPE_CHECKING:
     from jaxal.plan.targets import Target
@@ -17,7 +18,7 @@ MANY = 64  # walkers whose step takes more memory than the training
 
 def add(plan: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
-    what = "h100, h200, a100, v5e, v6e, or this: the one there is (default)"
+    what = f"{', '.join(TARGETS)}, or this: the one there is (default)"
     plan.add_argument("--device", default="this", help=f"{what}; several with commas")
     plan.add_argument("--json", action="store_true", help="print JSON")
     plan.set_defaults(command=run)
@@ -28,8 +29,8 @@ def run(given: argparse.Namespace) -> None:
     from jaxal.plan import targets
 
     names = list(dict.fromkeys(given.device.split(",")))
-    known = {targets.prepare(name).platform if name != "this" else "this" for name in names}
-    if len(known) > 1:
+    platforms = {targets.prepare(name).platform if name != "this" else "this" for name in names}
+    if len(platforms) > 1:
         raise InputError(f"--device: {given.device} are of several kinds; give GPUs, TPUs or this alone")
     from jaxal.config.check import check, start_structures
     from jaxal.config.loading import load
@@ -41,7 +42,7 @@ def run(given: argparse.Namespace) -> None:
     config = load(given.config, given.overrides)
     check(config)
     starts = start_structures(config.system)
-    records = [plan(config, starts, species_table(starts), targets.TARGETS.get(name)) for name in names]
+    records = [plan(config, starts, species_table(starts), TARGETS.get(name)) for name in names]
     print(json.dumps(records, indent=1) if given.json else "\n\n".join(map(text, records)))
 
 
@@ -68,10 +69,11 @@ def plan(config: Any, starts: Sequence[Any], table: tuple[int, ...], target: "Ta
     needed, state = segment.held + segment.temporary, programs.size(run.state)
     memory = _memory(platform) if target is None else target.memory
     usable = int(POOL[platform] * memory)
-    # beside the state there is what the step takes for so many walkers, or the rest of the segment where that is more
+    # of so many walkers the step takes more than the training
     totals = [programs.size(each.state) + step.temporary for each, step in zip(runs, steps, strict=True)]
-    each = max(1.0, (totals[1] - totals[0]) / (3 * many))
-    largest = many + int((usable - totals[0]) // each) if needed <= usable else 0
+    for_one = max(1.0, (totals[1] - totals[0]) / (3 * many))
+    fits = needed <= usable
+    largest = max(walkers, many + int((usable - totals[0]) // for_one)) if fits else 0
     atoms, members = len(starts[0]), config.committee.members
     return {
         "device": platform if target is None else target.name,
@@ -85,9 +87,9 @@ def plan(config: Any, starts: Sequence[Any], table: tuple[int, ...], target: "Ta
         "usable": usable,
         "state": state,
         "needed": needed,
-        "needed_by_a_walker": round(each),
-        "fits": needed <= usable,
-        "largest_walkers": max(0, largest),
+        "needed_by_a_walker": round(for_one),
+        "fits": fits,
+        "largest_walkers": largest,
         "bytes_by_atom_member_step": round(step.bytes / (atoms * members * walkers)),
         "step": step._asdict(),
         "training": training._asdict(),

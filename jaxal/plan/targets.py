@@ -75,9 +75,10 @@ def prepare(name: str) -> Target:
     else:
         os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
         os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # there is no chip that two could fight for
-        os.environ["TPU_ACCELERATOR_TYPE"] = ACCELERATOR[name]
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", ACCELERATOR[name])  # one serves the topologies of all
         own = ""
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {own}".strip()
+    if own not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {own}".strip()
     return target
 
 

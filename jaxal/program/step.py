@@ -218,7 +218,7 @@ def make_walk(
                 extra, drift = bias_forces.push(bias, committee, walk.drift, params, proposed, close, prediction)
             return Moves(moves[0] + extra.force, moves[1] + extra.stress), (now, drift)
 
-        walkers, found, _, close, (now, drift) = stepping.step(explorer, near, walk.walkers, walk.near, push)
+        walkers, found, close, (now, drift) = stepping.step(explorer, near, walk.walkers, walk.near, push)
         now = jax.vmap(lambda w, c: heated(bounds, w, c))(walkers, now)
         # from the first unphysical frame to the next look a walker keeps its last physical frame
         cause = jnp.where(walk.candidate.bad, walk.candidate.cause, now.cause)

@@ -207,7 +207,7 @@ def test_labels_that_take_long_are_not_waited_for():
     Path("water.yaml").write_text(text)
     config = load("water.yaml")
     assert check(config) == [] and (config.label.mode, config.label.workers) == ("pooled", 3)
-    assert "one label took 1.5 min, so 400 take 10 h" in text
+    assert "one label took 1.5 min, so 500 take 12 h" in text and "then 100 labels more calibrate" in text
 
 
 def test_who_sits_at_a_terminal_is_asked():

@@ -110,7 +110,7 @@ def test_a_plan_for_this_machine_is_that_of_its_run(water):
     )
     assert record["state"] < record["needed"] and record["largest_walkers"] > 1000
     assert record["step"]["kernels"] > 10 and record["training"]["kernels"] > 10
-    assert record["segment"]["loops"] == 0 or record["segment"]["kernels"] > record["step"]["kernels"]
+    assert record["segment"]["kernels"] > record["step"]["kernels"]
     text = command.text(record)
     assert "fits           yes: " in text and "2 members, 2 walkers" in text
     tight = record | {"fits": False, "usable": record["needed"] - 1, "largest_walkers": 0}
@@ -191,11 +191,11 @@ def test_step_training_and_segment_for_an_h100_call_no_factorization(water):
     for name in ("step", "training", "segment"):
         calls = record[name]["foreign"]
         assert not [call for call in calls if "solver" in call or "riangular" in call or "LU" in call], calls
-    # what it is today; more would be slower
+    # what they are today (jax 0.10.1: 247 kernels, 63.2 kB), and a little room; more would be slower
     assert record["step"]["kernels"] <= KERNELS and record["bytes_by_atom_member_step"] <= BYTES
 
 
-KERNELS, BYTES = 400, 1_000_000
+KERNELS, BYTES = 255, 65_000
 
 
 @pytest.mark.slow
