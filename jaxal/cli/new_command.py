@@ -155,13 +155,14 @@ def _cost(text: str, out: Path, measured: bool) -> float | None:
     from jaxal.config import yaml12
     from jaxal.config.check import check
     from jaxal.config.loading import parse
+    from jaxal.config.systems import populations
 
     config = parse(yaml12.parse(text, str(out)), out.parent)
     for warning in check(config):
         terminal.complain(f"jaxal: warning: {warning}")
     if not measured or config.label.part.kind == "oracle":
         return None
-    return one_label(config)[1].seconds
+    return one_label(config, populations(config)[0])[1].seconds
 
 
 def _closing(out: Path, method: "Method", starts: "Sequence[ase.Atoms]", seconds: float | None) -> str:

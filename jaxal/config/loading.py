@@ -11,9 +11,8 @@ import difflib
 import inspect
 import math
 import re
-import shutil
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -81,46 +80,13 @@ def parse(
     for override in overrides:
         raw = _override(dict(raw), override)
     try:
-        return _section(raw, cls, "", None if folder is None else Path(folder))
+        return _section(_inherited(raw), cls, "", None if folder is None else Path(folder))
     except InputError as error:
         for override in reversed(overrides):
             key = override.partition("=")[0].strip()
             if str(error).startswith((f"{key}:", f"{key}.", f"{key}[")):
                 raise InputError(f"override {override!r}: {error}") from None
         raise
-
-
-def dump(config: Any, folder: str | Path | None = None) -> str:
-    """A configuration as YAML, every field with its unit; it loads back to an equal configuration.
-
-    Paths inside `folder` are written relative to it, all others absolute.
-    """
-    lines = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, Part) or dataclasses.is_dataclass(value):
-            lines.append(f"{field.name}:")
-            lines += [f"  {line}" for line in _lines(value, folder)]
-        else:
-            lines.append(f"{field.name}: {yaml12.inline(value)}")
-    return "\n".join(lines) + "\n"
-
-
-def resolved(config: T, directory: str | Path) -> T:
-    """Writes `config.yaml` and copies of the files it names into `directory`, which then needs nothing else.
-
-    With them go the files that parts were imported from.
-
-    Returns the configuration that names the copies; it equals what `load` reads from the new file.
-    """
-    directory = Path(directory).resolve()
-    directory.mkdir(parents=True, exist_ok=True)
-    config = _copied(config, "", directory)
-    plugins.keep(directory / INPUTS)
-    partial = directory / PARTIAL  # a run folder is one from the moment its configuration is there, whole
-    partial.write_text(dump(config, directory), encoding="utf-8")
-    partial.replace(directory / FILE_NAME)
-    return config
 
 
 def describe(annotation: Any) -> str:
@@ -166,10 +132,26 @@ def _override(raw: dict[str, Any], override: str) -> dict[str, Any]:
         if not isinstance(inner, Mapping | None):
             raise InputError(f"override {override!r}: {done} is {yaml12.inline(inner)}, which has no fields")
         here = dict(inner or {})
-        here[names[0]] = replaced(here.get(names[0]), names[1:], _dotted(done, names[0]))
+        here[names[0]] = replaced(here.get(names[0]), names[1:], dotted(done, names[0]))
         return here
 
     return replaced(raw, names, "")
+
+
+def _inherited(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`raw` with what a system's own dynamics leaves out from `explore`, where both are of one name."""
+    common, systems = raw.get("explore"), raw.get("systems")
+    if not isinstance(systems, Mapping) or not isinstance(common, Mapping):
+        return raw
+    usual = {key: value for key, value in common.items() if key not in ("walkers", "drive")}
+
+    def whole(system: Any) -> Any:
+        own = system.get("explore") if isinstance(system, Mapping) else None
+        if not isinstance(own, Mapping) or own.get("name", usual.get("name")) != usual.get("name", own.get("name")):
+            return system
+        return {**system, "explore": {**usual, **own}}
+
+    return {**raw, "systems": {name: whole(system) for name, system in systems.items()}}
 
 
 def _section(raw: Any, cls: type[T], field: str, folder: Path | None) -> T:
@@ -181,18 +163,20 @@ def _section(raw: Any, cls: type[T], field: str, folder: Path | None) -> T:
     rest = {key: value for key, value in raw.items() if key not in declared}
     if rest and not part:
         key = next(iter(rest))
-        raise InputError(f"{_dotted(field, key)}: unknown field; {_closest(key, list(declared))}")
+        raise InputError(f"{dotted(field, key)}: unknown field; {_closest(key, list(declared))}")
     values: dict[str, Any] = {"part": _part(rest, part, field, folder, tuple(declared))} if part else {}
     for name, each in declared.items():
-        dotted, annotation = _dotted(field, name), hints[name]
+        place, annotation = dotted(field, name), hints[name]
         if kinds := _kinds(annotation):
-            values[name] = _part(_mapping(raw.get(name), dotted), kinds, dotted, folder)
+            values[name] = _part(_mapping(raw.get(name), place), kinds, place, folder)
         elif dataclasses.is_dataclass(annotation):
-            values[name] = _section(raw.get(name), annotation, dotted, folder)  # pyright: ignore[reportArgumentType]
+            values[name] = _section(raw.get(name), annotation, place, folder)  # pyright: ignore[reportArgumentType]
+        elif (inner := _optional(annotation)) is not None and raw.get(name) is not None:
+            values[name] = _convert(raw[name], inner, place, folder)
         elif name in raw:
-            values[name] = _convert(raw[name], annotation, dotted, folder)
+            values[name] = _convert(raw[name], annotation, place, folder)
         elif each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
-            raise InputError(f"{dotted}: missing; give {describe(annotation)}")
+            raise InputError(f"{place}: missing; give {describe(annotation)}")
     return cls(**values)
 
 
@@ -212,11 +196,11 @@ def _part(raw: Mapping[str, Any], kinds: Kinds, field: str, folder: Path | None,
             raise InputError(f"{field}.{key}: unknown field; {_closest(key, ['name', *beside, *options])}")
     values = []
     for option in options.values():
-        dotted = f"{field}.{option.name}"
+        place = f"{field}.{option.name}"
         if option.name in raw:
-            values.append((option.name, _convert(raw[option.name], option.annotation, dotted, folder)))
+            values.append((option.name, _convert(raw[option.name], option.annotation, place, folder)))
         elif option.default is inspect.Parameter.empty:
-            raise InputError(f"{dotted}: missing; {name} needs {describe(option.annotation)}")
+            raise InputError(f"{place}: missing; {name} needs {describe(option.annotation)}")
         else:
             values.append((option.name, option.default))
     return Part(kind_of[name], name, tuple(values))
@@ -333,62 +317,19 @@ def _kinds(annotation: Any) -> Kinds | None:
     return next((note for note in notes if isinstance(note, Kinds)), None)
 
 
+def _optional(annotation: Any) -> Any:
+    """The section or part of a field that may be left out, None for any other."""
+    choices = [choice for choice in get_args(annotation) if choice is not type(None)]
+    if get_origin(annotation) not in (Union, types.UnionType) or len(choices) != 1:
+        return None
+    return choices[0] if _kinds(choices[0]) or dataclasses.is_dataclass(choices[0]) else None
+
+
 def _closest(name: Any, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(str(name), known, n=1)
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
 
 
-def _dotted(*names: Any) -> str:
+def dotted(*names: Any) -> str:
+    """A field's name from its section's and its own."""
     return ".".join(str(name) for name in names if name != "")
-
-
-def _lines(section: Any, folder: str | Path | None) -> Iterator[str]:
-    """The lines of one section or part, with units as comments."""
-    if isinstance(section, Part):
-        yield f"name: {yaml12.inline(section.name)}"
-        annotations = {option.name: option.annotation for option in registry.options(section.kind, section.name)}
-        items: Sequence[tuple[str, Any]] = section.options
-    else:
-        annotations = get_type_hints(type(section), include_extras=True)
-        items = [(field.name, getattr(section, field.name)) for field in dataclasses.fields(section)]
-    for name, value in items:
-        if isinstance(value, Part):
-            yield from _lines(value, folder)
-            continue
-        unit = unit_of(annotations[name])
-        yield f"{name}: {yaml12.inline(_plain(value, folder))}" + (f"  # {unit}" if unit else "")
-
-
-def _plain(value: Any, folder: str | Path | None) -> Any:
-    """A value as YAML knows it."""
-    if isinstance(value, Path):
-        inside = folder is not None and value.is_relative_to(Path(folder).resolve())
-        return value.relative_to(Path(folder).resolve()).as_posix() if folder and inside else str(value)
-    if isinstance(value, tuple | list):
-        return [_plain(each, folder) for each in value]
-    if isinstance(value, Mapping):
-        return {key: _plain(each, folder) for key, each in value.items()}
-    return value
-
-
-def _copied(value: Any, field: str, directory: Path) -> Any:
-    """`value` with every path replaced by a copy under `directory`; `field` names the copy's own folder."""
-    if isinstance(value, Path):
-        target = directory / INPUTS / field / value.name
-        if value != target:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(value, target)
-        return target
-    if isinstance(value, tuple):
-        return tuple(_copied(each, f"{field}.{i}", directory) for i, each in enumerate(value))
-    if isinstance(value, Mapping):
-        return {key: _copied(each, f"{field}.{key}", directory) for key, each in value.items()}
-    if isinstance(value, Part):
-        options = ((name, _copied(each, _dotted(field, name), directory)) for name, each in value.options)
-        return dataclasses.replace(value, options=tuple(options))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [each.name for each in dataclasses.fields(value)]
-        return dataclasses.replace(
-            value, **{name: _copied(getattr(value, name), _dotted(field, name), directory) for name in names}
-        )
-    return value

@@ -6,8 +6,9 @@ number in that unit or text such as "2 ps". `Unit("", 1)` bounds a plain number,
 """
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -23,6 +24,8 @@ class Kinds(NamedTuple):
     default: str
 
 
+FIRST, FIRST_OF_EACH = 10, 6  # labels before the dynamics, where nobody says how many
+NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # of a system
 Count = Annotated[int, Unit("", 1)]
 Factor = Annotated[float, Unit("", 0)]
 Fraction = Annotated[float, Unit("", 0), Below(1)]
@@ -52,19 +55,31 @@ ExecutorPart = Annotated[Part, Kinds(("executor",), "local")]
 UncertaintyPart = Annotated[Part, Kinds(("uncertainty",), "members")]
 KernelPart = Annotated[Part, Kinds(("kernel",), "mean_feature")]
 SelectPart = Annotated[Part, Kinds(("select",), "top_k")]
+ExplorerPart = Annotated[Part, Kinds(("explorer",), "nvt_langevin")]
 BiasPart = Annotated[Part, Kinds(("bias",), "none")]
 SchedulePart = Annotated[Part, Kinds(("schedule",), "single")]
 
 
 @dataclass(frozen=True)
-class System:
-    """The structures that the walkers start from."""
+class Structures:
+    """The structures that the walkers of a system start from: the same atoms in the same order."""
 
     file: Path  # any file ASE reads
     index: int | Literal["all"] | tuple[int, ...] = 0  # frames of the file, walkers take them in turn; -1 is the last
     charge: int | None = None  # e; default: what the file says, else 0
     spin: Annotated[int, Unit("", 0)] | None = None  # number of unpaired electrons; likewise
     supercell: tuple[Count, Count, Count] = (1, 1, 1)  # repetitions along the three lattice vectors
+    # rows of atoms (from 0; of the supercell, where there is one) that nothing moves, beside those that the file fixes
+    fixed: tuple[Annotated[int, Unit("", 0)], ...] = ()
+
+
+@dataclass(frozen=True)
+class System(Structures):
+    """A system of a run."""
+
+    walkers: Count | None = None  # default: an even share of explore.walkers
+    explore: ExplorerPart | None = None  # where it differs from `explore`: the fields that do
+    validate: Path | None = None  # labeled frames of this system, beside validate.data
 
 
 @dataclass(frozen=True)
@@ -88,8 +103,8 @@ class Committee:
 class Explore:
     """The dynamics that visits structures."""
 
-    part: Annotated[Part, Kinds(("explorer",), "nvt_langevin")]
-    walkers: Count = 8
+    part: ExplorerPart
+    walkers: Count = 8  # of all systems together
     drive: Literal["mean", "member"] = "mean"  # the force a walker follows: the committee's mean, or one member's each
 
 
@@ -109,7 +124,8 @@ class Label:
     """The reference method, and which of its answers are accepted."""
 
     part: Annotated[Part, Kinds(("labeler", "oracle"), "tblite")]
-    initial: Annotated[int, Unit("", 2)] = 10  # labels before the dynamics
+    # labels before the dynamics, of all systems together; default: 10, of several systems 6 of each
+    initial: Annotated[int, Unit("", 2)] | None = None
     # labels of random frames beyond stop.labels, for the bound; 0: none; default: a quarter of stop.labels, at most 100
     calibration: Annotated[int, Unit("", 0)] | None = None
     mode: Literal["inline", "pooled"] = "inline"  # the dynamics wait for a label, or go on elsewhere until it is there
@@ -207,11 +223,12 @@ def fitting(committee: Committee, uncertainty: Part) -> None:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything `jaxal run` needs."""
 
-    system: System
+    system: System | None = None  # where there is a single one
+    systems: Mapping[str, System] = field(default_factory=dict)  # several, by names of the user's
     potential: PotentialPart
     committee: Committee
     uncertainty: UncertaintyPart
@@ -237,14 +254,49 @@ class Config:
         """Labels that calibrate the bound."""
         return calibrating(self.stop.labels) if self.label.calibration is None else self.label.calibration
 
+    @property
+    def named(self) -> dict[str, System]:
+        """The systems by their fields: `system`, or `systems.NAME` for each."""
+        if self.system is not None:
+            return {"system": self.system}
+        return {f"systems.{name}": system for name, system in self.systems.items()}
+
+    @property
+    def walkers(self) -> dict[str, int]:
+        """How many walkers each system has, by its field: those that it is given, else a share of what is left."""
+        own = {name: system.walkers for name, system in self.named.items()}
+        sharing = [name for name, number in own.items() if number is None]
+        left = self.explore.walkers - sum(number or 0 for number in own.values())
+        shares = {name: max(1, left // len(sharing) + (at < left % len(sharing))) for at, name in enumerate(sharing)}
+        return {name: shares[name] if number is None else number for name, number in own.items()}
+
+    @property
+    def initial(self) -> int:
+        """Labels before the dynamics."""
+        number = len(self.named)
+        return self.label.initial or (FIRST if number == 1 else FIRST_OF_EACH * number)
+
     def __post_init__(self) -> None:
-        """Raises InputError where committee, uncertainty and drive do not go together."""
+        """Raises InputError for no system or two kinds, and for a committee, uncertainty and drive that do not fit."""
+        if self.system is None and not self.systems:
+            raise InputError("system.file: missing; give a file, or several systems by name under `systems`")
+        if self.system is not None and self.systems:
+            raise InputError("systems: does not go with `system`; name it among the systems")
+        for name in self.systems:
+            if not re.fullmatch(NAME, str(name)) or not isinstance(name, str):
+                raise InputError(f"systems.{name}: a name is text of letters, digits, _ and -; give {_plain(name)}")
         spread_of(self.committee, self.uncertainty)
         if self.explore.drive == "member" and self.committee.signs:
             raise InputError(
                 f"explore.drive: member needs the forces of all members; give committee.signs = 0, not "
                 f"{self.committee.signs}, or mean"
             )
+
+
+def _plain(name: Any) -> str:
+    """A name of a system that is like this."""
+    text = re.sub(r"[^A-Za-z0-9_-]+", "_", str(name)).strip("_-")
+    return text if isinstance(name, str) and text else f"such as system_{text or 1}"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ import numpy as np
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
-from jaxal.config.check import dynamics_of, start_structures, task_of
+from jaxal.config.check import dynamics_of, task_of
+from jaxal.config.systems import start_structures
 from jaxal.contest.schema import Live, Task
 from jaxal.core.errors import InputWarning
 from jaxal.core.types import InputError, Label, Structure

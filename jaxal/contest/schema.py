@@ -27,7 +27,7 @@ from jaxal.config.schema import (
     SchedulePart,
     ScorePart,
     SelectPart,
-    System,
+    Structures,
     Train,
     UncertaintyPart,
     spread_of,
@@ -49,7 +49,7 @@ SINGLE, UNBIASED = Part("schedule", "single", ()), Part("bias", "none", ())
 class Live:
     """A task whose candidates the committee's own dynamics finds, and whose labels are calculated."""
 
-    system: System
+    system: Structures
     explore: Explore
     label: Annotated[Part, Kinds(("labeler",), "tblite")]
     workers: Annotated[int, Unit("", 0)] = 0  # processes that calculate labels; 0 calculates in this one

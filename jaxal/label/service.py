@@ -69,7 +69,8 @@ class Record(NamedTuple):
 class Service(NamedTuple):
     """An open labeler. `store` is the open label store, closed with it."""
 
-    label: Callable[..., Labels]  # (structures [k], wanted [k] bool, what each carries [k] = None)
+    # (structures [k], wanted [k] bool, what each carries [k] = nothing: `jaxal.label.store.conversion`)
+    label: Callable[..., Labels]
     check: Callable[[Batch], None]  # raises LabelError for a structure the method cannot treat
     drain: Callable[[], list[Record]]  # records since the last call, oldest first
     trouble: Callable[[], str]  # why no label can be committed any more, empty while all is well
@@ -91,7 +92,6 @@ def label_service(
     net_force: float = NET_FORCE,
     retry_failed: bool = False,
     enough: Callable[[], bool] = lambda: False,
-    carried: bytes = b"",
 ) -> Service:
     """Opens the store and the workers.
 
@@ -119,9 +119,6 @@ def label_service(
     enough
         Asked before each calculation. Once it holds, no other is begun, and `label` raises Enough when those that
         were begun are in the store.
-    carried
-        What the structures carry besides (`jaxal.label.store.conversion`), for the rows of the store, where a call of
-        `label` does not say it.
 
     With several workers the rows of the store are in the order in which the labels landed. Raises LabelError for
     options that cannot be, and for a file that is not a label store.
@@ -135,7 +132,7 @@ def label_service(
     troubles: list[str] = []
     times: list[tuple[Task, float]] = []  # of calculations, once they are needed
     opened = open_store(store)
-    kept = keeper(opened, backend, max_force=max_force, net_force=net_force, retry_failed=retry_failed, carried=carried)
+    kept = keeper(opened, backend, max_force=max_force, net_force=net_force, retry_failed=retry_failed)
 
     def no_more() -> bool:
         return bool(troubles) or enough()
@@ -174,7 +171,7 @@ def label_service(
             if result.ok and times:
                 times.append((tasks[key], result.seconds))
             try:
-                found[key] = (*kept.committed(tasks[key], result, own.get(key)), False)
+                found[key] = (*kept.committed(tasks[key], result, own.get(key, b"")), False)
             except Exception as error:  # a full disk: a label that is not committed is not a label
                 troubles.append(f"the label store {store} failed: {one_line(error)}")
                 found[key] = (0, failed(tasks[key], troubles[-1], result.seconds), False)

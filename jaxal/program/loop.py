@@ -1,7 +1,7 @@
 """The compiled segment: dynamics, uncertainty, gate, selection, labels, growth and retraining in one program.
 
 A segment is a scan over looks. Between two looks all walkers take a fixed number of steps under the committee's
-force, and every step is scored. At a look, walkers that left the physical are rewound, those the gate
+force, group by group, and every step is scored. At a look, walkers that left the physical are rewound, those the gate
 flags are labeled, and if labels came the committee is retrained and the gate recalibrated; then the dynamics go
 on. The labeler is a function of the program: one ordered callback, or none where the oracle is written in JAX.
 Without a labeler flagged frames wait in a queue and their walkers go back to a trusted frame: the program never
@@ -22,7 +22,7 @@ from jaxal.core import devices
 from jaxal.data import queue as queues
 from jaxal.data import sample as samples
 from jaxal.program.lessons import teach
-from jaxal.program.reports import Lesson, Look, Trusted
+from jaxal.program.reports import Lesson, Look, Trusted, cut
 from jaxal.program.selection import Chooser, choose
 from jaxal.program.state import (
     LABEL_FAILED,
@@ -34,35 +34,57 @@ from jaxal.program.state import (
     Parts,
     State,
     Static,
+    rows_of,
     unless_undone,
 )
-from jaxal.program.step import Bounds, Candidate, Walk, make_walk, nothing, where
+from jaxal.program.step import Bounds, Candidate, Walk, joined, make_walk, nothing, where
 from jaxal.train import posterior
 from jaxal.uncertainty.support import is_supported
 
 Segment = Callable[[State, Limits], tuple[State, Look]]
 
 
+def make_walks(parts: Parts, static: Static) -> Callable[[Limits, State], list[Walk]]:
+    """The function that lets all walkers, group by group, take their steps from one look to the next."""
+    own = rows_of(static.groups)
+    walks = [
+        make_walk(
+            *(parts.committee, explorer, parts.score, static.table, group.near, static.every),
+            *(parts.drive, parts.bias, parts.gate, rows.start),
+        )
+        for explorer, group, rows in zip(parts.explorers, static.groups, own, strict=True)
+    ]
+
+    def walked(limits: Limits, state: State, number: int) -> Walk:
+        group, rows = static.groups[number], own[number]
+        candidate = nothing(*cut(state.trusted, rows, group.atoms))
+        full = jnp.zeros(len(group.systems), bool)
+        start = Walk(state.walkers[number], state.near[number], candidate, full, state.drift[number])
+        limit = limits.implausible, limits.closest, limits.hottest
+        bounds = Bounds(*limit, state.farthest[rows], state.known)
+        return walks[number](state.train.average, state.gate, state.support, bounds, start)
+
+    return lambda limits, state: [walked(limits, state, number) for number in range(len(walks))]
+
+
 def make_segment(parts: Parts, static: Static) -> Segment:
     """The function to compile: (state, limits) -> (state, looks). Donate the state."""
     mesh = parts.committee.mesh
-    walking = parts.committee, parts.explorer, parts.score, static.table, static.near, static.every
-    walk = make_walk(*walking, parts.drive, parts.bias, parts.gate)
+    walk, own = make_walks(parts, static), rows_of(static.groups)
     picks = parts.select, static.train_near, static.batch, parts.schedule, parts.arms
     chooser = Chooser(parts.committee, parts.kernel, *picks)
 
     def look(limits: Limits, state: State, _) -> tuple[State, Look]:
-        trusted, walkers = state.trusted, state.walkers
-        number = walkers.step.shape[0]
+        trusted, number = state.trusted, state.quiet.shape[0]
         key, key_probe, key_select, key_add, key_hold, key_fit, key_rewind = jax.random.split(state.key, 7)
         state = state._replace(key=key)
-        start = Walk(walkers, state.near, nothing(*trusted), jnp.zeros(number, bool), state.drift)
-        bounds = Bounds(limits.implausible, limits.closest, limits.hottest, state.farthest, state.known)
-        end = walk(state.train.average, state.gate, state.support, bounds, start)
+        ends = walk(limits, state)
         # what a look decides it decides on every device alike: a few numbers of each walker
-        candidate, full = devices.laid(mesh, P(), (end.candidate, end.full))
+        candidate = joined([end.candidate for end in ends])
+        candidate, full = devices.laid(mesh, P(), (candidate, jnp.concatenate([end.full for end in ends])))
         problems = state.problems | jnp.where(jnp.any(full), NEIGHBORS_FULL, 0)
-        state = state._replace(walkers=end.walkers, near=end.near, drift=end.drift)
+        walkers, near, drift = zip(*((end.walkers, end.near, end.drift) for end in ends), strict=True)
+        state = state._replace(walkers=walkers, near=near, drift=drift)
         gate, flagged = parts.gate.step(state.gate, candidate.score)
         # of a frame unlike all that was trained on a small score says nothing
         flagged |= candidate.unknown | ~is_supported(candidate.novelty)
@@ -96,9 +118,10 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         trusted = where(trust, here, trusted)
         rewind = candidate.bad | failed | (flagged if parts.label is None else False)
         keys = jax.random.split(key_rewind, number)
-        place, force, stress = trusted
-        fresh = jax.vmap(parts.explorer.init)(keys, place, force, stress, state.walkers.step)
-        walkers = where(rewind, fresh, state.walkers)
+        walkers = tuple(
+            where(rewind[rows], jax.vmap(explorer.init)(keys[rows], *cut(trusted, rows, group.atoms), now.step), now)
+            for explorer, group, rows, now in zip(parts.explorers, static.groups, own, state.walkers, strict=True)
+        )
         quiet = jnp.where(flagged | candidate.bad, 0, state.quiet + static.every)
         bits = jnp.where(jnp.any(candidate.bad), UNPHYSICAL, 0) | jnp.where(jnp.any(failed), LABEL_FAILED, 0)
         out = Look(

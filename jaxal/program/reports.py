@@ -2,9 +2,11 @@
 
 from typing import NamedTuple
 
+import jax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxal.core.types import Label, Structure
+from jaxal.data.padding import atoms_to, structures_to
 
 
 class Trusted(NamedTuple):
@@ -13,6 +15,12 @@ class Trusted(NamedTuple):
     structure: Structure
     force: Float[Array, "*w n 3"]  # that moves the walker
     stress: Float[Array, "*w 3 3"]
+
+
+def cut(trusted: Trusted, rows: slice, atoms: int) -> Trusted:
+    """Those of some walkers, with room for so many atoms."""
+    structure, force, stress = jax.tree.map(lambda x: x[rows], trusted)
+    return Trusted(structures_to(structure, atoms), atoms_to(force, atoms), stress)
 
 
 class Look(NamedTuple):

@@ -8,7 +8,7 @@ A frame is not physical, and its walker is rewound, where the committee is far t
 where the walker is too hot for its bath, where the structure is in pieces, or where a number is not finite.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -38,6 +38,7 @@ from jaxal.core.types import (
     WalkerState,
 )
 from jaxal.data import fragments, neighbors
+from jaxal.data.padding import atoms_to, structures_to
 from jaxal.explore import bias_forces, stepping
 from jaxal.explore.stepping import Moves
 from jaxal.explore.walker import hottest, temperature
@@ -81,13 +82,27 @@ def nothing(structure: Structure, force: Float[Array, "w n 3"], stress: Float[Ar
     return Candidate(structure, absent, force, force, stress, low, zero, absent, none, physical)
 
 
+def joined(candidates: Sequence[Candidate]) -> Candidate:
+    """Those of several groups as of one, padded to the atoms of the largest."""
+    size = max(candidate.force.shape[1] for candidate in candidates)
+    padded = [
+        candidate._replace(
+            structure=structures_to(candidate.structure, size),
+            force=atoms_to(candidate.force, size),
+            drive=atoms_to(candidate.drive, size),
+        )
+        for candidate in candidates
+    ]
+    return padded[0] if len(padded) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *padded)
+
+
 class Bounds(NamedTuple):
     """Beyond these a frame is not physical; and what is known of isolated atoms."""
 
     implausible: Float[Array, ""]  # eV/Å, largest estimated error
     closest: Float[Array, ""]  # smallest fraction of the sum of two atoms' covalent radii
     hottest: Float[Array, ""]  # largest kinetic temperature, as a multiple of the bath's
-    farthest: Float[Array, ""]  # Å, widest gap between two parts of a structure
+    farthest: Float[Array, "w"]  # Å, widest gap between two parts of a structure, for each walker
     known: Bool[Array, "s"]  # species that were trained on as isolated atoms
 
 
@@ -136,11 +151,12 @@ def make_walk(
     drive: Drive = "mean",
     bias: Bias | None = None,
     gate: Gate | None = None,
+    first: int = 0,
 ) -> Callable[[Params, GateState, Support | None, Bounds, Walk], Walk]:
     """The function of (parameters [r], gate, support, bounds, walk) that takes `steps` steps.
 
     `gate` is that of the states; where it is None, no error is estimated from the score. Without a support every
-    structure is supported.
+    structure is supported. `first` is the number of the first of these walkers in the run.
     """
     unit = FORCE if committee.uncertainty is None else committee.uncertainty.unit
     radii = jnp.asarray(covalent_radii[list(table)], jnp.float32)
@@ -200,7 +216,7 @@ def make_walk(
 
     def own(number: int) -> Int[Array, "w"]:
         """The numbers of this device's walkers."""
-        return jnp.arange(number) + (0 if committee.mesh is None else number * jax.lax.axis_index(WALKERS))
+        return first + jnp.arange(number) + (0 if committee.mesh is None else number * jax.lax.axis_index(WALKERS))
 
     def step(params: Params, state: GateState, support: Support | None, bounds: Bounds, walk: Walk) -> Walk:
         """One integration step of all walkers."""
@@ -234,7 +250,8 @@ def make_walk(
         cause = jnp.where(apart, APART, candidate.cause)
         return end._replace(candidate=where(apart, start.candidate, candidate)._replace(cause=cause))
 
-    return devices.split(committee.mesh, walk, (P(MEMBERS), P(), P(), P(), P(WALKERS)), P(WALKERS))
+    bounds = Bounds._make(P(WALKERS) if name == "farthest" else P() for name in Bounds._fields)
+    return devices.split(committee.mesh, walk, (P(MEMBERS), P(), P(), bounds, P(WALKERS)), P(WALKERS))
 
 
 def _finite(tree: Any) -> Bool[Array, ""]:

@@ -1,5 +1,7 @@
 """From a configuration to the program: its parts, what is static about it, its arguments, its devices."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,7 +12,7 @@ from jax.sharding import Mesh
 from jaxal.committee import evaluation as committees
 from jaxal.committee import weights
 from jaxal.committee.evaluation import Committee
-from jaxal.config.schema import Config, Offline, Train
+from jaxal.config.schema import Config, Offline, Part, Train
 from jaxal.core import devices
 from jaxal.core.types import Structure
 from jaxal.data import buffer as buffers
@@ -65,7 +67,7 @@ def _replicas(config: Config) -> int:
 
 def devices_of(config: Config) -> int:
     """How many devices a run takes. Raises InputError where `devices` does not fit."""
-    return devices.number(config.devices, config.explore.walkers, _replicas(config))
+    return devices.number(config.devices, math.gcd(*config.walkers.values()), _replicas(config))
 
 
 def mesh_of(config: Config) -> Mesh | None:
@@ -74,17 +76,17 @@ def mesh_of(config: Config) -> Mesh | None:
 
 
 def static_of(
-    config: Config, table: Table, near: neighbors.Spec, train_near: neighbors.Spec, looks: int = LOOKS
+    config: Config, table: Table, groups: Sequence[states.Group], train_near: neighbors.Spec, looks: int = LOOKS
 ) -> states.Static:
     """What the segment is compiled for."""
     return states.Static(
         table=table,
-        near=near,
+        groups=tuple(groups),
         train_near=train_near,
         recipe=recipe(config.train),
         every=config.gate.every,
         looks=looks,
-        batch=config.label.batch or config.explore.walkers,
+        batch=config.label.batch or sum(config.walkers.values()),
         fold=FOLD,
         queue=config.label.queue if config.label.mode == "pooled" else 0,
         sample=config.calibration,
@@ -96,7 +98,7 @@ def shapes_of(parts: states.Parts, static: states.Static, structures: Structure,
 
     def build(structures: Any, key: Any) -> states.State:
         one = jax.tree.map(lambda x: x[0], structures)
-        params = committees.init(parts.committee, key, one, neighbors.build(static.near, one))
+        params = committees.init(parts.committee, key, one, neighbors.build(static.train_near, one))
         buffer = buffers.init(one, parts.committee.members, rows)
         return states.start(parts, static, training.init(static.recipe, params), buffer, structures, key)
 
@@ -119,13 +121,16 @@ def limits_of(config: Config, rate: float, probe: float) -> states.Limits:
     )
 
 
-def parts_of(config: Config, table: Table, label: LabelFunction | None) -> states.Parts:
-    """The functions of the run; without a `label` what is to be labeled waits in the queue."""
+def parts_of(config: Config, table: Table, label: LabelFunction | None, explorers: Sequence[Part] = ()) -> states.Parts:
+    """The functions of the run; without a `label` what is to be labeled waits in the queue.
+
+    `explorers` are those of the groups; by default there is one group.
+    """
     dtype_of(config.precision)
     schedule = config.schedule.bind()()
     return states.Parts(
         committee=committee_of(config, table),
-        explorer=config.explore.part.bind()(),
+        explorers=tuple(part.bind()() for part in explorers or [config.explore.part]),
         score=config.score.bind(),
         gate=config.gate.part.bind()(),
         kernel=config.kernel.bind(),

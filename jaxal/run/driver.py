@@ -18,9 +18,11 @@ import jax
 import numpy as np
 
 from jaxal.config import yaml12
-from jaxal.config.check import check, start_structures
-from jaxal.config.loading import FILE_NAME, INPUTS, dump, load, parse, resolved
+from jaxal.config.check import check
+from jaxal.config.loading import FILE_NAME, INPUTS, load, parse
 from jaxal.config.schema import Config
+from jaxal.config.systems import Population, grouped, populations
+from jaxal.config.writing import dump, resolved
 from jaxal.core import devices, plugins
 from jaxal.core.discovery import import_file, import_parts
 from jaxal.core.types import InputError
@@ -37,6 +39,7 @@ from jaxal.run import (
     checkpoint,
     final_training,
     folder,
+    grouping,
     initial_labels,
     labeling,
     lock,
@@ -122,16 +125,12 @@ def _go(config: Config, directory: Path, interrupted: Callable[[], bool], change
     import_parts()
     assembly.mesh_of(config)  # before anything else: what was there when the run began may be gone when it is resumed
 
-    def start() -> list[Any]:
-        check(config)
-        starts = start_structures(config.system)
-        stripped = [frames.stripped(frames.of_atoms(atoms, labeled=False)) for atoms in starts]
-        return [[f.numbers, f.position, f.cell, f.mass, f.fixed, f.charge, f.spin] for f in stripped]
-
-    starts = [frames.to_atoms(frames.bare(*told)) for told in devices.from_first(start)]
+    systems, groups = _systems(config)
+    starts = [atoms for system in systems for atoms in system.starts]
     opening = one(labeling.executor_of(config, directory))
     with suppress(Enough), display() if devices.first() else nullcontext(_unseen) as show, opening as opener:
-        run = Run(config, directory, starts, species_table(starts), show, time.monotonic(), interrupted, opener)
+        table = species_table(starts)
+        run = Run(config, directory, systems, groups, table, show, time.monotonic(), interrupted, opener)
         if devices.from_first(lambda: checkpoint.latest(directory / CHECKPOINTS)) is None:
             folder.cut(directory, {})
             progress, train, buffer = _begin(run)
@@ -158,6 +157,31 @@ def _go(config: Config, directory: Path, interrupted: Callable[[], bool], change
     return False
 
 
+def _systems(config: Config) -> tuple[list[Population], list[list[int]]]:
+    """The systems of a configuration, as the first process reads them, and their groups."""
+
+    def read() -> list[Any]:
+        check(config)
+        systems = populations(config)
+        potential = config.potential.bind()(species_table([atoms for system in systems for atoms in system.starts]))
+        stripped = [[frames.stripped(frames.of_atoms(a, labeled=False)) for a in system.starts] for system in systems]
+        begun = [[[f.numbers, f.position, f.cell, f.mass, f.fixed, f.charge, f.spin] for f in own] for own in stripped]
+        return [begun, grouped(systems, potential.cutoff)]
+
+    begun, groups = devices.from_first(read)
+    systems = [
+        Population(
+            field,
+            section.file,
+            [frames.to_atoms(frames.bare(*told)) for told in own],
+            config.walkers[field],
+            section.explore or config.explore.part,
+        )
+        for (field, section), own in zip(config.named.items(), begun, strict=True)
+    ]
+    return systems, [list(map(int, group)) for group in groups]
+
+
 def _end_if_told(run: Run) -> None:
     """Raises Enough in all processes where the first was told to end."""
     if devices.from_first(run.interrupted):
@@ -175,7 +199,7 @@ def _begin(run: Run) -> tuple[Progress, training.TrainState, buffers.Buffer]:
 
     def labeled() -> list[Any] | None:
         with suppress(Enough):  # it must be raised in all processes
-            return initial_labels.first_labels(config, run.starts, run.store, run.interrupted, run.opener).told()
+            return initial_labels.first_labels(config, run.systems, run.store, run.interrupted, run.opener).told()
 
     told = devices.from_first(labeled)
     if told is None:
@@ -184,7 +208,7 @@ def _begin(run: Run) -> tuple[Progress, training.TrainState, buffers.Buffer]:
     reference = training.reference_energies(first.structures, first.labels.energy, len(run.table))
     structures, labels = training_data.cast(first.structures, first.labels, reference, config.precision)
     committee = assembly.committee_of(config, run.table)
-    near = neighbors.plan(structures, committee.potential.cutoff, assembly.SKIN)
+    near = grouping.neighbor_lists(run.systems, run.groups, run.table, structures, committee.potential.cutoff)
     train_near = neighbors.plan(structures, committee.potential.cutoff, 0.0)
     number = structures.charge.shape[0]
     key, key_set = jax.random.split(jax.random.key(config.seed))
@@ -202,7 +226,7 @@ def _begin(run: Run) -> tuple[Progress, training.TrainState, buffers.Buffer]:
     progress = Progress(
         reference=[float(x) for x in reference],
         config=dump(config, run.directory),
-        near=session.spec_out(near),
+        near=[session.spec_out(spec) for spec in near],
         train_near=session.spec_out(train_near),
         rate=config.train.learning_rate,
         asked=number + first.failed,
@@ -229,19 +253,16 @@ def _labels(run: Run, progress: Progress) -> Iterator[Labels]:
         return
     services: list[Service] = []
     waited = [0.0]
+    carried = initial_labels.carriers(run.starts, run.table)
 
     def opening() -> None:
-        services.append(
-            labeling.open_service(
-                config, run.table, run.store, reference, opener=run.opener, carried=initial_labels.carried_by(run.atoms)
-            )
-        )
+        services.append(labeling.open_service(config, run.table, run.store, reference, opener=run.opener))
 
     devices.from_first(opening)
 
     def asked(structures: Any, wanted: np.ndarray) -> Any:
         began = time.monotonic()
-        answer = services[0].label(structures, wanted)
+        answer = services[0].label(structures, wanted, carried(structures))
         progress.asked += int(np.sum(wanted))
         progress.failed += int(np.sum(wanted) - np.sum(answer.ok))
         session.show(run, progress, "explore")

@@ -17,6 +17,8 @@ from jaxal.core.types import InputError, Key, Label, Params, Structure
 from jaxal.data import buffer as buffers
 from jaxal.data import neighbors
 from jaxal.data import sample as samples
+from jaxal.data.dataset import labeled
+from jaxal.data.frames import of_atoms
 from jaxal.deploy import model
 from jaxal.label.task import Enough
 from jaxal.program import state as states
@@ -128,6 +130,27 @@ def validated(directory: Path, data: Path | None) -> None:
         command.save(directory, command.validate(directory, data))
 
 
+def validated_by_system(run: Run) -> None:
+    """The same for a run, with the frames that its systems have of their own, and by system."""
+    config, learned = run.config, model.load(run.directory)
+    known = {command.described(of_atoms(own.starts[0], labeled=False)): own.name for own in reversed(run.systems)}
+    parts = [(config.validate.data, None, learned.charge, learned.spin)]
+    for own in run.systems:
+        start = own.starts[0].info
+        parts.append((config.named[own.field].validate, own.name, start["charge"], start["spin"]))
+    frames, names = [], []
+    for file, name, charge, spin in parts:
+        if file is None:
+            continue
+        of_file = labeled(file, "the model", charge, spin).frames
+        frames += of_file
+        names += [name or known.get(command.described(frame), command.described(frame)) for frame in of_file]
+    if frames:
+        files = ", ".join(str(file) for file, *_ in parts if file is not None)
+        measured = command.measure(learned, frames, name=str(run.directory), source=files, systems=names)
+        command.save(run.directory, measured)
+
+
 def finish(run: Run, progress: Progress, parts: states.Parts, static: states.Static, state: states.State) -> None:
     """Ends a run whose exploration is over."""
     config, directory = run.config, run.directory
@@ -180,7 +203,7 @@ def finish(run: Run, progress: Progress, parts: states.Parts, static: states.Sta
         folder.append(directory, [_noted(run, bound, labels)])
         session.show(run, progress, "validation")
         folder.append(directory, [notes.phase(run, "validation")])
-        validated(directory, config.validate.data)
+        validated_by_system(run)
         folder.append(directory, [notes.phase(run, "done")])
 
     devices.from_first(write)
@@ -209,11 +232,10 @@ def sampled(run: Run, progress: Progress, parts: states.Parts, sample: samples.S
             np.asarray(progress.reference),
             run.interrupted,
             run.opener,
-            carried=initial_labels.carried_by(run.atoms),
         )
         try:
             with suppress(Enough):  # it must be raised in all processes
-                labels = opened.label(structures, wanted)
+                labels = opened.label(structures, wanted, initial_labels.carriers(run.starts, run.table)(structures))
                 if trouble := opened.trouble():
                     raise InputError(f"{trouble}; the last checkpoint stands, `jaxal resume {run.directory}` goes on")
                 return list(labels)

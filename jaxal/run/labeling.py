@@ -42,12 +42,11 @@ def open_service(
     enough: Callable[[], bool] = lambda: False,
     opener: Opener | None = None,
     retry_failed: bool = False,
-    carried: bytes = b"",
 ) -> Service:
     """The labels of a host method, relative to `reference` (eV per species), kept in `store`, until `enough()`.
 
     `opener` opens the executor; by default it is one of its own, which writes into the folder of the store. With
-    `retry_failed` what the store remembers as failed is calculated again. `carried`: see `label_service`.
+    `retry_failed` what the store remembers as failed is calculated again.
     """
     part = config.label.part
     return label_service(
@@ -61,7 +60,6 @@ def open_service(
         net_force=config.label.net_force,
         enough=enough,
         retry_failed=retry_failed,
-        carried=carried,
     )
 
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxal.config.loading import resolved
 from jaxal.config.schema import Data, Offline, Train
+from jaxal.config.writing import resolved
 from jaxal.core.types import InputError
 from jaxal.data import dataset, neighbors
 from jaxal.data.frames import Frame

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxal.config import yaml12
-from jaxal.config.loading import FILE_NAME, dump
+from jaxal.config.loading import FILE_NAME
+from jaxal.config.writing import dump
 from jaxal.core import devices
 from jaxal.core.types import InputError
 from jaxal.data import neighbors
 from jaxal.program import state as states
-from jaxal.run import assembly, checkpoint, folder
+from jaxal.run import assembly, checkpoint, folder, grouping
 from jaxal.run.session import CHECKPOINTS, Progress, Run, elapsed, walker_structures
 
 # of the configuration, on resume: how long and how, not what is learned from what
@@ -73,9 +74,11 @@ def _fields(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def _example(run: Run) -> Any:
     """A state of the right structure, as shapes; what sizes it has is on disk."""
     config, structures = run.config, walker_structures(run)
-    parts = assembly.parts_of(config, run.table, lambda structures, wanted: None)  # pyright: ignore
+    explorers = grouping.explorers(run.systems, run.groups)
+    parts = assembly.parts_of(config, run.table, lambda structures, wanted: None, explorers)  # pyright: ignore
     near = neighbors.plan(structures, parts.committee.potential.cutoff, assembly.SKIN)
-    return assembly.shapes_of(parts, assembly.static_of(config, run.table, near, near), structures, 1)
+    groups = grouping.program_groups(run.systems, run.groups, [near] * len(run.groups))
+    return assembly.shapes_of(parts, assembly.static_of(config, run.table, groups, near), structures, 1)
 
 
 def save(run: Run, progress: Progress, state: states.State) -> None:

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from jaxal.config import yaml12
-from jaxal.config.check import check, start_structures
-from jaxal.config.loading import dump, load, parse
+from jaxal.config.check import check
+from jaxal.config.loading import load, parse
+from jaxal.config.systems import start_structures
+from jaxal.config.writing import dump
 from jaxal.core.types import InputError
 from jaxal.data.structure import from_atoms
 from jaxal.run.initial_labels import first_structures

@@ -8,6 +8,7 @@ from store_example import ME, done, entries, filled, good, labeled, mixed_store,
 from structures import plain
 
 from jaxal.config.loading import load
+from jaxal.config.systems import populations
 from jaxal.data import files
 from jaxal.label.service import label_service
 from jaxal.label.task import NO_STRESS, Backend, Result, Task, failed
@@ -128,11 +129,11 @@ def test_a_run_begins_in_a_folder_with_a_store_and_pays_only_for_what_it_lacks(t
         "label: {name: ase, calculator: ase.calculators.emt.EMT, initial: 4}\n"
     )
     loaded, stores = load(config), [tmp_path / f"{name}.sqlite" for name in "ab"]
-    first = initial_labels.first_labels(loaded, molecule("H2O"), stores[0])
+    first = initial_labels.first_labels(loaded, populations(loaded), stores[0])
     done(capsys, "store", "export", stores[0], tmp_path / "first.xyz")
     done(capsys, "store", "import", stores[1], tmp_path / "first.xyz")
     before = entries(stores[1])
-    again = initial_labels.first_labels(loaded, molecule("H2O"), stores[1])
+    again = initial_labels.first_labels(loaded, populations(loaded), stores[1])
     np.testing.assert_array_equal(again.labels.energy, first.labels.energy)
     np.testing.assert_array_equal(again.labels.force, first.labels.force)
     assert [(e.row, e.created) for e in entries(stores[1])] == [(e.row, e.created) for e in before]

@@ -19,6 +19,7 @@ from ase.io import write
 from closed_features import SHELLS
 
 from jaxal.config.loading import load
+from jaxal.config.systems import populations
 from jaxal.core import registry
 from jaxal.core.discovery import import_parts
 from jaxal.data import neighbors
@@ -98,7 +99,7 @@ def segment_of(folder, names):
     """The segment of a round, what makes its first state, of what, and its limits."""
     config, crystal = config_of(folder, names)
     table, dtype, key = species_table([crystal]), np.dtype("float32"), jax.random.key(0)
-    first = initial_labels.first_labels(config, crystal, folder / "labels.db")
+    first = initial_labels.first_labels(config, populations(config), folder / "labels.db")
     structures, labels = training_data.cast(first.structures, first.labels, np.zeros(1), dtype)
     committee = assembly.committee_of(config, table)._replace(potential=SHELLS)
     near = neighbors.plan(structures, committee.potential.cutoff, assembly.SKIN)
@@ -108,7 +109,8 @@ def segment_of(folder, names):
     example = from_atoms([crystal], table, dtype=dtype)
     label = labeling.oracle_label(config, table, dtype, np.zeros(1), labeling.oracle_spec(config, table, example))
     parts = assembly.parts_of(config, table, label)._replace(committee=committee)
-    static = assembly.static_of(config, table, near, train_near, looks=1)
+    group = states.Group(near, len(crystal), (0,) * WALKERS)
+    static = assembly.static_of(config, table, [group], train_near, looks=1)
     train = training.init(static.recipe, params)
     walkers = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)[0]] * WALKERS), structures)
     begin = functools.partial(states.start, parts, static)
@@ -132,9 +134,9 @@ def test_one_round_of_silicon(tmp_path, names):
 
     assert not int(after.problems) & (states.UNDONE | states.LABEL_FAILED) and not look.unphysical.any()
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), begun)
-    assert np.all(np.isfinite(after.walkers.structure.position)) and np.all(np.isfinite(look.score))
+    assert np.all(np.isfinite(after.walkers[0].structure.position)) and np.all(np.isfinite(look.score))
     if names["explorer"] != "descent":  # a crystal at rest has nowhere to go down to
-        assert np.all(after.walkers.structure.position != begun.walkers.structure.position)
+        assert np.all(after.walkers[0].structure.position != begun.walkers[0].structure.position)
     asked, wanted = look.walker[0][look.walker[0] >= 0], np.flatnonzero(look.flagged[0])
     assert len(wanted) == WALKERS or names["score"] in MAY_REST
     assert len(set(asked.tolist())) == len(asked) and set(asked.tolist()) <= set(wanted.tolist())

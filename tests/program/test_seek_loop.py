@@ -24,7 +24,7 @@ def sought():
     parts = parts._replace(
         bias=hyperactive(max_force_spread), schedule=schedule, arms=tuple(getattr(select, name) for name in OF)
     )
-    drift = jax.vmap(parts.bias.init)(begun.walkers.structure)
+    drift = (jax.vmap(parts.bias.init)(begun.walkers[0].structure),)
     course = selection.Course.begun(schedule)
     return begun._replace(drift=drift, course=course), jax.jit(loop.make_segment(parts, static))
 
@@ -34,12 +34,14 @@ def test_a_segment_with_bias_and_bandit_learns_of_both_and_repeats_itself():
     state = with_gate(begun, -1.0)
     after, looks = run(state, limits_of())
     assert not int(after.problems) & states.UNDONE and looks.ok.all()
-    assert np.all(after.drift.count == 12) and np.all(np.asarray(after.drift.slope) > 0)
+    assert np.all(after.drift[0].count == 12) and np.all(np.asarray(after.drift[0].slope) > 0)
     assert float(after.course.rounds) == 3 and float(after.course.error) > 0
     assert not np.array_equal(after.course.schedule.weight, state.course.schedule.weight)
     assert same(run(state, limits_of())[0], after)
     # the bias moves the walkers elsewhere
     plain, _, unbiased = compiled(oracle)
     other, _ = unbiased(with_gate(plain, -1.0), limits_of())
-    assert other.drift == () and not np.array_equal(other.walkers.structure.position, after.walkers.structure.position)
+    assert other.drift == ((),) and not np.array_equal(
+        other.walkers[0].structure.position, after.walkers[0].structure.position
+    )
     assert looks.walker.shape == (3, WALKERS)
