@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from jaxal.config import yaml12
-from jaxal.config.schema import Config, Kinds, Part
+from jaxal.config.schema import Config, ExplorerPart, Kinds, Part
 from jaxal.core import plugins, registry
 from jaxal.core.discovery import import_parts
 from jaxal.core.types import InputError
@@ -144,10 +144,13 @@ def _inherited(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(systems, Mapping) or not isinstance(common, Mapping):
         return raw
     usual = {key: value for key, value in common.items() if key not in ("walkers", "drive")}
+    kinds = _kinds(ExplorerPart)
+    assert kinds is not None
+    name = usual.get("name", kinds.default)
 
     def whole(system: Any) -> Any:
         own = system.get("explore") if isinstance(system, Mapping) else None
-        if not isinstance(own, Mapping) or own.get("name", usual.get("name")) != usual.get("name", own.get("name")):
+        if not isinstance(own, Mapping) or own.get("name", name) != name:
             return system
         return {**system, "explore": {**usual, **own}}
 

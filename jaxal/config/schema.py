@@ -227,7 +227,7 @@ def fitting(committee: Committee, uncertainty: Part) -> None:
 class Config:
     """Everything `jaxal run` needs."""
 
-    system: System | None = None  # where there is a single one
+    system: System | None = None  # a single one, or the one that a run began with
     systems: Mapping[str, System] = field(default_factory=dict)  # several, by names of the user's
     potential: PotentialPart
     committee: Committee
@@ -256,15 +256,16 @@ class Config:
 
     @property
     def named(self) -> dict[str, System]:
-        """The systems by their fields: `system`, or `systems.NAME` for each."""
-        if self.system is not None:
-            return {"system": self.system}
-        return {f"systems.{name}": system for name, system in self.systems.items()}
+        """The systems by their fields: `system`, `systems.NAME`."""
+        first = {} if self.system is None else {"system": self.system}
+        return first | {f"systems.{name}": system for name, system in self.systems.items()}
 
     @property
     def walkers(self) -> dict[str, int]:
         """How many walkers each system has, by its field: those that it is given, else a share of what is left."""
         own = {name: system.walkers for name, system in self.named.items()}
+        if self.system is not None:  # what is added beside it takes no walkers from it
+            own["system"] = self.system.walkers or self.explore.walkers
         sharing = [name for name, number in own.items() if number is None]
         left = self.explore.walkers - sum(number or 0 for number in own.values())
         shares = {name: max(1, left // len(sharing) + (at < left % len(sharing))) for at, name in enumerate(sharing)}
@@ -277,11 +278,9 @@ class Config:
         return self.label.initial or (FIRST if number == 1 else FIRST_OF_EACH * number)
 
     def __post_init__(self) -> None:
-        """Raises InputError for no system or two kinds, and for a committee, uncertainty and drive that do not fit."""
+        """Raises InputError where there is no system, and for a committee, uncertainty and drive that do not fit."""
         if self.system is None and not self.systems:
             raise InputError("system.file: missing; give a file, or several systems by name under `systems`")
-        if self.system is not None and self.systems:
-            raise InputError("systems: does not go with `system`; name it among the systems")
         for name in self.systems:
             if not re.fullmatch(NAME, str(name)) or not isinstance(name, str):
                 raise InputError(f"systems.{name}: a name is text of letters, digits, _ and -; give {_plain(name)}")
@@ -296,7 +295,7 @@ class Config:
 def _plain(name: Any) -> str:
     """A name of a system that is like this."""
     text = re.sub(r"[^A-Za-z0-9_-]+", "_", str(name)).strip("_-")
-    return text if isinstance(name, str) and text else f"such as system_{text or 1}"
+    return text if isinstance(name, str) and text else f"such as system_{text}".rstrip("_")
 
 
 @dataclass(frozen=True)

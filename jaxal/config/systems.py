@@ -102,7 +102,7 @@ def with_electrons(config: Config, frame: door.Frame) -> door.Frame:
     Raises InputError where it says others than a single system, and where it says none and is of no system, or of
     several that differ in them.
     """
-    if config.system is not None:
+    if config.system is not None and not config.systems:
         return door.with_electrons(frame, config.system.charge, config.system.spin, "system")
     if frame.charge is not None and frame.spin is not None:
         return frame

@@ -141,26 +141,35 @@ def judge_of(parts: Parts, static: Static) -> Judge:
 
 
 def start(
-    parts: Parts, static: Static, train: training.TrainState, buffer: buffers.Buffer, structures: Structure, key: Key
+    parts: Parts,
+    static: Static,
+    train: training.TrainState,
+    buffer: buffers.Buffer,
+    structures: Structure,
+    key: Key,
+    begun: Any = None,
 ) -> State:
-    """State of a new run: walkers [w] begin at `structures`, with momenta of their own."""
+    """State of a new run: walkers [w] begin at `structures`, with momenta of their own.
+
+    `begun` [w] are the steps that they have done (default: none).
+    """
     number = structures.charge.shape[0]
     key, *keys = jax.random.split(key, number + 1)
-    begun, moves, lists = [], [], []
+    steps = jnp.zeros(number, jnp.int32) if begun is None else jnp.asarray(begun, jnp.int32)
+    walkers, moves, lists = [], [], []
     for explorer, group, rows in zip(parts.explorers, static.groups, rows_of(static.groups), strict=True):
         own = structures_to(jax.tree.map(lambda x, rows=rows: x[rows], structures), group.atoms)
         near = neighbors.find(group.near, own)
         prediction = committees.predict(parts.committee, train.average, own, near)
         force, stress = driving(parts.drive, prediction, jnp.arange(rows.start, rows.stop))
-        step = jnp.zeros(len(group.systems), jnp.int32)
-        begun.append(jax.vmap(explorer.init)(jnp.stack(keys[rows]), own, force, stress, step))
+        walkers.append(jax.vmap(explorer.init)(jnp.stack(keys[rows]), own, force, stress, steps[rows]))
         moves.append((atoms_to(force, structures.species.shape[1]), stress))
         lists.append(near)
     force, stress = jax.tree.map(lambda *x: jnp.concatenate(x), *moves)
     gate = calibrate(judge_of(parts, static), parts.gate.init(), train.average, buffer)[0]
     overflow = jnp.concatenate([near.overflow for near in lists])
     state = State(
-        walkers=tuple(begun),
+        walkers=tuple(walkers),
         trusted=Trusted(structures, force, stress),
         near=tuple(lists),
         quiet=jnp.zeros(number, jnp.int32),
@@ -176,7 +185,7 @@ def start(
         problems=jnp.where(jnp.any(overflow), NEIGHBORS_FULL, 0).astype(jnp.int32),
         farthest=_farthest(static, structures).astype(force.dtype),
         known=_known(static, buffer),
-        drift=tuple(() if parts.bias is None else jax.vmap(parts.bias.init)(walkers.structure) for walkers in begun),
+        drift=tuple(() if parts.bias is None else jax.vmap(parts.bias.init)(own.structure) for own in walkers),
         course=Course.begun(parts.schedule),
     )
     return devices.laid(parts.committee.mesh, LAYOUT, state)

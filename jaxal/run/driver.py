@@ -35,6 +35,7 @@ from jaxal.label.workers.executor import one
 from jaxal.program import state as states
 from jaxal.report.display import Status, display
 from jaxal.run import (
+    addition,
     assembly,
     checkpoint,
     final_training,
@@ -67,9 +68,13 @@ def start(config: Config, directory: Path) -> bool:
         for warning in check(config):
             print(f"jaxal: warning: {warning}", file=sys.stderr)
         store = str(Path(config.label.store).expanduser().resolve()) if config.label.store else ""
-        ready = dataclasses.replace(
-            config, devices=assembly.devices_of(config), label=dataclasses.replace(config.label, store=store)
-        )
+        # a system that is added later takes no walkers from those that are there
+        systems = {
+            name: dataclasses.replace(system, walkers=config.walkers[f"systems.{name}"])
+            for name, system in config.systems.items()
+        }
+        label = dataclasses.replace(config.label, store=store)
+        ready = dataclasses.replace(config, devices=assembly.devices_of(config), label=label, systems=systems)
         directory.mkdir(parents=True, exist_ok=True)
         open_folder.enter_context(lock.held(directory))
         folder.refuse_used(directory)
@@ -125,12 +130,10 @@ def _go(config: Config, directory: Path, interrupted: Callable[[], bool], change
     import_parts()
     assembly.mesh_of(config)  # before anything else: what was there when the run began may be gone when it is resumed
 
-    systems, groups = _systems(config)
-    starts = [atoms for system in systems for atoms in system.starts]
     opening = one(labeling.executor_of(config, directory))
     with suppress(Enough), display() if devices.first() else nullcontext(_unseen) as show, opening as opener:
-        table = species_table(starts)
-        run = Run(config, directory, systems, groups, table, show, time.monotonic(), interrupted, opener)
+        nothing = Run(config, directory, [], [], (), show, time.monotonic(), interrupted, opener)
+        run = _with(nothing, config)
         if devices.from_first(lambda: checkpoint.latest(directory / CHECKPOINTS)) is None:
             folder.cut(directory, {})
             progress, train, buffer = _begin(run)
@@ -139,12 +142,19 @@ def _go(config: Config, directory: Path, interrupted: Callable[[], bool], change
             buffer = devices.laid(run.mesh, states.LAYOUT.buffer, buffer)
             state = None
         else:
-            progress, state = persistence.restore(run)
-            if changed and devices.first():
-                resolved(config, directory)
+            began = addition.begun_with(config, directory)
+            more = addition.added(began, config)
+            before = _with(run, began) if more else run
+            progress, state = persistence.restore(before)
+            if changed:
+                config = _told(lambda: dump(resolved(config, directory)))
+                run = run._replace(config=config)
             folder.cut(directory, progress.sizes)
+            run = run._replace(began=run.began - progress.elapsed)
+            if more:
+                progress, state = addition.grown(addition.Before(before, progress, state), run)
+            progress.config = dump(config, directory)
             train = buffer = None
-        run = run._replace(began=run.began - progress.elapsed)
         with _labels(run, progress) as labels:
             if progress.phase == "explore":
                 state = explore(run, progress, state, train, buffer, labels)
@@ -157,8 +167,8 @@ def _go(config: Config, directory: Path, interrupted: Callable[[], bool], change
     return False
 
 
-def _systems(config: Config) -> tuple[list[Population], list[list[int]]]:
-    """The systems of a configuration, as the first process reads them, and their groups."""
+def _with(run: Run, config: Config) -> Run:
+    """The run of another configuration, with its systems as the first process reads them, and their groups."""
 
     def read() -> list[Any]:
         check(config)
@@ -179,7 +189,8 @@ def _systems(config: Config) -> tuple[list[Population], list[list[int]]]:
         )
         for (field, section), own in zip(config.named.items(), begun, strict=True)
     ]
-    return systems, [list(map(int, group)) for group in groups]
+    table = species_table([atoms for system in systems for atoms in system.starts])
+    return run._replace(config=config, systems=systems, groups=[list(map(int, g)) for g in groups], table=table)
 
 
 def _end_if_told(run: Run) -> None:

@@ -134,7 +134,7 @@ def validated_by_system(run: Run) -> None:
     """The same for a run, with the frames that its systems have of their own, and by system."""
     config, learned = run.config, model.load(run.directory)
     known = {command.described(of_atoms(own.starts[0], labeled=False)): own.name for own in reversed(run.systems)}
-    parts = [(config.validate.data, None, learned.charge, learned.spin)]
+    parts: list[Any] = [(config.validate.data, None, learned.charge, learned.spin)]
     for own in run.systems:
         start = own.starts[0].info
         parts.append((config.named[own.field].validate, own.name, start["charge"], start["spin"]))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxal.config.schema import FIRST_OF_EACH as FIRST_OF_EACH
 from jaxal.config.schema import Config
 from jaxal.config.systems import Population
 from jaxal.core.types import InputError, Label, Structure
@@ -111,14 +112,17 @@ def first_labels(
     store: Path,
     enough: Callable[[], bool] = lambda: False,
     opener: Opener | None = None,
+    number: int | None = None,
+    table: Table | None = None,
 ) -> First:
     """Labels the first structures. Raises InputError if the method fails on a start structure or on most.
 
-    Once `enough()` holds it raises Enough, with what was calculated in the store. `opener`: see `open_service`.
+    Once `enough()` holds it raises Enough, with what was calculated in the store. `opener`: see `open_service`. There
+    are `number` of them (default: `label.initial`), their species rows of `table` (default: of their own).
     """
     starts = [start for system in systems for start in system.starts]
-    table = species_table(starts)
-    frames = first_of_all(systems, config.initial, config.seed)
+    table = table or species_table(starts)
+    frames = first_of_all(systems, number or config.initial, config.seed)
     structures = from_atoms(frames, table, dtype=np.float64)
     zero = np.zeros(len(table))
     wanted = np.ones(len(frames), bool)

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from jaxal.config import yaml12
-from jaxal.config.loading import FILE_NAME
-from jaxal.config.writing import dump
 from jaxal.core import devices
 from jaxal.core.types import InputError
 from jaxal.data import neighbors
@@ -30,22 +28,11 @@ MAY_CHANGE = (
 
 
 def restore(run: Run) -> tuple[Progress, states.State]:
-    """State and memory of the newest whole checkpoint.
-
-    Raises InputError where there is none, and for a configuration that differs in what must not change.
-    """
-    now = dump(run.config, run.directory)
-
-    def read() -> list[Any]:
-        stored = checkpoint.newest(run.directory / CHECKPOINTS)
-        check_changes(stored.record["host"]["config"], now, run.directory / FILE_NAME)
-        return list(stored)
-
-    found: Any = devices.from_first(read)
+    """State and memory of the newest whole checkpoint. Raises InputError where there is none."""
+    found: Any = devices.from_first(lambda: list(checkpoint.newest(run.directory / CHECKPOINTS)))
     stored = checkpoint.Stored(*found)
     state = checkpoint.fitted(stored, _example(run))
     progress = Progress(**stored.record["host"])
-    progress.config = now
     return progress, devices.laid(run.mesh, states.LAYOUT, state)
 
 
@@ -53,13 +40,21 @@ def check_changes(begun: str, now: str, source: Path) -> None:
     """Raises InputError, with the fields, where two configurations, as YAML, differ in more than `MAY_CHANGE`."""
     was, present = (dict(_fields(yaml12.parse(text, str(source)))) for text in (begun, now))
     differ = [name for name in {**was, **present} if was.get(name) != present.get(name)]
+    there = {_system(name) for name in was}
+    differ = [name for name in differ if _system(name) in there]  # a system may be added
     wrong = [name for name in differ if not name.startswith(MAY_CHANGE)]
     if wrong:
         told = "; ".join(f"{name} was {was.get(name)}, is {present.get(name)}" for name in wrong)
         may = ", ".join(name + "*" * name.endswith(".") for name in MAY_CHANGE)
         raise InputError(
-            f"{source}: the run was begun otherwise: {told}. Set it back, or start a new run; {may} may change"
+            f"{source}: the run was begun otherwise: {told}. Set it back, or start a new run; {may} may change, and "
+            "systems may be added"
         )
+
+
+def _system(name: str) -> str:
+    """The system that a field is of; empty for other fields."""
+    return ".".join(name.split(".")[:2]) if name.startswith("systems.") else ""
 
 
 def _fields(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -142,7 +142,7 @@ def measure(
     energy = (np.asarray(predicted.label.energy) - np.asarray(reference.energy, np.float64))[ok] / atoms
     names = np.array([described(frame) for frame in frames] if systems is None else systems)
     several = [str(kind) for kind in dict.fromkeys(names.tolist())] if len(set(names.tolist())) > 1 else []
-    parts = predicted.label, reference, structure
+    parts: Any = predicted.label, reference, structure
     known = model.support is not None
     novelty = predicted.novelty[ok]
     supported, estimated = novelty <= 1, bounds(model.calibration, widest, novelty)
@@ -169,7 +169,7 @@ def measure(
         components=normal(residual, np.repeat(predicted.spread[real][:, None] / np.sqrt(3), 3, axis=1)),
         energies=normal(energy, predicted.energy_spread[ok] / atoms),
         elements=coverage_by(symbols, predicted.spread[real], error[real], each),
-        systems={kind: compare(*_rows(parts, names == kind), model.table) for kind in several},
+        systems={kind: _errors(model, _rows(parts, names == kind)) for kind in several},
     )
 
 
@@ -178,6 +178,11 @@ def described(frame: Frame) -> str:
     charge, spin = frame.charge or 0, frame.spin or 0
     words = [f"charge {charge:+d}"] * bool(charge) + [f"{spin} unpaired"] * bool(spin)
     return ", ".join([formula(frame.numbers), *words])
+
+
+def _errors(model: models.Model, parts: tuple[Label, Label, Structure]) -> Errors:
+    """Errors of predictions, labels and structures."""
+    return compare(*parts, model.table)
 
 
 def _rows(parts: Any, rows: np.ndarray) -> Any:

@@ -1,0 +1,222 @@
+"""Systems added to a run that has begun: what was learned stays, and there is room for what is new.
+
+The new systems are labeled first, as those of a new run are. Training set, parameters and trusted frames are brought
+to the new species table and padded size; walkers go on from their trusted frames with new momenta. What knows only the
+latest labels, such as the queue, begins anew: labels that were at work are found by the ledger of the run.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxal.config import yaml12
+from jaxal.config.loading import FILE_NAME, parse
+from jaxal.config.schema import Config
+from jaxal.config.systems import Population
+from jaxal.config.writing import dump
+from jaxal.core import devices
+from jaxal.core.types import InputError, Key, Label, Params, Structure
+from jaxal.data import buffer as buffers
+from jaxal.data import neighbors
+from jaxal.data.padding import atoms_to, structures_to
+from jaxal.label.task import Enough
+from jaxal.program import state as states
+from jaxal.run import assembly, checkpoint, folder, grouping, initial_labels, notes, persistence, session, training_data
+from jaxal.run.final_training import compiled_fit
+from jaxal.run.session import CHECKPOINTS, Progress, Run
+from jaxal.train import fit as training
+
+
+class Before(NamedTuple):
+    """A run as its last checkpoint has it."""
+
+    run: Run
+    progress: Progress
+    state: states.State
+
+
+def begun_with(config: Config, directory: Path) -> Config:
+    """The configuration of the newest checkpoint of a run folder.
+
+    Raises InputError where `config` differs from it in what must not change.
+    """
+
+    def read() -> list[str]:
+        text = checkpoint.newest(directory / CHECKPOINTS).record["host"]["config"]
+        persistence.check_changes(text, dump(config, directory), directory / FILE_NAME)
+        return [text]
+
+    (text,) = devices.from_first(read)
+    return parse(yaml12.parse(text, FILE_NAME), directory if devices.first() else None)
+
+
+def added(before: Config, now: Config) -> list[str]:
+    """The fields of the systems that a run had not when it was last at work."""
+    return [field for field in now.named if field not in before.named]
+
+
+def grown(before: Before, run: Run) -> tuple[Progress, states.State]:
+    """Progress and state of a run with more systems than it had. Writes a checkpoint of them.
+
+    Raises InputError where the new systems cannot be labeled, or nothing is left of the budget for them, and Enough
+    where the run is told to end meanwhile.
+    """
+    old, progress, state = before
+    known = {system.field for system in old.systems}
+    fresh = [system for system in run.systems if system.field not in known]
+    first = _first_labels(run, fresh, progress)
+    reference = _references(old, run, progress, first)
+    size, rows = run.atoms, np.array([run.table.index(number) for number in old.table])
+    structures, labels = training_data.cast(first.structures, first.labels, reference, run.config.precision)
+    structures, labels = structures_to(structures, size), labels._replace(force=atoms_to(labels.force, size))
+    key, key_add, key_new, key_fit = jax.random.split(jax.device_get(state.key), 4)
+    buffer = _training_set(run, devices.whole(state.buffer), rows, structures, labels, key_add)
+    committee = assembly.committee_of(run.config, run.table)
+    cutoff = committee.potential.cutoff
+    everything, _ = buffers.rows(buffer, np.arange(int(buffer.count)))
+    near = grouping.neighbor_lists(run.systems, run.groups, run.table, everything, cutoff)
+    train_near = neighbors.plan(everything, cutoff, 0.0)
+    params = _parameters(committee, key_new, train_near, structures, labels, devices.whole(state.train.average), rows)
+    recipe = assembly.recipe(run.config.train)
+    limits = assembly.limits_of(run.config, progress.rate, 0.0)
+    steps = jnp.asarray(run.config.train.initial_steps, jnp.int32)
+    session.show(run, progress, "first training", f"{', '.join(system.name for system in fresh)}: added")
+    fit = compiled_fit(committee, recipe, train_near)
+    train = devices.laid(run.mesh, states.LAYOUT.train, training.init(recipe, params))
+    buffer = devices.laid(run.mesh, states.LAYOUT.buffer, buffer)
+    train, _ = fit(train, buffer, key_fit, steps, limits.rate, limits.final_rate)
+    parts = assembly.parts_of(run.config, run.table, None, grouping.explorers(run.systems, run.groups))
+    groups = grouping.program_groups(run.systems, run.groups, near)
+    static = assembly.static_of(run.config, run.table, groups, train_near)
+    walkers, begun = _walkers(old, run, devices.whole(state), rows)
+    sample = devices.whole(state.sample)
+
+    def begin(train: Any, buffer: Any, key: Key) -> states.State:
+        new = states.start(parts, static, train, buffer, walkers, key, begun)
+        if sample.there.shape[0] == static.sample:
+            frames = structures_to(_renamed(sample.structure, rows), size)
+            new = new._replace(sample=sample._replace(structure=frames))
+        return new
+
+    progress.reference = [float(x) for x in reference]
+    progress.near, progress.train_near = [session.spec_out(spec) for spec in near], session.spec_out(train_near)
+    progress.asked += first.structures.charge.shape[0] + first.failed
+    progress.failed += first.failed
+    progress.phase, progress.config = "explore", dump(run.config, run.directory)
+    progress.begun, progress.waiting, progress.rewinds = [], None, []
+    made = jax.block_until_ready(jax.jit(begin)(train, buffer, key))
+    made = made._replace(labels=jnp.asarray(progress.asked, jnp.int32))
+    folder.append(run.directory, [notes.phase(run, "explore", f"added {', '.join(s.name for s in fresh)}")])
+    made = devices.laid(run.mesh, states.LAYOUT, made)
+    persistence.save(run, progress, made)
+    return progress, made
+
+
+def _first_labels(run: Run, fresh: Sequence[Population], progress: Progress) -> initial_labels.First:
+    """The first labels of the new systems, as many as those of a new run."""
+    names = ", ".join(system.field for system in fresh)
+    number = max(initial_labels.FIRST_OF_EACH * len(fresh), sum(len(system.starts) for system in fresh))
+    stop, ps = run.config.stop, session.picoseconds(run, progress)
+    if progress.asked + number >= stop.labels:
+        raise InputError(
+            f"stop.labels: {stop.labels} is too small for {names}: {progress.asked} labels are there, and {number} "
+            f"more come first; give such as {progress.asked + 10 * number}"
+        )
+    if stop.time is not None and ps >= stop.time:
+        raise InputError(f"stop.time: {stop.time:g} ps are over; for {names} give more, such as {2 * stop.time:g}")
+    session.show(run, progress, "first labels")
+
+    def labeled() -> list[Any] | None:
+        with suppress(Enough):
+            told = run.config, fresh, run.store, run.interrupted, run.opener, number, run.table
+            return initial_labels.first_labels(*told).told()
+        return None
+
+    told = devices.from_first(labeled)
+    if told is None:
+        raise Enough
+    return initial_labels.First.heard(told)
+
+
+def _references(old: Run, run: Run, progress: Progress, first: initial_labels.First) -> np.ndarray:
+    """Energies of the species, eV: those that the run has, and of new elements by the first labels."""
+    known = {run.table.index(number): value for number, value in zip(old.table, progress.reference, strict=True)}
+    return training.reference_energies(first.structures, first.labels.energy, len(run.table), known)
+
+
+def _renamed(structures: Structure, rows: np.ndarray) -> Structure:
+    """Structures whose species are rows of the new table: row i of the old one is `rows[i]`."""
+    species = jnp.asarray(structures.species)
+    return structures._replace(species=jnp.where(species >= 0, jnp.asarray(rows, jnp.int32)[species], -1))
+
+
+def _training_set(
+    run: Run, buffer: buffers.Buffer, rows: np.ndarray, structures: Structure, labels: Label, key: Key
+) -> buffers.Buffer:
+    """The training set with the new labels, and room for as many as a new run would have."""
+    size, number = run.atoms, structures.charge.shape[0]
+    force = atoms_to(buffer.label.force, size)
+    buffer = buffer._replace(
+        structure=structures_to(_renamed(buffer.structure, rows), size), label=buffer.label._replace(force=force)
+    )
+    wanted = max(int(buffer.count) + number, min(run.config.stop.labels, assembly.LARGEST_BUFFER))
+    buffer = buffers.grow(buffer, max(wanted, buffers.capacity(buffer)))
+    held = jnp.asarray(training_data.spread_hold(number, run.config.train.holdout))
+    bootstrap = 1.0 if run.config.train.bootstrap else 0.0
+    return jax.jit(buffers.add, static_argnums=6)(buffer, key, structures, labels, labels.ok, held, bootstrap)[0]
+
+
+def _parameters(
+    committee: Any,
+    key: Key,
+    near: neighbors.Spec,
+    structures: Structure,
+    labels: Label,
+    learned: Params,
+    rows: np.ndarray,
+) -> Params:
+    """New parameters that are the learned ones wherever these say something.
+
+    An axis that has grown is one of species; its new rows keep their initial weights. Raises InputError for parameters
+    that have grown in another way.
+    """
+    new = training_data.new_params(committee, key, near, structures, labels)
+
+    def merged(path: Any, fresh: Any, old: Any) -> Any:
+        if fresh.shape == old.shape:
+            return old
+        axes = [axis for axis, (a, b) in enumerate(zip(fresh.shape, old.shape, strict=True)) if a != b]
+        if any(old.shape[axis] != len(rows) for axis in axes):
+            name = jax.tree_util.keystr(path)
+            raise InputError(
+                f"potential: its parameters {name} change from {old.shape} to {fresh.shape} with another element, and "
+                "no axis of them is one of species; give a new run"
+            )
+        place = np.ix_(*(rows if axis in axes else np.arange(n) for axis, n in enumerate(old.shape)))
+        return jnp.asarray(fresh).at[place].set(old)
+
+    posterior = {name: value for name, value in new.items() if name == "posterior"}  # it is learned again
+    kept = {name: value for name, value in new.items() if name != "posterior"}
+    return jax.tree_util.tree_map_with_path(merged, kept, {name: learned[name] for name in kept}) | posterior
+
+
+def _walkers(old: Run, run: Run, state: states.State, rows: np.ndarray) -> tuple[Structure, np.ndarray]:
+    """Where the walkers begin, [w n], and how many steps they have done."""
+    size = run.atoms
+    trusted = jax.device_get(structures_to(_renamed(state.trusted.structure, rows), size))
+    steps = np.concatenate([np.asarray(walkers.step) for walkers in state.walkers])
+    begin: Any = jax.tree.map(np.array, session.walker_structures(run))
+    begun = np.zeros(len(run.walkers), np.int32)
+    for at, system in enumerate(run.systems):
+        mine = np.flatnonzero(np.array(run.walkers) == at)
+        theirs = [row for row, number in enumerate(old.walkers) if old.systems[number].field == system.field]
+        for row, source in zip(mine, theirs, strict=False):
+            for values, from_old in zip(begin, trusted, strict=True):
+                values[row] = from_old[source]
+            begun[row] = steps[source]
+    return jax.tree.map(jnp.asarray, begin), begun
