@@ -16,13 +16,15 @@ from jaxal.committee import weights
 from jaxal.config.schema import Config, Gate, Part, System
 from jaxal.core.errors import InputError
 from jaxal.core.types import FORCE, Explorer, Uncertainty
-from jaxal.data import files
+from jaxal.data import files, lattice
 from jaxal.data import frames as door
 from jaxal.data.frames import MOST_ATOMS, fixed_atoms, overlap
 from jaxal.data.structure import Table, from_atoms, species_table
 from jaxal.explore.timestep import too_long
 from jaxal.label.store import conversion
-from jaxal.label.task import Task
+from jaxal.label.task import Task, has_stress
+
+VACUUM = 8.0  # Å; a layer without atoms so thick is no part of a crystal or of a liquid
 
 
 def start_structures(system: System) -> list[ase.Atoms]:
@@ -50,14 +52,13 @@ def start_structures(system: System) -> list[ase.Atoms]:
             raise InputError(f"{system.file}: frame {index}: {error}") from None
         atoms = door.to_atoms(door.stripped(frame))
         first = starts[0] if starts else atoms
-        if not np.array_equal(atoms.numbers, first.numbers) or atoms.pbc.any() != first.pbc.any():
-            what = "the same atoms in the same order, all with a cell or none"
+        if not np.array_equal(atoms.numbers, first.numbers) or np.any(atoms.pbc != first.pbc):
+            what = "the same atoms in the same order, periodic in the same directions"
             raise InputError(f"system.index: frames {chosen[0]} and {index} of {system.file} differ; they need {what}")
         if system.supercell != (1, 1, 1):
-            if not atoms.pbc.all():
-                raise InputError(
-                    f"system.supercell: {list(system.supercell)} needs a periodic cell; {system.file} has none"
-                )
+            if np.any((np.array(system.supercell) > 1) & ~atoms.pbc):
+                what = f"{system.file} is periodic along {lattice.named(atoms.pbc)}; give 1 elsewhere"
+                raise InputError(f"system.supercell: {list(system.supercell)} does not fit, {what}")
             if (number := len(atoms) * int(np.prod(system.supercell))) > MOST_ATOMS:
                 raise InputError(
                     f"system.supercell: {list(system.supercell)} makes {number} atoms; give at most {MOST_ATOMS}"
@@ -77,7 +78,12 @@ def explorer_of(part: Part, starts: list[ase.Atoms], file: Any) -> Explorer:
     if all(fixed_atoms(start).all() for start in starts):
         raise InputError(f"system.file: all atoms of {file} are fixed; leave at least one free to move")
     if explorer.barostat and not atoms.pbc.all():
-        raise InputError(f"explore.name: {part.name} needs a periodic cell; {file} has none")
+        what = f"{file} is periodic along {lattice.named(atoms.pbc)}"
+        raise InputError(f"explore.name: {part.name} needs a cell that is periodic in all three directions, {what}")
+    for start in starts if explorer.barostat else ():
+        if (empty := float(lattice.empty(start.positions, start.cell.array, start.pbc).max())) > VACUUM:
+            what = f"{file} has a vacuum of {empty:.1f} Å, which a pressure would close; give nvt_langevin or another"
+            raise InputError(f"explore.name: {part.name} does not fit: {what}")
     if explorer.barostat and any(fixed_atoms(start).any() for start in starts):
         what = "a changing cell moves all of its atoms; give a dynamics of constant volume, such as nvt_langevin"
         raise InputError(f"explore.name: {part.name} does not fit the fixed atoms of {file}: {what}")
@@ -113,9 +119,13 @@ def dynamics_of(part: Part, label: Part, weight: float, starts: list[ase.Atoms],
     if explorer.barostat and weight == 0:
         what = f"the cell of {part.name} follows a stress that is never trained on; give such as 1"
         cautions.append(f"train.stress_weight: 0, {what}")
-    if weight > 0 and not starts[0].pbc.all():
-        cautions.append(f"train.stress_weight: {weight:g} has no effect; {file} has no periodic cell")
+    if weight > 0 and not _has_stress(starts[0]):
+        cautions.append(f"train.stress_weight: {weight:g} has no effect; {file} has no periodic cell with a volume")
     return cautions
+
+
+def _has_stress(atoms: ase.Atoms) -> bool:
+    return has_stress(task_of(atoms))
 
 
 def check(config: Config) -> list[str]:

@@ -126,7 +126,7 @@ def _go(config: Config, directory: Path, interrupted: Callable[[], bool], change
         check(config)
         starts = start_structures(config.system)
         stripped = [frames.stripped(frames.of_atoms(atoms, labeled=False)) for atoms in starts]
-        return [[f.numbers, f.position, f.cell, f.mass, f.fixed, f.charge, f.spin] for f in stripped]
+        return [[f.numbers, f.position, f.cell, f.periodic, f.mass, f.fixed, f.charge, f.spin] for f in stripped]
 
     starts = [frames.to_atoms(frames.bare(*told)) for told in devices.from_first(start)]
     opening = one(labeling.executor_of(config, directory))

@@ -21,6 +21,7 @@ from jaxal.core.types import InputError, Label, Structure
 from jaxal.data import queue
 from jaxal.data.frames import of_atoms
 from jaxal.data.labels import Numbers, known
+from jaxal.data.lattice import along_periodic
 from jaxal.label import cost
 from jaxal.label.store.commit import Keeper, keeper
 from jaxal.label.store.database import open_store
@@ -291,7 +292,8 @@ def _task(run: Run, structures: Structure, row: int) -> Task:
     numbers = np.asarray(run.table, np.int64)[species[atoms]]
     position = np.asarray(structures.position[row], np.float64)[atoms]
     cell = np.asarray(structures.cell[row], np.float64)
-    return Task(numbers, position, cell, int(structures.charge[row]), int(structures.spin[row]))
+    electrons = int(structures.charge[row]), int(structures.spin[row])
+    return Task(numbers, position, cell, np.asarray(structures.periodic[row]), *electrons)
 
 
 def _came(run: Run, progress: Progress, items: Sequence[_Item]) -> Came:
@@ -300,6 +302,8 @@ def _came(run: Run, progress: Progress, items: Sequence[_Item]) -> Came:
     ok = np.array([item.result.ok for item in items])
     fixed = of_atoms(run.atoms, labeled=False).fixed
     learned = [known(Numbers(*item.result[:3]), fixed) for item in items]
+    geometry = [(item.task.cell, item.task.periodic) for item in items]
+    learned = [x._replace(stress=along_periodic(x.stress, *of)) for x, of in zip(learned, geometry, strict=True)]
     stacked = [np.stack([getattr(numbers, name) for numbers in learned]) for name in ("force", "stress")]
     force, stress = (np.where(ok[:, None, None], values, 0.0) for values in stacked)
     energy = np.where(ok, [item.result.energy for item in items], 0.0) - np.where(ok, offset, 0.0)

@@ -10,7 +10,7 @@ from structures import plain
 from jaxal.config.loading import load
 from jaxal.data import files
 from jaxal.label.service import label_service
-from jaxal.label.task import NO_STRESS, Backend, Result, Task, failed
+from jaxal.label.task import NO_STRESS, OPEN, Backend, Result, Task, failed
 from jaxal.run import initial_labels
 
 
@@ -149,7 +149,7 @@ def test_import_takes_charge_and_spin_of_the_frame_and_leaves_known_labels_alone
     own.info |= {"charge": -1, "spin": 1}
     crystal = labeled(bulk("Si"), stress=np.arange(6.0))
     write(tmp_path / "data.traj", [labeled(molecule("H2O")), own, crystal, labeled(molecule("H2O"), energy=9.0)])
-    task = Task(molecule("H2O").numbers, molecule("H2O").positions, np.zeros((3, 3)), 2, 2)
+    task = Task(molecule("H2O").numbers, molecule("H2O").positions, *OPEN, 2, 2)
     filled(path, (task, failed(task, "no luck")))
     me = ("--method", ME[0], "--version", ME[1])
     out = done(capsys, "store", "import", path, tmp_path / "data.traj", *me, "--charge", "2", "--spin", "2")

@@ -23,7 +23,7 @@ needs_pyscf = pytest.mark.skipif(importlib.util.find_spec("pyscf") is None, reas
 
 
 def task_of(atoms: Atoms, charge=0, spin=0) -> Task:
-    return Task(atoms.numbers, atoms.positions.copy(), np.array(atoms.cell), charge, spin)
+    return Task(atoms.numbers, atoms.positions.copy(), np.array(atoms.cell), np.array(atoms.pbc), charge, spin)
 
 
 def rattled(name: str, **electrons) -> Task:
@@ -205,9 +205,9 @@ def test_tblite_gives_the_same_bits_every_time():
     """Also where the machine would give it two threads: then the sums of the gradient change their order."""
     code = (
         "import numpy as np; from ase.build import molecule; from jaxal.label.methods.tblite import tblite;"
-        "from jaxal.label.task import Task; a = molecule('bicyclobutane'); b = tblite();"
+        "from jaxal.label.task import OPEN, Task; a = molecule('bicyclobutane'); b = tblite();"
         "t = Task(a.numbers, a.positions + np.random.default_rng(0).normal(size=(10, 3)) * 0.05,"
-        " np.zeros((3, 3)), 0, 0); print(len({b.calculate(t).force.tobytes() for _ in range(100)}))"
+        " *OPEN, 0, 0); print(len({b.calculate(t).force.tobytes() for _ in range(100)}))"
     )
     environment = {k: v for k, v in __import__("os").environ.items() if k != "OMP_NUM_THREADS"}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

@@ -14,7 +14,7 @@ from structures import plain
 import jaxal.label.methods.tblite  # registers
 from jaxal.core.types import Structure
 from jaxal.label.service import label_service
-from jaxal.label.task import Enough, LabelError, Task
+from jaxal.label.task import OPEN, Enough, LabelError, Task
 from jaxal.label.workers.executor import Recipe
 from jaxal.program.callback import host_label
 
@@ -69,7 +69,7 @@ def test_labels_are_relative_padded_and_of_the_dtype_of_the_positions(open_servi
     backend = jaxal.label.methods.tblite.tblite()
     for i in (0, 2):
         position = np.asarray(batch.position[i, :3], np.float64)
-        plain = backend.calculate(Task(np.array([8, 1, 1]), position, np.zeros((3, 3)), 0, 0))
+        plain = backend.calculate(Task(np.array([8, 1, 1]), position, *OPEN, 0, 0))
         assert labels.energy[i] == dtype(plain.energy - (-420.0))  # subtracted before the cast
         np.testing.assert_array_equal(labels.force[i, :3], plain.force.astype(dtype))
     records = service.drain()
