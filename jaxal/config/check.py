@@ -80,13 +80,13 @@ def explorer_of(part: Part, starts: list[ase.Atoms], file: Any) -> Explorer:
     if explorer.barostat and not atoms.pbc.all():
         what = f"{file} is periodic along {lattice.named(atoms.pbc)}"
         raise InputError(f"explore.name: {part.name} needs a cell that is periodic in all three directions, {what}")
+    if explorer.barostat and any(fixed_atoms(start).any() for start in starts):
+        what = "a changing cell moves all of its atoms; give a dynamics of constant volume, such as nvt_langevin"
+        raise InputError(f"explore.name: {part.name} does not fit the fixed atoms of {file}: {what}")
     for start in starts if explorer.barostat else ():
         if (empty := float(lattice.empty(start.positions, start.cell.array, start.pbc).max())) > VACUUM:
             what = f"{file} has a vacuum of {empty:.1f} Å, which a pressure would close; give nvt_langevin or another"
             raise InputError(f"explore.name: {part.name} does not fit: {what}")
-    if explorer.barostat and any(fixed_atoms(start).any() for start in starts):
-        what = "a changing cell moves all of its atoms; give a dynamics of constant volume, such as nvt_langevin"
-        raise InputError(f"explore.name: {part.name} does not fit the fixed atoms of {file}: {what}")
     structure = from_atoms(atoms, species_table([atoms]))
 
     def begin() -> Any:

@@ -84,7 +84,7 @@ def of_atoms(atoms: ase.Atoms, labeled: bool = True) -> Frame:
     """
     numbers = np.array(atoms.numbers, np.int64)
     _check_atoms(atoms, numbers)
-    cell, periodic = _cell_of(atoms)
+    cell, periodic = cell_of(atoms)
     info = {str(key): value for key, value in atoms.info.items()}
     electrons = charges.electrons_of(info, atoms.arrays)
     if electrons.spin is not None and not periodic.any():  # the bands of a crystal hold as many as they like
@@ -277,13 +277,16 @@ def _share(part: Any) -> float:
         raise InputError(f"an occupancy is {str(part)[:30]!r}, which is no number") from None
 
 
-def _cell_of(atoms: ase.Atoms) -> tuple[np.ndarray, np.ndarray]:
+def cell_of(atoms: ase.Atoms) -> tuple[np.ndarray, np.ndarray]:
+    """The cell [3 3] and which of its vectors repeat [3]. Raises InputError where these span nothing."""
     cell, periodic = np.array(atoms.cell.array, float), np.array(atoms.pbc, bool)
     if not np.all(np.isfinite(cell)):
         raise InputError("a lattice vector is not a finite number")
     if lattice.spanned(cell, periodic) < lattice.FLAT:
-        what = "its cell has no volume" if periodic.all() else "these vectors span nothing"
-        raise InputError(f"periodic along {lattice.named(periodic)}, but {what}; give Lattice=..., or pbc as it is")
+        if periodic.all():
+            raise InputError("periodic, but its cell has no volume; give Lattice=..., or pbc as it is")
+        what = f"periodic along {lattice.named(periodic)}, but these lattice vectors span nothing"
+        raise InputError(f"{what}; give Lattice=..., or pbc as it is")
     return cell, periodic
 
 

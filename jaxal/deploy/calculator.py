@@ -17,7 +17,7 @@ from ase.calculators import calculator as base
 from jaxal.core import plugins
 from jaxal.core.devices import ready, refuse_fork
 from jaxal.core.types import InputError, Prediction, Structure
-from jaxal.data import electrons, lattice
+from jaxal.data import electrons, frames, lattice
 from jaxal.data.labels import matrix_to_voigt
 from jaxal.data.structure import from_atoms
 from jaxal.deploy import model as models
@@ -231,6 +231,10 @@ class Calculator(base.Calculator):
     def _structure(self, atoms: ase.Atoms) -> Structure:
         if len(atoms) == 0:
             raise InputError("atoms: there are none; give at least one")
+        try:
+            cell, periodic = frames.cell_of(atoms)
+        except InputError as error:
+            raise InputError(f"atoms: {error}") from None
         charge, spin = electrons_of(atoms, self.model)
         for name, value, trained in (("charge", charge, self.model.charge), ("spin", spin, self.model.spin)):
             if value != trained:
@@ -246,7 +250,7 @@ class Calculator(base.Calculator):
         near.info = {name: value for name, value in atoms.info.items() if name == "occupancy"}
         if atoms.pbc.any():
             near.wrap()
-        outward = lattice.completed(near.cell.array, near.pbc)[~near.pbc]
+        outward = lattice.completed(cell, periodic)[~periodic]
         near.positions -= near.positions.mean(axis=0) @ outward.T @ outward
         dtype = np.float64 if self.model.precision == "float64" else np.float32
         return from_atoms([near], self.model.table, charge, spin, padded_size(len(atoms)), dtype)

@@ -56,7 +56,7 @@ def test_what_is_no_store_is_refused_in_one_line(tmp_path, capsys, monkeypatch, 
     for file, what in (
         (notes, "not a label store"),
         (foreign, "an SQLite file, but not a label store"),
-        (later, "label store of schema 99, this one reads 1 to 2; a later jaxal has written it"),
+        (later, "label store of schema 99, this one reads 1 to 3; a later jaxal has written it"),
     ):
         for words in (
             ("list", file),

@@ -157,7 +157,7 @@ def test_a_service_begins_the_longest_first_and_answers_in_order(tmp_path):
     class Batch:
         species = np.zeros((6, 8), int)
         charge = spin = np.zeros(6, int)
-        mass, fixed = np.ones((6, 8)), np.zeros((6, 8), bool)
+        mass, fixed, periodic = np.ones((6, 8)), np.zeros((6, 8), bool), np.ones((6, 3), bool)
 
         def __init__(self, stretch):
             self.cell = np.stack([atoms.cell.array * s for s in stretch])

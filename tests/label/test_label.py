@@ -193,7 +193,7 @@ def test_tblite_refusals_and_failures_are_one_line(capfd):
     with pytest.raises(LabelError, match="solvent"):
         tblite(solvent="water").check(task_of(bulk("Si", cubic=True)))
     with pytest.raises(LabelError, match="no volume"):
-        tblite().check(rattled("H2O")._replace(cell=np.diag([10.0, 10.0, 0.0])))
+        tblite().check(rattled("H2O")._replace(cell=np.diag([10.0, 10.0, 0.0]), periodic=np.ones(3, bool)))
     with pytest.raises(LabelError, match="not finite"):
         tblite().check(rattled("H2O")._replace(position=np.full((3, 3), np.nan)))
     result = tblite(max_iterations=2).calculate(rattled("CH3CH2OH"))
@@ -369,6 +369,7 @@ def test_ase_without_a_stress_must_be_asked_for():
     """MorsePotential has a stress, ASE's tip3p has none."""
     water = molecule("H2O")
     water.center(vacuum=4.0)
+    water.pbc = True
     task = task_of(water[[0, 1, 2]])
     path = "ase.calculators.tip3p.TIP3P"
     with pytest.raises(LabelError, match=r"label\.stress=false"):

@@ -309,7 +309,8 @@ def label(batch, wanted):
 def run(x):
     def step(x, _):
         free = jnp.ones((4, n)), jnp.zeros((4, n), bool)
-        s = Structure(jnp.sin(x), jnp.zeros((4, n), int), jnp.ones((4, 3, 3)), *free, *jnp.zeros((2, 4), int))
+        cell = jnp.ones((4, 3, 3)), jnp.ones((4, 3), bool)
+        s = Structure(jnp.sin(x), jnp.zeros((4, n), int), *cell, *free, *jnp.zeros((2, 4), int))
         return host_label(label, s, jnp.ones(4, bool)).force, None
     return jax.lax.scan(step, x, length=20)[0]
 print(run(jnp.ones((4, n, 3))).sum())

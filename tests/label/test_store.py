@@ -200,7 +200,7 @@ def test_what_is_not_a_label_store_is_refused_in_one_line(path, tmp_path):
     for file, what in (
         (text, "not a label store"),
         (foreign, "not a label store"),
-        (path, "schema 99, this one reads 1 to 2; a later jaxal has written it"),
+        (path, "schema 99, this one reads 1 to 3; a later jaxal has written it"),
         (tmp_path / "none" / "labels.sqlite", "folder must exist"),
     ):
         with pytest.raises(LabelError, match=what) as caught:

@@ -13,7 +13,7 @@ from ase.data import atomic_masses
 from jaxal.core.registry import register
 from jaxal.core.units import BOHR, HARTREE, Unit
 from jaxal.data.electrons import symbol
-from jaxal.label.cells import check_cell, in_box, mesh_of
+from jaxal.label.cells import check_cell, check_cutoff, in_box, mesh_of
 from jaxal.label.pseudopotential import valence
 from jaxal.label.scratch import Finished, arguments, check_program, contents, in_scratch, program_version, run
 from jaxal.label.task import (
@@ -75,8 +75,9 @@ def espresso(
     structures, or the basis set would change between them; a charged one gets the correction of
     `{system: {assume_isolated: makov-payne}}` or the like only where `input_data` says so. A slab is calculated in its
     cell, whose vacuum is of at least 8 Å, with one k-point across it. pw.x repeats it: `{system: {assume_isolated:
-    2D}}` cuts the potential off in the vacuum, where the open direction is c, along z; `dipole_correction` takes out
-    the field of a slab with two different sides, by a sawtooth that jumps in the middle of the vacuum.
+    2D}}` cuts the potential off in the vacuum, where the open direction is c, along z, and the cell twice as high as
+    the slab and its density; `dipole_correction` takes out the field of a slab with two different sides, by a sawtooth
+    that jumps in the middle of the vacuum. With that, or another field, pw.x has no stress.
     `command` is a list of arguments, such as [mpirun, -np, '4', pw.x]; `keep` is the folder for what failed
     calculations leave behind.
 
@@ -86,6 +87,7 @@ def espresso(
     files = {element: Path(file) for element, file in sorted(pseudopotentials.items())}
     hashes = contents(list(files.values()), "label.pseudopotentials")
     extra = _sections(input_data or {})
+    fields = dipole_correction or any(extra.get("control", {}).get(name) for name in ("tefield", "gate"))
     if dipole_correction and (clash := FIELD & {key for values in extra.values() for key in values}):
         raise LabelError(f"label.input_data: {min(clash)} is what dipole_correction sets; leave one of them out")
 
@@ -99,16 +101,23 @@ def espresso(
         if dipole_correction:
             _check_dipole(task)
         if str(extra.get("system", {}).get("assume_isolated", "")).lower() == "2d":
+            check_cutoff(task, "label.input_data.system.assume_isolated = 2D")
             _check_flat(task)
         check_program(words, "install Quantum ESPRESSO (Debian: apt-get install quantum-espresso) or give its path")
 
     def work(task: Task, folder: Path) -> Result:
-        placed = in_box(task, box)
+        placed, stressed = in_box(task, box), periodic(task) and not fields
         mesh = mesh_of(task, k_points, k_spacing)
         for element, file in files.items():
             shutil.copyfile(file, folder / f"{element}.upf")
         values: dict[str, dict[str, Any]] = {
-            "control": {"calculation": "scf", "tprnfor": True, "tstress": True, "pseudo_dir": "./", "outdir": "./out"},
+            "control": {
+                "calculation": "scf",
+                "tprnfor": True,
+                "tstress": stressed,
+                "pseudo_dir": "./",
+                "outdir": "./out",
+            },
             "system": {"ibrav": 0, "nat": len(task.numbers), "ntyp": len(set(task.numbers.tolist()))}
             | {"ecutwfc": ecutwfc, "tot_charge": float(task.charge)}
             | ({} if ecutrho is None else {"ecutrho": ecutrho})
@@ -125,7 +134,7 @@ def espresso(
         shutil.rmtree(folder / "out", ignore_errors=True)  # wavefunctions
         if reason := _objection(finished, folder):
             return failed(task, reason)
-        return _result(task, finished.output)
+        return _result(task, finished.output, stressed)
 
     def calculate(task: Task) -> Result:
         check(task)
@@ -240,17 +249,17 @@ def _objection(finished: Finished, folder: Path) -> str:
     return finished.failure or ("" if "convergence has been achieved" in finished.output else "pw.x did not finish")
 
 
-def _result(task: Task, output: str) -> Result:
+def _result(task: Task, output: str, stressed: bool) -> Result:
     """The label in the output of pw.x, which is in Ry and Bohr with pressure, not tension, positive."""
     n = len(task.numbers)
     energies = re.findall(r"^!.*= +(\S+) Ry", output, re.MULTILINE)
     table = output.partition("Forces acting on atoms")[2]
     forces = re.findall(r"atom +\d+ +type +\d+ +force = +(\S+) +(\S+) +(\S+)", table)[:n]
     stress = re.search(r"total +stress .*\n((?: +\S+){6}\n(?: +\S+){6}\n(?: +\S+){6})", output)
-    if not energies or len(forces) < n or not stress:
+    if not energies or len(forces) < n or (stressed and not stress):
         return failed(task, "pw.x printed no energy, no forces or no stress")
     force = np.array(forces, float) * (RYDBERG / BOHR)
     tensor = NO_STRESS.copy()
-    if periodic(task):  # a cell that pw.x repeats has a volume
+    if stressed and stress:
         tensor = -np.array(stress[1].split(), float).reshape(3, 6)[:, :3] * (RYDBERG / BOHR**3)
     return Result(float(energies[-1]) * RYDBERG, force, tensor, True, "", 0.0)
