@@ -24,7 +24,7 @@ from jaxal.core.types import InputError, Structure
 from jaxal.data import neighbors
 from jaxal.data.structure import from_atoms
 from jaxal.deploy import model as models
-from jaxal.label.task import LabelError, Task
+from jaxal.label.task import OPEN, LabelError, Task
 
 import_parts()
 
@@ -432,7 +432,7 @@ def test_impossible_electrons_are_refused_and_never_raise_in_a_calculation(name)
     backend = registry.get("labeler", name)(**REQUIRED.get(name, {}))
     atoms = molecule("H2O")
     for charge, spin in ((1, 0), (0, 1), (11, 0)):
-        task = Task(atoms.numbers, atoms.positions, np.zeros((3, 3)), charge, spin)
+        task = Task(atoms.numbers, atoms.positions, *OPEN, charge, spin)
         with pytest.raises(LabelError, match=r"^(charge|spin): [^\n]+$"):
             backend.check(task)
         result = backend.calculate(task)
@@ -444,7 +444,7 @@ def test_impossible_electrons_are_refused_and_never_raise_in_a_calculation(name)
 def test_broken_structures_are_refused(name):
     backend = registry.get("labeler", name)(**REQUIRED.get(name, {}))
     atoms = molecule("H2O")
-    whole = Task(atoms.numbers, atoms.positions, np.zeros((3, 3)), 0, 0)
+    whole = Task(atoms.numbers, atoms.positions, *OPEN, 0, 0)
     broken = [
         whole._replace(position=np.full((3, 3), np.nan)),
         whole._replace(position=whole.position[:2]),

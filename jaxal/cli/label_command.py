@@ -68,7 +68,7 @@ def _check(config: Any) -> None:
             "net force": f"{np.linalg.norm(force.sum(axis=0)):.2g} eV/Å",
             "wall time": f"{record.seconds:.3g} s",
         }
-        if np.isfinite(labels.stress[0]).all():
+        if np.isfinite(labels.stress[0]).all() and all(task.periodic):
             rows["pressure"] = f"{-np.trace(labels.stress[0]) / 3:.6f} eV/Å^3"
         print("\n".join(f"{name:<14} {value}" for name, value in rows.items()))
 

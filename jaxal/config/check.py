@@ -17,11 +17,14 @@ from jaxal.config.systems import populations
 from jaxal.core.errors import InputError
 from jaxal.core.types import FORCE, Explorer, Uncertainty
 from jaxal.data import frames as door
+from jaxal.data import lattice
 from jaxal.data.frames import fixed_atoms, overlap
 from jaxal.data.structure import Table, from_atoms, species_table
 from jaxal.explore.timestep import too_long
 from jaxal.label.store import conversion
-from jaxal.label.task import Task
+from jaxal.label.task import Task, has_stress
+
+VACUUM = 8.0  # Å; a layer without atoms so thick is no part of a crystal or of a liquid
 
 
 def explorer_of(part: Part, starts: list[ase.Atoms], file: Any, field: str = "system") -> Explorer:
@@ -34,10 +37,15 @@ def explorer_of(part: Part, starts: list[ase.Atoms], file: Any, field: str = "sy
     if all(fixed_atoms(start).all() for start in starts):
         raise InputError(f"{field}.file: all atoms of {file} are fixed; leave at least one free to move")
     if explorer.barostat and not atoms.pbc.all():
-        raise InputError(f"explore.name: {part.name} needs a periodic cell; {file} has none")
+        what = f"{file} is periodic along {lattice.named(atoms.pbc)}"
+        raise InputError(f"explore.name: {part.name} needs a cell that is periodic in all three directions, {what}")
     if explorer.barostat and any(fixed_atoms(start).any() for start in starts):
         what = "a changing cell moves all of its atoms; give a dynamics of constant volume, such as nvt_langevin"
         raise InputError(f"explore.name: {part.name} does not fit the fixed atoms of {file}: {what}")
+    for start in starts if explorer.barostat else ():
+        if (empty := float(lattice.empty(start.positions, start.cell.array, start.pbc).max())) > VACUUM:
+            what = f"{file} has a vacuum of {empty:.1f} Å, which a pressure would close; give nvt_langevin or another"
+            raise InputError(f"explore.name: {part.name} does not fit: {what}")
     structure = from_atoms(atoms, species_table([atoms]))
 
     def begin() -> Any:
@@ -72,9 +80,13 @@ def dynamics_of(
     if explorer.barostat and weight == 0:
         what = f"the cell of {part.name} follows a stress that is never trained on; give such as 1"
         cautions.append(f"train.stress_weight: 0, {what}")
-    if weight > 0 and not starts[0].pbc.all():
-        cautions.append(f"train.stress_weight: {weight:g} has no effect; {file} has no periodic cell")
+    if weight > 0 and not _has_stress(starts[0]):
+        cautions.append(f"train.stress_weight: {weight:g} has no effect; {file} has no periodic cell with a volume")
     return cautions
+
+
+def _has_stress(atoms: ase.Atoms) -> bool:
+    return has_stress(task_of(atoms))
 
 
 def check(config: Config) -> list[str]:

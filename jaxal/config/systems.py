@@ -11,7 +11,7 @@ from ase.neighborlist import neighbor_list
 
 from jaxal.config.schema import Config, Part, Structures
 from jaxal.core.errors import InputError
-from jaxal.data import files
+from jaxal.data import files, lattice
 from jaxal.data import frames as door
 from jaxal.data.frames import MOST_ATOMS
 
@@ -73,14 +73,13 @@ def start_structures(system: Structures, field: str = "system") -> list[ase.Atom
             raise InputError(f"{system.file}: frame {index}: {error}") from None
         atoms = door.to_atoms(door.stripped(frame))
         first = starts[0] if starts else atoms
-        if not np.array_equal(atoms.numbers, first.numbers) or atoms.pbc.any() != first.pbc.any():
-            what = "the same atoms in the same order, all with a cell or none"
+        if not np.array_equal(atoms.numbers, first.numbers) or np.any(atoms.pbc != first.pbc):
+            what = "the same atoms in the same order, periodic in the same directions"
             raise InputError(f"{field}.index: frames {chosen[0]} and {index} of {system.file} differ; they need {what}")
         if system.supercell != (1, 1, 1):
-            if not atoms.pbc.all():
-                raise InputError(
-                    f"{field}.supercell: {list(system.supercell)} needs a periodic cell; {system.file} has none"
-                )
+            if np.any((np.array(system.supercell) > 1) & ~atoms.pbc):
+                what = f"{system.file} is periodic along {lattice.named(atoms.pbc)}; give 1 elsewhere"
+                raise InputError(f"{field}.supercell: {list(system.supercell)} does not fit, {what}")
             if (number := len(atoms) * int(np.prod(system.supercell))) > MOST_ATOMS:
                 raise InputError(
                     f"{field}.supercell: {list(system.supercell)} makes {number} atoms; give at most {MOST_ATOMS}"

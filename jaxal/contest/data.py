@@ -28,7 +28,7 @@ from jaxal.data.frames import Frame, of_atoms, overlap, stripped, with_electrons
 from jaxal.data.structure import Table, from_atoms, from_frames, labels_of, shares_of, species_table
 from jaxal.label.calculator import LabelCalculator
 from jaxal.label.service import Service, label_service
-from jaxal.label.task import LabelError
+from jaxal.label.task import LabelError, has_stress
 from jaxal.label.workers.executor import Recipe
 
 SETTLE = 1000  # steps of the labeler's dynamics before its first frame
@@ -237,7 +237,7 @@ def _of_dynamics(
         raise InputError(f"tasks.{name}: the labeler {live.label.name} fails on the frames of test or path")
     exam, answers = jax.tree.map(lambda x: np.asarray(x)[keep], (exam, answers))
     pool = from_atoms(starts, table, dtype=np.float64)
-    return Data(table, pool, None, exam, answers, tested, True, bool(starts[0].pbc.all()))
+    return Data(table, pool, None, exam, answers, tested, True, has_stress(task_of(starts[0])))
 
 
 def _like(name: str, live: Live, start: Frame, file: str | Path) -> list[Frame]:
@@ -248,7 +248,7 @@ def _like(name: str, live: Live, start: Frame, file: str | Path) -> list[Frame]:
             frames[number] = stripped(with_electrons(frame, start.charge, start.spin, f"tasks.{name}.live.system"))
         except InputError as error:
             raise InputError(f"{file}: frame {number}: {error}") from None
-        if not np.array_equal(frame.numbers, start.numbers) or frame.periodic != start.periodic:
+        if not np.array_equal(frame.numbers, start.numbers) or np.any(frame.periodic != start.periodic):
             raise InputError(f"{file}: frame {number} needs the atoms of {live.system.file}, in their order")
     return frames
 

@@ -21,7 +21,10 @@ class Structure(NamedTuple):
 
     position: Float[Array, "*b n 3"]  # Å
     species: Int[Array, "*b n"]  # row of the species table, -1 = padding
-    cell: Float[Array, "*b 3 3"]  # Å, rows are lattice vectors; zeros = not periodic
+    # Å, rows are lattice vectors. Along an open direction the vacuum vector that the user gave, or zeros: reference
+    # methods get it and volumes have it, nothing else looks at it. Where nothing repeats all is zero.
+    cell: Float[Array, "*b 3 3"]
+    periodic: Bool[Array, "*b 3"]  # which lattice vectors repeat: all of a crystal, two of a slab, none of a molecule
     mass: Float[Array, "*b n"]  # amu; isotopes are the file's, padding has 1
     fixed: Bool[Array, "*b n"]  # atoms that nothing moves
     charge: Int[Array, "*b"]  # e
@@ -33,7 +36,7 @@ class Label(NamedTuple):
 
     energy: Float[Array, "*b"]  # eV; in the program relative to the reference energies of the species
     force: Float[Array, "*b n 3"]  # eV/Å
-    stress: Float[Array, "*b 3 3"]  # eV/Å^3, ASE's sign (positive under tension)
+    stress: Float[Array, "*b 3 3"]  # eV/Å^3, ASE's sign (positive under tension); zero along open directions
     ok: Bool[Array, "*b"]  # False: the calculation failed, the numbers mean nothing
 
 
@@ -46,7 +49,7 @@ class Neighbors(NamedTuple):
     """
 
     index: Int[Array, "*b n k"]
-    shift: Float[Array, "*b n k 3"]  # whole lattice vectors to add to the neighbor's position
+    shift: Float[Array, "*b n k 3"]  # whole lattice vectors to add to the neighbor's position; 0 along open ones
     reverse: Int[Array, "*b n k"]
     position: Float[Array, "*b n 3"]  # where the list was built
     cell: Float[Array, "*b 3 3"]
@@ -156,7 +159,7 @@ class Explorer(NamedTuple):
     advance: Callable[[WalkerState, Structure, Float[Array, "n 3"], Float[Array, "3 3"]], WalkerState]
     timestep: float  # fs
     bath: Callable[[Int[Array, ""]], Float[Array, ""]] | None = None  # K after a number of steps; None: walkers at rest
-    barostat: bool = False  # the cell changes: it must be periodic, stress is needed, and no atom can be fixed
+    barostat: bool = False  # the cell changes: it needs all three periodic, a stress, and no fixed atom
 
 
 Score = Callable[[Prediction, Structure], Float[Array, ""]]  # larger = less certain

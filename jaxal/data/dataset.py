@@ -12,6 +12,7 @@ from jaxal.core.errors import InputError, InputWarning
 from jaxal.data import files, labels
 from jaxal.data.electrons import unread
 from jaxal.data.frames import Frame, overlap, with_electrons
+from jaxal.data.lattice import letters
 
 DECIMALS = 6  # of a coordinate, Å: structures that agree so far are the same, as in a label store
 STRESS, FORCE, NET, ENERGY = 1.0, 30.0, 0.1, 10.0  # eV/Å^3, eV/Å, eV/Å, eV/atom: beyond these a number looks wrong
@@ -100,13 +101,13 @@ def one_surface(frames: Sequence[Frame], source: str) -> tuple[int, int]:
 
 
 def groups(frames: Sequence[Frame]) -> np.ndarray:
-    """The number of each frame's structure, [b]: equal where atoms, cell and electrons are the same."""
+    """The number of each frame's structure, [b]: equal where atoms, cell, periodicity and electrons are the same."""
     numbers: dict[bytes, int] = {}
     keys = []
     for frame in frames:
         parts = [np.round(x, DECIMALS) + 0.0 for x in (frame.position, frame.lattice)]  # -0.0 + 0.0 = 0.0
         key = b"|".join([frame.numbers.tobytes(), *(part.tobytes() for part in parts)])
-        key += f"{frame.charge} {frame.spin}".encode()
+        key += f"{letters(frame.periodic)} {frame.charge} {frame.spin}".encode()
         keys.append(numbers.setdefault(key, len(numbers)))
     return np.array(keys)
 

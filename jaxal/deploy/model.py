@@ -31,7 +31,8 @@ KINDS = ("potential", "uncertainty")  # of the parts a model has
 
 SUPPORT = "support/"  # begins the names of its arrays in a file
 
-Specs = dict[tuple[int, bool], neighbors.Spec]  # (padded atoms, periodic) -> room for neighbors
+# (padded atoms, directions in which any structure repeats) -> room for neighbors
+Specs = dict[tuple[int, tuple[bool, ...]], neighbors.Spec]
 
 
 class Model(NamedTuple):
@@ -265,7 +266,7 @@ def predictor(
 
     def evaluate(structures: Structure) -> Prediction:
         structures = jax.tree.map(jnp.asarray, structures)
-        kind = (structures.species.shape[-1], bool(np.any(np.asarray(structures.cell))))
+        kind = structures.species.shape[-1], tuple(np.any(np.asarray(structures.periodic), axis=0).tolist())
         if kind not in room:
             room[kind] = neighbors.plan(structures, part.potential.cutoff, 0.0, 1.25)
         prediction, overflow = compiled(room[kind], params, structures)

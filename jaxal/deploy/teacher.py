@@ -31,13 +31,13 @@ from jaxal.label.task import (
     check_task,
     code_version,
     failed,
+    has_stress,
     one_line,
     packed,
-    periodic,
     unpacked,
 )
 
-FORMAT = 1  # of the messages
+FORMAT = 2  # of the messages
 LARGEST = 10_000_000  # bytes of a task: some 300,000 atoms
 
 
@@ -64,12 +64,11 @@ def load(path: Path, parts: Sequence[Path] = ()) -> tuple[bytes, Callable[[Task]
     def label(task: Task) -> Result:
         try:
             check_task(task)
-            box = {"cell": task.cell, "pbc": True} if periodic(task) else {}
-            atoms = ase.Atoms(task.numbers, task.position, **box)
+            atoms = ase.Atoms(task.numbers, task.position, cell=task.cell, pbc=task.periodic)
             atoms.info = {"charge": task.charge, "spin": task.spin}
             calculator.calculate(atoms)
             found = calculator.results
-            tensor = voigt_to_matrix(found["stress"]) if periodic(task) else None
+            tensor = voigt_to_matrix(found["stress"]) if has_stress(task) else None
             return answered(task, found["energy"], found["forces"], tensor)
         except (LabelError, InputError) as error:
             return failed(task, str(error))

@@ -15,7 +15,7 @@ from jaxal.core.jaxmd import dataclasses, simulate
 from jaxal.core.registry import register
 from jaxal.core.types import Explorer, InputError, Key, Structure, WalkerState
 from jaxal.core.units import Unit
-from jaxal.data.cell import inverse
+from jaxal.data.cell import fractional
 from jaxal.explore.dynamics import Femtosecond, Kelvin, nvt_langevin
 from jaxal.explore.walker import explorer
 
@@ -106,10 +106,8 @@ def value(pairs: Pairs, structure: Structure) -> Float[Array, ""]:
 
 def _distance(structure: Structure, i: int, j: int) -> Float[Array, ""]:
     vector = structure.position[j] - structure.position[i]
-    periodic = jnp.any(structure.cell != 0)
-    cell = jnp.where(periodic, structure.cell, jnp.eye(3, dtype=structure.cell.dtype))
-    images = jax.lax.stop_gradient(jnp.round(vector @ inverse(cell)))
-    vector = jnp.where(periodic, vector - images @ cell, vector)
+    images = jax.lax.stop_gradient(jnp.round(fractional(vector, structure.cell, structure.periodic)))
+    vector = vector - images @ structure.cell
     square = jnp.sum(vector**2)
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
 

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from jaxal.data.labels import Numbers, known
+from jaxal.data.lattice import along_periodic
 from jaxal.label import cost
 from jaxal.label.acceptance import MAX_FORCE, NET_FORCE
 from jaxal.label.store.commit import keeper
@@ -35,6 +36,9 @@ class Batch(Protocol):
     def cell(self) -> np.ndarray: ...  # noqa: D102  [k, 3, 3] Å
 
     @property
+    def periodic(self) -> np.ndarray: ...  # noqa: D102  [k, 3] bool
+
+    @property
     def mass(self) -> np.ndarray: ...  # noqa: D102  [k, n] amu
 
     @property
@@ -52,7 +56,7 @@ class Labels(NamedTuple):
 
     energy: np.ndarray  # [k] eV, relative to the reference energies
     force: np.ndarray  # [k, n, 3] eV/Å
-    stress: np.ndarray  # [k, 3, 3] eV/Å^3; NaN where there is none
+    stress: np.ndarray  # [k, 3, 3] eV/Å^3; zero along open directions, NaN where there is none
     ok: np.ndarray  # [k] bool
 
 
@@ -212,7 +216,8 @@ def label_service(
                 labels.energy[index] = result.energy - offset[species[index][atoms]].sum()
                 fixed = np.asarray(batch.fixed[index])[atoms]
                 labels.force[index, atoms] = known(Numbers(result.energy, result.force, result.stress), fixed).force
-                labels.stress[index] = result.stress
+                geometry = tasks[index].cell, tasks[index].periodic
+                labels.stress[index] = along_periodic(result.stress, *geometry)
                 labels.ok[index] = True
         return labels
 
@@ -259,6 +264,7 @@ def _task(batch: Batch, index: int, numbers: np.ndarray) -> Task:
         numbers[species[atoms]],
         np.asarray(batch.position[index], np.float64)[atoms],
         np.asarray(batch.cell[index], np.float64),
+        np.asarray(batch.periodic[index], bool),
         int(batch.charge[index]),
         int(batch.spin[index]),
     )

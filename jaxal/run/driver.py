@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import ase
 import jax
 import numpy as np
 
@@ -174,9 +175,7 @@ def _with(run: Run, config: Config) -> Run:
         check(config)
         systems = populations(config)
         potential = config.potential.bind()(species_table([atoms for system in systems for atoms in system.starts]))
-        stripped = [[frames.stripped(frames.of_atoms(a, labeled=False)) for a in system.starts] for system in systems]
-        begun = [[[f.numbers, f.position, f.cell, f.mass, f.fixed, f.charge, f.spin] for f in own] for own in stripped]
-        return [begun, grouped(systems, potential.cutoff)]
+        return [[list(map(_told_of, system.starts)) for system in systems], grouped(systems, potential.cutoff)]
 
     begun, groups = devices.from_first(read)
     systems = [
@@ -191,6 +190,12 @@ def _with(run: Run, config: Config) -> Run:
     ]
     table = species_table([atoms for system in systems for atoms in system.starts])
     return run._replace(config=config, systems=systems, groups=[list(map(int, g)) for g in groups], table=table)
+
+
+def _told_of(atoms: ase.Atoms) -> list[Any]:
+    """A start structure as one process tells another."""
+    f = frames.stripped(frames.of_atoms(atoms, labeled=False))
+    return [f.numbers, f.position, f.cell, f.periodic, f.mass, f.fixed, f.charge, f.spin]
 
 
 def _end_if_told(run: Run) -> None:

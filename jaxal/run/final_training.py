@@ -119,7 +119,7 @@ def electrons_can_be(buffer: buffers.Buffer, table: tuple[int, ...]) -> bool:
     """
     structures: Any = jax.tree.map(lambda x: np.asarray(x)[: int(buffer.count)], buffer.structure)
     neutral = np.where(structures.species >= 0, np.asarray(table)[structures.species], 0).sum(-1)
-    count, open_ = neutral - structures.charge, ~structures.cell.any((-1, -2))
+    count, open_ = neutral - structures.charge, ~structures.periodic.any(-1)
     can = (structures.spin >= 0) & (structures.spin <= count) & ((count - structures.spin) % 2 == 0)
     return bool(np.all(can[open_]))
 

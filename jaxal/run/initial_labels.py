@@ -14,6 +14,7 @@ from jaxal.config.schema import Config
 from jaxal.config.systems import Population
 from jaxal.core.types import InputError, Label, Structure
 from jaxal.data.frames import Frame, fixed_atoms, of_atoms, stripped
+from jaxal.data.lattice import along_periodic
 from jaxal.data.structure import Table, from_atoms, species_table
 from jaxal.label.store import conversion
 from jaxal.run.assembly import dtype_of
@@ -41,8 +42,8 @@ def first_structures(atoms: ase.Atoms | Sequence[ase.Atoms], number: int, seed: 
     """The start structures of a system and displaced copies of them, in turn, to learn the first potential from.
 
     Gaussian displacements of 0.02 to 0.10 Å per coordinate, light atoms more than heavy ones (as the square root of
-    carbon's mass over theirs, at most 1.5 times); periodic cells are also strained by up to 2 %. Fixed atoms stay where
-    they are, and a cell that holds some keeps its shape, as it does in the dynamics.
+    carbon's mass over theirs, at most 1.5 times); cells are also strained by up to 2 % in the directions that repeat.
+    Fixed atoms stay where they are, and a cell that holds some keeps its shape, as it does in the dynamics.
     """
     rng = np.random.default_rng([seed, 1])
     starts = [atoms] if isinstance(atoms, ase.Atoms) else atoms
@@ -51,9 +52,15 @@ def first_structures(atoms: ase.Atoms | Sequence[ase.Atoms], number: int, seed: 
     for turn, size in enumerate(np.linspace(0.02, 0.10, number - len(starts))):
         frame = starts[turn % len(starts)].copy()
         fixed = fixed_atoms(frame)
-        if frame.pbc.all() and not fixed.any():
+        if frame.pbc.any() and not fixed.any():
             strain = rng.uniform(-0.02, 0.02, (3, 3))
-            frame.set_cell(frame.cell.array @ (np.eye(3) + 0.5 * (strain + strain.T)), scale_atoms=True)
+            strain = along_periodic(0.5 * (strain + strain.T), frame.cell.array, frame.pbc)
+            if frame.pbc.all():
+                frame.set_cell(frame.cell.array @ (np.eye(3) + strain), scale_atoms=True)
+            else:  # vectors that do not repeat, if there are any, stay as they are
+                frame.positions += frame.positions @ strain
+                cell = frame.cell.array + np.where(frame.pbc[:, None], frame.cell.array @ strain, 0.0)
+                frame.set_cell(cell)
         frame.positions += np.where(fixed[:, None], 0.0, scale * rng.normal(0.0, size, frame.positions.shape))
         frames.append(frame)
     return frames

@@ -12,6 +12,7 @@ from jaxal.config.writing import resolved
 from jaxal.core.types import InputError
 from jaxal.data import dataset, neighbors
 from jaxal.data.frames import Frame
+from jaxal.data.lattice import FLAT
 from jaxal.data.structure import from_frames, labels_of, shares_of
 from jaxal.report import page
 from jaxal.report.display import Status, display
@@ -149,7 +150,7 @@ def _device(
 ):
     """Structures and labels on the device, energies relative to references fitted to what is trained on."""
     host, labels = from_frames(frames, table, dtype=np.float64), labels_of(frames)
-    periodic = np.any(np.asarray(host.cell) != 0, axis=(1, 2))
+    periodic = np.any(np.asarray(host.periodic), axis=1) & (np.abs(np.linalg.det(np.asarray(host.cell))) > FLAT)
     if config.train.stress_weight and np.isnan(labels.stress[periodic]).any():
         raise InputError("train.stress_weight: some periodic structures carry no stress; give 0 or data with stress")
     fitted = jax.tree.map(lambda x: x[~held], host)

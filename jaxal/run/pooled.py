@@ -21,6 +21,7 @@ from jaxal.core.types import InputError, Label, Structure
 from jaxal.data import queue
 from jaxal.data.frames import of_atoms
 from jaxal.data.labels import Numbers, known
+from jaxal.data.lattice import along_periodic
 from jaxal.data.structure import from_frames
 from jaxal.label import cost
 from jaxal.label.store import conversion
@@ -306,7 +307,8 @@ def _task(run: Run, structures: Structure, row: int) -> Task:
     numbers = np.asarray(run.table, np.int64)[species[atoms]]
     position = np.asarray(structures.position[row], np.float64)[atoms]
     cell = np.asarray(structures.cell[row], np.float64)
-    return Task(numbers, position, cell, int(structures.charge[row]), int(structures.spin[row]))
+    electrons = int(structures.charge[row]), int(structures.spin[row])
+    return Task(numbers, position, cell, np.asarray(structures.periodic[row]), *electrons)
 
 
 def _carried(run: Run, structures: Structure, rows: Sequence[int]) -> list[bytes]:
@@ -324,7 +326,7 @@ def _structure(run: Run, entry: Entry) -> Structure:
         start = of_atoms(atoms, labeled=False)
         same = np.array_equal(start.numbers, task.numbers) and np.array_equal(start.fixed, fixed)
         if same and (start.charge or 0, start.spin or 0) == (task.charge, task.spin):
-            frame = start._replace(position=task.position, cell=task.cell if start.periodic else start.cell)
+            frame = start._replace(position=task.position, cell=task.cell if np.any(start.periodic) else start.cell)
             return jax.tree.map(lambda x: x[0], from_frames([frame], run.table, size=run.atoms, dtype=dtype))
     raise InputError(f"{run.store}: label {entry.key} is of none of the run's systems; the ledger is another run's")
 
@@ -339,7 +341,8 @@ def _came(run: Run, progress: Progress, items: Sequence[_Item]) -> Came:
         if item.result.ok:
             atoms = structure.species[row] >= 0
             learned = known(Numbers(*item.result[:3]), structure.fixed[row][atoms])
-            force[row, atoms], stress[row] = learned.force, learned.stress
+            force[row, atoms] = learned.force
+            stress[row] = along_periodic(learned.stress, item.task.cell, item.task.periodic)
     energy = np.where(ok, [item.result.energy for item in items], 0.0) - np.where(ok, offset, 0.0)
     return Came(
         structure,

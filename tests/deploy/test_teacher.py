@@ -157,10 +157,10 @@ def test_it_ends_with_its_parent_and_the_parent_loads_no_jax(model, tmp_path):
     program = f"""
     import os, signal, sys, threading, time
     import numpy as np
-    from jaxal.label.task import Task
+    from jaxal.label.task import OPEN, Task
     from jaxal.label.methods.teacher import teacher
     backend = teacher(model={str(model)!r})
-    task = Task(np.array([8, 1, 1]), np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]), np.zeros((3, 3)), 0, 0)
+    task = Task(np.array([8, 1, 1]), np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]), *OPEN, 0, 0)
     result = backend.calculate(task)
     assert "jax" not in sys.modules, "the host loaded JAX"
     with open({str(tmp_path / "said")!r}, "w") as file:

@@ -1,5 +1,7 @@
 """Loss against its written-out form, reference energies, calibration on fresh and held-out labels, warm start."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +26,8 @@ def batch(periodic=False):
     rng = np.random.default_rng(0)
     structures = from_atoms([molecule("H2O"), molecule("OH")], (1, 8))
     if periodic:
-        structures = structures._replace(cell=np.broadcast_to(2.0 * np.eye(3, dtype=np.float32), (2, 3, 3)))
+        cell: Any = np.broadcast_to(2.0 * np.eye(3, dtype=np.float32), (2, 3, 3))
+        structures = structures._replace(cell=cell, periodic=np.ones((2, 3), bool))  # pyright: ignore[reportArgumentType]
     label = Label(*(rng.normal(size=s).astype(np.float32) for s in ((2,), (2, 3, 3), (2, 3, 3))), np.ones(2, bool))
     guess = [x + rng.normal(size=x.shape).astype(np.float32) for x in label[:3]]
     return jax.tree.map(jnp.asarray, (structures, label, guess))

@@ -30,15 +30,15 @@ from jaxal.label.task import (
     code_version,
     failed,
     guarded,
+    has_stress,
     one_line,
     packed,
-    periodic,
     unpacked,
 )
 
 # Started, never imported: it uses JAX, which a host labeler must not, and stands above this module.
 SERVER = f"{__name__.partition('.')[0]}.deploy.teacher"
-FORMAT = 1  # of the messages, as there
+FORMAT = 2  # of the messages, as there
 STARTUP = 300.0  # s, to load JAX and the model
 CONNECTING = 10.0  # s
 LARGEST = 100_000_000  # bytes of an answer
@@ -143,7 +143,7 @@ def teacher(
             except BaseException:  # half an answer would be taken for that to the next question
                 _end(lines.pop())
                 raise
-        stress = result.stress if periodic(task) else None
+        stress = result.stress if has_stress(task) else None
         return answered(task, result.energy, result.force, stress) if result.ok else result
 
     weakref.finalize(calculate, _end_all, lines)
