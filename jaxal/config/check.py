@@ -1,7 +1,7 @@
 """The part of checking a configuration that needs its structure, still before anything is computed."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import numpy as np
 from jaxal.acquire.fits import refuse_idle_limit, refuse_misfits
 from jaxal.committee import evaluation as committees
 from jaxal.committee import weights
+from jaxal.config import electrons
 from jaxal.config.schema import Config, Gate, Part, System
 from jaxal.core.errors import InputError
 from jaxal.core.types import FORCE, Explorer, Uncertainty
-from jaxal.data import files
+from jaxal.data import dataset, files
 from jaxal.data import frames as door
 from jaxal.data.frames import MOST_ATOMS, fixed_atoms, overlap
 from jaxal.data.structure import Table, from_atoms, species_table
@@ -130,6 +131,7 @@ def check(config: Config) -> list[str]:
     for start in starts:
         if reason := overlap(start, config.gate.closest):
             raise InputError(f"system.file: {config.system.file}: {reason}; give a structure that can be")
+    config = with_inputs(config, starts)
     check_fits(config, _check_parameters(config, table))
     if config.label.initial > config.stop.labels:
         raise InputError(
@@ -164,6 +166,15 @@ def check(config: Config) -> list[str]:
         _built("executor", config.executor.bind())
     weight = config.train.stress_weight
     return dynamics_of(config.explore.part, config.label.part, weight, starts, config.system.file)
+
+
+def with_inputs(config: Config, starts: Sequence[ase.Atoms]) -> Config:
+    """The configuration whose potential takes charge and spin as input where these structures differ in them.
+
+    Raises InputError where it cannot, see `electrons.resolved`.
+    """
+    states = dataset.states_of([door.of_atoms(start, labeled=False) for start in starts])
+    return dataclasses.replace(config, potential=electrons.resolved(config.potential, states))
 
 
 def _check_parameters(config: Config, table: Table) -> Uncertainty | None:

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import Array, Bool
 
+from jaxal.config.check import with_inputs
 from jaxal.config.schema import Config
 from jaxal.core.types import Label, Structure
 from jaxal.data import neighbors
@@ -52,7 +53,8 @@ def run_of(config: Config, starts: Sequence[ase.Atoms], table: Table, walkers: i
     The neighbor lists are those of its first structures, the training set has the room that it begins with. Labels of
     the host, which cannot be asked for without the device, are stood in for by zeros: nothing else differs.
     """
-    config = dataclasses.replace(config, devices=1, explore=dataclasses.replace(config.explore, walkers=walkers))
+    explore = dataclasses.replace(config.explore, walkers=walkers)
+    config = dataclasses.replace(with_inputs(config, starts), devices=1, explore=explore)
     dtype = assembly.dtype_of(config.precision)
     frames = initial_labels.first_structures(starts, config.label.initial, config.seed)
     structures = jax.tree.map(jnp.asarray, from_atoms(frames, table, dtype=dtype))

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from jaxal.config import yaml12
-from jaxal.config.check import check, start_structures
+from jaxal.config.check import check, start_structures, with_inputs
 from jaxal.config.loading import FILE_NAME, INPUTS, dump, load, parse, resolved
 from jaxal.config.schema import Config
 from jaxal.core import devices, plugins
@@ -131,7 +131,8 @@ def _go(config: Config, directory: Path, interrupted: Callable[[], bool], change
     starts = [frames.to_atoms(frames.bare(*told)) for told in devices.from_first(start)]
     opening = one(labeling.executor_of(config, directory))
     with suppress(Enough), display() if devices.first() else nullcontext(_unseen) as show, opening as opener:
-        run = Run(config, directory, starts, species_table(starts), show, time.monotonic(), interrupted, opener)
+        known = with_inputs(config, starts)
+        run = Run(known, directory, starts, species_table(starts), show, time.monotonic(), interrupted, opener)
         if devices.from_first(lambda: checkpoint.latest(directory / CHECKPOINTS)) is None:
             folder.cut(directory, {})
             progress, train, buffer = _begin(run)

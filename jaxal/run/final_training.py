@@ -15,8 +15,9 @@ from jaxal.committee.evaluation import Committee, predict
 from jaxal.core import devices
 from jaxal.core.types import InputError, Key, Label, Params, Structure
 from jaxal.data import buffer as buffers
-from jaxal.data import neighbors
+from jaxal.data import electrons, neighbors
 from jaxal.data import sample as samples
+from jaxal.data.electrons import State
 from jaxal.deploy import model
 from jaxal.label.task import Enough
 from jaxal.program import state as states
@@ -106,8 +107,15 @@ def write_model(
     """The model file of a run folder; `facts` are the other fields of `model.Model`."""
     facts |= {"params": jax.device_get(train.average), "calibration": bound.calibration}
     facts |= {"support": jax.device_get(bound.support)}
-    facts |= {"electrons": electrons_can_be(buffer, facts["table"])}
+    facts |= {"electrons": electrons_can_be(buffer, facts["table"]), "states": states_of(buffer)}
     model.save(directory / model.FILE_NAME, model.Model(heads=committee.heads, signs=committee.signs, **facts))
+
+
+def states_of(buffer: buffers.Buffer) -> tuple[State, ...]:
+    """Charges and spins of what a training set [c] trains on."""
+    trained = np.asarray(buffers.trainable(buffer))
+    charge, spin = (np.asarray(x)[trained] for x in (buffer.structure.charge, buffer.structure.spin))
+    return electrons.states(charge, spin)
 
 
 def electrons_can_be(buffer: buffers.Buffer, table: tuple[int, ...]) -> bool:
@@ -173,8 +181,6 @@ def finish(run: Run, progress: Progress, parts: states.Parts, static: states.Sta
             table=run.table,
             reference=reference,
             precision=config.precision,
-            charge=int(buffer.structure.charge[0]),
-            spin=int(buffer.structure.spin[0]),
         )
         folder.write_training(directory, buffer, run.table, reference)
         folder.append(directory, [_noted(run, bound, labels)])
