@@ -126,7 +126,7 @@ def test_one_structure_is_trained_on_and_nothing_held_out(folder, capsys):
 @pytest.mark.parametrize(
     ("atoms", "words"),
     [
-        (lambda: [frame(0), frame(1, charge=11, spin=1)], "potential.electrons: charge: 11 is not among the inputs"),
+        (lambda: [frame(0), frame(1, charge=-11, spin=1)], "potential.electrons: charge: -11 is not among the inputs"),
         (lambda: [frame(0), frame(1, spin=1)], "data.xyz: frame 1: spin: 1 unpaired electrons are impossible"),
         (lambda: [frame(0, method="a"), frame(1, method="b")], "labels of several methods, 'a' and 'b'"),
         (lambda: [frame(0), ase.Atoms("XH", np.eye(3)[:2])], "data.xyz: frame 1: atom 0 is a dummy atom"),

@@ -170,7 +170,7 @@ def test_two_charges_are_learned_together_as_each_alone():
 
 @pytest.mark.slow
 def test_three_charges_of_nitrogen_dioxide_are_learned_together_as_each_alone():
-    """Linear cation, bent radical and anion by GFN2-xTB. Three seeds of 1000 steps gave 0.46, 0.77 and 0.94 of the errors."""
+    """Linear cation, bent radical and anion, by GFN2-xTB; 0.46, 0.77 and 0.94 of the errors 1000 steps, 3 seeds."""
     backend = tblite()
     rng = np.random.default_rng(0)
     states = ((1, 0), (0, 1), (-1, 0))
