@@ -119,8 +119,7 @@ def readers(folder: Path) -> list[Reader]:
         reference=np.zeros(2),
         potential="equivariant",
         precision="float32",
-        charge=0,
-        spin=0,
+        states=((0, 0),),
     )
     params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), model.shapes(made, 1))
     model.save(folder / "model.npz", made._replace(params=params))

@@ -84,7 +84,7 @@ def files():
         write_potcars(FILES / name, {"H": 1.0, "O": 6.0})
     for seed, name in enumerate(("model.npz", "other.npz")):
         potential = ("equivariant", (("cutoff", 3.0), ("channels", 2), ("l_max", 1), ("layers", 1)), (1, 8))
-        empty = models.Model(*potential, {}, np.zeros(2), "float32", 0, 0)
+        empty = models.Model(*potential, {}, np.zeros(2), "float32", ((0, 0),))
         part, atoms = models.potential(empty), from_atoms([molecule("H2O")], (1, 8))
         structure = jax.tree.map(lambda x: jnp.asarray(x[0]), atoms)
         near = neighbors.build(neighbors.plan(structure, part.cutoff), structure)
@@ -296,6 +296,11 @@ def test_energy_forces_stress_and_features(kind, name, periodic):
         close(found[3][:6], feature)
         assert not np.any(found[1][6:]), "padding has no force"
         assert not np.any(found[3][6:]), "features of padding are zero: they are summed over all rows"
+
+    # charge and spin matter only where they are an input, see tests/potential/test_electrons.py
+    (ion, pulled, *_), _ = compiled(structure._replace(charge=jnp.int32(-1), spin=jnp.int32(1)), spec)
+    np.testing.assert_array_equal(ion, energy)
+    np.testing.assert_array_equal(pulled, force)
 
     # nothing is felt beyond the cutoff
     far = structure._replace(position=jnp.arange(18.0).reshape(6, 3) * part.cutoff, cell=0 * structure.cell)

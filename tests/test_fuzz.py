@@ -91,7 +91,7 @@ def test_yaml_that_nests_or_makes_objects_is_one_line(tmp_path, text):
 
 def test_a_damaged_model_or_store_is_one_line(tmp_path):
     options = (("channels", 2), ("l_max", 1), ("layers", 1))
-    made = model.Model("equivariant", options, (1, 8), {}, np.zeros(2), "float32", 0, 0)
+    made = model.Model("equivariant", options, (1, 8), {}, np.zeros(2), "float32", ((0, 0),))
     params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), model.shapes(made, 1))
     model.save(tmp_path / "model.npz", made._replace(params=params))
     assert model.load(tmp_path / "model.npz").table == (1, 8)

@@ -1,7 +1,7 @@
 """The part of checking a configuration that needs its structure, still before anything is computed."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from jaxal.acquire.fits import refuse_idle_limit, refuse_misfits
 from jaxal.committee import evaluation as committees
 from jaxal.committee import weights
+from jaxal.config import electrons
 from jaxal.config.schema import Config, Gate, Part
 from jaxal.config.systems import populations
 from jaxal.core.errors import InputError
 from jaxal.core.types import FORCE, Explorer, Uncertainty
+from jaxal.data import dataset, lattice
 from jaxal.data import frames as door
-from jaxal.data import lattice
 from jaxal.data.frames import fixed_atoms, overlap
 from jaxal.data.structure import Table, from_atoms, species_table
 from jaxal.explore.timestep import too_long
@@ -102,6 +103,7 @@ def check(config: Config) -> list[str]:
         for start in system.starts:
             if reason := overlap(start, config.gate.closest):
                 raise InputError(f"{system.field}.file: {system.file}: {reason}; give a structure that can be")
+    config = with_inputs(config, starts)
     check_fits(config, _check_parameters(config, table))
     if config.initial > config.stop.labels:
         raise InputError(
@@ -143,6 +145,15 @@ def check(config: Config) -> list[str]:
         for system in systems
     ]
     return list(dict.fromkeys(caution for of_system in cautions for caution in of_system))
+
+
+def with_inputs(config: Config, starts: Sequence[ase.Atoms]) -> Config:
+    """The configuration whose potential takes charge and spin as input where these structures differ in them.
+
+    Raises InputError where it cannot, see `electrons.resolved`.
+    """
+    states = dataset.states_of([door.of_atoms(start, labeled=False) for start in starts])
+    return dataclasses.replace(config, potential=electrons.resolved(config.potential, states))
 
 
 def _check_parameters(config: Config, table: Table) -> Uncertainty | None:

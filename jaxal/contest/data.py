@@ -18,6 +18,7 @@ import numpy as np
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
+from jaxal.config import electrons
 from jaxal.config.check import dynamics_of, task_of
 from jaxal.config.systems import start_structures
 from jaxal.contest.schema import Live, Task
@@ -80,6 +81,8 @@ def check(name: str, task: Task) -> None:
             f"tasks.{name}.budgets: {task.budgets[-1]} is too large; the pool {task.pool} has {len(given.pool)} frames "
             f"besides those of the test"
         )
+    assert task.potential is not None
+    electrons.resolved(task.potential, dataset.states_of(given.pool), f"tasks.{name}.potential")
     if not given.test:
         raise InputError(f"tasks.{name}.test: no frame is left for the test; give a file, or a larger pool")
 
@@ -156,10 +159,10 @@ def _frames(name: str, task: Task) -> _Files:
     pool = [pool[row] for row in spaced(len(pool), task.pool_frames)]
     test = [test[row] for row in spaced(len(test), task.test_frames)]
     if pool:
-        dataset.one_surface([*pool, *test, *path], section)
-        table = dataset.species_of(pool)
+        table, states = dataset.species_of(pool), dataset.states_of(pool)
         for part, file in ((test, task.test or task.pool), (path, task.path)):
             dataset.check_elements(part, table, file, f"the pool {task.pool}")
+            dataset.check_states(part, states, file, f"the pool {task.pool}")
     forces = all(np.isfinite(frame.label.force).any() for frame in [*pool, *test])
     return _Files(pool, test, path, isolated, forces)
 
@@ -194,6 +197,9 @@ def _check_live(name: str, task: Task, live: Live) -> None:
         raise InputError(
             f"tasks.{name}.budgets: {task.budgets[0]} is too small; {len(starts)} start structures come first"
         )
+    assert task.potential is not None
+    states = dataset.states_of([of_atoms(start, labeled=False) for start in starts])
+    electrons.resolved(task.potential, states, f"tasks.{name}.potential")
     try:
         backend = live.label.bind()()
         for start in starts:

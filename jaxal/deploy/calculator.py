@@ -36,7 +36,7 @@ def padded_size(atoms: int) -> int:
 
 
 def electrons_of(atoms: ase.Atoms, model: models.Model) -> tuple[int, int]:
-    """Charge (e) and number of unpaired electrons of a structure; the model's where it does not say them.
+    """Charge (e) and number of unpaired electrons of a structure; see `model.unsaid` where it does not say them.
 
     Raises InputError for what is no whole number, and for names in its info that contradict each other.
     """
@@ -44,7 +44,8 @@ def electrons_of(atoms: ase.Atoms, model: models.Model) -> tuple[int, int]:
         said = electrons.electrons_of(atoms.info, atoms.arrays)
     except InputError as error:
         raise InputError(f"atoms: {error}") from None
-    return model.charge if said.charge is None else said.charge, model.spin if said.spin is None else said.spin
+    charge, spin = (rest if own is None else own for own, rest in zip(said, models.unsaid(model), strict=True))
+    return charge or 0, spin or 0
 
 
 class Program:
@@ -108,8 +109,8 @@ class Calculator(base.Calculator):
     spread: the last four are absent.
 
     Structures repeat in any directions, as `pbc` says. Raises InputError for one that cannot be, for an element the
-    model does not know, for a charge or spin in `atoms.info` other than the model's, for a number of electrons that
-    cannot have its spin, and in a process that was forked from one that uses JAX;
+    model does not know, for a charge or spin in `atoms.info` that it was not trained at, for a number of electrons
+    that cannot have its spin, and in a process that was forked from one that uses JAX;
     ase.calculators.calculator.CalculationFailed where the model gives no finite number. Nothing is left in `results`
     of what was refused.
 
@@ -236,9 +237,10 @@ class Calculator(base.Calculator):
         except InputError as error:
             raise InputError(f"atoms: {error}") from None
         charge, spin = electrons_of(atoms, self.model)
-        for name, value, trained in (("charge", charge, self.model.charge), ("spin", spin, self.model.spin)):
-            if value != trained:
-                raise InputError(f"atoms: their {name} is {value}, but the model was trained at {trained}")
+        try:
+            models.check_state(self.model, charge, spin)
+        except InputError as error:
+            raise InputError(f"atoms: {error}") from None
         if self.model.electrons and not atoms.pbc.any():  # the bands of a crystal hold as many as they like
             try:
                 electrons.check_electrons(atoms.numbers, charge, spin)

@@ -6,8 +6,8 @@ with it. With `--listen` it answers whoever connects, several at a time, one str
 shared network leave it on 127.0.0.1 and reach it through `ssh -L`. What is sent are numbers and texts, nothing that a
 stranger could have executed.
 
-On connecting it says who it is: [format, SHA-256 of the model, atomic numbers, charge, spin, version]. Then every Task
-is answered by a Result (`jaxal.label.task.packed`), framed as by multiprocessing.connection.
+On connecting it says who it is: [format, SHA-256 of the model, atomic numbers, pairs of charge and spin, version]. Then
+every Task is answered by a Result (`jaxal.label.task.packed`), framed as by multiprocessing.connection.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def load(path: Path, parts: Sequence[Path] = ()) -> tuple[bytes, Callable[[Task]
     calculator = Calculator(path)
     model = calculator.model
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    hello = [FORMAT, digest, list(model.table), model.charge, model.spin, code_version("jaxal")]
+    hello = [FORMAT, digest, list(model.table), [list(state) for state in model.states], code_version("jaxal")]
 
     def label(task: Task) -> Result:
         try:

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import Array, Bool
 
+from jaxal.config.check import with_inputs
 from jaxal.config.schema import Config
 from jaxal.config.systems import Population, grouped
 from jaxal.core.types import Label, Structure
@@ -52,6 +53,7 @@ def run_of(config: Config, systems: Sequence[Population], table: Table, factor: 
     The neighbor lists are those of its first structures, the training set has the room that it begins with. Labels of
     the host, which cannot be asked for without the device, are stood in for by zeros: nothing else differs.
     """
+    config = with_inputs(config, [atoms for system in systems for atoms in system.starts])
     batch = config.label.batch or factor * sum(config.walkers.values())
     config = dataclasses.replace(config, devices=1, label=dataclasses.replace(config.label, batch=batch))
     systems = [system._replace(walkers=factor * system.walkers) for system in systems]

@@ -22,6 +22,7 @@ from jaxal.core.types import Key, Neighbors, Params, Potential, Structure
 from jaxal.core.units import Unit
 from jaxal.data.neighbors import inward, vectors
 from jaxal.potential import contraction, cuequivariance
+from jaxal.potential import electrons as inputs
 from jaxal.potential.radial import bessel, envelope
 from jaxal.potential.repulsion import zbl
 
@@ -126,6 +127,27 @@ class _Model(nn.Module):
     radial_functions: int
     repulsion: bool
     kernels: str
+    electrons: bool
+
+    def _electronic(
+        self, structure: Structure, features: contraction.Features, scale: Float[Array, ""]
+    ) -> tuple[contraction.Features, Float[Array, "b"]]:
+        """First features with those of charge and spin, and what these add to the energy of each structure, eV."""
+        dtype, (kinds, channels) = features.dtype, (len(self.table), self.channels)
+        first = self.param("electrons", _normal(1.0), (inputs.INPUTS, inputs.UNITS), dtype)
+        # zero at first: what is not learned about an ion is as of the neutral
+        own = self.param("electrons_atom", nn.initializers.zeros, (inputs.UNITS, kinds, channels), dtype)
+        whole = self.param("electrons_energy", nn.initializers.zeros, (inputs.UNITS,), dtype)
+        offset = self.variable(
+            "constants", "offset", lambda: jnp.zeros((2 * inputs.CHARGE + 1, inputs.SPIN + 1), dtype)
+        ).value
+        charge, spin = structure.charge, structure.spin
+        units = nn.silu(inputs.inputs(charge, spin, dtype) @ first) * inputs.UNITS**-0.5
+        each = jnp.einsum("bu,usf->bsf", units, own)
+        # a product with ones and zeros: its transpose is one, too, where that of a gather is a scatter
+        kind = nn.one_hot(structure.species, kinds, dtype=dtype)
+        added = jnp.einsum("bns,bsf->bnf", kind, each).reshape(features.shape)
+        return features + added, offset[inputs.row(charge, spin)] + scale * (units @ whole)
 
     @nn.compact
     def __call__(self, structure: Structure, neighbors: Neighbors) -> tuple[Float[Array, "b"], Float[Array, "b n f"]]:
@@ -160,6 +182,9 @@ class _Model(nn.Module):
         }
         embedding = self.param("embedding", _normal(1.0), (kinds, self.channels), dtype)
         features: contraction.Features = embedding[species][None]
+        whole = None
+        if self.electrons:
+            features, whole = self._electronic(structure, features, constant["scale"])
         energy = jnp.zeros(number, dtype)
         invariants = []
         for t in range(self.layers):
@@ -177,6 +202,7 @@ class _Model(nn.Module):
             energy = energy + zbl(self.table, species, species[index], distance, used)
         feature = jnp.concatenate(invariants, axis=-1).reshape(batch, size, -1)
         energy = jnp.sum(jnp.where(real, energy.reshape(batch, size), 0.0), axis=1)
+        energy = energy if whole is None else energy + whole
         return energy, jnp.where(real[:, :, None], feature, 0.0)
 
 
@@ -195,6 +221,7 @@ def equivariant(
     radial_functions: Annotated[int, Unit("", 1)] = 8,
     repulsion: bool = True,
     kernels: Literal["xla", "cuequivariance"] = "xla",
+    electrons: Literal["auto", "on", "off"] = "auto",
 ) -> Potential:
     """Equivariant message passing of the MACE family, with ZBL repulsion at short range.
 
@@ -212,9 +239,11 @@ def equivariant(
     radial_functions : learned functions of the distance in each layer, of which every radial weight is a combination
     repulsion : add the screened nuclear repulsion
     kernels : what computes the contractions: XLA, or NVIDIA's cuequivariance-jax (an extra), with the same result
+    electrons : whether charge and unpaired electrons are an input (see `potential.electrons`); auto is on where the
+        structures to learn differ in them, which who has the structures says (`config.electrons`), and off elsewhere
 
-    The parameters hold "params" (trained) and "constants" (scale in eV, mean number of neighbors; set from
-    data). Energies are eV. Reference: Batatia et al., arXiv:2206.07697.
+    The parameters hold "params" (trained) and "constants" (scale in eV, mean number of neighbors, with `electrons` the
+    energies of charge and spin in eV; set from data). Energies are eV. Reference: Batatia et al., arXiv:2206.07697.
     """
     if hidden_l > l_max:
         raise ValueError(f"potential.hidden_l is {hidden_l}; it must not exceed potential.l_max = {l_max}")
@@ -223,7 +252,8 @@ def equivariant(
     if kernels == "cuequivariance" and (why := cuequivariance.trouble()):
         raise ValueError(f"potential.kernels: cuequivariance {why}")
     network = radial, radial_hidden, radial_functions
-    model = _Model(table, cutoff, channels, l_max, hidden_l, layers, correlation, *network, repulsion, kernels)
+    size = channels, l_max, hidden_l, layers, correlation
+    model = _Model(table, cutoff, *size, *network, repulsion, kernels, electrons == "on")
 
     def one(structure: Structure, neighbors: Neighbors) -> Any:
         return jax.tree.map(lambda x: x[None], (structure, neighbors))

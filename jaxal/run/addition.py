@@ -7,7 +7,6 @@ latest labels, such as the queue, begins anew: labels that were at work are foun
 
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -40,15 +39,13 @@ class Before(NamedTuple):
     state: states.State
 
 
-def begun_with(config: Config, directory: Path) -> Config:
-    """The configuration of the newest checkpoint of a run folder.
-
-    Raises InputError where `config` differs from it in what must not change.
-    """
+def begun_with(run: Run) -> Config:
+    """The configuration of a run's newest checkpoint. Raises InputError where it differs in what must not change."""
+    directory = run.directory
 
     def read() -> list[str]:
         text = checkpoint.newest(directory / CHECKPOINTS).record["host"]["config"]
-        persistence.check_changes(text, dump(config, directory), directory / FILE_NAME)
+        persistence.check_changes(text, dump(run.config, directory), directory / FILE_NAME)
         return [text]
 
     (text,) = devices.from_first(read)
@@ -187,9 +184,15 @@ def _parameters(
     """
     new = training_data.new_params(committee, key, near, structures, labels)
 
-    def merged(path: Any, fresh: Any, old: Any) -> Any:
+    known = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(learned)}
+
+    def merged(path: Any, fresh: Any) -> Any:
+        old = known.get(jax.tree_util.keystr(path))
+        if old is None:  # charge and spin, which become an input with the first system that differs in them
+            return fresh
         if fresh.shape == old.shape:
-            return old
+            # an offset of a charge and spin that nothing was learned at is that of the new labels
+            return jnp.where(old == 0, fresh, old) if "offset" in jax.tree_util.keystr(path) else old
         axes = [axis for axis, (a, b) in enumerate(zip(fresh.shape, old.shape, strict=True)) if a != b]
         if any(old.shape[axis] != len(rows) for axis in axes):
             name = jax.tree_util.keystr(path)
@@ -202,7 +205,7 @@ def _parameters(
 
     posterior = {name: value for name, value in new.items() if name == "posterior"}  # it is learned again
     kept = {name: value for name, value in new.items() if name != "posterior"}
-    return jax.tree_util.tree_map_with_path(merged, kept, {name: learned[name] for name in kept}) | posterior
+    return jax.tree_util.tree_map_with_path(merged, kept) | posterior
 
 
 def _walkers(old: Run, run: Run, state: states.State, rows: np.ndarray) -> tuple[Structure, np.ndarray]:

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from jaxal.config import yaml12
-from jaxal.config.check import check
+from jaxal.config.check import check, with_inputs
 from jaxal.config.loading import FILE_NAME, INPUTS, load, parse
 from jaxal.config.schema import Config
 from jaxal.config.systems import Population, grouped, populations
@@ -143,18 +143,18 @@ def _go(config: Config, directory: Path, interrupted: Callable[[], bool], change
             buffer = devices.laid(run.mesh, states.LAYOUT.buffer, buffer)
             state = None
         else:
-            began = addition.begun_with(config, directory)
+            began = addition.begun_with(run)
             more = addition.added(began, config)
             before = _with(run, began) if more else run
             progress, state = persistence.restore(before)
             if changed:
-                config = _told(lambda: dump(resolved(config, directory)))
-                run = run._replace(config=config)
+                copied = _told(lambda: dump(resolved(config, directory)))
+                run = run._replace(config=with_inputs(copied, run.starts))
             folder.cut(directory, progress.sizes)
             run = run._replace(began=run.began - progress.elapsed)
             if more:
                 progress, state = addition.grown(addition.Before(before, progress, state), run)
-            progress.config = dump(config, directory)
+            progress.config = dump(run.config, directory)
             train = buffer = None
         with _labels(run, progress) as labels:
             if progress.phase == "explore":
@@ -188,7 +188,8 @@ def _with(run: Run, config: Config) -> Run:
         )
         for (field, section), own in zip(config.named.items(), begun, strict=True)
     ]
-    table = species_table([atoms for system in systems for atoms in system.starts])
+    starts = [atoms for system in systems for atoms in system.starts]
+    config, table = with_inputs(config, starts), species_table(starts)
     return run._replace(config=config, systems=systems, groups=[list(map(int, g)) for g in groups], table=table)
 
 

@@ -15,9 +15,10 @@ from jaxal.committee.evaluation import Committee, predict
 from jaxal.core import devices
 from jaxal.core.types import InputError, Key, Label, Params, Structure
 from jaxal.data import buffer as buffers
-from jaxal.data import neighbors
+from jaxal.data import electrons, neighbors
 from jaxal.data import sample as samples
 from jaxal.data.dataset import labeled
+from jaxal.data.electrons import State
 from jaxal.data.frames import of_atoms
 from jaxal.deploy import model
 from jaxal.label.task import Enough
@@ -108,8 +109,15 @@ def write_model(
     """The model file of a run folder; `facts` are the other fields of `model.Model`."""
     facts |= {"params": jax.device_get(train.average), "calibration": bound.calibration}
     facts |= {"support": jax.device_get(bound.support)}
-    facts |= {"electrons": electrons_can_be(buffer, facts["table"])}
+    facts |= {"electrons": electrons_can_be(buffer, facts["table"]), "states": states_of(buffer)}
     model.save(directory / model.FILE_NAME, model.Model(heads=committee.heads, signs=committee.signs, **facts))
+
+
+def states_of(buffer: buffers.Buffer) -> tuple[State, ...]:
+    """Charges and spins of what a training set [c] trains on."""
+    trained = np.asarray(buffers.trainable(buffer))
+    charge, spin = (np.asarray(x)[trained] for x in (buffer.structure.charge, buffer.structure.spin))
+    return electrons.states(charge, spin)
 
 
 def electrons_can_be(buffer: buffers.Buffer, table: tuple[int, ...]) -> bool:
@@ -134,7 +142,7 @@ def validated_by_system(run: Run) -> None:
     """The same for a run, with the frames that its systems have of their own, and by system."""
     config, learned = run.config, model.load(run.directory)
     known = {command.described(of_atoms(own.starts[0], labeled=False)): own.name for own in reversed(run.systems)}
-    parts: list[Any] = [(config.validate.data, None, learned.charge, learned.spin)]
+    parts: list[Any] = [(config.validate.data, None, *model.unsaid(learned))]
     for own in run.systems:
         start = own.starts[0].info
         parts.append((config.named[own.field].validate, own.name, start["charge"], start["spin"]))
@@ -196,8 +204,6 @@ def finish(run: Run, progress: Progress, parts: states.Parts, static: states.Sta
             table=run.table,
             reference=reference,
             precision=config.precision,
-            charge=int(buffer.structure.charge[0]),
-            spin=int(buffer.structure.spin[0]),
         )
         folder.write_training(directory, buffer, run.table, reference)
         folder.append(directory, [_noted(run, bound, labels)])

@@ -1,5 +1,6 @@
 """Training from labeled structures in a file, with the sections a run has: `jaxal train`."""
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -7,6 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from jaxal.config import electrons
 from jaxal.config.schema import Data, Offline, Train
 from jaxal.config.writing import resolved
 from jaxal.core.types import InputError
@@ -34,9 +36,9 @@ def train(config: Offline, directory: Path) -> None:
     data = config.data
     frames, held, isolated = _data(data, config.train)
     table = dataset.species_of(frames)
-    charge, spin = dataset.one_surface(frames, f"{data.file}")
+    potential = electrons.resolved(config.potential, dataset.states_of(frames))
     structures, labels, reference = _device(config, frames, isolated, table, held, dtype)
-    config = resolved(config, directory)
+    config = dataclasses.replace(resolved(config, directory), potential=potential)
     folder.versions(directory)
     began = time.monotonic()
     with display() as show:
@@ -90,8 +92,6 @@ def train(config: Offline, directory: Path) -> None:
             table=table,
             reference=reference,
             precision=config.precision,
-            charge=charge,
-            spin=spin,
         )
         folder.write_frames(directory / folder.TRAINING, map(folder.marked, frames, held))
         status("validation", error)
@@ -129,7 +129,7 @@ def _data(data: Data, train: Train) -> _Data:
         return _Data(frames, held, isolated)
     extra, more = read(data.validation)
     dataset.check_elements(extra, dataset.species_of(frames), f"data.validation: {data.validation}", "data.file")
-    dataset.one_surface([*frames, *extra], f"{data.file} and {data.validation}")
+    dataset.check_states(extra, dataset.states_of(frames), f"data.validation: {data.validation}", "data.file")
     both = dataset.groups([*frames, *extra])
     known = np.isin(both[len(frames) :], both[: len(frames)])
     if known.all():

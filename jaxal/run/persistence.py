@@ -41,7 +41,10 @@ def check_changes(begun: str, now: str, source: Path) -> None:
     was, present = (dict(_fields(yaml12.parse(text, str(source)))) for text in (begun, now))
     differ = [name for name in {**was, **present} if was.get(name) != present.get(name)]
     there = {_system(name) for name in was}
-    differ = [name for name in differ if _system(name) in there]  # a system may be added
+    added = [name for name in differ if _system(name) not in there]
+    differ = [name for name in differ if name not in added]
+    if added:  # of another charge or spin: then both become an input of the potential
+        differ = [name for name in differ if (name, present.get(name)) != ("potential.electrons", "on")]
     wrong = [name for name in differ if not name.startswith(MAY_CHANGE)]
     if wrong:
         told = "; ".join(f"{name} was {was.get(name)}, is {present.get(name)}" for name in wrong)

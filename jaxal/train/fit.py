@@ -24,6 +24,7 @@ from jaxal.core.devices import MEMBERS
 from jaxal.core.types import Distribution, Key, Label, Params, Structure
 from jaxal.data import buffer as buffers
 from jaxal.data import neighbors
+from jaxal.train import electrons
 from jaxal.train.loss import LossWeights, loss
 
 
@@ -150,8 +151,7 @@ def reference_energies(
     The others by least squares over the compositions, of structures whose energy is known. What compositions leave
     undetermined gets the smallest norm, so a single composition shares its energy among its atoms.
     """
-    species = np.asarray(structures.species)
-    counts = np.stack([(species == kind).sum(-1) for kind in range(kinds)], -1).astype(float)
+    counts = electrons.counted(structures, kinds)
     energy = np.asarray(energy, float)
     reference = np.zeros(kinds)
     free = dict(isolated or {})
@@ -160,20 +160,29 @@ def reference_energies(
     others = [kind for kind in range(kinds) if kind not in free]
     there = np.isfinite(energy)
     if others and there.any():
-        rest = (energy - counts @ reference)[there]
-        reference[others] = np.linalg.lstsq(counts[there][:, others], rest, rcond=1e-8)[0]
+        rest = energy - counts @ reference
+        known, cost = electrons.columns(structures)
+        if known:  # what charge and spin cost is not the atoms', where it can be told from them: see `offsets`
+            design = np.concatenate([counts[:, others], electrons.SMALL * cost], axis=1)
+            reference[others] = electrons.solved(design, rest, counts)[: len(others)]
+        else:
+            reference[others] = np.linalg.lstsq(counts[there][:, others], rest[there], rcond=1e-8)[0]
     return reference
 
 
 def normalize(params: Params, labels: Label, structures: Structure, mean_neighbors: float) -> Params:
-    """Parameters whose scale is the root mean square force of the labels and whose messages are divided by
-    the root of the mean number of neighbors. Potentials without those constants are returned as they are.
+    """Parameters whose scale is the root mean square force of the labels, whose messages are divided by the root of the
+    mean number of neighbors, and whose offsets are those of charge and spin. Potentials without those constants are
+    returned as they are.
     """
     own = params.get("constants")
     if not isinstance(own, dict):
         return params
     real = np.asarray(structures.species) >= 0
     scale = float(np.sqrt(np.nanmean(np.asarray(labels.force)[real] ** 2)))
-    values = {"scale": max(scale, 1e-3), "neighbors": max(mean_neighbors, 1.0)}
+    values: dict[str, Any] = {"scale": max(scale, 1e-3), "neighbors": max(mean_neighbors, 1.0)}
+    if "offset" in own:
+        kinds = int(np.max(np.asarray(structures.species))) + 1
+        values["offset"] = electrons.offsets(structures, labels.energy, kinds)
     constants = {name: jnp.full_like(own[name], value) for name, value in values.items() if name in own}
     return {**params, "constants": {**own, **constants}}

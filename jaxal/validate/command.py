@@ -103,7 +103,7 @@ def validate(path: str | Path, data: str | Path, *, threshold: float | None = No
     structures without energy or forces, and elements that the model does not know.
     """
     model = models.load(Path(path))
-    frames = dataset.labeled(data, "the model", model.charge, model.spin).frames
+    frames = dataset.labeled(data, "the model", *models.unsaid(model)).frames
     return measure(model, frames, threshold=threshold, name=str(path), source=str(data))
 
 
@@ -123,7 +123,8 @@ def measure(
     dataset.check_elements(frames, model.table, source, "the model")
     for number, frame in enumerate(frames):
         try:
-            frames[number] = with_electrons(frame, model.charge, model.spin, "model")
+            frames[number] = with_electrons(frame, *models.unsaid(model), "model")
+            models.check_state(model, *dataset.state_of(frames[number]))
         except InputError as error:
             raise InputError(f"{source}: frame {number}: {error}") from None
     reference = labels_of(frames)

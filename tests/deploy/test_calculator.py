@@ -50,7 +50,15 @@ def model(monkeypatch):
     monkeypatch.setitem(registry._table["potential"], "depth_morse", depth_morse)
     params = {"depth": jnp.array(DEPTH)}
     return models.Model(
-        "depth_morse", (("cutoff", 9.0),), TABLE, params, REFERENCE, "float32", 0, 0, electrons=False, calibration=BOUND
+        "depth_morse",
+        (("cutoff", 9.0),),
+        TABLE,
+        params,
+        REFERENCE,
+        "float32",
+        ((0, 0),),
+        electrons=False,
+        calibration=BOUND,
     )
 
 
@@ -271,7 +279,7 @@ def test_drives_a_path(model):
 def test_a_file_is_enough_and_no_training_code_is_imported(tmp_path):
     options = (("cutoff", 3.5), ("channels", 4), ("l_max", 1), ("layers", 1))
     table = (1, 8)
-    model = models.Model("equivariant", options, table, {}, np.array([-13.0, -430.0]), "float32", 0, 0)
+    model = models.Model("equivariant", options, table, {}, np.array([-13.0, -430.0]), "float32", ((0, 0),))
     potential = models.potential(model)
     atoms = Atoms("OHH", [[0, 0, 0.1], [0, 0.76, -0.47], [0, -0.76, -0.47]])
     structure = jax.tree.map(jnp.asarray, from_atoms(atoms, table))

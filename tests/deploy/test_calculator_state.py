@@ -23,7 +23,7 @@ from jaxal.deploy import model as models
 from jaxal.deploy.calculator import Calculator
 
 STIFFNESS, SPREAD = 2.0, 0.25  # eV/Å^2, of the two members' mean and deviation
-ALONE = models.Model("odd", (), (1, 8), np.float32([2.0]), np.array([-13.5, -2000.25]), "float32", 0, 0)
+ALONE = models.Model("odd", (), (1, 8), np.float32([2.0]), np.array([-13.5, -2000.25]), "float32", ((0, 0),))
 PAIR = ALONE._replace(params=np.float32([STIFFNESS - SPREAD, STIFFNESS + SPREAD]))
 
 

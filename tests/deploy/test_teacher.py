@@ -215,7 +215,9 @@ def test_what_the_model_was_not_trained_for_is_refused(model):
     backend = teacher(model=model)
     with pytest.raises(LabelError, match=r"^label: the teacher does not know Cl; its model was trained on H, C, O"):
         backend.check(task_of(molecule("CH3Cl")))
-    with pytest.raises(LabelError, match=r"^charge: 1 does not fit; the teacher's model was trained at 0"):
+    with pytest.raises(
+        LabelError, match=r"^charge: 1 does not fit; the teacher's model was trained at charge 0 with 0 unp"
+    ):
         backend.check(ETHANOL._replace(charge=1))
     with pytest.raises(LabelError, match=r"^spin: 2 does not fit"):
         backend.check(ETHANOL._replace(spin=2))

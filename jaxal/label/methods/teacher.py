@@ -18,7 +18,7 @@ from typing import IO, Annotated, NamedTuple
 from jaxal.core import plugins
 from jaxal.core.registry import register
 from jaxal.core.units import Unit
-from jaxal.data.electrons import symbol
+from jaxal.data.electrons import listed, symbol
 from jaxal.label.scratch import arguments, check_program
 from jaxal.label.task import (
     Backend,
@@ -50,8 +50,7 @@ class _Hello(NamedTuple):
     format: int
     digest: str  # SHA-256 of the model file
     table: list[int]  # atomic numbers
-    charge: int
-    spin: int
+    states: list[list[int]]  # pairs of charge and spin
     version: str
 
 
@@ -72,7 +71,7 @@ def teacher(
     python: Sequence[str] = (),
     patience: Annotated[float, Unit("s", 0, True)] = 600.0,
 ) -> Backend:
-    """A model of jaxal in another process: its committee mean, at the charge and spin it was trained at.
+    """A model of jaxal in another process: its committee mean, at the charges and spins it was trained at.
 
     `model` is the model.npz of an earlier run. The process is started once, for all labels (of each worker), and again
     should it die; it ends with this one. `python` starts another interpreter that has jaxal, on another device or
@@ -113,9 +112,11 @@ def teacher(
         for number in sorted(set(task.numbers.tolist()) - set(hello.table)):
             known = ", ".join(map(symbol, hello.table))
             raise LabelError(f"label: the teacher does not know {symbol(number)}; its model was trained on {known}")
-        for name, given, trained in (("charge", task.charge, hello.charge), ("spin", task.spin, hello.spin)):
-            if given != trained:
-                raise LabelError(f"{name}: {given} does not fit; the teacher's model was trained at {trained}")
+        known = [(charge, spin) for charge, spin in hello.states]
+        if (task.charge, task.spin) not in known:
+            name = "charge" if task.charge not in {charge for charge, _ in known} else "spin"
+            given = getattr(task, name)
+            raise LabelError(f"{name}: {given} does not fit; the teacher's model was trained at {listed(known)}")
 
     def check(task: Task) -> None:
         if not address:
