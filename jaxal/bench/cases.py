@@ -184,7 +184,7 @@ def segment(setting: Setting) -> Program:
     structures, labels = training_data.cast(first.structures, first.labels, reference, config.precision)
     dtype = assembly.dtype_of(config.precision)
     oracle = labeling.oracle_label(config, table, dtype, reference, labeling.oracle_spec(config, table, structures))
-    parts = assembly.parts_of(config, table, oracle)
+    parts = assembly.parts_of(config, table, atoms, oracle)
     near = neighbors.plan(structures, parts.committee.potential.cutoff, assembly.SKIN)
     train_near = neighbors.plan(structures, parts.committee.potential.cutoff, 0.0)
     static = assembly.static_of(config, table, near, train_near, LOOKS)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxal.acquire.fits import refuse_idle_limit, refuse_misfits
 from jaxal.committee import evaluation as committees
 from jaxal.committee import weights
+from jaxal.config.biases import terms_of
 from jaxal.config.schema import Config, Gate, Part, System
 from jaxal.core.errors import InputError
 from jaxal.core.types import FORCE, Explorer, Uncertainty
@@ -131,6 +132,7 @@ def check(config: Config) -> list[str]:
         if reason := overlap(start, config.gate.closest):
             raise InputError(f"system.file: {config.system.file}: {reason}; give a structure that can be")
     check_fits(config, _check_parameters(config, table))
+    terms_of(config.bias, config.score.bind(), atoms)
     if config.label.initial > config.stop.labels:
         raise InputError(
             f"label.initial: {config.label.initial} is too large; give at most stop.labels ({config.stop.labels})"
@@ -184,7 +186,7 @@ def check_fits(config: Config, method: Uncertainty | None) -> None:
     gate = _built("gate", config.gate.part.bind())
     spread = FORCE if method is None else method.unit
     score, name = config.score, config.gate.part.name
-    names = config.uncertainty.name, spread, config.bias.name
+    names = config.uncertainty.name, spread, [bias.part.name for bias in config.bias]
     refuse_misfits(score.name, dict(score.options), name, gate, *names)
     default: Any = next(field.default for field in dataclasses.fields(Gate) if field.name == "implausible")
     refuse_idle_limit(config.gate.implausible, default, gate, spread)

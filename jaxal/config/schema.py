@@ -20,7 +20,7 @@ class Kinds(NamedTuple):
     """Marks a part with the kinds of the registry it may be of, and with the name taken where none is given."""
 
     kinds: tuple[str, ...]
-    default: str
+    default: str = ""  # there is none: it must be named
 
 
 Count = Annotated[int, Unit("", 1)]
@@ -52,7 +52,7 @@ ExecutorPart = Annotated[Part, Kinds(("executor",), "local")]
 UncertaintyPart = Annotated[Part, Kinds(("uncertainty",), "members")]
 KernelPart = Annotated[Part, Kinds(("kernel",), "mean_feature")]
 SelectPart = Annotated[Part, Kinds(("select",), "top_k")]
-BiasPart = Annotated[Part, Kinds(("bias",), "none")]
+VariablePart = Annotated[Part, Kinds(("variable",))]
 SchedulePart = Annotated[Part, Kinds(("schedule",), "single")]
 
 
@@ -91,6 +91,14 @@ class Explore:
     part: Annotated[Part, Kinds(("explorer",), "nvt_langevin")]
     walkers: Count = 8
     drive: Literal["mean", "member"] = "mean"  # the force a walker follows: the committee's mean, or one member's each
+
+
+@dataclass(frozen=True)
+class Bias:
+    """An energy that drives the walkers beside the committee's force; several act at once."""
+
+    part: Annotated[Part, Kinds(("bias",))]
+    variables: tuple[VariablePart, ...] = ()  # collective variables, written down with every frame
 
 
 @dataclass(frozen=True)
@@ -217,7 +225,6 @@ class Config:
     uncertainty: UncertaintyPart
     explore: Explore
     score: ScorePart
-    bias: BiasPart
     gate: Gate
     kernel: KernelPart
     select: SelectPart
@@ -228,6 +235,7 @@ class Config:
     stop: Stop
     validate: Validate
     output: Output
+    bias: tuple[Bias, ...] = ()  # one or a list
     seed: Annotated[int, Unit("", 0)] = 0
     precision: Precision = "float32"
     devices: Literal["auto"] | Count = "auto"  # auto takes the most there are that divide walkers and members evenly

@@ -56,7 +56,7 @@ def run_of(config: Config, starts: Sequence[ase.Atoms], table: Table, walkers: i
     dtype = assembly.dtype_of(config.precision)
     frames = initial_labels.first_structures(starts, config.label.initial, config.seed)
     structures = jax.tree.map(jnp.asarray, from_atoms(frames, table, dtype=dtype))
-    parts = assembly.parts_of(config, table, None if config.label.mode == "pooled" else _stand_in)
+    parts = assembly.parts_of(config, table, starts[0], None if config.label.mode == "pooled" else _stand_in)
     cutoff = parts.committee.potential.cutoff
     near, close = (neighbors.plan(structures, cutoff, skin) for skin in (assembly.SKIN, 0.0))
     static = assembly.static_of(config, table, near, close)
@@ -81,7 +81,7 @@ def step(run: Run, device: Any) -> Compiled:
 
     def begun(state: Any) -> Walk:
         full = jnp.zeros(state.quiet.shape, bool)
-        return Walk(state.walkers, state.near, nothing(*state.trusted), full, state.drift)
+        return Walk(state.walkers, state.near, nothing(*state.trusted, bias=parts.bias), full, state.drift)
 
     start = jax.eval_shape(begun, state)
     limits = run.limits

@@ -21,6 +21,7 @@ from jaxal.acquire.gate import estimated
 from jaxal.core import devices
 from jaxal.data import queue as queues
 from jaxal.data import sample as samples
+from jaxal.explore.bias_forces import rewound
 from jaxal.program.lessons import teach
 from jaxal.program.reports import Lesson, Look, Trusted
 from jaxal.program.selection import Chooser, choose
@@ -56,7 +57,8 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         number = walkers.step.shape[0]
         key, key_probe, key_select, key_add, key_hold, key_fit, key_rewind = jax.random.split(state.key, 7)
         state = state._replace(key=key)
-        start = Walk(walkers, state.near, nothing(*trusted), jnp.zeros(number, bool), state.drift)
+        none = nothing(*trusted, bias=parts.bias)
+        start = Walk(walkers, state.near, none, jnp.zeros(number, bool), state.drift)
         bounds = Bounds(limits.implausible, limits.closest, limits.hottest, state.farthest, state.known)
         end = walk(state.train.average, state.gate, state.support, bounds, start)
         # what a look decides it decides on every device alike: a few numbers of each walker
@@ -92,13 +94,15 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         failed = jnp.zeros(number, bool).at[report["failed"]].set(True, mode="drop")
         labeled = jnp.zeros(number, bool).at[report["labeled"]].set(True, mode="drop")
         trust = (~candidate.bad & ~flagged) | labeled
-        here = Trusted(candidate.structure, candidate.drive, candidate.stress)
+        here = Trusted(candidate.structure, candidate.drive, candidate.stress, candidate.drift)
         trusted = where(trust, here, trusted)
         rewind = candidate.bad | failed | (flagged if parts.label is None else False)
         keys = jax.random.split(key_rewind, number)
-        place, force, stress = trusted
+        place, force, stress, drift = trusted
         fresh = jax.vmap(parts.explorer.init)(keys, place, force, stress, state.walkers.step)
         walkers = where(rewind, fresh, state.walkers)
+        time = parts.explorer.timestep * walkers.step.astype(force.dtype)
+        drift = rewound(parts.bias, rewind, state.drift, drift, place, time)
         quiet = jnp.where(flagged | candidate.bad, 0, state.quiet + static.every)
         bits = jnp.where(jnp.any(candidate.bad), UNPHYSICAL, 0) | jnp.where(jnp.any(failed), LABEL_FAILED, 0)
         out = Look(
@@ -112,12 +116,17 @@ def make_segment(parts: Parts, static: Static) -> Segment:
             unphysical=candidate.bad,
             cause=candidate.cause,
             **report["look"],
+            report=candidate.report,
             factor=state.gate.factor,
             threshold=state.gate.threshold,
             coverage=jnp.where(state.gate.checked > 0, state.gate.covered / state.gate.checked, jnp.nan),
         )
         state = state._replace(
-            walkers=walkers, trusted=trusted, quiet=quiet, problems=(state.problems | bits).astype(jnp.int32)
+            walkers=walkers,
+            trusted=trusted,
+            drift=drift,
+            quiet=quiet,
+            problems=(state.problems | bits).astype(jnp.int32),
         )
         return devices.laid(mesh, LAYOUT, state), devices.laid(mesh, P(), out)
 

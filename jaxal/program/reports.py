@@ -1,6 +1,6 @@
 """What the program keeps of a walker and says of a look, and the labels it learns from."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, Bool, Float, Int
 
@@ -13,6 +13,7 @@ class Trusted(NamedTuple):
     structure: Structure
     force: Float[Array, "*w n 3"]  # that moves the walker
     stress: Float[Array, "*w 3 3"]
+    drift: Any = ()  # what the biases had learned of the walker
 
 
 class Look(NamedTuple):
@@ -41,6 +42,8 @@ class Look(NamedTuple):
     coverage: Float[Array, ""]  # labels since the start whose error was within the estimated one; NaN before the first
     loss: Float[Array, ""]  # mean of the members' training losses; NaN where nothing was trained
     fold_rmse: Float[Array, ""]  # force RMSE of the committee mean on the held-out labels; NaN if not evaluated
+    # Energies of the biases, eV, and collective variables of the same frames as the temperature; empty without biases
+    report: dict[str, Float[Array, "w"]]
 
 
 class Lesson(NamedTuple):

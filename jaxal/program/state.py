@@ -12,7 +12,6 @@ from jaxal.committee import evaluation as committees
 from jaxal.core import devices
 from jaxal.core.devices import MEMBERS, WALKERS
 from jaxal.core.types import (
-    Bias,
     Explorer,
     Gate,
     GateState,
@@ -30,6 +29,8 @@ from jaxal.data import buffer as buffers
 from jaxal.data import fragments, neighbors
 from jaxal.data import queue as queues
 from jaxal.data import sample as samples
+from jaxal.explore import bias_forces
+from jaxal.explore.bias_forces import Terms
 from jaxal.program.reports import Trusted
 from jaxal.program.selection import Course
 from jaxal.program.step import Drive, driving, farthest
@@ -61,7 +62,7 @@ class Parts(NamedTuple):
     # in the program, energies relative to the references; None: what is to be labeled waits in the queue
     label: Callable[[Structure, Bool[Array, "k"]], Label] | None
     drive: Drive = "mean"  # whose force moves a walker
-    bias: Bias | None = None  # drives walkers beside the committee's mean force
+    bias: Terms = ()  # drive walkers beside the committee's force
     schedule: Schedule | None = None  # None: `select` picks every label
     arms: tuple[Select, ...] = ()  # the selections of the schedule
 
@@ -114,7 +115,7 @@ class State(NamedTuple):
     problems: Int[Array, ""]
     farthest: Float[Array, ""]  # Å, gap between two parts of a structure above which a frame is not physical
     known: Bool[Array, "s"]  # species that were trained on as isolated atoms
-    drift: Any = ()  # what the bias has learned of each walker [w]
+    drift: Any = ()  # what the biases have learned of each walker [w]
     course: Course = Course()  # of the schedule
 
 
@@ -138,10 +139,11 @@ def start(
     key, *keys = jax.random.split(key, structures.charge.shape[0] + 1)
     begun = jnp.zeros(structures.charge.shape[0], jnp.int32)
     walkers = jax.vmap(parts.explorer.init)(jnp.stack(keys), structures, force, stress, begun)
+    drift = bias_forces.begun(parts.bias, structures)
     gate = calibrate(judge_of(parts, static), parts.gate.init(), train.average, buffer)[0]
     state = State(
         walkers=walkers,
-        trusted=Trusted(structures, force, stress),
+        trusted=Trusted(structures, force, stress, drift),
         near=near,
         quiet=jnp.zeros(structures.charge.shape[0], jnp.int32),
         gate=gate,
@@ -156,7 +158,7 @@ def start(
         problems=jnp.where(jnp.any(near.overflow), NEIGHBORS_FULL, 0).astype(jnp.int32),
         farthest=farthest(static.near.cutoff, structures).astype(force.dtype),
         known=_known(static, buffer),
-        drift=() if parts.bias is None else jax.vmap(parts.bias.init)(structures),
+        drift=drift,
         course=Course.begun(parts.schedule),
     )
     return devices.laid(parts.committee.mesh, LAYOUT, state)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import ase
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ from jax.sharding import Mesh
 from jaxal.committee import evaluation as committees
 from jaxal.committee import weights
 from jaxal.committee.evaluation import Committee
+from jaxal.config.biases import terms_of
 from jaxal.config.schema import Config, Offline, Train
 from jaxal.core import devices
 from jaxal.core.types import Structure
@@ -119,20 +121,24 @@ def limits_of(config: Config, rate: float, probe: float) -> states.Limits:
     )
 
 
-def parts_of(config: Config, table: Table, label: LabelFunction | None) -> states.Parts:
-    """The functions of the run; without a `label` what is to be labeled waits in the queue."""
+def parts_of(config: Config, table: Table, start: ase.Atoms, label: LabelFunction | None) -> states.Parts:
+    """The functions of the run; without a `label` what is to be labeled waits in the queue.
+
+    `start` is the first structure that the walkers start from.
+    """
     dtype_of(config.precision)
+    score = config.score.bind()
     schedule = config.schedule.bind()()
     return states.Parts(
         committee=committee_of(config, table),
         explorer=config.explore.part.bind()(),
-        score=config.score.bind(),
+        score=score,
         gate=config.gate.part.bind()(),
         kernel=config.kernel.bind(),
         select=config.select.bind(),
         label=label,
         drive=config.explore.drive,
-        bias=config.bias.bind()(config.score.bind()),
+        bias=terms_of(config.bias, score, start),
         schedule=schedule,
         arms=arms_of(schedule),
     )

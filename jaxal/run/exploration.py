@@ -237,7 +237,7 @@ class _Sitting:
 
 def assembled(run: Run, progress: Progress, label: labeling.LabelFunction | None) -> tuple[states.Parts, states.Static]:
     """The parts of a run, and what its programs are compiled for."""
-    parts = assembly.parts_of(run.config, run.table, label)
+    parts = assembly.parts_of(run.config, run.table, run.atoms, label)
     near, train_near = session.spec_in(progress.near), session.spec_in(progress.train_near)
     return parts, assembly.static_of(run.config, run.table, near, train_near)
 

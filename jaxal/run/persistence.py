@@ -73,7 +73,7 @@ def _fields(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def _example(run: Run) -> Any:
     """A state of the right structure, as shapes; what sizes it has is on disk."""
     config, structures = run.config, walker_structures(run)
-    parts = assembly.parts_of(config, run.table, lambda structures, wanted: None)  # pyright: ignore
+    parts = assembly.parts_of(config, run.table, run.atoms, lambda structures, wanted: None)  # pyright: ignore
     near = neighbors.plan(structures, parts.committee.potential.cutoff, assembly.SKIN)
     return assembly.shapes_of(parts, assembly.static_of(config, run.table, near, near), structures, 1)
 
