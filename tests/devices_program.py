@@ -22,8 +22,10 @@ from jaxal.core.discovery import import_parts
 from jaxal.core.types import InputError, Label
 from jaxal.data import neighbors
 from jaxal.data.structure import from_atoms
+from jaxal.explore.bias_forces import Term
 from jaxal.explore.biases import hyperactive
 from jaxal.explore.dynamics import nvt_langevin
+from jaxal.explore.variables import NONE
 from jaxal.potential.pair import morse
 from jaxal.program import loop
 from jaxal.program import state as states
@@ -64,7 +66,7 @@ def seeking():
     schedule = bandit(of=("top_k", "random"), rule="ucb1")
     return {
         "drive": "member",
-        "bias": hyperactive(max_force_spread, measure="score"),
+        "bias": (Term("hyperactive", hyperactive(max_force_spread, NONE, measure="score"), NONE, ()),),
         "schedule": schedule,
         "arms": arms_of(schedule),
     }
@@ -163,7 +165,7 @@ def mesh_of(walkers, members):
 
 def seek():
     other, other_looks, other_asked = segment(None, seeking())
-    assert other_asked == [3, 3, 3] and np.all(np.asarray(other.drift[0].count) == 12)
+    assert other_asked == [3, 3, 3] and np.all(np.asarray(other.drift[0][0].count) == 12)
     for walkers, members in ((4, 2), (2, 4)):
         name = f"{walkers}x{members}"
         state, looks, asked = segment(mesh_of(walkers, members), seeking())

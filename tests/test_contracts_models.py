@@ -33,7 +33,6 @@ DTYPES = [jnp.float32, jnp.float64]
 QUICK: dict[str, dict[str, Any]] = {
     "equivariant": {"channels": 2, "l_max": 1, "radial_hidden": 4, "cutoff": 4.0},
     "lennard_jones": {"cutoff": 5.0},
-    "nvt_steered": {"coordinate": [(0, 1), (1, 2)], "low": -1.0, "high": 1.0},
 }
 FILES = Path(tempfile.mkdtemp(prefix="jaxal-contracts-"))  # see the fixture `files`
 # What a part cannot be built without.

@@ -284,7 +284,7 @@ def _status(given: argparse.Namespace) -> None:
 
 
 def _list(given: argparse.Namespace) -> None:
-    from jaxal.config.loading import describe, unit_of
+    from jaxal.config.annotations import describe, unit_of
     from jaxal.config.yaml12 import inline
     from jaxal.core import registry
     from jaxal.core.discovery import import_parts

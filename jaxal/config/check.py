@@ -13,6 +13,7 @@ from jaxal.acquire.fits import refuse_idle_limit, refuse_misfits
 from jaxal.committee import evaluation as committees
 from jaxal.committee import weights
 from jaxal.config import electrons
+from jaxal.config.biases import terms_of
 from jaxal.config.schema import Config, Gate, Part
 from jaxal.config.systems import populations
 from jaxal.core.errors import InputError
@@ -105,6 +106,8 @@ def check(config: Config) -> list[str]:
                 raise InputError(f"{system.field}.file: {system.file}: {reason}; give a structure that can be")
     config = with_inputs(config, starts)
     check_fits(config, _check_parameters(config, table))
+    for system in systems:
+        terms_of(system.bias, config.score.bind(), system.starts[0], system.bias_field)
     if config.initial > config.stop.labels:
         raise InputError(
             f"label.initial: {config.initial} is too large; give at most stop.labels ({config.stop.labels})"
@@ -174,7 +177,7 @@ def check_fits(config: Config, method: Uncertainty | None) -> None:
     gate = _built("gate", config.gate.part.bind())
     spread = FORCE if method is None else method.unit
     score, name = config.score, config.gate.part.name
-    names = config.uncertainty.name, spread, config.bias.name
+    names = config.uncertainty.name, spread, [bias.part.name for bias in config.bias]
     refuse_misfits(score.name, dict(score.options), name, gate, *names)
     default: Any = next(field.default for field in dataclasses.fields(Gate) if field.name == "implausible")
     refuse_idle_limit(config.gate.implausible, default, gate, spread)

@@ -10,18 +10,18 @@ import dataclasses
 import difflib
 import inspect
 import math
-import re
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from jaxal.config import yaml12
+from jaxal.config.annotations import describe, has_fields, kinds_of
 from jaxal.config.schema import Config, ExplorerPart, Kinds, Part
 from jaxal.core import plugins, registry
 from jaxal.core.discovery import import_parts
 from jaxal.core.types import InputError
-from jaxal.core.units import SYMBOLS, Below, Unit, to_unit
+from jaxal.core.units import SYMBOLS, Below, Unit, amount, to_unit
 
 LARGEST = 2**63  # a whole number beyond has no place in any program
 PARTIAL = "config.yaml.partial"
@@ -89,35 +89,6 @@ def parse(
         raise
 
 
-def describe(annotation: Any) -> str:
-    """What a field takes, in words: `a number in fs`, `true or false`, `adamw or amsgrad`."""
-    notes: tuple = ()
-    if get_origin(annotation) is Annotated:
-        annotation, *rest = get_args(annotation)
-        notes = tuple(rest)
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    symbol = next((f" in {note.symbol}" for note in notes if isinstance(note, Unit) and note.symbol), "")
-    if origin in (Union, types.UnionType):
-        return " or ".join("null" if choice is type(None) else describe(choice) + symbol for choice in arguments)
-    if origin is Literal:
-        return " or ".join(map(str, arguments))
-    words = {int: "a whole number", float: "a number" + symbol, bool: "true or false", str: "text", Path: "a file"}
-    if annotation in words:
-        return words[annotation]
-    kind = origin or annotation
-    if isinstance(kind, type) and issubclass(kind, Mapping):
-        return "a mapping"
-    return "a list" if isinstance(kind, type) and issubclass(kind, Sequence) else "a value"
-
-
-def unit_of(annotation: Any) -> str:
-    """The unit of an annotated field, empty where it has none."""
-    if get_origin(annotation) is Annotated:
-        found = next((note.symbol for note in get_args(annotation) if isinstance(note, Unit)), "")
-        return found or unit_of(get_args(annotation)[0])
-    return next((unit for unit in map(unit_of, get_args(annotation)) if unit), "")
-
-
 def _override(raw: dict[str, Any], override: str) -> dict[str, Any]:
     """`raw` with one `key.sub=value` applied."""
     key, equals, text = override.partition("=")
@@ -144,7 +115,7 @@ def _inherited(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(systems, Mapping) or not isinstance(common, Mapping):
         return raw
     usual = {key: value for key, value in common.items() if key not in ("walkers", "drive")}
-    kinds = _kinds(ExplorerPart)
+    kinds = kinds_of(ExplorerPart)
     assert kinds is not None
     name = usual.get("name", kinds.default)
 
@@ -161,7 +132,7 @@ def _section(raw: Any, cls: type[T], field: str, folder: Path | None) -> T:
     """`raw` as the dataclass `cls`; `field` is its dotted name, empty for the whole configuration."""
     raw = _mapping(raw, field)
     hints = get_type_hints(cls, include_extras=True)
-    part = _kinds(hints.get("part"))
+    part = kinds_of(hints.get("part"))
     declared = {f.name: f for f in dataclasses.fields(cls) if f.name != "part"}  # pyright: ignore[reportArgumentType]
     rest = {key: value for key, value in raw.items() if key not in declared}
     if rest and not part:
@@ -170,7 +141,7 @@ def _section(raw: Any, cls: type[T], field: str, folder: Path | None) -> T:
     values: dict[str, Any] = {"part": _part(rest, part, field, folder, tuple(declared))} if part else {}
     for name, each in declared.items():
         place, annotation = dotted(field, name), hints[name]
-        if kinds := _kinds(annotation):
+        if kinds := kinds_of(annotation):
             values[name] = _part(_mapping(raw.get(name), place), kinds, place, folder)
         elif dataclasses.is_dataclass(annotation):
             values[name] = _section(raw.get(name), annotation, place, folder)  # pyright: ignore[reportArgumentType]
@@ -187,6 +158,9 @@ def _part(raw: Mapping[str, Any], kinds: Kinds, field: str, folder: Path | None,
     """The part that `raw["name"]` chooses with the options in `raw`; `beside` are the section's own fields."""
     import_parts(*kinds.kinds)  # takes seconds the first time: a mistake in the sections before is told at once
     name = raw.get("name", kinds.default)
+    if not name and "name" not in raw:
+        known = sorted(name for kind in kinds.kinds for name in registry.names(kind))
+        raise InputError(f"{field}.name: missing; there are {', '.join(known)}")
     kind_of = {known: kind for kind in reversed(kinds.kinds) for known in registry.names(kind)}
     if not isinstance(name, str) or name not in kind_of:
         near = difflib.get_close_matches(str(name), kind_of, n=1)
@@ -216,7 +190,7 @@ def _convert(value: Any, annotation: Any, field: str, folder: Path | None) -> An
     if get_origin(annotation) is Annotated:
         annotation, *rest = get_args(annotation)
         notes = tuple(rest)
-    if kinds := _kinds(whole_annotation):
+    if kinds := kinds_of(whole_annotation):
         return _part(_mapping(value, field), kinds, field, folder)
     if dataclasses.is_dataclass(annotation):
         return _section(value, annotation, field, folder)  # pyright: ignore[reportArgumentType]
@@ -236,7 +210,8 @@ def _convert(value: Any, annotation: Any, field: str, folder: Path | None) -> An
         try:
             return _convert(value, choices[-1], field, folder)
         except InputError as error:  # its complaint stands for all, but what would be right is any of them
-            raise (wrong if "does not fit; give" in str(error) else error) from None
+            own = str(error).startswith(f"{field}: ") and "does not fit; give" in str(error)
+            raise (wrong if own else error) from None
     if origin is Literal:
         if not any(value == choice and type(value) is type(choice) for choice in arguments):
             raise wrong
@@ -256,6 +231,8 @@ def _convert(value: Any, annotation: Any, field: str, folder: Path | None) -> An
         inner = arguments[1] if arguments else Any
         return {key: _convert(each, inner, f"{field}.{key}", folder) for key, each in value.items()}
     if issubclass(kind, Sequence):
+        if arguments and has_fields(arguments[0]) and isinstance(value, Mapping | None):  # one, or none
+            return () if value is None else (_convert(value, arguments[0], field, folder),)
         if not isinstance(value, list | tuple):
             raise wrong
         fixed = kind is tuple and arguments and arguments[-1] is not Ellipsis
@@ -271,12 +248,12 @@ def _number(value: Any, kind: type, notes: Sequence[Any], field: str, wrong: Inp
     """A finite number within its bounds, text with a unit converted."""
     unit = next((note for note in notes if isinstance(note, Unit)), Unit(""))
     if isinstance(value, str) and kind is float and unit.symbol:
-        match = re.fullmatch(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S.*?)\s*", value)
-        if match and match[2] == unit.symbol:
-            value = float(match[1])
-        elif match and unit.symbol in SYMBOLS:
+        number, symbol = amount(value) or (None, "")
+        if number is not None and symbol == unit.symbol:
+            value = number
+        elif number is not None and unit.symbol in SYMBOLS:
             try:
-                value = to_unit(float(match[1]), match[2], unit.symbol)
+                value = to_unit(number, symbol, unit.symbol)
             except ValueError as error:
                 raise InputError(f"{field}: {value!r} does not fit: {error}") from None
     wanted = int if kind is int else int | float
@@ -314,18 +291,13 @@ def _mapping(raw: Any, field: str) -> Mapping[str, Any]:
     return raw or {}
 
 
-def _kinds(annotation: Any) -> Kinds | None:
-    """The kinds of a field that holds a part, None for any other."""
-    notes = get_args(annotation) if get_origin(annotation) is Annotated else ()
-    return next((note for note in notes if isinstance(note, Kinds)), None)
-
-
 def _optional(annotation: Any) -> Any:
-    """The section or part of a field that may be left out, None for any other."""
+    """The section or part, or the several, of a field that may be left out; None for any other."""
     choices = [choice for choice in get_args(annotation) if choice is not type(None)]
     if get_origin(annotation) not in (Union, types.UnionType) or len(choices) != 1:
         return None
-    return choices[0] if _kinds(choices[0]) or dataclasses.is_dataclass(choices[0]) else None
+    several = get_origin(choices[0]) is tuple and has_fields(get_args(choices[0])[0])
+    return choices[0] if has_fields(choices[0]) or several else None
 
 
 def _closest(name: Any, known: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ class Kinds(NamedTuple):
     """Marks a part with the kinds of the registry it may be of, and with the name taken where none is given."""
 
     kinds: tuple[str, ...]
-    default: str
+    default: str = ""  # there is none: it must be named
 
 
 FIRST, FIRST_OF_EACH = 10, 6  # labels before the dynamics, where nobody says how many
@@ -56,8 +56,16 @@ UncertaintyPart = Annotated[Part, Kinds(("uncertainty",), "members")]
 KernelPart = Annotated[Part, Kinds(("kernel",), "mean_feature")]
 SelectPart = Annotated[Part, Kinds(("select",), "top_k")]
 ExplorerPart = Annotated[Part, Kinds(("explorer",), "nvt_langevin")]
-BiasPart = Annotated[Part, Kinds(("bias",), "none")]
+VariablePart = Annotated[Part, Kinds(("variable",))]
 SchedulePart = Annotated[Part, Kinds(("schedule",), "single")]
+
+
+@dataclass(frozen=True)
+class Bias:
+    """An energy that drives the walkers beside the committee's force; several act at once."""
+
+    part: Annotated[Part, Kinds(("bias",))]
+    variables: tuple[VariablePart, ...] = ()  # collective variables, written down with every frame
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class System(Structures):
 
     walkers: Count | None = None  # default: an even share of explore.walkers
     explore: ExplorerPart | None = None  # where it differs from `explore`: the fields that do
+    bias: tuple[Bias, ...] | None = None  # in place of `bias`
     validate: Path | None = None  # labeled frames of this system, beside validate.data
 
 
@@ -234,7 +243,6 @@ class Config:
     uncertainty: UncertaintyPart
     explore: Explore
     score: ScorePart
-    bias: BiasPart
     gate: Gate
     kernel: KernelPart
     select: SelectPart
@@ -245,6 +253,7 @@ class Config:
     stop: Stop
     validate: Validate
     output: Output
+    bias: tuple[Bias, ...] = ()  # one or a list
     seed: Annotated[int, Unit("", 0)] = 0
     precision: Precision = "float32"
     devices: Literal["auto"] | Count = "auto"  # auto takes the most there are that divide walkers and members evenly

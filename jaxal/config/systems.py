@@ -9,7 +9,7 @@ import numpy as np
 from ase.constraints import FixAtoms
 from ase.neighborlist import neighbor_list
 
-from jaxal.config.schema import Config, Part, Structures
+from jaxal.config.schema import Bias, Config, Part, Structures
 from jaxal.core.errors import InputError
 from jaxal.data import files, lattice
 from jaxal.data import frames as door
@@ -27,6 +27,8 @@ class Population(NamedTuple):
     starts: list[ase.Atoms]  # the same atoms in each
     walkers: int
     explore: Part
+    bias: tuple[Bias, ...] = ()
+    bias_field: str = "bias"
 
     @property
     def name(self) -> str:
@@ -36,16 +38,17 @@ class Population(NamedTuple):
 
 def populations(config: Config) -> list[Population]:
     """The systems of a configuration, in its order. Raises InputError as `start_structures`."""
-    return [
-        Population(
-            field,
-            system.file,
-            start_structures(system, field),
-            config.walkers[field],
-            system.explore or config.explore.part,
-        )
-        for field, system in config.named.items()
-    ]
+    return [population(config, field, start_structures(system, field)) for field, system in config.named.items()]
+
+
+def population(config: Config, field: str, starts: list[ase.Atoms]) -> Population:
+    """The system of a field, with the structures that its walkers start from."""
+    system = config.named[field]
+    own = config.bias if system.bias is None else system.bias
+    where = "bias" if system.bias is None else f"{field}.bias"
+    return Population(
+        field, system.file, starts, config.walkers[field], system.explore or config.explore.part, own, where
+    )
 
 
 def start_structures(system: Structures, field: str = "system") -> list[ase.Atoms]:
@@ -138,13 +141,18 @@ def grouped(systems: Sequence[Population], cutoff: float) -> list[list[int]]:
             (cost(one + other) - cost(one) - cost(other), at, after)
             for at, one in enumerate(groups)
             for after, other in enumerate(groups)
-            if at < after and systems[one[0]].explore == systems[other[0]].explore
+            if at < after and _move_alike(systems[one[0]], systems[other[0]])
         ]
         spent = sum(map(cost, groups)) - useful
         if not alike or spent + min(alike)[0] > PADDING * useful:
             return [sorted(group) for group in groups]
         _, at, after = min(alike)
         groups[at] = groups[at] + groups.pop(after)
+
+
+def _move_alike(one: Population, other: Population) -> bool:
+    """Whether two systems can be moved by one program: variables are of the atoms of one system."""
+    return one.explore == other.explore and one.bias == other.bias and not any(bias.variables for bias in one.bias)
 
 
 def _size(system: Population, cutoff: float) -> tuple[int, int]:

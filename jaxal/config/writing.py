@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from jaxal.config import yaml12
-from jaxal.config.loading import FILE_NAME, INPUTS, PARTIAL, dotted, unit_of
+from jaxal.config.annotations import unit_of
+from jaxal.config.loading import FILE_NAME, INPUTS, PARTIAL, dotted
 from jaxal.config.schema import Part
 from jaxal.core import plugins, registry
 
@@ -22,17 +23,9 @@ def dump(config: Any, folder: str | Path | None = None) -> str:
     lines = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if isinstance(value, Part) or dataclasses.is_dataclass(value):
-            lines.append(f"{field.name}:")
-            lines += [f"  {line}" for line in _lines(value, folder)]
-        elif field.name in ("system", "systems") and not value:
+        if field.name in ("system", "systems") and not value:
             continue
-        elif isinstance(value, Mapping):
-            lines.append(f"{field.name}:")
-            for name, section in value.items():
-                lines += [f"  {yaml12.inline(name)}:", *(f"    {line}" for line in _lines(section, folder))]
-        else:
-            lines.append(f"{field.name}: {yaml12.inline(value)}")
+        lines += _named(field.name, value, folder)
     return "\n".join(lines) + "\n"
 
 
@@ -66,12 +59,30 @@ def _lines(section: Any, folder: str | Path | None) -> Iterator[str]:
         if isinstance(value, Part) and name == "part":
             yield from _lines(value, folder)
             continue
-        if isinstance(value, Part):
-            yield f"{name}:"
-            yield from (f"  {line}" for line in _lines(value, folder))
-            continue
-        unit = unit_of(annotations[name])
+        yield from _named(name, value, folder, unit_of(annotations[name]))
+
+
+def _named(name: str, value: Any, folder: str | Path | None, unit: str = "") -> Iterator[str]:
+    """The lines of a field: a section, several of them, or a value."""
+    sections = value if isinstance(value, tuple) and any(map(_is_section, value)) else ()
+    if _is_section(value):
+        yield f"{name}:"
+        yield from (f"  {line}" for line in _lines(value, folder))
+    elif isinstance(value, Mapping) and value and all(map(_is_section, value.values())):
+        yield f"{name}:"
+        for key, section in value.items():
+            yield f"  {yaml12.inline(key)}:"
+            yield from (f"    {line}" for line in _lines(section, folder))
+    elif sections and name != "variables":  # those are shorter on a line
+        yield f"{name}:"
+        for each in sections:
+            yield from (f"{'-' if row == 0 else ' '} {line}" for row, line in enumerate(_lines(each, folder)))
+    else:
         yield f"{name}: {yaml12.inline(_plain(value, folder))}" + (f"  # {unit}" if unit else "")
+
+
+def _is_section(value: Any) -> bool:
+    return isinstance(value, Part) or (dataclasses.is_dataclass(value) and not isinstance(value, type))
 
 
 def _plain(value: Any, folder: str | Path | None) -> Any:
@@ -81,6 +92,8 @@ def _plain(value: Any, folder: str | Path | None) -> Any:
         return value.relative_to(Path(folder).resolve()).as_posix() if folder and inside else str(value)
     if isinstance(value, tuple | list):
         return [_plain(each, folder) for each in value]
+    if isinstance(value, Part):
+        return {"name": value.name} | {name: _plain(each, folder) for name, each in value.options}
     if isinstance(value, Mapping):
         return {key: _plain(each, folder) for key, each in value.items()}
     return value

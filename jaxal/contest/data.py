@@ -5,7 +5,7 @@ Host side, numpy, float64, energies absolute.
 
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -18,10 +18,12 @@ import numpy as np
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
+from jaxal.acquire.score import max_force_spread
 from jaxal.config import electrons
+from jaxal.config.biases import terms_of
 from jaxal.config.check import dynamics_of, task_of
 from jaxal.config.systems import start_structures
-from jaxal.contest.schema import Live, Task
+from jaxal.contest.schema import Entrant, Live, Task
 from jaxal.core.errors import InputWarning
 from jaxal.core.types import InputError, Label, Structure
 from jaxal.data import dataset, files
@@ -70,10 +72,10 @@ def spaced(number: int, most: int | None) -> np.ndarray:
     return ((np.arange(most) + 0.5) * number / most).astype(int)
 
 
-def check(name: str, task: Task) -> None:
-    """Raises InputError for data that do not fit, before anything is computed or paid for."""
+def check(name: str, task: Task, entered: Sequence[Entrant]) -> None:
+    """Raises InputError for data, and biases of entrants, that do not fit, before anything is computed or paid for."""
     if task.live is not None:
-        _check_live(name, task, task.live)
+        _check_live(name, task, task.live, entered)
         return
     given = _frames(name, task)
     if len(given.pool) < task.budgets[-1]:
@@ -168,7 +170,7 @@ def _frames(name: str, task: Task) -> _Files:
 
 
 def _of_file(name: str, task: Task) -> Data:
-    check(name, task)
+    check(name, task, ())
     pool, test, path, isolated, forces = _frames(name, task)
     if task.metric == "force" and not forces:
         raise InputError(f"tasks.{name}.metric: force does not fit, {task.pool} or its test has no forces; give energy")
@@ -182,7 +184,7 @@ def _of_file(name: str, task: Task) -> Data:
     return Data(table, structures, labels, exam, answers, len(test), forces, stress, shares_of(pool), free)
 
 
-def _check_live(name: str, task: Task, live: Live) -> None:
+def _check_live(name: str, task: Task, live: Live, entered: Sequence[Entrant]) -> None:
     starts = start_structures(live.system)
     for start in starts:
         if reason := overlap(start, live.closest):
@@ -211,6 +213,9 @@ def _check_live(name: str, task: Task, live: Live) -> None:
         cautions = dynamics_of(live.explore.part, live.label, weight, starts, live.system.file)
     except InputError as error:
         raise InputError(f"tasks.{name}.{_placed(error)}") from None
+    terms_of(live.bias, max_force_spread, starts[0], f"tasks.{name}.live.bias")
+    for entrant in entered:
+        terms_of(entrant.bias, max_force_spread, starts[0], f"strategies.{entrant.name}.bias")
     for line in cautions:
         warnings.warn(f"tasks.{name}.{_placed(line)}", InputWarning, stacklevel=2)
 

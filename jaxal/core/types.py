@@ -174,18 +174,57 @@ class Measure(NamedTuple):
     needs_force: bool = False  # it makes sense only of force spreads in eV/Å
 
 
-class Bias(NamedTuple):
-    """An energy that drives walkers to where the committee is unsure; scores, labels and reports are without it.
+# Collective variables of a structure, such as a distance; differentiable
+Variable = Callable[[Structure], Float[Array, "v"]]
 
-    It is a function of one measure u of a structure's uncertainty, so its force is -dE/du du/dx. What it has learned of
-    a walker is a state of fixed shapes in the dtype of the positions; `learn` is given u, du/dx and the mean force.
+
+class Coordinate(NamedTuple):
+    """What a variable measures; registered beside it, for its options."""
+
+    unit: str  # "" has none
+    period: float | None = None  # after which its values come again, such as 2 pi rad
+
+
+class Variables(NamedTuple):
+    """Several variables together, of structures of the same atoms."""
+
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    periods: tuple[float | None, ...]
+    values: Variable
+
+
+class Moment(NamedTuple):
+    """What a bias learns from: a frame of one walker, or of all walkers [w] of a bias that they share."""
+
+    variables: Float[Array, "*w v"]
+    uncertainty: Float[Array, "*w"]  # in the measure of the bias; 0 where it has none
+    slope: Float[Array, "*w n 3"]  # of the uncertainty, with positions
+    force: Float[Array, "*w n 3"]  # eV/Å, committee mean
+    structure: Structure
+    time: Float[Array, "*w"]  # fs since the walker began
+    physical: Bool[Array, "*w"]  # False: the walker has left the physical, and will be rewound
+
+
+class Bias(NamedTuple):
+    """An energy that drives walkers; scores, labels and reports are without it.
+
+    It is a function of collective variables, of a measure of uncertainty, of the structure and of time, and may
+    remember: its state is a pytree of fixed shapes in the dtype of the positions. `init` begins the state of a walker,
+    given its structure and number. `learn` comes before `energy` at every step. Where `shared` all walkers have one
+    state, the first one's to begin with, which learns from all of them at once. A walker that is rewound has the state
+    of its trusted frame again; shared ones go on, and `rewind` of (present state, that of the trusted frame, its
+    structure, time) says what else is to be.
     """
 
-    measure: Score | None  # None: the standard deviation of the energy, eV
-    init: Callable[[Structure], PyTree]
-    learn: Callable[[PyTree, Float[Array, ""], Float[Array, "n 3"], Float[Array, "n 3"]], PyTree]
-    energy: Callable[[PyTree, Float[Array, ""], Structure], Float[Array, ""]]  # eV
-    largest: float  # eV/Å, of the bias force on an atom; a larger one scales the whole bias down
+    init: Callable[[Structure, Int[Array, ""]], PyTree]
+    # (state, variables, uncertainty, structure, time in fs) -> eV
+    energy: Callable[[PyTree, Float[Array, "v"], Float[Array, ""], Structure, Float[Array, ""]], Float[Array, ""]]
+    learn: Callable[[PyTree, Moment], PyTree]
+    measure: Score | None = None  # None: it knows nothing of the uncertainty
+    shared: bool = False
+    largest: float | None = None  # eV/Å, of the bias force on an atom; a larger one scales the whole bias down
+    rewind: Callable[[PyTree, PyTree, Structure, Float[Array, ""]], PyTree] | None = None
 
 
 class GateState(NamedTuple):

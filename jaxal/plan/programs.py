@@ -63,7 +63,7 @@ def run_of(config: Config, systems: Sequence[Population], table: Table, factor: 
     cutoff = config.potential.bind()(table).cutoff
     groups = grouped(systems, cutoff)
     label = None if config.label.mode == "pooled" else _stand_in
-    parts = assembly.parts_of(config, table, label, grouping.explorers(systems, groups))
+    parts = assembly.parts_of(config, table, label, systems, groups)
     near = grouping.neighbor_lists(systems, groups, table, structures, cutoff)
     close = neighbors.plan(structures, cutoff)
     static = assembly.static_of(config, table, grouping.program_groups(systems, groups, near), close)

@@ -21,6 +21,7 @@ from jaxal.acquire.gate import estimated
 from jaxal.core import devices
 from jaxal.data import queue as queues
 from jaxal.data import sample as samples
+from jaxal.explore.bias_forces import rewound
 from jaxal.program.lessons import teach
 from jaxal.program.reports import Lesson, Look, Trusted, cut
 from jaxal.program.selection import Chooser, choose
@@ -50,14 +51,14 @@ def make_walks(parts: Parts, static: Static) -> Callable[[Limits, State], list[W
     walks = [
         make_walk(
             *(parts.committee, explorer, parts.score, static.table, group.near, static.every),
-            *(parts.drive, parts.bias, parts.gate, rows.start),
+            *(parts.drive, bias, parts.gate, rows.start),
         )
-        for explorer, group, rows in zip(parts.explorers, static.groups, own, strict=True)
+        for explorer, bias, group, rows in zip(parts.explorers, parts.biases, static.groups, own, strict=True)
     ]
 
     def walked(limits: Limits, state: State, number: int) -> Walk:
         group, rows = static.groups[number], own[number]
-        candidate = nothing(*cut(state.trusted, rows, group.atoms))
+        candidate = nothing(*cut(state.trusted, number, rows, group.atoms), bias=parts.biases[number])
         full = jnp.zeros(len(group.systems), bool)
         start = Walk(state.walkers[number], state.near[number], candidate, full, state.drift[number])
         limit = limits.implausible, limits.closest, limits.hottest
@@ -115,13 +116,13 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         labeled = jnp.zeros(number, bool).at[report["labeled"]].set(True, mode="drop")
         trust = (~candidate.bad & ~flagged) | labeled
         here = Trusted(candidate.structure, candidate.drive, candidate.stress)
-        trusted = where(trust, here, trusted)
+        kept = where(trust, here, trusted._replace(drift=()))
+        learned = zip(own, candidate.drift, trusted.drift, strict=True)
+        trusted = kept._replace(drift=tuple(where(trust[rows], now, old) for rows, now, old in learned))
         rewind = candidate.bad | failed | (flagged if parts.label is None else False)
         keys = jax.random.split(key_rewind, number)
-        walkers = tuple(
-            where(rewind[rows], jax.vmap(explorer.init)(keys[rows], *cut(trusted, rows, group.atoms), now.step), now)
-            for explorer, group, rows, now in zip(parts.explorers, static.groups, own, state.walkers, strict=True)
-        )
+        again = [back(state, trusted, rewind, keys, number) for number in range(len(own))]
+        walkers, drift = zip(*again, strict=True)
         quiet = jnp.where(flagged | candidate.bad, 0, state.quiet + static.every)
         bits = jnp.where(jnp.any(candidate.bad), UNPHYSICAL, 0) | jnp.where(jnp.any(failed), LABEL_FAILED, 0)
         out = Look(
@@ -135,14 +136,28 @@ def make_segment(parts: Parts, static: Static) -> Segment:
             unphysical=candidate.bad,
             cause=candidate.cause,
             **report["look"],
+            report=candidate.report,
             factor=state.gate.factor,
             threshold=state.gate.threshold,
             coverage=jnp.where(state.gate.checked > 0, state.gate.covered / state.gate.checked, jnp.nan),
         )
         state = state._replace(
-            walkers=walkers, trusted=trusted, quiet=quiet, problems=(state.problems | bits).astype(jnp.int32)
+            walkers=walkers,
+            trusted=trusted,
+            drift=drift,
+            quiet=quiet,
+            problems=(state.problems | bits).astype(jnp.int32),
         )
         return devices.laid(mesh, LAYOUT, state), devices.laid(mesh, P(), out)
+
+    def back(state: State, trusted: Trusted, rewind, keys, number: int):
+        """The walkers of one group, some of them back at their trusted frames, and what biases have learned of them."""
+        explorer, rows, now = parts.explorers[number], own[number], state.walkers[number]
+        place, force, stress, drift = cut(trusted, number, rows, static.groups[number].atoms)
+        fresh = jax.vmap(explorer.init)(keys[rows], place, force, stress, now.step)
+        walkers = where(rewind[rows], fresh, now)
+        time = explorer.timestep * walkers.step.astype(force.dtype)
+        return walkers, rewound(parts.biases[number], rewind[rows], state.drift[number], drift, place, time)
 
     def learn(limits, state: State, candidate: Candidate, chosen, probe, estimate, arm, keys):
         """Labels the chosen walkers' candidates, adds them to the training set and retrains."""

@@ -14,7 +14,6 @@ from jaxal.committee import evaluation as committees
 from jaxal.core import devices
 from jaxal.core.devices import MEMBERS, WALKERS
 from jaxal.core.types import (
-    Bias,
     Explorer,
     Gate,
     GateState,
@@ -33,6 +32,8 @@ from jaxal.data import fragments, neighbors
 from jaxal.data import queue as queues
 from jaxal.data import sample as samples
 from jaxal.data.padding import atoms_to, structures_to
+from jaxal.explore import bias_forces
+from jaxal.explore.bias_forces import Terms
 from jaxal.program.reports import Trusted
 from jaxal.program.selection import Course
 from jaxal.program.step import Drive, driving, farthest
@@ -64,7 +65,7 @@ class Parts(NamedTuple):
     # in the program, energies relative to the references; None: what is to be labeled waits in the queue
     label: Callable[[Structure, Bool[Array, "k"]], Label] | None
     drive: Drive = "mean"  # whose force moves a walker
-    bias: Bias | None = None  # drives walkers beside the committee's mean force
+    biases: tuple[Terms, ...] = ((),)  # that drive the walkers of each group beside the committee's force
     schedule: Schedule | None = None  # None: `select` picks every label
     arms: tuple[Select, ...] = ()  # the selections of the schedule
 
@@ -125,7 +126,7 @@ class State(NamedTuple):
     problems: Int[Array, ""]
     farthest: Float[Array, "w"]  # Å, gap between two parts of a structure above which a frame is not physical
     known: Bool[Array, "s"]  # species that were trained on as isolated atoms
-    drift: tuple[Any, ...]  # what the bias has learned of each walker [w] of each group
+    drift: tuple[Any, ...]  # what the biases of each group have learned of its walkers [w]
     course: Course = Course()  # of the schedule
 
 
@@ -167,10 +168,11 @@ def start(
         lists.append(near)
     force, stress = jax.tree.map(lambda *x: jnp.concatenate(x), *moves)
     gate = calibrate(judge_of(parts, static), parts.gate.init(), train.average, buffer)[0]
+    drift = tuple(bias_forces.begun(bias, own.structure) for bias, own in zip(parts.biases, walkers, strict=True))
     overflow = jnp.concatenate([near.overflow for near in lists])
     state = State(
         walkers=tuple(walkers),
-        trusted=Trusted(structures, force, stress),
+        trusted=Trusted(structures, force, stress, drift),
         near=tuple(lists),
         quiet=jnp.zeros(number, jnp.int32),
         gate=gate,
@@ -185,7 +187,7 @@ def start(
         problems=jnp.where(jnp.any(overflow), NEIGHBORS_FULL, 0).astype(jnp.int32),
         farthest=_farthest(static, structures).astype(force.dtype),
         known=_known(static, buffer),
-        drift=tuple(() if parts.bias is None else jax.vmap(parts.bias.init)(own.structure) for own in walkers),
+        drift=drift,
         course=Course.begun(parts.schedule),
     )
     return devices.laid(parts.committee.mesh, LAYOUT, state)

@@ -25,7 +25,6 @@ from jaxal.core import devices
 from jaxal.core.devices import MEMBERS, WALKERS
 from jaxal.core.types import (
     FORCE,
-    Bias,
     Explorer,
     Gate,
     GateState,
@@ -40,6 +39,7 @@ from jaxal.core.types import (
 from jaxal.data import fragments, neighbors
 from jaxal.data.padding import atoms_to, structures_to
 from jaxal.explore import bias_forces, stepping
+from jaxal.explore.bias_forces import Terms
 from jaxal.explore.stepping import Moves
 from jaxal.explore.walker import hottest, temperature
 from jaxal.uncertainty.support import Support, novelty
@@ -63,6 +63,8 @@ class Candidate(NamedTuple):
     temperature: Float[Array, ""]  # K
     unknown: Bool[Array, ""]  # an atom has no neighbor, and none of its species was trained on so
     cause: Int[Array, ""]  # why the walker has left the physical since, of `CAUSES`
+    drift: Any  # what the biases had learned of the walker
+    report: dict[str, Float[Array, ""]]  # energies of the biases (eV) and variables; empty without biases
 
     @property
     def bad(self) -> Bool[Array, ""]:
@@ -70,7 +72,13 @@ class Candidate(NamedTuple):
         return self.cause != PHYSICAL
 
 
-def nothing(structure: Structure, force: Float[Array, "w n 3"], stress: Float[Array, "w 3 3"]) -> Candidate:
+def nothing(
+    structure: Structure,
+    force: Float[Array, "w n 3"],
+    stress: Float[Array, "w 3 3"],
+    drift: Any = (),
+    bias: Terms = (),
+) -> Candidate:
     """What walkers [w] have to show before their first step, with what moves them at their trusted frames.
 
     A walker may be bad from the first step on: its score is below every threshold, so no gate asks for it.
@@ -79,21 +87,33 @@ def nothing(structure: Structure, force: Float[Array, "w n 3"], stress: Float[Ar
     absent, none = jnp.full(number, jnp.nan, dtype), jnp.zeros(number, bool)
     low, zero = jnp.full(number, -jnp.inf, dtype), jnp.zeros(number, dtype)
     physical = jnp.zeros(number, jnp.int32)
-    return Candidate(structure, absent, force, force, stress, low, zero, absent, none, physical)
+    report = dict.fromkeys(bias_forces.names(bias), absent)
+    return Candidate(structure, absent, force, force, stress, low, zero, absent, none, physical, drift, report)
 
 
 def joined(candidates: Sequence[Candidate]) -> Candidate:
-    """Those of several groups as of one, padded to the atoms of the largest."""
+    """Those of several groups as of one, padded to the atoms of the largest.
+
+    What the biases have learned stays by group; energies and variables that a group has not are NaN.
+    """
     size = max(candidate.force.shape[1] for candidate in candidates)
     padded = [
         candidate._replace(
             structure=structures_to(candidate.structure, size),
             force=atoms_to(candidate.force, size),
             drive=atoms_to(candidate.drive, size),
+            drift=(),
+            report={},
         )
         for candidate in candidates
     ]
-    return padded[0] if len(padded) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *padded)
+    names = dict.fromkeys(name for candidate in candidates for name in candidate.report)
+    report = {
+        name: jnp.concatenate([c.report.get(name, jnp.full_like(c.energy, jnp.nan)) for c in candidates])
+        for name in names
+    }
+    whole = padded[0] if len(padded) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *padded)
+    return whole._replace(drift=tuple(candidate.drift for candidate in candidates), report=report)
 
 
 class Bounds(NamedTuple):
@@ -120,7 +140,7 @@ class Walk(NamedTuple):
     near: Neighbors
     candidate: Candidate
     full: Bool[Array, "w"]  # a physical frame had more neighbors than there is room for
-    drift: Any = ()  # what the bias has learned of each walker
+    drift: Any = ()  # what the biases have learned of each walker
 
 
 def driving(
@@ -149,7 +169,7 @@ def make_walk(
     near: neighbors.Spec,
     steps: int,
     drive: Drive = "mean",
-    bias: Bias | None = None,
+    bias: Terms = (),
     gate: Gate | None = None,
     first: int = 0,
 ) -> Callable[[Params, GateState, Support | None, Bounds, Walk], Walk]:
@@ -205,7 +225,8 @@ def make_walk(
         new = jnp.zeros_like(value) if support is None else away(support, prediction, structure, near_)
         drive, stress = moves
         kelvin = jnp.zeros_like(value)
-        return Candidate(structure, energy, force, drive, stress, value, new, kelvin, alone, _first(causes))
+        found = structure, energy, force, drive, stress, value, new, kelvin, alone, _first(causes)
+        return Candidate(*found, (), {})
 
     def heated(bounds: Bounds, walker: WalkerState, candidate: Candidate) -> Candidate:
         """The same, now that the walker has the momenta that belong to its frame."""
@@ -228,10 +249,13 @@ def make_walk(
             with jax.named_scope("gate"):
                 judged = jax.vmap(lambda s, n, p, m: judge(bounds, state, support, s, n, p, m))
                 now = judged(proposed, close, prediction, moves)
-            if bias is None:
+            if not bias:
                 return Moves(*moves), (now, walk.drift)
             with jax.named_scope("bias"):
-                extra, drift = bias_forces.push(bias, committee, walk.drift, params, proposed, close, prediction)
+                time = explorer.timestep * (walk.walkers.step + 1).astype(proposed.position.dtype)
+                at = params, proposed, close, prediction, time, ~(now.bad | walk.candidate.bad)
+                extra, drift = bias_forces.push(bias, committee, walk.drift, *at)
+            now = now._replace(drift=drift, report=extra.report)
             return Moves(moves[0] + extra.force, moves[1] + extra.stress), (now, drift)
 
         walkers, found, close, (now, drift) = stepping.step(explorer, near, walk.walkers, walk.near, push)

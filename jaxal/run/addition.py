@@ -87,7 +87,7 @@ def grown(before: Before, run: Run) -> tuple[Progress, states.State]:
     train = devices.laid(run.mesh, states.LAYOUT.train, training.init(recipe, params))
     buffer = devices.laid(run.mesh, states.LAYOUT.buffer, buffer)
     train, _ = fit(train, buffer, key_fit, steps, limits.rate, limits.final_rate)
-    parts = assembly.parts_of(run.config, run.table, None, grouping.explorers(run.systems, run.groups))
+    parts = assembly.parts_of(run.config, run.table, None, run.systems, run.groups)
     groups = grouping.program_groups(run.systems, run.groups, near)
     static = assembly.static_of(run.config, run.table, groups, train_near)
     walkers, begun = _walkers(old, run, devices.whole(state), rows)
@@ -98,7 +98,7 @@ def grown(before: Before, run: Run) -> tuple[Progress, states.State]:
         if sample.there.shape[0] == static.sample:
             frames = structures_to(_renamed(sample.structure, rows), size)
             new = new._replace(sample=sample._replace(structure=frames))
-        return new
+        return new._replace(drift=_drift(before, run, new.drift))
 
     progress.reference = [float(x) for x in reference]
     progress.near, progress.train_near = [session.spec_out(spec) for spec in near], session.spec_out(train_near)
@@ -206,6 +206,19 @@ def _parameters(
     posterior = {name: value for name, value in new.items() if name == "posterior"}  # it is learned again
     kept = {name: value for name, value in new.items() if name != "posterior"}
     return jax.tree_util.tree_map_with_path(merged, kept) | posterior
+
+
+def _drift(before: Before, run: Run, fresh: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What biases have learned: as it was of groups that are as they were, from the beginning of others."""
+    named = {tuple(before.run.systems[at].field for at in group): row for row, group in enumerate(before.run.groups)}
+
+    def kept(group: Sequence[int], new: Any) -> Any:
+        row = named.get(tuple(run.systems[at].field for at in group))
+        old = None if row is None else devices.whole(before.state.drift[row])
+        shapes = [[x.shape for x in jax.tree.leaves(tree)] for tree in (old, new)]
+        return old if old is not None and shapes[0] == shapes[1] else new
+
+    return tuple(kept(group, new) for group, new in zip(run.groups, fresh, strict=True))
 
 
 def _walkers(old: Run, run: Run, state: states.State, rows: np.ndarray) -> tuple[Structure, np.ndarray]:

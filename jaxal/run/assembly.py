@@ -12,7 +12,9 @@ from jax.sharding import Mesh
 from jaxal.committee import evaluation as committees
 from jaxal.committee import weights
 from jaxal.committee.evaluation import Committee
-from jaxal.config.schema import Config, Offline, Part, Train
+from jaxal.config.biases import terms_of
+from jaxal.config.schema import Config, Offline, Train
+from jaxal.config.systems import Population
 from jaxal.core import devices
 from jaxal.core.types import Structure
 from jaxal.data import buffer as buffers
@@ -121,23 +123,31 @@ def limits_of(config: Config, rate: float, probe: float) -> states.Limits:
     )
 
 
-def parts_of(config: Config, table: Table, label: LabelFunction | None, explorers: Sequence[Part] = ()) -> states.Parts:
+def parts_of(
+    config: Config,
+    table: Table,
+    label: LabelFunction | None,
+    systems: Sequence[Population],
+    groups: Sequence[Sequence[int]],
+) -> states.Parts:
     """The functions of the run; without a `label` what is to be labeled waits in the queue.
 
-    `explorers` are those of the groups; by default there is one group.
+    `groups` are the numbers of the systems that move together.
     """
     dtype_of(config.precision)
+    score = config.score.bind()
+    first = [systems[group[0]] for group in groups]
     schedule = config.schedule.bind()()
     return states.Parts(
         committee=committee_of(config, table),
-        explorers=tuple(part.bind()() for part in explorers or [config.explore.part]),
-        score=config.score.bind(),
+        explorers=tuple(system.explore.bind()() for system in first),
+        score=score,
         gate=config.gate.part.bind()(),
         kernel=config.kernel.bind(),
         select=config.select.bind(),
         label=label,
         drive=config.explore.drive,
-        bias=config.bias.bind()(config.score.bind()),
+        biases=tuple(terms_of(system.bias, score, system.starts[0], system.bias_field) for system in first),
         schedule=schedule,
         arms=arms_of(schedule),
     )

@@ -22,7 +22,7 @@ from jaxal.config import yaml12
 from jaxal.config.check import check, with_inputs
 from jaxal.config.loading import FILE_NAME, INPUTS, load, parse
 from jaxal.config.schema import Config
-from jaxal.config.systems import Population, grouped, populations
+from jaxal.config.systems import grouped, population, populations
 from jaxal.config.writing import dump, resolved
 from jaxal.core import devices, plugins
 from jaxal.core.discovery import import_file, import_parts
@@ -179,14 +179,8 @@ def _with(run: Run, config: Config) -> Run:
 
     begun, groups = devices.from_first(read)
     systems = [
-        Population(
-            field,
-            section.file,
-            [frames.to_atoms(frames.bare(*told)) for told in own],
-            config.walkers[field],
-            section.explore or config.explore.part,
-        )
-        for (field, section), own in zip(config.named.items(), begun, strict=True)
+        population(config, field, [frames.to_atoms(frames.bare(*told)) for told in own])
+        for field, own in zip(config.named, begun, strict=True)
     ]
     starts = [atoms for system in systems for atoms in system.starts]
     config, table = with_inputs(config, starts), species_table(starts)

@@ -154,6 +154,7 @@ def write_walkers(
                 "estimated_error": float(looks.estimate[row, walker]),
                 "temperature": float(looks.temperature[row, walker]),
             }
+            numbers |= {name: float(values[row, walker]) for name, values in looks.report.items()}
             # what is not known, as of a walker that was rewound at once, is left out
             known = {name: plain(value) for name, value in numbers.items() if np.isfinite(value)}
             known["supported"] = bool(looks.supported[row, walker])

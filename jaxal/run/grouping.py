@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxal.config.schema import Part
 from jaxal.config.systems import Population
 from jaxal.core.types import Structure
 from jaxal.data import neighbors
@@ -46,11 +45,6 @@ def program_groups(systems: Sequence[Population], groups: Groups, near: Sequence
         own = tuple(at for at in group for _ in range(systems[at].walkers))
         made.append(Group(spec, largest([systems[at] for at in group]), own))
     return made
-
-
-def explorers(systems: Sequence[Population], groups: Groups) -> list[Part]:
-    """The dynamics of each group."""
-    return [systems[group[0]].explore for group in groups]
 
 
 def neighbor_lists(

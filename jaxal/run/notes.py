@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxal.explore.bias_forces import ENERGY, VALUE
 from jaxal.program import reports
 from jaxal.program import state as states
 from jaxal.program.step import CAUSES
@@ -73,6 +74,7 @@ def note(
                 "idle": progress.idle,
                 "systems": _by_system(run, looks, lines),
             }
+            | _of_biases(looks)
             | _of_pool(progress),
         ],
     )
@@ -100,6 +102,19 @@ def _by_system(run: Run, looks: reports.Look, lines: list[dict[str, Any]]) -> di
             "temperature": folder.plain(np.mean(heat)) if heat.size else None,
         }
     return told
+
+
+def _of_biases(looks: reports.Look) -> dict[str, Any]:
+    """Mean energy of each bias, eV, and lowest and highest value of each variable, where there are biases."""
+    known = {name: values[np.isfinite(values)] for name, values in looks.report.items()}
+    if not known:
+        return {}
+    energies = {name: float(np.mean(x)) if x.size else None for name, x in known.items() if name.startswith(ENERGY)}
+    ranges = {name: [float(x.min()), float(x.max())] if x.size else None for name, x in known.items()}
+    return {
+        "bias": {name.removeprefix(ENERGY): energy for name, energy in energies.items()},
+        "variables": {name.removeprefix(VALUE): ends for name, ends in ranges.items() if name.startswith(VALUE)},
+    }
 
 
 def _of_pool(progress: Progress) -> dict[str, Any]:

@@ -72,8 +72,7 @@ def _fields(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def _example(run: Run) -> Any:
     """A state of the right structure, as shapes; what sizes it has is on disk."""
     config, structures = run.config, walker_structures(run)
-    explorers = grouping.explorers(run.systems, run.groups)
-    parts = assembly.parts_of(config, run.table, lambda structures, wanted: None, explorers)  # pyright: ignore
+    parts = assembly.parts_of(config, run.table, lambda structures, wanted: None, run.systems, run.groups)  # pyright: ignore
     near = neighbors.plan(structures, parts.committee.potential.cutoff, assembly.SKIN)
     groups = grouping.program_groups(run.systems, run.groups, [near] * len(run.groups))
     return assembly.shapes_of(parts, assembly.static_of(config, run.table, groups, near), structures, 1)

@@ -31,7 +31,7 @@ from jaxal.train import fit as training
 
 import_parts()
 
-KINDS = ("select", "score", "gate", "kernel", "schedule", "bias", "explorer")
+KINDS = ("select", "score", "gate", "kernel", "schedule", "bias", "variable", "explorer")
 PARTS = {kind: registry.names(kind) for kind in KINDS}
 ROUNDS = max(map(len, PARTS.values()))
 WALKERS, BATCH, STEPS = 6, 3, 3
@@ -40,7 +40,13 @@ OPTIONS = {
     "bandit": {"rule": "ucb1"},
     "distinct": {"closest": 0.0},  # walkers begin where a label is
     "mixture": {"weights": [1.0, 0.0]},
-    "nvt_steered": {"coordinate": [[0, 1], [1, 2]], "low": -1.0, "high": 1.0},
+    "restraint": {"low": 2.0, "high": 3.0},
+    "distance": {"atoms": [0, 1]},
+    "difference": {"pairs": [[0, 1], [1, 2]]},
+    "linear_combination": {"pairs": [[0, 1], [1, 2]], "coefficients": [1.0, 2.0]},
+    "angle": {"atoms": [0, 1, 2]},
+    "torsion": {"atoms": [0, 1, 2, 3]},
+    "coordination": {"of": 0, "by": "Si"},
     "threshold": {"limit": 0.0},
     "threshold_window": {"low": 0.0},
 } | {gate: {"target_error": 1e-6} for gate in ("adaptive", "conformal", "isotonic", "likelihood")}
@@ -53,7 +59,7 @@ def names_of(number: int) -> dict[str, str]:
     return {kind: names[number % len(names)] for kind, names in PARTS.items()}
 
 
-PLAYED = max(len(names) for kind, names in PARTS.items() if kind not in ("select", "score"))
+PLAYED = max(len(names) for kind, names in PARTS.items() if kind not in ("select", "score", "variable"))
 
 
 def rounds(played: int):
@@ -81,6 +87,7 @@ def config_of(folder, names):
         "label": {"name": "stillinger_weber", "initial": 6, "batch": BATCH},
         "train": {"steps": 2, "batch": 2},
     } | {kind: section(names[kind]) for kind in ("select", "score", "kernel", "schedule", "bias")}
+    given["bias"]["variables"] = section(names["variable"])
     if names["schedule"] != "single":
         own = given.pop("select")["name"]
         given["schedule"]["of"] = [own, "random" if own == "farthest" else "farthest"]
@@ -108,7 +115,7 @@ def segment_of(folder, names):
     buffer = training_data.training_set(structures, labels, training_data.spread_hold(6, 0.2), 2, 16, key, 1.0)
     example = from_atoms([crystal], table, dtype=dtype)
     label = labeling.oracle_label(config, table, dtype, np.zeros(1), labeling.oracle_spec(config, table, example))
-    parts = assembly.parts_of(config, table, label)._replace(committee=committee)
+    parts = assembly.parts_of(config, table, label, populations(config), [[0]])._replace(committee=committee)
     group = states.Group(near, len(crystal), (0,) * WALKERS)
     static = assembly.static_of(config, table, [group], train_near, looks=1)
     train = training.init(static.recipe, params)
@@ -123,6 +130,7 @@ def test_the_parts_of_a_round_fit(tmp_path, names):
     begun = jax.eval_shape(begin, *given)
     after, look = jax.eval_shape(segment, begun, limits)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), begun)
+    assert {f"bias_{names['bias']}", f"variable_{names['variable']}"} == set(look.report)
     assert look.score.shape == look.flagged.shape == (1, WALKERS) and look.walker.shape == (1, BATCH)
 
 
