@@ -66,7 +66,7 @@ def seeking():
     schedule = bandit(of=("top_k", "random"), rule="ucb1")
     return {
         "drive": "member",
-        "bias": (Term("hyperactive", hyperactive(max_force_spread, NONE, measure="score"), NONE, ()),),
+        "biases": ((Term("hyperactive", hyperactive(max_force_spread, NONE, measure="score"), NONE, ()),),),
         "schedule": schedule,
         "arms": arms_of(schedule),
     }
