@@ -10,7 +10,8 @@ from typing import Annotated, Literal, get_args
 import pytest
 
 from jaxal.config import schema, yaml12
-from jaxal.config.loading import FILE_NAME, _convert, describe, load, parse, unit_of
+from jaxal.config.annotations import describe, unit_of
+from jaxal.config.loading import FILE_NAME, _convert, load, parse
 from jaxal.config.schema import Config, Offline, Part
 from jaxal.config.writing import dump, resolved
 from jaxal.core import registry
