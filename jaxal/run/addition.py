@@ -72,7 +72,7 @@ def grown(before: Before, run: Run) -> tuple[Progress, states.State]:
     structures, labels = training_data.cast(first.structures, first.labels, reference, run.config.precision)
     structures, labels = structures_to(structures, size), labels._replace(force=atoms_to(labels.force, size))
     key, key_add, key_new, key_fit = jax.random.split(jax.device_get(state.key), 4)
-    buffer = _training_set(run, devices.whole(state.buffer), rows, structures, labels, key_add)
+    buffer = _training_set(run, fresh, devices.whole(state.buffer), rows, structures, labels, key_add)
     committee = assembly.committee_of(run.config, run.table)
     cutoff = committee.potential.cutoff
     everything, _ = buffers.rows(buffer, np.arange(int(buffer.count)))
@@ -153,7 +153,13 @@ def _renamed(structures: Structure, rows: np.ndarray) -> Structure:
 
 
 def _training_set(
-    run: Run, buffer: buffers.Buffer, rows: np.ndarray, structures: Structure, labels: Label, key: Key
+    run: Run,
+    fresh: Sequence[Population],
+    buffer: buffers.Buffer,
+    rows: np.ndarray,
+    structures: Structure,
+    labels: Label,
+    key: Key,
 ) -> buffers.Buffer:
     """The training set with the new labels, and room for as many as a new run would have."""
     size, number = run.atoms, structures.charge.shape[0]
@@ -163,7 +169,7 @@ def _training_set(
     )
     wanted = max(int(buffer.count) + number, min(run.config.stop.labels, assembly.LARGEST_BUFFER))
     buffer = buffers.grow(buffer, max(wanted, buffers.capacity(buffer)))
-    held = jnp.asarray(training_data.spread_hold(number, run.config.train.holdout))
+    held = jnp.asarray(training_data.spread_hold(number, run.config.train.holdout, sum(len(s.starts) for s in fresh)))
     bootstrap = 1.0 if run.config.train.bootstrap else 0.0
     return jax.jit(buffers.add, static_argnums=6)(buffer, key, structures, labels, labels.ok, held, bootstrap)[0]
 

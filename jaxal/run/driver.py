@@ -227,7 +227,7 @@ def _begin(run: Run) -> tuple[Progress, training.TrainState, buffers.Buffer]:
     buffer = training_data.training_set(
         structures,
         labels,
-        training_data.spread_hold(number, config.train.holdout),
+        training_data.spread_hold(number, config.train.holdout, len(run.starts) if len(run.systems) > 1 else 0),
         committee.members,
         min(config.stop.labels, assembly.LARGEST_BUFFER),
         key_set,

@@ -169,6 +169,7 @@ def test_held_out_rows_are_some_and_not_the_first():
         held = training_data.spread_hold(number, fraction)
         assert held.sum() == max(1, round(fraction * number)) and not held.all()
     assert not training_data.spread_hold(10, 0.1)[0]
+    assert not training_data.spread_hold(10, 0.3, 6)[:6].any() and training_data.spread_hold(10, 0.3, 6).sum() == 3
 
 
 def test_a_diverging_first_training_is_told_in_one_line(tmp_path):
