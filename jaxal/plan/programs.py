@@ -47,11 +47,12 @@ class Run(NamedTuple):
     limits: Any
 
 
-def run_of(config: Config, systems: Sequence[Population], table: Table, factor: int = 1) -> Run:
+def run_of(config: Config, systems: Sequence[Population], table: Table, factor: int = 1, filled: bool = False) -> Run:
     """The programs of a configuration with `factor` times its walkers, on one device, as the run would build them.
 
     The neighbor lists are those of its first structures, the training set has the room that it begins with. Labels of
-    the host, which cannot be asked for without the device, are stood in for by zeros: nothing else differs.
+    the host, which cannot be asked for without the device, are stood in for by zeros: nothing else differs. Where it
+    is `filled` the state has numbers, of random weights; else it is shapes.
     """
     config = with_inputs(config, [atoms for system in systems for atoms in system.starts])
     batch = config.label.batch or factor * sum(config.walkers.values())
@@ -69,7 +70,7 @@ def run_of(config: Config, systems: Sequence[Population], table: Table, factor: 
     static = assembly.static_of(config, table, grouping.program_groups(systems, groups, near), close)
     begun = grouping.walker_structures(systems, groups, table, dtype)
     rows = min(config.stop.labels, assembly.LARGEST_BUFFER)
-    state = assembly.shapes_of(parts, static, begun, rows)
+    state = assembly.untrained(parts, static, begun, rows, filled)
     limits = jax.eval_shape(lambda: assembly.limits_of(config, config.train.learning_rate, 0.0))
     return Run(parts, static, state, limits)
 

@@ -95,8 +95,13 @@ def static_of(
     )
 
 
-def shapes_of(parts: states.Parts, static: states.Static, structures: Structure, rows: int) -> Any:
-    """The state of a run as shapes: walkers at `structures` [w], a training set with room for so many rows."""
+def untrained(
+    parts: states.Parts, static: states.Static, structures: Structure, rows: int, filled: bool = False
+) -> states.State:
+    """The state of a run that has no label yet: walkers at `structures` [w], a training set with room for `rows`.
+
+    As shapes; where it is `filled`, with random weights.
+    """
 
     def build(structures: Any, key: Any) -> states.State:
         one = jax.tree.map(lambda x: x[0], structures)
@@ -104,7 +109,8 @@ def shapes_of(parts: states.Parts, static: states.Static, structures: Structure,
         buffer = buffers.init(one, parts.committee.members, rows)
         return states.start(parts, static, training.init(static.recipe, params), buffer, structures, key)
 
-    return jax.eval_shape(build, jax.tree.map(jnp.asarray, structures), jax.random.key(0))
+    given = jax.tree.map(jnp.asarray, structures), jax.random.key(0)
+    return jax.jit(build)(*given) if filled else jax.eval_shape(build, *given)
 
 
 def limits_of(config: Config, rate: float, probe: float) -> states.Limits:

@@ -75,7 +75,7 @@ def _example(run: Run) -> Any:
     parts = assembly.parts_of(config, run.table, lambda structures, wanted: None, run.systems, run.groups)  # pyright: ignore
     near = neighbors.plan(structures, parts.committee.potential.cutoff, assembly.SKIN)
     groups = grouping.program_groups(run.systems, run.groups, [near] * len(run.groups))
-    return assembly.shapes_of(parts, assembly.static_of(config, run.table, groups, near), structures, 1)
+    return assembly.untrained(parts, assembly.static_of(config, run.table, groups, near), structures, 1)
 
 
 def save(run: Run, progress: Progress, state: states.State) -> None:

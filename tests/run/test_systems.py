@@ -64,6 +64,8 @@ def test_everything_is_told_by_system(finished):
     report = json.loads((finished / "run" / "report.json").read_text())
     assert set(report["systems"]) == {"water", "dimer"}
     assert sum(own["labels"] for own in report["systems"].values()) == len(labels)
+    shown = jaxal("status", finished / "run").stdout
+    assert "  water " in shown and "  dimer " in shown and " labels, " in shown
     assert "<h2>Systems</h2>" in (finished / "run" / "report.html").read_text()
 
 
