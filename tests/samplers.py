@@ -71,8 +71,9 @@ def band(*, stiffness: float = 2.0, rate: float = 0.03, done: float = 1e-3) -> S
         return images.structure._replace(position=images.structure.position + rate * images.move)
 
     def advance(images: Images, structure: Structure, seen) -> Images:
-        force = jnp.where(jax.vmap(mobile)(structure)[..., None], seen.force, 0.0)
-        after = Images(structure, nudged(structure, force), jnp.zeros_like(images.rests), images.step + 1)
+        moves = jax.vmap(mobile)(structure)[..., None]
+        move = jnp.where(moves, nudged(structure, jnp.where(moves, seen.force, 0.0)), 0.0)
+        after = Images(structure, move, jnp.zeros_like(images.rests), images.step + 1)
         together = jnp.broadcast_to(jnp.all(seen.physical), seen.physical.shape)
         return where(together, after, rest(images.structure, images.step + 1))
 
