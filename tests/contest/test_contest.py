@@ -197,7 +197,7 @@ def test_a_time_step_that_is_too_long_is_told(tmp_path):
         write(tmp_path / file, molecule("H2O"))
     contest = schema.load(tmp_path / "contest.yaml", ["tasks.water.live.explore.timestep=4"])
     with pytest.warns(InputWarning, match=r"^tasks\.water\.live\.explore\.timestep: 4 fs is long for the O-H stretch"):
-        check("water", contest.tasks["water"])
+        check("water", contest.tasks["water"], ())
 
 
 def test_a_live_task_pays_for_no_label_twice(tmp_path, monkeypatch):
@@ -267,10 +267,10 @@ def test_a_pool_of_two_charges_is_two_surfaces_of_each_model(tmp_path):
         potential = arena(contest, "water", task, source).task.potential
     assert potential is not None and potential["electrons"] == "on"
     with pytest.raises(InputError, match=r"^tasks\.water\.potential\.electrons: off does not fit"):
-        check("water", schema.load(folder / "contest.yaml", ["potential.electrons=off"]).tasks["water"])
+        check("water", schema.load(folder / "contest.yaml", ["potential.electrons=off"]).tasks["water"], ())
     write(folder / "water.xyz", both[20:])
     with pytest.raises(InputError, match="frame 0 has charge 0 with 0 unpaired electrons, of which the pool"):
-        check("water", task)
+        check("water", task, ())
 
 
 def test_parts_that_no_line_names_are_there_in_a_process_of_its_own(folder, tmp_path):
