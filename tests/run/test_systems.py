@@ -111,7 +111,7 @@ def test_a_system_is_added_with_more_atoms(finished):
     formulas = added(finished, finished / "run", "trimer", trimer, 60)
     assert set(formulas) == {"H2O", "H4O2", "H6O3"} and len(formulas) == 60
     import_file(SMALL)
-    assert [system.walkers for system in populations(load(finished / "run" / "config.yaml"))] == [2, 2, 1]
+    assert [system.walkers for system in populations(load(finished / "run" / "config.yaml"))] == [2, 2, 4]
 
 
 def test_a_system_is_added_with_another_element(tmp_path):
