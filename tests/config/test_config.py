@@ -140,8 +140,14 @@ def test_later_overrides_win_and_sections_appear(folder):
         ("potential: {cutof: 4}", "potential.cutof: unknown field; did you mean cutoff?"),
         ("potential: equivariant", "potential: equivariant does not fit; give fields, {name: value, ...}"),
         ("stop: {qqq: 4}", "stop.qqq: unknown field; there are labels, quiet, time, error, probes, wall"),
-        ("explore: {name: nvt_langevn}", "explore.name: unknown explorer or sampler 'nvt_langevn'; did you mean nvt_langevin?"),
-        ("explore: {name: [1]}", "explore.name: unknown explorer or sampler [1]; There are descent, npt_nose_hoover, nve"),
+        (
+            "explore: {name: nvt_langevn}",
+            "explore.name: unknown explorer or sampler 'nvt_langevn'; did you mean nvt_langevin?",
+        ),
+        (
+            "explore: {name: [1]}",
+            "explore.name: unknown explorer or sampler [1]; There are descent, npt_nose_hoover, nve",
+        ),
         ("label: {name: zzz}", "label.name: unknown labeler or oracle 'zzz'; There are "),
         ("explore: {temperature: hot}", "explore.temperature: hot does not fit; give a number in K"),
         (
