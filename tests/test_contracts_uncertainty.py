@@ -338,8 +338,7 @@ def test_a_model_file_keeps_the_method(name, tmp_path):
         params=jax.device_get(jax.tree.map(lambda x: x[None], params)),
         reference=np.zeros(2),
         precision="float32",
-        charge=0,
-        spin=0,
+        states=((0, 0),),
         uncertainty=name,
         uncertainty_options=(),
     )

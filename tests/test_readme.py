@@ -77,10 +77,14 @@ def test_every_command_is_in_the_table():
 
 
 def test_the_molecule_of_your_own_loads(tmp_path):
-    (text,) = blocks(README, "yaml")
+    text, several = blocks(README, "yaml")
     shutil.copy(MOLECULE, tmp_path / "ethanol.xyz")
     (tmp_path / "config.yaml").write_text(text)
     assert load(tmp_path / "config.yaml").explore.part["temperature"] == 500
+    for name in ("complex", "cl", "ch3cl"):
+        shutil.copy(MOLECULE, tmp_path / f"{name}.xyz")
+    (tmp_path / "several.yaml").write_text(several)
+    assert list(load(tmp_path / "several.yaml").systems) == ["complex", "chloride", "chloromethane"]
 
 
 def test_there_is_one_line_to_run_and_one_to_test():
@@ -108,7 +112,7 @@ def test_sections_of_a_configuration_are_all_explained():
 
 def test_the_example_part_keeps_the_contract():
     """The score of docs/add_a_part.md does what the page says."""
-    (code,) = blocks((ROOT / "docs" / "add_a_part.md").read_text(), "python")
+    code = blocks((ROOT / "docs" / "add_a_part.md").read_text(), "python")[0]
     names = {**vars(score), "Annotated": Annotated, "Unit": schema.Unit}
     try:
         exec(compile(code, "add_a_part.md", "exec"), names)

@@ -1,13 +1,17 @@
 """Slabs and wires: a model of them against itself in a cell with much vacuum, and stresses against finite strains."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import SMALL
 from scipy.spatial.transform import Rotation
-from small_potential import CUTOFF, bonds
 
 from jaxal.committee.evaluation import evaluate
+from jaxal.core import registry
+from jaxal.core.discovery import import_file
 from jaxal.core.types import Label, Structure
 from jaxal.data import lattice, neighbors
 from jaxal.data.cell import along_periodic, completed, fractional
@@ -15,7 +19,16 @@ from jaxal.train.loss import LossWeights, loss
 
 pytestmark = pytest.mark.usefixtures("double")
 
-POTENTIAL = bonds((1, 8))
+CUTOFF = 3.0  # Å, of the small potential
+
+
+@functools.cache
+def small():
+    """The small potential, found by its file: imported as a module it would be registered for other tests, too."""
+    import_file(SMALL)
+    return registry.get("potential", "bonds")((1, 8))
+
+
 KINDS = {
     "slab": [True, True, False],
     "slab, b open": [True, False, True],
@@ -46,12 +59,12 @@ def model():
     with jax.enable_x64(True):
         whole = structure_of("crystal")
         spec = neighbors.plan(whole, CUTOFF, 0.0, 2.0)._replace(images=(2, 2, 2))
-        params = POTENTIAL.init(jax.random.key(0), whole, neighbors.build(spec, whole))
+        params = small().init(jax.random.key(0), whole, neighbors.build(spec, whole))
 
         @jax.jit
         def run(structure):
             near = neighbors.build(spec, structure)
-            return *evaluate(POTENTIAL, params, structure, near)[:3], near.overflow
+            return *evaluate(small(), params, structure, near)[:3], near.overflow
 
         def checked(structure):
             *numbers, overflow = run(structure)

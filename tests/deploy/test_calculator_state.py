@@ -105,7 +105,7 @@ def test_a_number_of_electrons_that_cannot_have_the_spin_is_refused(shared):
     radical = Atoms("OH", [[0, 0, 0], [0, 0, 0.97]], calculator=shared.share())
     with pytest.raises(InputError, match="trained at charge 0 and spin 0; spin: 0 unpaired electrons are impossible"):
         radical.get_potential_energy()
-    radical.calc = Calculator(PAIR._replace(spin=1))
+    radical.calc = Calculator(PAIR._replace(states=((0, 1),)))
     assert np.isfinite(radical.get_potential_energy())
     blind = Calculator(PAIR._replace(electrons=False))  # learned from a closed form
     radical.calc = blind

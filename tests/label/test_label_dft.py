@@ -318,7 +318,7 @@ SINCE_2025 = """\
 @pytest.mark.parametrize("output", [BEFORE_2025, SINCE_2025])
 def test_cp2k_prints_in_one_way_until_2024_and_in_another_from_2025_on(output):
     task = SILICON._replace(numbers=SILICON.numbers[:2], position=SILICON.position[:2])
-    found = _cp2k_result(task, output)
+    found = _cp2k_result(task, output, True)
     assert found.ok and found.energy == pytest.approx(-7.5 * Hartree, rel=1e-8)
     np.testing.assert_allclose(found.force, np.array([[1, 2, 3], [-1, -2, -3]]) * 0.01 * Hartree / Bohr, rtol=1e-8)
     expected = -np.array([[2, 0.1, 0], [0.1, 2, 0], [0, 0, 3]]) * GPa

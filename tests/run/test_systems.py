@@ -14,6 +14,7 @@ from run_example import EQUIVARIANT, jaxal, killed_after, metrics, model_arrays
 from jaxal.committee import evaluation as committees
 from jaxal.config.loading import load
 from jaxal.config.systems import populations
+from jaxal.core import registry
 from jaxal.core.discovery import import_file
 from jaxal.data import neighbors
 from jaxal.deploy import model as models
@@ -145,13 +146,12 @@ def test_what_cannot_be_added_or_changed(finished, overrides, expected):
 
 def test_walkers_of_two_sizes_see_what_they_would_alone():
     """Energies and forces of padded structures are those of the structures, whatever else is in the batch."""
-    from small_potential import bonds
-
+    import_file(SMALL)
     from jaxal.data.padding import structures_to
     from jaxal.data.structure import from_atoms
 
     table = (1, 8)
-    committee = committees.Committee(bonds(table), 2)
+    committee = committees.Committee(registry.get("potential", "bonds")(table), 2)
     small = jax.tree.map(jnp.asarray, from_atoms([molecule("H2O")], table))
     large = jax.tree.map(jnp.asarray, from_atoms([dimer()], table))
     both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), structures_to(small, 6), large)
