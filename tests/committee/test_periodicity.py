@@ -19,7 +19,7 @@ from jaxal.train.loss import LossWeights, loss
 
 pytestmark = pytest.mark.usefixtures("double")
 
-CUTOFF = 3.0  # Å, of the small potential
+CUTOFF = 4.0  # Å, of the small potential
 
 
 @functools.cache
