@@ -1,6 +1,7 @@
 """A run of several systems: one program, walkers by system, resumed bit for bit, with a system added later."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -106,13 +107,14 @@ def added(folder, run, name, atoms, labels):
     return [frame.get_chemical_formula() for frame in read(run / "training.xyz", ":")]
 
 
-def test_a_system_is_added_with_more_atoms(finished):
+def test_a_system_is_added_with_more_atoms(finished, tmp_path):
+    shutil.copytree(finished / "run", tmp_path / "run")
     trimer = dimer() + molecule("H2O")
     trimer.positions[6:] += (2.9, 0.0, 0.0)
-    formulas = added(finished, finished / "run", "trimer", trimer, 60)
+    formulas = added(tmp_path, tmp_path / "run", "trimer", trimer, 60)
     assert set(formulas) == {"H2O", "H4O2", "H6O3"} and len(formulas) == 60
     import_file(SMALL)
-    assert [system.walkers for system in populations(load(finished / "run" / "config.yaml"))] == [2, 2, 4]
+    assert [system.walkers for system in populations(load(tmp_path / "run" / "config.yaml"))] == [2, 2, 4]
 
 
 def test_a_system_is_added_with_another_element(tmp_path):
@@ -131,16 +133,20 @@ def test_a_system_is_added_with_another_element(tmp_path):
 @pytest.mark.parametrize(
     "overrides, expected",
     [
-        (["systems.more.file=../water.xyz"], "stop.labels: 40 is too small for systems.more: 40 labels are there"),
+        (
+            ["systems.more.file=inputs/systems.water.file/water.xyz"],
+            "stop.labels: 40 is too small for systems.more: 40 labels are there",
+        ),
         (
             ["systems.dimer.walkers=3", "stop.labels=99"],
             "the run was begun otherwise: systems.dimer.walkers was 2, is 3",
         ),
-        (["systems.dimer.charge=2", "stop.labels=99"], "the run was begun otherwise: systems.dimer.charge was None"),
+        (["systems.dimer.explore.temperature=400", "stop.labels=99"], "systems.dimer.explore.temperature was 200"),
     ],
 )
-def test_what_cannot_be_added_or_changed(finished, overrides, expected):
-    told = jaxal("resume", finished / "killed", *overrides, check=False)
+def test_what_cannot_be_added_or_changed(finished, tmp_path, overrides, expected):
+    shutil.copytree(finished / "run", tmp_path / "run")
+    told = jaxal("resume", tmp_path / "run", *overrides, check=False)
     assert told.returncode != 0 and expected in told.stderr
 
 
