@@ -104,7 +104,7 @@ def _file(config: Any, data: Path, out: Path, store: Path, force: bool, retry: b
     """Labels every frame of a file. What the store holds is not calculated again, but with `retry` what has failed."""
     import numpy as np
 
-    from jaxal.config.systems import with_electrons
+    from jaxal.config.systems import populations, with_electrons
     from jaxal.core.types import InputError
     from jaxal.data import files
     from jaxal.data.frames import overlap
@@ -116,9 +116,10 @@ def _file(config: Any, data: Path, out: Path, store: Path, force: bool, retry: b
 
     files.writable(out, force)
     frames = files.read(data, labeled=False)
+    systems = populations(config) if config.systems else []
     for number, frame in enumerate(frames):
         try:
-            frames[number] = with_electrons(config, frame)
+            frames[number] = with_electrons(config, systems, frame)
             if reason := overlap(frame, config.gate.closest):
                 raise InputError(f"{reason}; leave it out")
         except InputError as error:

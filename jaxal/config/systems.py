@@ -105,7 +105,7 @@ def start_structures(system: Structures, field: str = "system") -> list[ase.Atom
     return starts
 
 
-def with_electrons(config: Config, frame: door.Frame) -> door.Frame:
+def with_electrons(config: Config, systems: Sequence[Population], frame: door.Frame) -> door.Frame:
     """A frame with the charge and spin of the system that it is of, where it does not say them itself.
 
     Raises InputError where it says others than a single system, and where it says none and is of no system, or of
@@ -115,14 +115,9 @@ def with_electrons(config: Config, frame: door.Frame) -> door.Frame:
         return door.with_electrons(frame, config.system.charge, config.system.spin, "system")
     if frame.charge is not None and frame.spin is not None:
         return frame
-    starts = {field: start_structures(system, field) for field, system in config.named.items()}
     atoms = sorted(frame.numbers)
-    pairs = {
-        (start.info["charge"], start.info["spin"]): field
-        for field, own in starts.items()
-        for start in own[:1]
-        if sorted(start.numbers) == atoms
-    }
+    alike = [system for system in systems if sorted(system.starts[0].numbers) == atoms]
+    pairs = {(own.starts[0].info["charge"], own.starts[0].info["spin"]): own.field for own in alike}
     if len(pairs) != 1:
         which = f"it may be {' or '.join(pairs.values())}" if pairs else "it has the atoms of none of the systems"
         raise InputError(f"charge and spin are missing, and {which}; give `charge` and `spin` with the frame")

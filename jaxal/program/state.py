@@ -186,7 +186,7 @@ def start(
         key=key,
         labels=buffer.count,
         problems=jnp.where(jnp.any(overflow), NEIGHBORS_FULL, 0).astype(jnp.int32),
-        farthest=_farthest(static, structures).astype(force.dtype),
+        farthest=farthest_of(static, structures).astype(force.dtype),
         known=_known(static, buffer),
         drift=drift,
         course=Course.begun(parts.schedule),
@@ -200,8 +200,8 @@ def rows_of(groups: tuple[Group, ...]) -> list[slice]:
     return [slice(end - len(group.systems), end) for group, end in zip(groups, ends, strict=True)]
 
 
-def _farthest(static: Static, structures: Structure) -> Float[Array, "w"]:
-    """How wide a gap each walker may come to, by all the structures that its system starts from."""
+def farthest_of(static: Static, structures: Structure) -> Float[Array, "w"]:
+    """How wide a gap, Å, each walker may come to, by the structures [w] that the walkers of its system start from."""
     systems = np.array([system for group in static.groups for system in group.systems])
     names, of = np.unique(systems, return_inverse=True)
     own = [jax.tree.map(lambda x, rows=systems == name: x[rows], structures) for name in names]

@@ -2,7 +2,7 @@
 
 The new systems are labeled first, as those of a new run are. Training set, parameters and trusted frames are brought
 to the new species table and padded size; walkers go on from their trusted frames with new momenta. What knows only the
-latest labels, such as the queue, begins anew: labels that were at work are found by the ledger of the run.
+walkers' present frames, such as the queue, begins anew: labels that were at work are found by the ledger of the run.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,12 @@ from jaxal.core.types import InputError, Key, Label, Params, Structure
 from jaxal.data import buffer as buffers
 from jaxal.data import neighbors
 from jaxal.data.padding import atoms_to, structures_to
+from jaxal.explore.bias_forces import rewound
 from jaxal.label.task import Enough
 from jaxal.program import state as states
 from jaxal.run import assembly, checkpoint, folder, grouping, initial_labels, notes, persistence, session, training_data
 from jaxal.run.final_training import compiled_fit
-from jaxal.run.session import CHECKPOINTS, Progress, Run
+from jaxal.run.session import Progress, Run
 from jaxal.train import fit as training
 
 
@@ -39,17 +40,10 @@ class Before(NamedTuple):
     state: states.State
 
 
-def begun_with(run: Run) -> Config:
-    """The configuration of a run's newest checkpoint. Raises InputError where it differs in what must not change."""
-    directory = run.directory
-
-    def read() -> list[str]:
-        text = checkpoint.newest(directory / CHECKPOINTS).record["host"]["config"]
-        persistence.check_changes(text, dump(run.config, directory), directory / FILE_NAME)
-        return [text]
-
-    (text,) = devices.from_first(read)
-    return parse(yaml12.parse(text, FILE_NAME), directory if devices.first() else None)
+def begun_with(run: Run, stored: checkpoint.Stored) -> Config:
+    """The configuration that a checkpoint was written with."""
+    raw = yaml12.parse(stored.record["host"]["config"], FILE_NAME)
+    return parse(raw, run.directory if devices.first() else None)
 
 
 def added(before: Config, now: Config) -> list[str]:
@@ -57,28 +51,32 @@ def added(before: Config, now: Config) -> list[str]:
     return [field for field in now.named if field not in before.named]
 
 
-def grown(before: Before, run: Run) -> tuple[Progress, states.State]:
-    """Progress and state of a run with more systems than it had. Writes a checkpoint of them.
+def new_systems(old: Run, run: Run) -> list[Population]:
+    """The systems of a run that it had not before."""
+    known = {system.field for system in old.systems}
+    return [system for system in run.systems if system.field not in known]
 
-    Raises InputError where the new systems cannot be labeled, or nothing is left of the budget for them, and Enough
-    where the run is told to end meanwhile.
+
+def grown(before: Before, run: Run, first: initial_labels.First) -> tuple[Progress, states.State]:
+    """Progress and state of a run with more systems than it had, from the first labels of the new ones.
+
+    Writes a checkpoint of them.
     """
     old, progress, state = before
-    known = {system.field for system in old.systems}
-    fresh = [system for system in run.systems if system.field not in known]
-    first = _first_labels(run, fresh, progress)
+    state = devices.whole(state)
+    fresh = new_systems(old, run)
     reference = _references(old, run, progress, first)
     size, rows = run.atoms, np.array([run.table.index(number) for number in old.table])
     structures, labels = training_data.cast(first.structures, first.labels, reference, run.config.precision)
     structures, labels = structures_to(structures, size), labels._replace(force=atoms_to(labels.force, size))
     key, key_add, key_new, key_fit = jax.random.split(jax.device_get(state.key), 4)
-    buffer = _training_set(run, fresh, devices.whole(state.buffer), rows, structures, labels, key_add)
+    buffer = _training_set(run, fresh, state.buffer, rows, structures, labels, key_add)
     committee = assembly.committee_of(run.config, run.table)
     cutoff = committee.potential.cutoff
     everything, _ = buffers.rows(buffer, np.arange(int(buffer.count)))
     near = grouping.neighbor_lists(run.systems, run.groups, run.table, everything, cutoff)
     train_near = neighbors.plan(everything, cutoff, 0.0)
-    params = _parameters(committee, key_new, train_near, structures, labels, devices.whole(state.train.average), rows)
+    params = _parameters(committee, key_new, train_near, structures, labels, state.train.average, rows)
     recipe = assembly.recipe(run.config.train)
     limits = assembly.limits_of(run.config, progress.rate, 0.0)
     steps = jnp.asarray(run.config.train.initial_steps, jnp.int32)
@@ -90,15 +88,20 @@ def grown(before: Before, run: Run) -> tuple[Progress, states.State]:
     parts = assembly.parts_of(run.config, run.table, None, run.systems, run.groups)
     groups = grouping.program_groups(run.systems, run.groups, near)
     static = assembly.static_of(run.config, run.table, groups, train_near)
-    walkers, begun = _walkers(old, run, devices.whole(state), rows)
-    sample = devices.whole(state.sample)
+    walkers, begun = _walkers(old, run, state, rows)
+    starts, sample = jax.tree.map(jnp.asarray, session.walker_structures(run)), state.sample
 
     def begin(train: Any, buffer: Any, key: Key) -> states.State:
         new = states.start(parts, static, train, buffer, walkers, key, begun)
-        if sample.there.shape[0] == static.sample:
-            frames = structures_to(_renamed(sample.structure, rows), size)
-            new = new._replace(sample=sample._replace(structure=frames))
-        return new._replace(drift=_drift(before, run, new.drift))
+        frames = structures_to(_renamed(sample.structure, rows), size)
+        counted = {name: getattr(state.gate, name) for name in ("correction", "covered", "checked")}
+        return new._replace(
+            sample=sample._replace(structure=frames),
+            gate=new.gate._replace(**counted),
+            fresh=state.fresh,
+            course=state.course,
+            farthest=states.farthest_of(static, starts).astype(new.farthest.dtype),
+        )
 
     progress.reference = [float(x) for x in reference]
     progress.near, progress.train_near = [session.spec_out(spec) for spec in near], session.spec_out(train_near)
@@ -107,6 +110,7 @@ def grown(before: Before, run: Run) -> tuple[Progress, states.State]:
     progress.phase, progress.config = "explore", dump(run.config, run.directory)
     progress.begun, progress.waiting, progress.rewinds = [], None, []
     made = jax.block_until_ready(jax.jit(begin)(train, buffer, key))
+    made = _with_biases(Before(old, progress, state), run, parts, made)
     made = made._replace(labels=jnp.asarray(progress.asked, jnp.int32))
     folder.append(run.directory, [notes.phase(run, "explore", f"added {', '.join(s.name for s in fresh)}")])
     made = devices.laid(run.mesh, states.LAYOUT, made)
@@ -114,8 +118,13 @@ def grown(before: Before, run: Run) -> tuple[Progress, states.State]:
     return progress, made
 
 
-def _first_labels(run: Run, fresh: Sequence[Population], progress: Progress) -> initial_labels.First:
-    """The first labels of the new systems, as many as those of a new run."""
+def first_labels(old: Run, run: Run, progress: Progress) -> initial_labels.First:
+    """The first labels of the new systems, as many as those of a new run.
+
+    Raises InputError where they cannot be labeled, or nothing is left of the budget for them, and Enough where the run
+    is told to end meanwhile.
+    """
+    fresh = new_systems(old, run)
     names = ", ".join(system.field for system in fresh)
     number = max(initial_labels.FIRST_OF_EACH * len(fresh), sum(len(system.starts) for system in fresh))
     stop, ps = run.config.stop, session.picoseconds(run, progress)
@@ -214,17 +223,21 @@ def _parameters(
     return jax.tree_util.tree_map_with_path(merged, kept) | posterior
 
 
-def _drift(before: Before, run: Run, fresh: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What biases have learned: as it was of groups that are as they were, from the beginning of others."""
+def _with_biases(before: Before, run: Run, parts: states.Parts, fresh: states.State) -> states.State:
+    """What biases have learned, of groups that are as they were, now that their walkers are at their trusted frames."""
     named = {tuple(before.run.systems[at].field for at in group): row for row, group in enumerate(before.run.groups)}
-
-    def kept(group: Sequence[int], new: Any) -> Any:
-        row = named.get(tuple(run.systems[at].field for at in group))
-        old = None if row is None else devices.whole(before.state.drift[row])
-        shapes = [[x.shape for x in jax.tree.leaves(tree)] for tree in (old, new)]
-        return old if old is not None and shapes[0] == shapes[1] else new
-
-    return tuple(kept(group, new) for group, new in zip(run.groups, fresh, strict=True))
+    drift, trusted = list(fresh.drift), list(fresh.trusted.drift)
+    for at, group in enumerate(run.groups):
+        row = named.get(tuple(run.systems[number].field for number in group))
+        if row is None:
+            continue
+        sampler, walkers = parts.samplers[at], fresh.walkers[at]
+        structures = sampler.walkers(walkers)
+        time = sampler.timestep * sampler.steps(walkers).astype(structures.position.dtype)
+        trusted[at] = before.state.trusted.drift[row]
+        every = jnp.ones(time.shape, bool)
+        drift[at] = rewound(parts.biases[at], every, before.state.drift[row], trusted[at], structures, time)
+    return fresh._replace(drift=tuple(drift), trusted=fresh.trusted._replace(drift=tuple(trusted)))
 
 
 def _walkers(old: Run, run: Run, state: states.State, rows: np.ndarray) -> tuple[Structure, np.ndarray]:

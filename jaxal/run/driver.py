@@ -143,17 +143,20 @@ def _go(config: Config, directory: Path, interrupted: Callable[[], bool], change
             buffer = devices.laid(run.mesh, states.LAYOUT.buffer, buffer)
             state = None
         else:
-            began = addition.begun_with(run)
+            stored = persistence.newest(run)
+            began = addition.begun_with(run, stored)
             more = addition.added(began, config)
             before = _with(run, began) if more else run
-            progress, state = persistence.restore(before)
+            progress, state = persistence.restored(before, stored)
+            run = run._replace(began=run.began - progress.elapsed)
+            # what cannot be labeled, or not within the budget, leaves the folder as it was
+            first = addition.first_labels(before, run, progress) if more else None
             if changed:
                 copied = _told(lambda: dump(resolved(config, directory)))
                 run = run._replace(config=with_inputs(copied, run.starts))
             folder.cut(directory, progress.sizes)
-            run = run._replace(began=run.began - progress.elapsed)
-            if more:
-                progress, state = addition.grown(addition.Before(before, progress, state), run)
+            if first is not None:
+                progress, state = addition.grown(addition.Before(before, progress, state), run, first)
             progress.config = dump(run.config, directory)
             train = buffer = None
         with _labels(run, progress) as labels:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxal.config import yaml12
+from jaxal.config.loading import FILE_NAME
+from jaxal.config.writing import dump
 from jaxal.core import devices
 from jaxal.core.types import InputError
 from jaxal.data import neighbors
@@ -27,10 +29,23 @@ MAY_CHANGE = (
 )
 
 
-def restore(run: Run) -> tuple[Progress, states.State]:
-    """State and memory of the newest whole checkpoint. Raises InputError where there is none."""
-    found: Any = devices.from_first(lambda: list(checkpoint.newest(run.directory / CHECKPOINTS)))
-    stored = checkpoint.Stored(*found)
+def newest(run: Run) -> checkpoint.Stored:
+    """The newest whole checkpoint, in all processes.
+
+    Raises InputError where there is none, and for a configuration that differs in what must not change.
+    """
+    now = dump(run.config, run.directory)
+
+    def read() -> list[Any]:
+        stored = checkpoint.newest(run.directory / CHECKPOINTS)
+        check_changes(stored.record["host"]["config"], now, run.directory / FILE_NAME)
+        return list(stored)
+
+    return checkpoint.Stored(*devices.from_first(read))
+
+
+def restored(run: Run, stored: checkpoint.Stored) -> tuple[Progress, states.State]:
+    """State and memory that a checkpoint of this run holds."""
     state = checkpoint.fitted(stored, _example(run))
     progress = Progress(**stored.record["host"])
     return progress, devices.laid(run.mesh, states.LAYOUT, state)

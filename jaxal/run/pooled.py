@@ -128,10 +128,13 @@ def recovered(run: Run, progress: Progress, desk: Desk | None, state: states.Sta
         for key in ledger_keys(run.directory / LEDGER):
             entry = None if key in known else desk.keeper.entry(key)
             if entry is not None and entry.result.ok:
-                row, came = waiting.get(key), (-1, False, -1)
-                if row is not None:
-                    came = int(held.ticket[row]), bool(held.probe[row]), int(held.walker[row])
-                lost.append(_Item(_structure(run, entry), entry.task, entry.result, *came, 0.0))
+                row = waiting.get(key)
+                if row is None:
+                    lost.append(_Item(_structure(run, entry), entry.task, entry.result, -1, False, -1, 0.0))
+                    continue
+                structure = jax.tree.map(lambda x, row=row: np.asarray(x)[row], held.structure)
+                whose = int(held.ticket[row]), bool(held.probe[row]), int(held.walker[row])
+                lost.append(_Item(structure, entry.task, entry.result, *whose, 0.0))
         return _came(run, progress, lost).told() if lost else None
 
     return Came.heard(devices.from_first(found))

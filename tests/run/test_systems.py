@@ -20,6 +20,8 @@ from jaxal.core.discovery import import_file
 from jaxal.data import neighbors
 from jaxal.deploy import model as models
 from jaxal.deploy.calculator import Calculator
+from jaxal.label.task import Enough
+from jaxal.run import checkpoint, driver
 
 MIXED = """
 systems:
@@ -107,14 +109,52 @@ def added(folder, run, name, atoms, labels):
     return [frame.get_chemical_formula() for frame in read(run / "training.xyz", ":")]
 
 
+def trimer():
+    third = molecule("H2O")
+    third.positions += (2.9, 0.0, 0.0)
+    return dimer() + third
+
+
 def test_a_system_is_added_with_more_atoms(finished, tmp_path):
     shutil.copytree(finished / "run", tmp_path / "run")
-    trimer = dimer() + molecule("H2O")
-    trimer.positions[6:] += (2.9, 0.0, 0.0)
-    formulas = added(tmp_path, tmp_path / "run", "trimer", trimer, 60)
+    formulas = added(tmp_path, tmp_path / "run", "trimer", trimer(), 60)
     assert set(formulas) == {"H2O", "H4O2", "H6O3"} and len(formulas) == 60
     import_file(SMALL)
     assert [system.walkers for system in populations(load(tmp_path / "run" / "config.yaml"))] == [2, 2, 4]
+
+
+def test_what_was_learned_stays_where_a_system_is_added(finished, tmp_path, monkeypatch):
+    """Rows of the training set, the random sample, counts of the gate; walkers begin at their trusted frames."""
+    shutil.copytree(finished / "run", tmp_path / "run")
+    stored = checkpoint.newest(tmp_path / "run" / "checkpoints")
+    leaves = {leaf[0]: stored.arrays.get(str(row)) for row, leaf in enumerate(stored.record["leaves"])}
+    seen = []
+
+    def explored(run, progress, state, *_):
+        seen.append((run, progress, state))
+        raise Enough
+
+    monkeypatch.setattr(driver, "explore", explored)
+    import_file(SMALL)
+    added_system = [f"systems.trimer.file={tmp_path / 'trimer.xyz'}", "stop.labels=64"]
+    write(tmp_path / "trimer.xyz", trimer())
+    assert not driver.resume(tmp_path / "run", added_system)
+    ((run, progress, state),) = seen
+    rows = leaves[".buffer.count"]
+    assert int(state.buffer.count) == rows + 6 and state.buffer.structure.species.shape[1] == 9
+    np.testing.assert_array_equal(
+        state.buffer.structure.position[:rows, :6], leaves[".buffer.structure.position"][:rows]
+    )
+    np.testing.assert_array_equal(state.buffer.weight[:, :rows], leaves[".buffer.weight"][:, :rows])
+    np.testing.assert_array_equal(state.sample.there, leaves[".sample.there"])
+    np.testing.assert_array_equal(state.sample.structure.position[:, :6], leaves[".sample.structure.position"])
+    assert int(state.sample.seen) == leaves[".sample.seen"] and np.any(leaves[".sample.there"])
+    assert [int(state.gate.covered), int(state.gate.checked)] == [leaves[".gate.covered"], leaves[".gate.checked"]]
+    np.testing.assert_array_equal(state.fresh.score, leaves[".fresh.score"])
+    np.testing.assert_array_equal(state.trusted.structure.position[:4, :6], leaves[".trusted.structure.position"])
+    np.testing.assert_allclose(state.farthest[:4], leaves[".farthest"])
+    assert progress.reference == stored.record["host"]["reference"] and progress.asked == int(state.labels) == 46
+    assert [run.systems[at].name for at in run.walkers] == ["water"] * 2 + ["dimer"] * 2 + ["trimer"] * 4
 
 
 def test_a_system_is_added_with_another_element(tmp_path):
@@ -148,6 +188,8 @@ def test_what_cannot_be_added_or_changed(finished, tmp_path, overrides, expected
     shutil.copytree(finished / "run", tmp_path / "run")
     told = jaxal("resume", tmp_path / "run", *overrides, check=False)
     assert told.returncode != 0 and expected in told.stderr
+    # a mistake leaves the folder as it was
+    assert (tmp_path / "run" / "config.yaml").read_text() == (finished / "run" / "config.yaml").read_text()
 
 
 def test_walkers_of_two_sizes_see_what_they_would_alone():
