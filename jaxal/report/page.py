@@ -180,13 +180,13 @@ def _by_system(attempts: list[Record], segments: list[Record], validation: Recor
     """What there is of each of several systems: labels, how many looks asked for one or were rewinds, errors."""
     last = _inside(segments[-1] if segments else {}, "systems")
     names = list(last) if isinstance(last, dict) else []
-    told: Record = {}
+    systems: Record = {}
     for name in names if len(names) > 1 else []:
         own = [record for record in attempts if record.get("system") == name]
         rates = [_inside(segment, "systems", name) or {} for segment in segments]
         squares = [r["rmse"] ** 2 for r in own[-20:] if r.get("ok") and isinstance(r.get("rmse"), int | float)]
         errors = _inside(validation, "systems", name) or {}
-        told[name] = {
+        systems[name] = {
             "labels": len(own),
             "failed": sum(not record.get("ok", True) for record in own),
             **{which: _mean([rate.get(which) for rate in rates]) for which in ("flagged", "unphysical")},
@@ -194,7 +194,7 @@ def _by_system(attempts: list[Record], segments: list[Record], validation: Recor
             "force_rmse": _inside(errors, "force", "rmse"),
             "energy_rmse": _inside(errors, "energy", "rmse"),
         }
-    return told
+    return systems
 
 
 def _mean(values: list[Any]) -> float | None:

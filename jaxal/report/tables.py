@@ -26,7 +26,7 @@ def errors(deviations: Record) -> str:
     return f"<h2>Errors on test data</h2><table>{head}{cells}</table>" if cells else ""
 
 
-def systems(told: Record) -> str:
+def systems(measured: Record) -> str:
     """What there is of each of several systems."""
     columns = (
         ("labels", "labels", 1, ".0f"),
@@ -39,7 +39,7 @@ def systems(told: Record) -> str:
     )
     head = "".join(f"<th>{name}</th>" for name, *_ in columns)
     rows = ""
-    for name, own in told.items():
+    for name, own in measured.items():
         values = [(own.get(key), scale, style) for _, key, scale, style in columns]
         cells = "".join("<td>–</td>" if v is None else f"<td>{v * scale:{style}}</td>" for v, scale, style in values)
         rows += f"<tr><td>{html.escape(name)}</td>{cells}</tr>"

@@ -139,14 +139,14 @@ def first_labels(old: Run, run: Run, progress: Progress) -> initial_labels.First
 
     def labeled() -> list[Any] | None:
         with suppress(Enough):
-            told = run.config, fresh, run.store, run.interrupted, run.opener, number, run.table
-            return initial_labels.first_labels(*told).told()
+            how = run.store, run.interrupted, run.opener, number, run.table
+            return initial_labels.first_labels(run.config, fresh, *how).told()
         return None
 
-    told = devices.from_first(labeled)
-    if told is None:
+    labels = devices.from_first(labeled)
+    if labels is None:
         raise Enough
-    return initial_labels.First.heard(told)
+    return initial_labels.First.heard(labels)
 
 
 def _references(old: Run, run: Run, progress: Progress, first: initial_labels.First) -> np.ndarray:

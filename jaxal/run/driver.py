@@ -178,11 +178,11 @@ def _with(run: Run, config: Config) -> Run:
         check(config)
         systems = populations(config)
         potential = config.potential.bind()(species_table([atoms for system in systems for atoms in system.starts]))
-        return [[list(map(_told_of, system.starts)) for system in systems], grouped(systems, potential.cutoff)]
+        return [[list(map(_values_of, system.starts)) for system in systems], grouped(systems, potential.cutoff)]
 
     begun, groups = devices.from_first(read)
     systems = [
-        population(config, field, [frames.to_atoms(frames.bare(*told)) for told in own])
+        population(config, field, [frames.to_atoms(frames.bare(*values)) for values in own])
         for field, own in zip(config.named, begun, strict=True)
     ]
     starts = [atoms for system in systems for atoms in system.starts]
@@ -190,7 +190,7 @@ def _with(run: Run, config: Config) -> Run:
     return run._replace(config=config, systems=systems, groups=[list(map(int, g)) for g in groups], table=table)
 
 
-def _told_of(atoms: ase.Atoms) -> list[Any]:
+def _values_of(atoms: ase.Atoms) -> list[Any]:
     """A start structure as one process tells another."""
     f = frames.stripped(frames.of_atoms(atoms, labeled=False))
     return [f.numbers, f.position, f.cell, f.periodic, f.mass, f.fixed, f.charge, f.spin]

@@ -86,14 +86,14 @@ def note(
 def _by_system(run: Run, looks: reports.Look, lines: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """What a segment did with the walkers of each system."""
     of_walker = np.array(run.walkers)
-    told: dict[str, dict[str, Any]] = {}
+    systems: dict[str, dict[str, Any]] = {}
     for at, system in enumerate(run.systems):
         own = of_walker == at
         estimate = looks.estimate[:, own][~looks.unphysical[:, own]]
         heat = looks.temperature[:, own]
         estimate, heat = (values[np.isfinite(values)] for values in (estimate, heat))
         rmse = [line["rmse"] for line in lines if line["ok"] and line["system"] == system.name]
-        told[system.name] = {
+        systems[system.name] = {
             "labels": sum(line["system"] == system.name for line in lines),
             "flagged": folder.plain(np.mean(looks.flagged[:, own])),
             "unphysical": folder.plain(np.mean(looks.unphysical[:, own])),
@@ -101,7 +101,7 @@ def _by_system(run: Run, looks: reports.Look, lines: list[dict[str, Any]]) -> di
             "rmse": folder.plain(np.mean(rmse)) if rmse else None,
             "temperature": folder.plain(np.mean(heat)) if heat.size else None,
         }
-    return told
+    return systems
 
 
 def _of_walkers(looks: reports.Look) -> dict[str, Any]:

@@ -88,7 +88,8 @@ class Run(NamedTuple):
     @property
     def timesteps(self) -> np.ndarray:
         """That of each walker, fs."""
-        return np.array([self.systems[at].sampler.timestep for at in self.walkers])
+        own = [system.sampler.timestep for system in self.systems]
+        return np.array([own[at] for at in self.walkers])
 
     @property
     def store(self) -> Path:
