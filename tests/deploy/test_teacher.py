@@ -40,13 +40,21 @@ def model(tmp_path_factory) -> Path:
     return path
 
 
+def words_of(pid: int) -> list[bytes]:
+    """The command of a process; no words of one that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
 def teachers(parent: int | None = None) -> list[int]:
     """Processes of teachers that were started by `parent`, by this process if not given."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
+            words = words_of(int(folder.name))
             try:
-                words = (folder / "cmdline").read_bytes().split(b"\0")
                 state, owner = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
             except OSError:
                 continue
@@ -186,7 +194,7 @@ def test_workers_have_teachers_that_end_with_them(model, tmp_path):
     time.sleep(0.5)
     everyone = [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdecimal()]
     left = [child for parent in everyone for child in teachers(parent)]
-    assert not [child for child in left if str(model) in Path(f"/proc/{child}/cmdline").read_text()]
+    assert not [child for child in left if str(model).encode() in words_of(child)]
 
 
 @pytest.mark.parametrize(
