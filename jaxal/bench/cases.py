@@ -36,6 +36,7 @@ from jaxal.program import state as states
 from jaxal.run import assembly, initial_labels, labeling, training_data
 from jaxal.train import fit as training
 from jaxal.train.loss import LossWeights
+from jaxal.train.reference import reference_energies
 
 SCALE = 0.05  # eV, of the random weights: walkers stay near where they started
 SAMPLES = 100  # labeled structures in the training case
@@ -180,7 +181,7 @@ def segment(setting: Setting) -> Program:
         config = parse(raw, folder)
         atoms, table = setting.atoms, species_table([setting.atoms])
         first = initial_labels.first_labels(config, atoms, Path(folder) / "labels.sqlite")
-    reference = training.reference_energies(first.structures, first.labels.energy, len(table))
+    reference = reference_energies(first.structures, first.labels.energy, len(table))
     structures, labels = training_data.cast(first.structures, first.labels, reference, config.precision)
     dtype = assembly.dtype_of(config.precision)
     oracle = labeling.oracle_label(config, table, dtype, reference, labeling.oracle_spec(config, table, structures))

@@ -72,13 +72,17 @@ class Potential(NamedTuple):
     """A model of the energy. `energy` returns eV and the invariant feature of each atom.
 
     `energies` is the same for a batch [b], for models that evaluate it faster as a whole; without it `energy` is
-    vmapped.
+    vmapped. `alone` is what `energy` gives for an atom of each species without neighbors, for models that know it
+    without an evaluation. A potential whose isolated atoms are exact (`committee.isolated_atoms`) has `isolation`:
+    1 for an atom without neighbors, 0 for a bonded one.
     """
 
     init: Callable[[Key, Structure, Neighbors], Params]
     energy: Callable[[Params, Structure, Neighbors], tuple[Float[Array, ""], Float[Array, "n f"]]]
     cutoff: float  # Å
     energies: Callable[[Params, Structure, Neighbors], tuple[Float[Array, "b"], Float[Array, "b n f"]]] | None = None
+    alone: Callable[[Params], tuple[Float[Array, "s"], Float[Array, "s f"]]] | None = None  # eV
+    isolation: Callable[[Params, Structure, Neighbors], Float[Array, "n"]] | None = None
 
 
 class Distribution(NamedTuple):

@@ -244,4 +244,14 @@ def equivariant(
         found, feature = energies(params, *one(structure, neighbors))
         return found[0], feature[0]
 
-    return Potential(init, energy, cutoff, energies)
+    def alone(params: Params) -> tuple[Float[Array, "s"], Float[Array, "s f"]]:
+        """Without neighbors there are no messages: of each layer the residual connection is left."""
+        own, feature, invariants = params["params"], params["params"]["embedding"], []
+        atomic = own["shift"]
+        for t in range(layers):
+            feature = feature @ own[f"layer_{t}"]["keep_0"] * own[f"layer_{t}"]["residual_0"]
+            atomic = atomic + jnp.sum(own[f"readout_{t}"] * feature, axis=-1)
+            invariants.append(feature)
+        return jax.lax.stop_gradient(params["constants"]["scale"]) * atomic, jnp.concatenate(invariants, axis=-1)
+
+    return Potential(init, energy, cutoff, energies, alone)

@@ -128,6 +128,7 @@ def gather(directory: Path) -> Record:
         "system": config.get("system"),
         "summary": _summary(records, segments, good, failed, phases, validation, config, directory),
         "figures": {name: plots[name] for name, there in needed.items() if there},
+        "atoms": [r for r in records if r.get("kind") == "atom"],
         "validation": validation,
         "versions": _read(directory / "versions.json", json.loads),
         "config": config,
@@ -275,6 +276,20 @@ def _errors_table(errors: Record) -> str:
     return f"<h2>Errors on test data</h2><table>{head}{cells}</table>" if cells else ""
 
 
+def _atoms_table(atoms: list[Record]) -> str:
+    """Energies of isolated atoms, and those of species in the first labels, which the model's are relative to."""
+    cells = ""
+    for atom in atoms:
+        energies = (atom.get("energy"), atom.get("bonded"))
+        numbers = "".join(f"<td>{x:.3f}</td>" if isinstance(x, int | float) else "<td>–</td>" for x in energies)
+        spin = atom.get("spin") if isinstance(energies[0], int | float) else "–"
+        words = (html.escape(str(x)) for x in (atom.get("element"), spin, atom.get("reason") or ""))
+        element, spin, reason = words
+        cells += f"<tr><td>{element}</td><td>{spin}</td>{numbers}<td>{reason}</td></tr>"
+    head = "<tr><th></th><th>unpaired electrons</th><th>isolated, eV</th><th>in structures, eV</th><th></th></tr>"
+    return f"<h2>Reference energies</h2><table>{head}{cells}</table>" if cells else ""
+
+
 def _calibration_table(validation: Record) -> str:
     """What the validation says of the spread by normal laws of the most likely scale, and of the bound by element."""
     energies, components = validation.get("energies"), validation.get("components")
@@ -327,6 +342,7 @@ def _page(data: Record) -> str:
         f'<div class="plots">{plots}</div>',
         _errors_table(_inside(data["validation"], "errors") or {}),
         _calibration_table(data["validation"]),
+        _atoms_table(data["atoms"]),
         f"<h2>Failed calculations</h2><table>{failed}</table>" if failed else "",
         f"<h2>Settings</h2><pre>{escape(settings)}</pre>" if settings else "",
         f"<h2>Versions</h2><table>{versions}</table>" if versions else "",

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxal.committee import evaluation as committees
 from jaxal.committee import weights
 from jaxal.committee.evaluation import Committee
+from jaxal.committee.isolated_atoms import exact_when_isolated
 from jaxal.config.schema import Config, Offline, Train
 from jaxal.core import devices
 from jaxal.core.types import Structure
@@ -49,11 +50,21 @@ def recipe(train: Train) -> training.Recipe:
     )
 
 
-def committee_of(config: Config | Offline, table: Table) -> Committee:
-    """The committee of a configuration, on the devices of a run. Raises InputError where those do not fit."""
+def exact_atoms(config: Config) -> bool:
+    """Whether the potential of a run has its isolated atoms exact, of those species whose energies are known."""
+    return config.label.atoms != "fit"
+
+
+def committee_of(config: Config | Offline, table: Table, isolated: bool | None = None) -> Committee:
+    """The committee of a configuration, on the devices of a run. Raises InputError where those do not fit.
+
+    `isolated` says whether isolated atoms are exact; a run says it itself.
+    """
     given, mesh = config.committee, mesh_of(config) if isinstance(config, Config) else None
     heads = given.members if given.kind == "shared" else 1
     potential = weights.collected(config.potential.bind()(table))
+    if exact_atoms(config) if isinstance(config, Config) else isolated:
+        potential = exact_when_isolated(potential, table)
     method = config.uncertainty.bind()(potential, len(table))
     return Committee(potential, given.members, given.batching, heads, given.signs, len(table), method, mesh)
 

@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 
 from jaxal.core.types import InputError
 
-FORMAT = 1
+FORMAT = 2
 KEPT = 2
 DISK = (
     "No space left on device",

@@ -42,6 +42,7 @@ from jaxal.run import (
     lock,
     persistence,
     pooled,
+    reference_atoms,
     session,
     stop,
     training_data,
@@ -49,6 +50,7 @@ from jaxal.run import (
 from jaxal.run.exploration import Labels, assembled, explore
 from jaxal.run.session import CHECKPOINTS, Progress, Run
 from jaxal.train import fit as training
+from jaxal.train.reference import reference_energies
 
 
 def start(config: Config, directory: Path) -> bool:
@@ -181,14 +183,16 @@ def _begin(run: Run) -> tuple[Progress, training.TrainState, buffers.Buffer]:
     if told is None:
         raise Enough
     first = initial_labels.First.heard(told)
-    reference = training.reference_energies(first.structures, first.labels.energy, len(run.table))
+    atoms = _isolated_atoms(run)
+    isolated = reference_atoms.known(atoms, run.table)
+    reference = reference_energies(first.structures, first.labels.energy, len(run.table), isolated)
     structures, labels = training_data.cast(first.structures, first.labels, reference, config.precision)
     committee = assembly.committee_of(config, run.table)
     near = neighbors.plan(structures, committee.potential.cutoff, assembly.SKIN)
     train_near = neighbors.plan(structures, committee.potential.cutoff, 0.0)
     number = structures.charge.shape[0]
     key, key_set = jax.random.split(jax.random.key(config.seed))
-    params = training_data.new_params(committee, key, train_near, structures, labels)
+    params = training_data.new_params(committee, key, train_near, structures, labels, reference, isolated)
     buffer = training_data.training_set(
         structures,
         labels,
@@ -201,6 +205,7 @@ def _begin(run: Run) -> tuple[Progress, training.TrainState, buffers.Buffer]:
     train = training.init(assembly.recipe(config.train), params)
     progress = Progress(
         reference=[float(x) for x in reference],
+        isolated=[isolated.get(row) for row in range(len(run.table))],
         config=dump(config, run.directory),
         near=session.spec_out(near),
         train_near=session.spec_out(train_near),
@@ -208,8 +213,28 @@ def _begin(run: Run) -> tuple[Progress, training.TrainState, buffers.Buffer]:
         asked=number + first.failed,
         failed=first.failed,
     )
-    folder.append(run.directory, [{"kind": "phase", "wall": session.elapsed(run), "phase": "initial", "why": ""}])
+    wall = session.elapsed(run)
+    folder.append(run.directory, [{"kind": "phase", "wall": wall, "phase": "initial", "why": ""}])
+    folder.append(run.directory, reference_atoms.records(atoms, reference, run.table, wall))
     return progress, train, buffer
+
+
+def _isolated_atoms(run: Run) -> list[reference_atoms.Atom]:
+    """The isolated atoms of the run's elements, calculated by the first process."""
+    charges = [int(start.info.get("charge", 0)) for start in run.starts]
+
+    def calculated() -> list[Any] | None:
+        given = run.config, run.table, charges, run.store, run.interrupted, run.opener
+        with suppress(Enough):  # it must be raised in all processes
+            atoms = reference_atoms.isolated_atoms(*given)
+            for line in reference_atoms.fallbacks(atoms):
+                print(f"jaxal: {line}", file=sys.stderr)
+            return [list(atom) for atom in atoms]
+
+    told = devices.from_first(calculated)
+    if told is None:
+        raise Enough
+    return [reference_atoms.Atom(*atom) for atom in told]
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from jaxal.deploy import model
 from jaxal.label.task import Enough
 from jaxal.program import state as states
 from jaxal.report import page
-from jaxal.run import folder, initial_labels, labeling, notes, persistence, session
+from jaxal.run import assembly, folder, initial_labels, labeling, notes, persistence, session
 from jaxal.run.session import Progress, Run
 from jaxal.train import fit as training
 from jaxal.train import posterior
@@ -175,6 +175,7 @@ def finish(run: Run, progress: Progress, parts: states.Parts, static: states.Sta
             precision=config.precision,
             charge=int(buffer.structure.charge[0]),
             spin=int(buffer.structure.spin[0]),
+            isolated=assembly.exact_atoms(config),
         )
         folder.write_training(directory, buffer, run.table, reference)
         folder.append(directory, [_noted(run, bound, labels)])

@@ -34,6 +34,11 @@ def executor_of(config: Config, directory: Path) -> Opener:
     return opened
 
 
+def recipe_of(config: Config) -> LabelRecipe:
+    """The host method of a run."""
+    return LabelRecipe(config.label.part.name, dict(config.label.part.options))
+
+
 def open_service(
     config: Config,
     table: Table,
@@ -43,15 +48,16 @@ def open_service(
     opener: Opener | None = None,
     retry_failed: bool = False,
     carried: bytes = b"",
+    recipe: LabelRecipe | None = None,
 ) -> Service:
     """The labels of a host method, relative to `reference` (eV per species), kept in `store`, until `enough()`.
 
     `opener` opens the executor; by default it is one of its own, which writes into the folder of the store. With
-    `retry_failed` what the store remembers as failed is calculated again. `carried`: see `label_service`.
+    `retry_failed` what the store remembers as failed is calculated again. `carried`: see `label_service`. `recipe` is
+    the labeler, by default that of the configuration.
     """
-    part = config.label.part
     return label_service(
-        LabelRecipe(part.name, dict(part.options)),
+        recipe or recipe_of(config),
         table=table,
         store=store,
         reference=reference,

@@ -26,10 +26,11 @@ RECENT = 20  # segments over which rewinds are counted
 class Progress:
     """What the host remembers between segments; all of it goes into the checkpoint as JSON."""
 
-    reference: list[float]
+    reference: list[float]  # eV, of the species in structures
     config: str  # as YAML, its paths relative to the run folder
     near: list[Any]  # the specs of the neighbor lists
     train_near: list[Any]
+    isolated: list[float | None] = field(default_factory=list)  # eV, of isolated atoms; None where nobody knows
     phase: str = "explore"
     elapsed: float = 0.0  # s, over all sittings
     look: int = 0

@@ -154,5 +154,5 @@ def test_a_model_of_another_format_is_refused_in_words(registered, tmp_path, mon
     monkeypatch.setattr(models, "FORMAT", number)
     models.save(tmp_path / "model.npz", model)
     monkeypatch.undo()
-    with pytest.raises(InputError, match=rf"model.npz: {words} \(model format {number}\); this one reads format 4"):
+    with pytest.raises(InputError, match=rf"model.npz: {words} \(model format {number}\); this one reads format 5"):
         models.load(tmp_path / "model.npz")

@@ -26,7 +26,7 @@ POOLED = WATER.replace("stop: {labels: 64}", "stop: {labels: 40}").replace(
 
 def keys(directory: Path) -> list[str]:
     store = open_store(directory / "labels.sqlite")
-    found = [entry.key for entry in store.all()]
+    found = [entry.key for entry in store.all() if len(entry.task.numbers) > 1]  # isolated atoms are not asked for
     store.close()
     return found
 
