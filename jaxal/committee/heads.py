@@ -93,13 +93,11 @@ def readout(
 def with_isolation(potential: Potential) -> Potential:
     """A potential whose isolated atoms are exact, with the isolation of each atom as a last feature."""
     isolation = potential.isolation
-    if isolation is None:
+    if not potential.exact or isolation is None:
         return potential
-    energies_of = potential.energies or jax.vmap(potential.energy, (None, 0, 0))
 
     def energies(params: Params, structures: Structure, neighbors: Neighbors):
-        energy, feature = energies_of(params, structures, neighbors)
-        last = jax.vmap(isolation, (None, 0, 0))(params, structures, neighbors)
+        energy, feature, last = isolation(params, structures, neighbors)
         return energy, jnp.concatenate([feature, last[..., None]], axis=-1)
 
     return potential._replace(energies=energies)
@@ -107,15 +105,12 @@ def with_isolation(potential: Potential) -> Potential:
 
 def without_isolation(potential: Potential, feature: Float[Array, "*b f"]) -> Float[Array, "*b g"]:
     """The features of the potential itself, of those that `with_isolation` gives."""
-    return feature if potential.isolation is None else feature[..., :-1]
+    return feature[..., :-1] if potential.exact else feature
 
 
 def alone_of(potential: Potential, params: Params) -> Float[Array, "s f"] | None:
     """Features of isolated atoms, where those are exact; `params` are the potential's own."""
-    if potential.isolation is None:
-        return None
-    assert potential.alone is not None
-    return potential.alone(params)[1]
+    return potential.alone(params)[1] if potential.exact and potential.alone is not None else None
 
 
 def scale_of(params: Params) -> Float[Array, ""]:

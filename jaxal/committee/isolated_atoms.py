@@ -6,29 +6,24 @@ atom that loses its last neighbor has the energy of an isolated atom instead, wh
     E = sum_i e_i + sum_i w_i (D(s_i) - e(s_i))
 
 with the model's own energy sum_i e_i, its energy e(s) of an atom of species s without neighbors, and the energy D(s) of
-the isolated atom relative to the reference. The isolation w_i of an atom is 1 without neighbors and falls to 0 with its
-first bond,
-
-    w_i = max(0, 1 - 2 n_i)^3,    n_i = sum_j f(r_ij / 3 (R_i + R_j)),    f(u) = 1 - 10 u^3 + 15 u^4 - 6 u^5 for u < 1,
-
-with covalent radii R. One neighbor at 1.5 times the sum of the radii makes n_i = 1/2 and w_i = 0. So bonded structures
-have the model's energy and forces, and fragments far apart the sum of their energies; in between the energy has two
-continuous derivatives, and the model learns what it has to be.
+the isolated atom relative to the reference. The isolation w_i (`data.fragments`) is 1 without neighbors and 0 where an
+atom has one within 1.5 times the sum of their covalent radii. So bonded structures have the model's energy and forces,
+and fragments far apart the sum of their energies; in between the energy has two continuous derivatives, and the model
+learns what it has to be.
 """
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ase.data import covalent_radii
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxal.core.types import Key, Neighbors, Params, Potential, Structure
+from jaxal.data import fragments
 from jaxal.data.electrons import ground_spin
 from jaxal.data.neighbors import vectors
 
 ISOLATED = "isolated"  # collection of what is known of isolated atoms, never trained
-REACH = 3.0  # of the sum of two covalent radii; farther neighbors bond nothing
 
 
 def exact_when_isolated(potential: Potential, table: tuple[int, ...]) -> Potential:
@@ -37,8 +32,6 @@ def exact_when_isolated(potential: Potential, table: tuple[int, ...]) -> Potenti
     That holds "energy" [s], eV, of a neutral atom relative to the reference energy of its species, and "known" [s], 1
     where there is one; the others, as in the beginning all, are as the potential has them.
     """
-    radii = jnp.asarray(covalent_radii[list(table)], jnp.float32)
-    energies_of = potential.energies
 
     def init(key: Key, structure: Structure, neighbors: Neighbors) -> Params:
         zero = jnp.zeros(len(table), structure.position.dtype)
@@ -52,45 +45,35 @@ def exact_when_isolated(potential: Potential, table: tuple[int, ...]) -> Potenti
             return potential.alone(own(params))
         return _evaluated_alone(potential, own(params), table, params[ISOLATED]["energy"].dtype)
 
-    def isolation(params: Params, structure: Structure, neighbors: Neighbors) -> Float[Array, "n"]:
-        return _isolation(radii, potential.cutoff, structure, neighbors) * _of(params, "known", structure.species)
+    def geometric(structure: Structure, neighbors: Neighbors) -> Float[Array, "n"]:
+        vector, used = vectors(structure, neighbors)
+        distance = jnp.sqrt(jnp.where(used, jnp.sum(vector**2, axis=-1), 1.0))
+        other = structure.species.at[neighbors.index].get(mode="fill", fill_value=0)
+        far = fragments.isolation(table, potential.cutoff, structure.species, other, distance, used)
+        return jnp.where(structure.species >= 0, far, 0.0)
 
-    def released(params: Params, structure: Structure, neighbors: Neighbors) -> Float[Array, ""]:
-        """What the energy of a structure is to change by."""
-        species = structure.species
-        energy = _of(params, "energy", species) - alone(params)[0][jnp.maximum(species, 0)]
-        return jnp.sum(isolation(params, structure, neighbors) * energy)
+    def model(params: Params, structures: Structure, neighbors: Neighbors) -> Any:
+        """Energies, features and isolation as the potential has them."""
+        if potential.isolation is not None:
+            return potential.isolation(params, structures, neighbors)
+        energies_of = potential.energies or jax.vmap(potential.energy, (None, 0, 0))
+        return *energies_of(params, structures, neighbors), jax.vmap(geometric)(structures, neighbors)
 
-    def energy(params: Params, structure: Structure, neighbors: Neighbors) -> Any:
-        value, feature = potential.energy(own(params), structure, neighbors)
-        return value + released(params, structure, neighbors), feature
+    def isolation(params: Params, structures: Structure, neighbors: Neighbors) -> Any:
+        energy, feature, far = model(own(params), structures, neighbors)
+        told, kind = jax.lax.stop_gradient(params[ISOLATED]), jnp.maximum(structures.species, 0)
+        released = told["energy"] - alone(params)[0]  # [s]
+        far = far * told["known"][kind]
+        return energy + jnp.sum(far * released[kind], axis=-1), feature, far
 
     def energies(params: Params, structures: Structure, neighbors: Neighbors) -> Any:
-        assert energies_of is not None
-        value, feature = energies_of(own(params), structures, neighbors)
-        return value + jax.vmap(released, (None, 0, 0))(params, structures, neighbors), feature
+        return isolation(params, structures, neighbors)[:2]
 
-    batch = None if energies_of is None else energies
-    return Potential(init, energy, potential.cutoff, batch, alone, isolation)
+    def energy(params: Params, structure: Structure, neighbors: Neighbors) -> Any:
+        found = energies(params, *jax.tree.map(lambda x: x[None], (structure, neighbors)))
+        return found[0][0], found[1][0]
 
-
-def _of(params: Params, name: str, species: Int[Array, "n"]) -> Float[Array, "n"]:
-    return jax.lax.stop_gradient(params[ISOLATED][name])[jnp.maximum(species, 0)]
-
-
-def _isolation(
-    radii: Float[Array, "s"], cutoff: float, structure: Structure, neighbors: Neighbors
-) -> Float[Array, "n"]:
-    """How far atoms are from having a bond, in [0, 1]; 0 for padding."""
-    vector, used = vectors(structure, neighbors)
-    distance = jnp.sqrt(jnp.where(used, jnp.sum(vector**2, axis=-1), 1.0))
-    radius = radii.astype(distance.dtype)[jnp.maximum(structure.species, 0)]
-    other = radius.at[neighbors.index].get(mode="fill", fill_value=1.0)
-    reach = jnp.minimum(REACH * (radius[:, None] + other), cutoff)
-    u = jnp.minimum(distance / reach, 1.0)
-    count = jnp.sum(jnp.where(used, 1.0 - u**3 * (10.0 - 15.0 * u + 6.0 * u**2), 0.0), axis=1)
-    value = jnp.maximum(1.0 - 2.0 * count, 0.0) ** 3
-    return jnp.where(structure.species >= 0, value, 0.0)
+    return Potential(init, energy, potential.cutoff, energies, alone, isolation, True)
 
 
 def _evaluated_alone(

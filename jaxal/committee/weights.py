@@ -29,7 +29,7 @@ def collected(potential: Potential) -> Potential:
     `init` raises InputError for parameters that cannot be trained or kept: without a number to train, with complex
     numbers, random keys or anything that is no array, or with a collection of a name that is taken.
     """
-    energies_of, alone_of = potential.energies, potential.alone
+    energies_of, alone_of, isolation_of = potential.energies, potential.alone, potential.isolation
 
     def init(key: Key, structure: Structure, neighbors: Neighbors) -> Params:
         own = potential.init(key, structure, neighbors)
@@ -54,13 +54,13 @@ def collected(potential: Potential) -> Potential:
         assert alone_of is not None
         return alone_of(own_tree(params))
 
-    return Potential(
-        init,
-        energy,
-        potential.cutoff,
-        None if energies_of is None else energies,
-        None if alone_of is None else alone,
-    )
+    def isolation(params: Params, structures: Structure, neighbors: Neighbors) -> Any:
+        assert isolation_of is not None
+        return isolation_of(own_tree(params), structures, neighbors)
+
+    batch = None if energies_of is None else energies
+    extra = None if alone_of is None else alone, None if isolation_of is None else isolation
+    return Potential(init, energy, potential.cutoff, batch, *extra)
 
 
 def collections(own: Params) -> Params:

@@ -1,7 +1,7 @@
 """The part of checking a configuration that needs its structure, still before anything is computed."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,14 @@ from jaxal.core.errors import InputError
 from jaxal.core.types import FORCE, Explorer, Uncertainty
 from jaxal.data import files
 from jaxal.data import frames as door
+from jaxal.data.electrons import symbol
 from jaxal.data.frames import MOST_ATOMS, fixed_atoms, overlap
 from jaxal.data.structure import Table, from_atoms, species_table
 from jaxal.explore.timestep import too_long
+from jaxal.label.isolated_atoms import planned
 from jaxal.label.store import conversion
 from jaxal.label.task import Task
+from jaxal.label.workers.executor import Recipe
 
 
 def start_structures(system: System) -> list[ase.Atoms]:
@@ -161,9 +164,26 @@ def check(config: Config) -> list[str]:
         backend = _built("label", lambda: config.label.part.bind()())
         for start in starts:
             _built("label", lambda start=start: backend.check(task_of(start)))
+        if config.label.atoms == "method":
+            refuse_atoms(config.label.part, table, [int(start.info.get("charge", 0)) for start in starts])
         _built("executor", config.executor.bind())
     weight = config.train.stress_weight
     return dynamics_of(config.explore.part, config.label.part, weight, starts, config.system.file)
+
+
+def refuse_atoms(label: Part, table: Table, charges: Sequence[int]) -> None:
+    """Raises InputError where a method cannot calculate the isolated atoms of the elements of a run.
+
+    `charges` are those of its systems: without a neutral one an atom that leaves may take a charge along.
+    """
+    if 0 not in charges:
+        what = "a system with a charge, which one of its atoms may take along; give auto, or fit"
+        raise InputError(f"label.atoms: method does not fit {what}")
+    for number in table:
+        plan = planned(Recipe(label.name, dict(label.options)), number, insist=True)
+        if plan.task is None:
+            what = f"the method cannot calculate {symbol(number)} alone ({plan.reason}); give auto, or fit"
+            raise InputError(f"label.atoms: {what}")
 
 
 def _check_parameters(config: Config, table: Table) -> Uncertainty | None:

@@ -72,9 +72,9 @@ class Potential(NamedTuple):
     """A model of the energy. `energy` returns eV and the invariant feature of each atom.
 
     `energies` is the same for a batch [b], for models that evaluate it faster as a whole; without it `energy` is
-    vmapped. `alone` is what `energy` gives for an atom of each species without neighbors, for models that know it
-    without an evaluation. A potential whose isolated atoms are exact (`committee.isolated_atoms`) has `isolation`:
-    1 for an atom without neighbors, 0 for a bonded one.
+    vmapped. Of an atom without neighbors `alone` says energy and feature, for each species, and `isolation` what
+    `energies` says with the isolation of each atom (`data.fragments`), for models that know either at little cost.
+    A potential of `committee.isolated_atoms`, whose isolated atoms are `exact`, has both.
     """
 
     init: Callable[[Key, Structure, Neighbors], Params]
@@ -82,7 +82,11 @@ class Potential(NamedTuple):
     cutoff: float  # Å
     energies: Callable[[Params, Structure, Neighbors], tuple[Float[Array, "b"], Float[Array, "b n f"]]] | None = None
     alone: Callable[[Params], tuple[Float[Array, "s"], Float[Array, "s f"]]] | None = None  # eV
-    isolation: Callable[[Params, Structure, Neighbors], Float[Array, "n"]] | None = None
+    isolation: (
+        Callable[[Params, Structure, Neighbors], tuple[Float[Array, "b"], Float[Array, "b n f"], Float[Array, "b n"]]]
+        | None
+    ) = None
+    exact: bool = False
 
 
 class Distribution(NamedTuple):

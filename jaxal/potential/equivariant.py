@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from jaxal.core.registry import register
 from jaxal.core.types import Key, Neighbors, Params, Potential, Structure
 from jaxal.core.units import Unit
+from jaxal.data.fragments import isolation
 from jaxal.data.neighbors import inward, vectors
 from jaxal.potential import contraction, cuequivariance
 from jaxal.potential.radial import bessel, envelope
@@ -128,7 +129,9 @@ class _Model(nn.Module):
     kernels: str
 
     @nn.compact
-    def __call__(self, structure: Structure, neighbors: Neighbors) -> tuple[Float[Array, "b"], Float[Array, "b n f"]]:
+    def __call__(
+        self, structure: Structure, neighbors: Neighbors
+    ) -> tuple[Float[Array, "b"], Float[Array, "b n f"], Float[Array, "b n"]]:
         batch, size = structure.species.shape
         number = batch * size
         kinds = len(self.table)
@@ -177,7 +180,8 @@ class _Model(nn.Module):
             energy = energy + zbl(self.table, species, species[index], distance, used)
         feature = jnp.concatenate(invariants, axis=-1).reshape(batch, size, -1)
         energy = jnp.sum(jnp.where(real, energy.reshape(batch, size), 0.0), axis=1)
-        return energy, jnp.where(real[:, :, None], feature, 0.0)
+        far = isolation(self.table, self.cutoff, species, species[index], distance, used).reshape(batch, size)
+        return energy, jnp.where(real[:, :, None], feature, 0.0), jnp.where(real, far, 0.0)
 
 
 @register("potential")
@@ -231,12 +235,17 @@ def equivariant(
     def init(key: Key, structure: Structure, neighbors: Neighbors) -> Params:
         return model.init(key, *one(structure, neighbors))
 
-    def energies(
+    def isolating(
         params: Params, structures: Structure, neighbors: Neighbors
-    ) -> tuple[Float[Array, "b"], Float[Array, "b n f"]]:
+    ) -> tuple[Float[Array, "b"], Float[Array, "b n f"], Float[Array, "b n"]]:
         constants = jax.lax.stop_gradient(params["constants"])
         found: Any = model.apply({"params": params["params"], "constants": constants}, structures, neighbors)
         return found
+
+    def energies(
+        params: Params, structures: Structure, neighbors: Neighbors
+    ) -> tuple[Float[Array, "b"], Float[Array, "b n f"]]:
+        return isolating(params, structures, neighbors)[:2]
 
     def energy(
         params: Params, structure: Structure, neighbors: Neighbors
@@ -254,4 +263,4 @@ def equivariant(
             invariants.append(feature)
         return jax.lax.stop_gradient(params["constants"]["scale"]) * atomic, jnp.concatenate(invariants, axis=-1)
 
-    return Potential(init, energy, cutoff, energies, alone)
+    return Potential(init, energy, cutoff, energies, alone, isolating)

@@ -47,23 +47,12 @@ def known(atoms: Sequence[Atom], table: Table) -> dict[int, float]:
 def plans(config: Config, table: Table, charges: Sequence[int]) -> list[Plan]:
     """What the method of a run is to calculate of the atoms of its elements.
 
-    `charges` are those of its systems. Nothing where `label.atoms` is `fit`, where the labels are a closed form, and
-    where no system is neutral: an atom that leaves an ion may take its charge along. Raises InputError for
-    `label.atoms: method` where the method cannot calculate an atom.
+    `charges` are those of its systems. Nothing where `label.atoms` is `fit`, and where no system is neutral: an atom
+    that leaves an ion may take its charge along.
     """
-    mode = config.label.atoms
-    if mode == "fit" or config.label.part.kind == "oracle" or 0 not in charges:
-        if mode == "method" and 0 not in charges:
-            raise InputError(
-                "label.atoms: method does not fit a system with a charge, which one of its atoms may take along; "
-                "give auto, or fit"
-            )
+    if config.label.atoms == "fit" or 0 not in charges:
         return []
-    found = [planned(recipe_of(config), number, mode == "method") for number in table]
-    for plan in found:
-        if mode == "method" and plan.task is None:
-            raise InputError(f"label.atoms: the method cannot calculate {symbol(plan.number)} alone: {plan.reason}")
-    return found
+    return [planned(recipe_of(config), number, config.label.atoms == "method") for number in table]
 
 
 def isolated_atoms(

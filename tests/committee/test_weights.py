@@ -148,7 +148,7 @@ def test_every_potential_has_collections_and_a_file_keeps_them(tmp_path, name):
         models.load(tmp_path / "fewer.npz")
 
 
-@pytest.mark.parametrize(("number", "words"), [(5, "written by a newer jaxal"), (3, "written by an older jaxal")])
+@pytest.mark.parametrize(("number", "words"), [(6, "written by a newer jaxal"), (4, "written by an older jaxal")])
 def test_a_model_of_another_format_is_refused_in_words(registered, tmp_path, monkeypatch, number, words):
     model = models.Model("odd", (), TABLE, np.ones(2, np.float32), np.zeros(2), "float32", 0, 0)
     monkeypatch.setattr(models, "FORMAT", number)

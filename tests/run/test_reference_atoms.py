@@ -3,6 +3,7 @@
 import json
 
 import ase
+import ase.io
 import numpy as np
 import pytest
 from ase.build import molecule
@@ -10,6 +11,7 @@ from commands import SMALL
 from run_example import WATER, folder, jaxal
 from tblite.interface import Calculator as Tight
 
+from jaxal.config.check import check
 from jaxal.config.loading import parse
 from jaxal.core import registry
 from jaxal.core.errors import InputError
@@ -17,7 +19,7 @@ from jaxal.core.registry import register
 from jaxal.core.units import BOHR, HARTREE
 from jaxal.label.store.conversion import frame_of
 from jaxal.label.store.database import open_store
-from jaxal.label.task import Backend, failed
+from jaxal.label.task import Backend, LabelError, failed
 from jaxal.run.reference_atoms import fallbacks, isolated_atoms, known
 
 TABLE = (1, 8)
@@ -33,9 +35,10 @@ def of_tblite(numbers, positions, spin) -> float:
     return float(calculator.singlepoint().get("energy")) * HARTREE
 
 
-def config_of(tmp_path, **label):
+def config_of(tmp_path, system=None, **label):
     ase.io.write(tmp_path / "water.xyz", molecule("H2O"))
-    return parse({"system": {"file": "water.xyz"}, "explore": {"name": "nvt_langevin"}, "label": label}, tmp_path)
+    sections = {"system": {"file": "water.xyz"} | (system or {}), "explore": {"name": "nvt_langevin"}, "label": label}
+    return parse(sections | {"potential": {"channels": 2, "layers": 1}}, tmp_path)
 
 
 def rows(path) -> list:
@@ -61,11 +64,30 @@ def test_atoms_are_calculated_once_in_their_ground_states(tmp_path):
 def test_what_leaves_an_ion_is_not_known(tmp_path):
     given = TABLE, [1], tmp_path / "labels.sqlite"
     assert isolated_atoms(config_of(tmp_path, name="tblite"), *given) == []
-    with pytest.raises(InputError, match=r"label.atoms: method does not fit a system with a charge.*give auto, or fit"):
-        isolated_atoms(config_of(tmp_path, name="tblite", atoms="method"), *given)
     assert isolated_atoms(config_of(tmp_path, name="tblite", atoms="fit"), TABLE, [0], given[2]) == []
     morse = isolated_atoms(config_of(tmp_path, name="morse"), *given)
     assert known(morse, TABLE) == {0: 0.0, 1: 0.0} and not given[2].exists()
+
+
+def test_what_the_method_cannot_do_is_told_before_anything_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setitem(registry._table, "labeler", dict(registry._table["labeler"]))
+
+    @register("labeler")
+    def molecules_only() -> Backend:
+        """Refuses atoms."""
+
+        def refuse(task):
+            if len(task.numbers) == 1:
+                raise LabelError("structure: an atom is no molecule")
+
+        return Backend(failed, refuse, "molecules only", "1")
+
+    with pytest.raises(InputError, match=r"label.atoms: method does not fit a system with a charge.*give auto, or fit"):
+        check(config_of(tmp_path, {"charge": 1, "spin": 1}, name="tblite", atoms="method"))
+    with pytest.raises(InputError, match=r"label.atoms: the method cannot calculate H alone \(structure: an atom"):
+        check(config_of(tmp_path, name="molecules_only", atoms="method"))
+    check(config_of(tmp_path, name="molecules_only"))
+    check(config_of(tmp_path, name="ase", calculator="ase.calculators.emt.EMT", atoms="method"))
 
 
 def test_an_atom_that_fails_is_fitted_or_told(tmp_path, monkeypatch):
@@ -97,7 +119,7 @@ def test_an_atom_that_fails_is_fitted_or_told(tmp_path, monkeypatch):
 def test_a_learned_model_dissociates_into_what_the_method_says_of_the_pieces(tmp_path):
     """Water and its atoms, in two runs that share their store."""
     outs = [tmp_path / "first", tmp_path / "second"]
-    config = folder(tmp_path, WATER)
+    config = folder(tmp_path, WATER.replace("final_steps: 20", "final_steps: 2000").replace("rate: 0.01", "rate: 0.05"))
     for out, labels in zip(outs, (12, 8), strict=True):
         jaxal("run", config, f"stop.labels={labels}", f"label.store={tmp_path / 'shared.sqlite'}", "--dir", out)
     lone = [entry for entry in rows(tmp_path / "shared.sqlite") if len(entry.task.numbers) == 1]
