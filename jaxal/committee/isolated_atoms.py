@@ -61,10 +61,12 @@ def exact_when_isolated(potential: Potential, table: tuple[int, ...]) -> Potenti
 
     def isolation(params: Params, structures: Structure, neighbors: Neighbors) -> Any:
         energy, feature, far = model(own(params), structures, neighbors)
-        told, kind = jax.lax.stop_gradient(params[ISOLATED]), jnp.maximum(structures.species, 0)
+        told = jax.lax.stop_gradient(params[ISOLATED])
+        far = far * told["known"][jnp.maximum(structures.species, 0)]
+        # a product with ones and zeros: its transpose is one, too, where that of a gather is a scatter
+        kind = jax.nn.one_hot(structures.species, len(table), dtype=far.dtype)
         released = told["energy"] - alone(params)[0]  # [s]
-        far = far * told["known"][kind]
-        return energy + jnp.sum(far * released[kind], axis=-1), feature, far
+        return energy + jnp.einsum("bn,bns,s->b", far, kind, released), feature, far
 
     def energies(params: Params, structures: Structure, neighbors: Neighbors) -> Any:
         return isolation(params, structures, neighbors)[:2]

@@ -101,7 +101,8 @@ def _programs(arena: Arena, model: Model) -> made.Programs:
     assert part is not None
 
     def make() -> made.Programs:
-        committee = made.committee_of(model, part, data.table, bool(data.isolated))
+        exact = bool(data.isolated) and not np.any(data.pool.charge)  # what leaves an ion may be one itself
+        committee = made.committee_of(model, part, data.table, exact)
         return made.make_programs(committee, made.recipe_of(arena.task, data.forces, data.stress), arena.near)
 
     return kept(arena, ("programs", model), make)
