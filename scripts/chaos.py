@@ -1,6 +1,6 @@
 """Breaks short runs with GFN2 labels on purpose and says what is lost: nothing should be.
 
-    python scripts/chaos.py --kills 100      SIGKILL at random moments, inline and pooled, each time resumed
+    python scripts/chaos.py --kills 100      SIGKILL at random moments, inline and pooled, resumed; two systems
     python scripts/chaos.py --labels         30 % of the labels fail, in five ways
 
 With --kills a run is killed and resumed until it ends, half of the times at moments drawn evenly from the time the
@@ -45,8 +45,10 @@ from jaxal.label.store.database import open_store
 from jaxal.run import checkpoint
 
 CHILD = "import chaos_labels; from jaxal.cli.main import main; raise SystemExit(main())"
+ONE = "system: {file: water.xyz}"
+TWO = "systems: {water: {file: water.xyz}, dimer: {file: dimer.xyz, explore: {temperature: 300}}}"
 CONFIG = """
-system: {file: water.xyz}
+SYSTEMS
 potential: {cutoff: 3.0, channels: 4, l_max: 1, layers: 1, radial: 4, radial_hidden: 0}
 committee: {members: 2}
 explore: {temperature: 600, walkers: 2}
@@ -79,11 +81,15 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-c", CHILD, *map(str, arguments)]
 
 
-def written(folder: Path, label: str, budget: int) -> Path:
-    """A configuration of water in `folder`."""
+def written(folder: Path, label: str, budget: int, systems: str) -> Path:
+    """A configuration of water, and of its dimer, in `folder`."""
     folder.mkdir()
-    write(folder / "water.xyz", molecule("H2O"), format="extxyz")
-    (folder / "config.yaml").write_text(CONFIG.replace("LABEL", label).replace("BUDGET", str(budget)))
+    water, other = molecule("H2O"), molecule("H2O")
+    other.positions += (0.0, 0.0, 2.9)
+    write(folder / "water.xyz", water, format="extxyz")
+    write(folder / "dimer.xyz", water + other, format="extxyz")
+    text = CONFIG.replace("SYSTEMS", systems).replace("LABEL", label).replace("BUDGET", str(budget))
+    (folder / "config.yaml").write_text(text)
     return folder / "config.yaml"
 
 
@@ -152,7 +158,7 @@ class Whole(NamedTuple):
 def unbroken(mode: str, budget: int, folder: Path) -> Whole:
     """Runs a mode to its end, twice: the second finds its programs compiled, as all that follow do."""
     home = folder / f"whole {mode}"
-    config = written(home, label_of(mode, home), budget)
+    config = written(home, label_of(mode, home), budget, TWO)
     go("run", config, "--dir", home / "warm")
     (home / "log").unlink()
     began = time.monotonic()
@@ -172,7 +178,7 @@ def label_of(mode: str, home: Path) -> str:
 
 def broken(mode: str, whole: Whole, most: int, rng: random.Random, home: Path, budget: int) -> tuple[int, list[str]]:
     """One run, killed at most so many times before it may end: its status, and what each kill found it doing."""
-    config, run, moments = written(home, label_of(mode, home), budget), home / "run", []
+    config, run, moments = written(home, label_of(mode, home), budget, TWO), home / "run", []
     while True:
         words = ("resume", run) if (run / "config.yaml").exists() else ("run", config, "--dir", run)
         with (home / "errors").open("w") as errors:
@@ -285,7 +291,7 @@ def labels(share: float, budget: int, seed: int, folder: Path) -> tuple[bool, st
     for name, part in (("good", 0.0), ("failing", share)):
         label = f'{{name: failing, initial: 8, workers: 2, timeout: 5, share: {part}, salt: {salt}, log: "{log}"}}'
         # as many good labels for both: failed ones count toward the budget
-        config = written(folder / name, label, round(budget / (1 - part)))
+        config = written(folder / name, label, round(budget / (1 - part)), ONE)
         go(
             "run",
             config,

@@ -37,7 +37,7 @@ from jaxal.deploy import model
 from jaxal.label.methods.command import answer_in
 from jaxal.label.store.database import open_store
 from jaxal.label.store.transfer import import_labels
-from jaxal.label.task import LabelError, Result, Task, guarded
+from jaxal.label.task import OPEN, LabelError, Result, Task, guarded
 from jaxal.run import checkpoint
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -109,7 +109,7 @@ def readers(folder: Path) -> list[Reader]:
         return found if isinstance(found, bytes) else found.encode()
 
     store = open_store(folder / "store.sqlite")
-    task = Task(water.numbers, water.positions, np.zeros((3, 3)), 0, 0)
+    task = Task(water.numbers, water.positions, *OPEN, 0, 0)
     store.put(task, Result(-1.0, np.ones((3, 3)), np.zeros((3, 3)), True, "", 1.0), "method", "1")
     store.close()
     made = model.Model(
@@ -119,8 +119,7 @@ def readers(folder: Path) -> list[Reader]:
         reference=np.zeros(2),
         potential="equivariant",
         precision="float32",
-        charge=0,
-        spin=0,
+        states=((0, 0),),
     )
     params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), model.shapes(made, 1))
     model.save(folder / "model.npz", made._replace(params=params))

@@ -108,7 +108,7 @@ def _same(frame: Frame, plain: Plain) -> None:
         checks.append(("forces", frame.numeric.force, columns[f"{prefix}forces"]))
     if "charge" in info:
         checks.append(("charge", frame.charge, int(info["charge"])))
-    if frame.periodic and (virial := info.get(f"{prefix}virial")) is not None and f"{prefix}stress" not in info:
+    if frame.periodic.any() and (virial := info.get(f"{prefix}virial")) is not None and f"{prefix}stress" not in info:
         matrix = np.asarray(virial).reshape(3, 3)
         checks.append(("stress", frame.numeric.stress, -matrix.T / abs(np.linalg.det(frame.cell))))
     for name, mine, other in checks:

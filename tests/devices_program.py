@@ -22,8 +22,10 @@ from jaxal.core.discovery import import_parts
 from jaxal.core.types import InputError, Label
 from jaxal.data import neighbors
 from jaxal.data.structure import from_atoms
+from jaxal.explore.bias_forces import Term
 from jaxal.explore.biases import hyperactive
 from jaxal.explore.dynamics import nvt_langevin
+from jaxal.explore.variables import NONE
 from jaxal.potential.pair import morse
 from jaxal.program import loop
 from jaxal.program import state as states
@@ -64,7 +66,7 @@ def seeking():
     schedule = bandit(of=("top_k", "random"), rule="ucb1")
     return {
         "drive": "member",
-        "bias": hyperactive(max_force_spread, measure="score"),
+        "biases": ((Term("hyperactive", hyperactive(max_force_spread, NONE, measure="score"), NONE, ()),),),
         "schedule": schedule,
         "arms": arms_of(schedule),
     }
@@ -80,7 +82,7 @@ def start(mesh, more):
     params = training_data.new_params(of(None), jax.random.key(2), SPEC, structures, labels)
     parts = states.Parts(
         committee=of(mesh),
-        explorer=nvt_langevin(temperature=300.0),
+        explorers=(nvt_langevin(temperature=300.0),),
         score=max_force_spread,
         gate=gates.threshold(limit=0.0),
         kernel=mean_feature,
@@ -89,7 +91,8 @@ def start(mesh, more):
         **more,
     )
     near = neighbors.Spec(4.0, 0.5, 2, (0, 0, 0))
-    static = states.Static(TABLE, near, SPEC, RECIPE, every=4, looks=3, batch=3, fold=4)
+    group = states.Group(near, 3, (0,) * WALKERS)
+    static = states.Static(TABLE, (group,), SPEC, RECIPE, every=4, looks=3, batch=3, fold=4)
     walkers = jax.tree.map(lambda x: jnp.stack([x[0]] * WALKERS), structures)
     train = training.init(RECIPE, params)
     state = jax.jit(lambda t, b, w, k: states.start(parts, static, t, b, w, k))(
@@ -162,7 +165,7 @@ def mesh_of(walkers, members):
 
 def seek():
     other, other_looks, other_asked = segment(None, seeking())
-    assert other_asked == [3, 3, 3] and np.all(np.asarray(other.drift.count) == 12)
+    assert other_asked == [3, 3, 3] and np.all(np.asarray(other.drift[0][0].count) == 12)
     for walkers, members in ((4, 2), (2, 4)):
         name = f"{walkers}x{members}"
         state, looks, asked = segment(mesh_of(walkers, members), seeking())

@@ -18,7 +18,7 @@ from jaxal.label.task import Task
 
 
 def task_of(atoms: Atoms, charge=0, spin=0) -> Task:
-    return Task(atoms.numbers, atoms.positions.copy(), np.array(atoms.cell), charge, spin)
+    return Task(atoms.numbers, atoms.positions.copy(), np.array(atoms.cell), np.array(atoms.pbc), charge, spin)
 
 
 def rattled(atoms: Atoms, size=0.05) -> Atoms:

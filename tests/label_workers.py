@@ -14,7 +14,8 @@ def batch_of(task: Task) -> tuple[Any, tuple[int, ...]]:
     """The task alone as a batch of padded structures, and the table of its species."""
     table = np.unique(task.numbers)
     fields: Any = (task.position, np.searchsorted(table, task.numbers), task.cell, task.charge, task.spin)
-    return plain(*(np.asarray(field)[None] for field in fields)), tuple(int(number) for number in table)  # pyright: ignore
+    batch = plain(*(np.asarray(field)[None] for field in fields), periodic=task.periodic[None])  # pyright: ignore
+    return batch, tuple(int(number) for number in table)
 
 
 def through_workers(name: str, options: dict[str, Any], task: Task, store: Path, timeout: float = 300.0) -> Record:

@@ -70,7 +70,7 @@ def made(label=oracle, capacity=64, slots=2, queue=0, drive="mean", gate=None):
         committee=evaluation.Committee(
             equivariant(TABLE, cutoff=4.0, channels=2, l_max=1, layers=1, radial=4, radial_hidden=0), MEMBERS
         ),
-        explorer=nvt_langevin(temperature=300.0, final_temperature=3e6, ramp=1000.0),  # 1.5 K in a step
+        explorers=(nvt_langevin(temperature=300.0, final_temperature=3e6, ramp=1000.0),),  # 1.5 K in a step
         score=max_force_spread,
         gate=gate or gates.threshold(limit=0.0),
         kernel=mean_feature,
@@ -86,7 +86,7 @@ def made(label=oracle, capacity=64, slots=2, queue=0, drive="mean", gate=None):
     params = training_data.new_params(parts.committee, jax.random.key(2), SPEC, structures, labels)
     static = states.Static(
         table=TABLE,
-        near=neighbors.Spec(4.0, 0.5, slots, (0, 0, 0)),
+        groups=(states.Group(neighbors.Spec(4.0, 0.5, slots, (0, 0, 0)), len(atoms), (0,) * WALKERS),),
         train_near=SPEC,
         recipe=training.Recipe(batch=2),
         every=4,

@@ -22,7 +22,7 @@ def tiny_model(path: Path) -> None:
     options = (("cutoff", 3.5), ("channels", 4), ("l_max", 1), ("layers", 1))
     known = bound.Calibration(1.5, 0.9, 99, bound.SCORE, "frames of a test")
     reference = np.array([-13.0, -50.0, -430.0])
-    model = models.Model("equivariant", options, table, {}, reference, "float32", 0, 0, calibration=known)
+    model = models.Model("equivariant", options, table, {}, reference, "float32", ((0, 0),), calibration=known)
     potential = models.potential(model)
     structure = jax.tree.map(jnp.asarray, from_atoms(atoms, table))
     near = neighbors.build(neighbors.plan(structure, potential.cutoff), structure)

@@ -8,13 +8,13 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from jaxal.cli.main import main
 from jaxal.label.store.database import Entry, open_store
-from jaxal.label.task import NO_STRESS, Result, Task, failed
+from jaxal.label.task import NO_STRESS, OPEN, Result, Task, failed
 
 ME = "method", "code 1.0"
 
 
 def water(x: float = 0.0, **changes) -> Task:
-    return Task(np.array([8, 1, 1]), np.arange(9.0).reshape(3, 3) + x, np.zeros((3, 3)), 0, 0)._replace(**changes)
+    return Task(np.array([8, 1, 1]), np.arange(9.0).reshape(3, 3) + x, *OPEN, 0, 0)._replace(**changes)
 
 
 def good(energy: float, seconds: float = 0.5) -> Result:
@@ -59,7 +59,7 @@ def mixed_store(path: Path) -> Path:
     """A store of done, failed and rejected rows of two sizes."""
     filled(path, (water(0), good(-1.0, 1.0)), (water(1), failed(water(1), "no luck", 4.0)))
     filled(path, (water(2), good(-2.0, 3.0)), method=(*ME, b"", "a force is too large"))
-    one = Task(np.array([1]), np.zeros((1, 3)), np.zeros((3, 3)), -1, 0)
+    one = Task(np.array([1]), np.zeros((1, 3)), *OPEN, -1, 0)
     filled(path, (one, Result(-0.5, np.zeros((1, 3)), NO_STRESS, True, "", 0.25)), method=("other", "2"))
     return path
 

@@ -8,14 +8,24 @@ from jaxal.core.types import Structure
 
 
 def plain(
-    position: Any, species: Any, cell: Any, charge: Any = 0, spin: Any = 0, *, mass: Any = None, fixed: Any = None
+    position: Any,
+    species: Any,
+    cell: Any,
+    charge: Any = 0,
+    spin: Any = 0,
+    *,
+    mass: Any = None,
+    fixed: Any = None,
+    periodic: Any = None,
 ) -> Structure:
-    """A structure or a batch, of atoms of 1 amu that are free unless told otherwise."""
+    """A structure or a batch, of atoms of 1 amu that are free unless told otherwise; periodic where it has a cell."""
     shape = np.shape(position)[:-1]
     dtype = np.asarray(position).dtype if not hasattr(position, "dtype") else position.dtype
     mass = np.ones(shape, dtype) if mass is None else mass
     fixed = np.zeros(shape, bool) if fixed is None else fixed
-    return Structure(position, species, cell, mass, fixed, charge, spin)  # pyright: ignore
+    if periodic is None:
+        periodic = (cell != 0).any((-1, -2))[..., None] & np.ones(3, bool)
+    return Structure(position, species, cell, periodic, mass, fixed, charge, spin)  # pyright: ignore
 
 
 def same_frame(one, other) -> None:

@@ -22,6 +22,7 @@ import_parts()
 
 TESTED = {"score", "gate", "kernel", "select", "uncertainty", "explorer", "potential", "oracle", "labeler", "executor"}
 TESTED |= {"bias", "schedule"}  # in test_contracts_seek.py
+TESTED |= {"variable"}  # in test_contracts_variables.py
 DTYPES = [jnp.float32, jnp.float64]
 
 

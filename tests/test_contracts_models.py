@@ -24,7 +24,7 @@ from jaxal.core.types import InputError, Structure
 from jaxal.data import neighbors
 from jaxal.data.structure import from_atoms
 from jaxal.deploy import model as models
-from jaxal.label.task import LabelError, Task
+from jaxal.label.task import OPEN, LabelError, Task
 
 import_parts()
 
@@ -33,7 +33,6 @@ DTYPES = [jnp.float32, jnp.float64]
 QUICK: dict[str, dict[str, Any]] = {
     "equivariant": {"channels": 2, "l_max": 1, "radial_hidden": 4, "cutoff": 4.0},
     "lennard_jones": {"cutoff": 5.0},
-    "nvt_steered": {"coordinate": [(0, 1), (1, 2)], "low": -1.0, "high": 1.0},
 }
 FILES = Path(tempfile.mkdtemp(prefix="jaxal-contracts-"))  # see the fixture `files`
 # What a part cannot be built without.
@@ -84,7 +83,7 @@ def files():
         write_potcars(FILES / name, {"H": 1.0, "O": 6.0})
     for seed, name in enumerate(("model.npz", "other.npz")):
         potential = ("equivariant", (("cutoff", 3.0), ("channels", 2), ("l_max", 1), ("layers", 1)), (1, 8))
-        empty = models.Model(*potential, {}, np.zeros(2), "float32", 0, 0)
+        empty = models.Model(*potential, {}, np.zeros(2), "float32", ((0, 0),))
         part, atoms = models.potential(empty), from_atoms([molecule("H2O")], (1, 8))
         structure = jax.tree.map(lambda x: jnp.asarray(x[0]), atoms)
         near = neighbors.build(neighbors.plan(structure, part.cutoff), structure)
@@ -297,6 +296,11 @@ def test_energy_forces_stress_and_features(kind, name, periodic):
         assert not np.any(found[1][6:]), "padding has no force"
         assert not np.any(found[3][6:]), "features of padding are zero: they are summed over all rows"
 
+    # charge and spin matter only where they are an input, see tests/potential/test_electrons.py
+    (ion, pulled, *_), _ = compiled(structure._replace(charge=jnp.int32(-1), spin=jnp.int32(1)), spec)
+    np.testing.assert_array_equal(ion, energy)
+    np.testing.assert_array_equal(pulled, force)
+
     # nothing is felt beyond the cutoff
     far = structure._replace(position=jnp.arange(18.0).reshape(6, 3) * part.cutoff, cell=0 * structure.cell)
     (_, force, _, _), _ = compiled(far, spec)
@@ -432,7 +436,7 @@ def test_impossible_electrons_are_refused_and_never_raise_in_a_calculation(name)
     backend = registry.get("labeler", name)(**REQUIRED.get(name, {}))
     atoms = molecule("H2O")
     for charge, spin in ((1, 0), (0, 1), (11, 0)):
-        task = Task(atoms.numbers, atoms.positions, np.zeros((3, 3)), charge, spin)
+        task = Task(atoms.numbers, atoms.positions, *OPEN, charge, spin)
         with pytest.raises(LabelError, match=r"^(charge|spin): [^\n]+$"):
             backend.check(task)
         result = backend.calculate(task)
@@ -444,7 +448,7 @@ def test_impossible_electrons_are_refused_and_never_raise_in_a_calculation(name)
 def test_broken_structures_are_refused(name):
     backend = registry.get("labeler", name)(**REQUIRED.get(name, {}))
     atoms = molecule("H2O")
-    whole = Task(atoms.numbers, atoms.positions, np.zeros((3, 3)), 0, 0)
+    whole = Task(atoms.numbers, atoms.positions, *OPEN, 0, 0)
     broken = [
         whole._replace(position=np.full((3, 3), np.nan)),
         whole._replace(position=whole.position[:2]),

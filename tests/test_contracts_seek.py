@@ -6,25 +6,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ase import Atoms
 from structures import plain
 
 from jaxal.acquire.score import max_force_spread
 from jaxal.core import registry
 from jaxal.core.discovery import import_parts
-from jaxal.core.types import Structure
+from jaxal.core.types import Bias, Moment, Structure
+from jaxal.explore import variables
 
 import_parts()
 DTYPES = [jnp.float32, jnp.float64]
 OF = ("top_k", "random", "farthest")
+# What a bias cannot be built without.
+OPTIONS = {"restraint": {"low": 0.5, "high": 2.0}}
 
 
 def every(kind: str):
     """All parts of a kind but the one that is none."""
-    return pytest.mark.parametrize("name", [n for n in registry.names(kind) if n not in ("none", "single")])
+    return pytest.mark.parametrize("name", [n for n in registry.names(kind) if n != "single"])
 
 
-def test_none_and_single_are_no_part_of_the_program():
-    assert registry.get("bias", "none")(max_force_spread) is None and registry.get("schedule", "single")() is None
+def test_single_is_no_part_of_the_program():
+    assert registry.get("schedule", "single")() is None
 
 
 def types_of(tree):
@@ -38,31 +42,56 @@ def structure_of(dtype) -> Structure:
     return plain(position, jnp.asarray([0, 1, 1, -1], jnp.int32), jnp.zeros((3, 3), dtype), zero, zero)
 
 
+ALONG = variables.bound([("distance", {"atoms": (0, 1)})], Atoms("HOO"), "bias.variables")
+
+
+def bias_of(name: str) -> Bias:
+    return registry.get("bias", name)(max_force_spread, ALONG, **OPTIONS.get(name, {}))
+
+
+def moment_of(structure: Structure, value, slope, force, time) -> Moment:
+    time = jnp.asarray(time, structure.position.dtype)
+    return Moment(ALONG.values(structure), value, slope, force, structure, time, jnp.asarray(True))
+
+
 @every("bias")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bias_keeps_its_types_and_is_finite(name, dtype):
-    """Also where the committee is certain; its state is carried through a loop."""
+    """Also where the committee is certain; its state is carried through a loop, and back to where it was."""
     with jax.enable_x64(True):
-        bias, structure = registry.get("bias", name)(max_force_spread), structure_of(dtype)
-        begun = bias.init(structure)
+        bias, structure = bias_of(name), structure_of(dtype)
+        walker = jnp.int32(3)
+        begun = jax.jit(bias.init)(structure, walker)
         slope, force = 0.3 * structure.position, structure.position
+        energy_of = jax.jit(jax.value_and_grad(bias.energy, argnums=(1, 2)))
         for value in (0.0, 1e-12, 0.2, 50.0):
             value = jnp.asarray(value, dtype)
-            after = jax.jit(bias.learn)(begun, value, slope, force)
-            assert types_of(after) == types_of(begun)
-            still = jax.jit(bias.learn)(begun, value, 0 * slope, 0 * force)
-            for state in (begun, after, still):
-                energy, weight = jax.jit(jax.value_and_grad(bias.energy, argnums=1))(state, value, structure)
-                assert energy.dtype == weight.dtype == dtype and energy.shape == ()
-                assert np.isfinite(energy) and np.isfinite(weight)
+            states = [begun]
+            for scale in (1.0, 0.0):
+                moment = moment_of(structure, value, scale * slope, scale * force, 700.0)
+                states.append(jax.jit(bias.learn)(begun, moment))
+            if bias.rewind is not None:
+                states.append(jax.jit(bias.rewind)(states[1], begun, structure, moment.time))
+            for state in states:
+                assert types_of(state) == types_of(begun)
+                energy, weights = energy_of(state, moment.variables, value, structure, moment.time)
+                assert energy.dtype == dtype and energy.shape == () and np.isfinite(energy)
+                assert all(weight.dtype == dtype and np.all(np.isfinite(weight)) for weight in weights)
 
 
 @every("bias")
 def test_bias_never_pulls_to_where_the_committee_is_certain(name):
-    bias, structure = registry.get("bias", name)(max_force_spread), structure_of(jnp.float32)
-    state = bias.learn(bias.init(structure), jnp.float32(0.2), 0.3 * structure.position, structure.position)
-    energy = jax.vmap(lambda u: bias.energy(state, u, structure))(jnp.linspace(0.01, 1.0, 50))
-    assert np.all(np.diff(energy) <= 0) and energy[-1] < energy[0] and bias.largest > 0
+    bias, structure = bias_of(name), structure_of(jnp.float32)
+    moment = moment_of(structure, jnp.float32(0.2), 0.3 * structure.position, structure.position, 0.5)
+    state = bias.learn(bias.init(structure, jnp.int32(0)), moment)
+    energy = jax.vmap(lambda u: bias.energy(state, moment.variables, u, structure, moment.time))(
+        jnp.linspace(0.01, 1.0, 50)
+    )
+    if bias.measure is None:
+        np.testing.assert_array_equal(energy, energy[0])
+    else:
+        assert np.all(np.diff(energy) <= 0) and energy[-1] < energy[0]
+        assert bias.largest is not None and bias.largest > 0, "it knows no energy: it has to be bounded"
 
 
 @every("schedule")

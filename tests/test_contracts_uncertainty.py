@@ -370,7 +370,7 @@ def test_one_round_on_the_fly(name, waiting):
         method = functions(name)[0]
         parts = states.Parts(
             committee=Committee(POTENTIAL, 1, species=len(TABLE), uncertainty=method),
-            explorer=nvt_langevin(temperature=300.0),
+            explorers=(nvt_langevin(temperature=300.0),),
             score=worst,
             gate=gates.conformal(target_error=1e-6),
             kernel=mean_feature,
@@ -383,7 +383,8 @@ def test_one_round_on_the_fly(name, waiting):
         buffer = training_data.training_set(structures, labels, held, 1, 16, jax.random.key(1), 1.0)
         params = training_data.new_params(parts.committee, jax.random.key(2), SPEC, structures, labels)
         near = neighbors.Spec(4.0, 0.5, 2, (0, 0, 0))
-        static = states.Static(TABLE, near, SPEC, training.Recipe(batch=2), every=2, looks=2, batch=2, fold=4, queue=8)
+        group, recipe = states.Group(near, 3, (0, 0)), training.Recipe(batch=2)
+        static = states.Static(TABLE, (group,), SPEC, recipe, every=2, looks=2, batch=2, fold=4, queue=8)
         walkers = waters(2, 14, stretch=1.2, atoms=3)  # where none was trained on
         train = training.init(static.recipe, params)
         state = jax.jit(lambda t, b, w: states.start(parts, static, t, b, w, jax.random.key(3)))(train, buffer, walkers)

@@ -19,7 +19,7 @@ from jaxal.deploy import model
 from jaxal.label.methods.command import answer_in
 from jaxal.label.store.database import open_store
 from jaxal.label.store.transfer import import_labels
-from jaxal.label.task import LabelError, Result, Task
+from jaxal.label.task import OPEN, LabelError, Result, Task
 
 FUZZ = Path(__file__).parent.parent / "scripts" / "fuzz.py"
 FRAME = "3\nProperties=species:S:1:pos:R:3{more}\nO 0 0 0\nH 0 0 1\nH 0 1 0\n"
@@ -63,7 +63,7 @@ def test_an_answer_of_a_program_that_lies_about_its_size_has_failed_at_once(tmp_
     (tmp_path / "answer").write_text(ENDLESS[name][0])  # its name does not say what it is
     water = molecule("H2O")
     began = time.monotonic()
-    result = answer_in(Task(water.numbers, water.positions, np.zeros((3, 3)), 0, 0), tmp_path / "answer", True)
+    result = answer_in(Task(water.numbers, water.positions, *OPEN, 0, 0), tmp_path / "answer", True)
     assert not result.ok and ENDLESS[name][1] in result.reason and time.monotonic() - began < 5
 
 
@@ -91,14 +91,14 @@ def test_yaml_that_nests_or_makes_objects_is_one_line(tmp_path, text):
 
 def test_a_damaged_model_or_store_is_one_line(tmp_path):
     options = (("channels", 2), ("l_max", 1), ("layers", 1))
-    made = model.Model("equivariant", options, (1, 8), {}, np.zeros(2), "float32", 0, 0)
+    made = model.Model("equivariant", options, (1, 8), {}, np.zeros(2), "float32", ((0, 0),))
     params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), model.shapes(made, 1))
     model.save(tmp_path / "model.npz", made._replace(params=params))
     assert model.load(tmp_path / "model.npz").table == (1, 8)
     atoms = molecule("H2O")
     store = open_store(tmp_path / "store.sqlite")
     for shift in range(40):
-        task = Task(atoms.numbers, atoms.positions + shift, np.zeros((3, 3)), 0, 0)
+        task = Task(atoms.numbers, atoms.positions + shift, *OPEN, 0, 0)
         store.put(task, Result(-1.0, np.ones((3, 3)), np.zeros((3, 3)), True, "", 1.0), "method", "1")
     store.close()
     rng = np.random.default_rng(0)

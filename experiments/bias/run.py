@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 HYDROGEN, DONOR, ACCEPTOR = 5, 4, 3  # atoms of malonaldehyde.xyz
 REGION = 0.3  # Å, |q| of the proton-transfer region
 ARMS = {
-    "none": ["bias.name=none"],
+    "none": ["bias=[]"],
     "uncertainty_driven": ["bias.name=uncertainty_driven", "bias.height=0.2", "bias.width=0.02"],
 }
 

@@ -5,7 +5,7 @@ eV/Å. A gate that compares the score itself takes every score. Scores that mix 
 in eV/Å.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxal.core import registry
@@ -33,7 +33,7 @@ def refuse_misfits(
     part: Gate,
     uncertainty: str,
     spread: str,
-    bias: str = "none",
+    biases: Sequence[str] = (),
 ) -> None:
     """Raises InputError for parts that do not go together, with what would.
 
@@ -42,7 +42,7 @@ def refuse_misfits(
     score, options : name of the score and its options
     gate, part : name of the gate, and the gate
     uncertainty, spread : name of the method, and the unit of its force spreads
-    bias : name of the bias
+    biases : names of the biases
     """
     measure = measure_of(score, options)
     unit = unit_of(measure, spread)
@@ -59,7 +59,7 @@ def refuse_misfits(
             f"gate.name: {gate} estimates errors, of which score.name = {score} ({unit}) tells nothing; give gate.name "
             f"= threshold with a limit in the score's unit, or one of the scores {telling}"
         )
-    if bias == "adversarial" and not measure.spread:
+    if "adversarial" in biases and not measure.spread:
         raise InputError(
             f"bias.name: adversarial needs a score that is zero where nothing is unsure, which score.name = {score} is "
             f"not; give one of {telling}, or another bias"

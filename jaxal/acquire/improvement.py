@@ -108,7 +108,7 @@ def expected_improvement(
     d is by how much the mean is better than the incumbent `best`, s the standard deviation, Phi and phi the normal law
     and its density (Jones, Schonlau and Welch, J. Glob. Optim. 13, 455, 1998, eq. 15). `property` is `energy` (eV per
     atom, relative to the reference energies of the species) or `largest_force` (eV/Å, of an atom); `goal` says whether
-    `low` or `high` is better. For a barrier let walkers be steered over it and look for high energies. At fixed d it
+    `low` or `high` is better. For a barrier let walkers be pulled over it and look for high energies. At fixed d it
     grows with s; without spread it is max(d, 0).
     """
     gain, std = _gain(prediction, structure, property, goal, best)

@@ -23,6 +23,7 @@ from jaxal.committee import weights
 from jaxal.committee.evaluation import Committee, predict, predict_local
 from jaxal.config.loading import parse
 from jaxal.config.schema import Part
+from jaxal.config.systems import populations
 from jaxal.core import devices
 from jaxal.core.devices import MEMBERS, WALKERS
 from jaxal.core.types import Label, Neighbors, Params, Structure
@@ -180,15 +181,17 @@ def segment(setting: Setting) -> Program:
         }
         config = parse(raw, folder)
         atoms, table = setting.atoms, species_table([setting.atoms])
-        first = initial_labels.first_labels(config, atoms, Path(folder) / "labels.sqlite")
+        systems = populations(config)
+        first = initial_labels.first_labels(config, systems, Path(folder) / "labels.sqlite")
     reference = reference_energies(first.structures, first.labels.energy, len(table))
     structures, labels = training_data.cast(first.structures, first.labels, reference, config.precision)
     dtype = assembly.dtype_of(config.precision)
     oracle = labeling.oracle_label(config, table, dtype, reference, labeling.oracle_spec(config, table, structures))
-    parts = assembly.parts_of(config, table, oracle)
+    parts = assembly.parts_of(config, table, oracle, systems, [[0]], config.label.atoms != "fit")
     near = neighbors.plan(structures, parts.committee.potential.cutoff, assembly.SKIN)
     train_near = neighbors.plan(structures, parts.committee.potential.cutoff, 0.0)
-    static = assembly.static_of(config, table, near, train_near, LOOKS)
+    group = states.Group(near, len(atoms), (0,) * setting.walkers)
+    static = assembly.static_of(config, table, [group], train_near, LOOKS)
     keys = jax.random.split(jax.random.key(setting.seed), 3)
     members = setting.members
     params = training_data.new_params(parts.committee, keys[0], train_near, structures, labels)

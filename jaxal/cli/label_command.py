@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxal.config.systems import Population
     from jaxal.data.frames import Frame
     from jaxal.label.service import Labels, Record
 
@@ -17,7 +18,7 @@ SHOWN = 10  # failures
 
 def add(label: argparse.ArgumentParser) -> None:
     """The arguments of the command, besides those of a configuration."""
-    label.add_argument("--check", action="store_true", help="calculate one label, of system.file, and show it")
+    label.add_argument("--check", action="store_true", help="calculate one label of each system, and show it")
     label.add_argument("--data", metavar="FILE", type=Path, help="structures to label, any format ASE reads")
     label.add_argument("--out", metavar="FILE", type=Path, help="labeled ones: extended XYZ (also .gz) or .db")
     label.add_argument("--store", metavar="FILE", type=Path, help="label store (default: --out with .sqlite)")
@@ -44,44 +45,47 @@ def _label(given: argparse.Namespace) -> None:
 
 
 def _check(config: Any) -> None:
-    """Checks the configuration, then calculates the label of its structure, and shows it."""
+    """Checks the configuration, then calculates the label of each system's structure, and shows it."""
     import numpy as np
 
-    from jaxal.config.check import check, start_structures, task_of
+    from jaxal.config.check import check, task_of
+    from jaxal.config.systems import populations
     from jaxal.data.electrons import formula
 
     check(config)
-    labels, record = one_label(config)
-    atoms = start_structures(config.system)[0]
-    task, backend, force = task_of(atoms), config.label.part.bind()(), labels.force[0]
-    rows = {
-        "structure": f"{formula(task.numbers)}, {len(atoms)} atoms",
-        "electrons": f"charge {task.charge}, {task.spin} unpaired",
-        "method": backend.method,
-        "version": backend.version,
-        "energy": f"{labels.energy[0]:.6f} eV",
-        "largest force": f"{np.linalg.norm(force, axis=1).max():.6f} eV/Å",
-        "net force": f"{np.linalg.norm(force.sum(axis=0)):.2g} eV/Å",
-        "wall time": f"{record.seconds:.3g} s",
-    }
-    if np.isfinite(labels.stress[0]).all():
-        rows["pressure"] = f"{-np.trace(labels.stress[0]) / 3:.6f} eV/Å^3"
-    print("\n".join(f"{name:<14} {value}" for name, value in rows.items()))
+    backend = config.label.part.bind()()
+    for system in populations(config):
+        labels, record = one_label(config, system)
+        task, force = task_of(system.starts[0]), labels.force[0]
+        rows = {} if config.system else {"system": system.name}
+        rows |= {
+            "structure": f"{formula(task.numbers)}, {len(task.numbers)} atoms",
+            "electrons": f"charge {task.charge}, {task.spin} unpaired",
+            "method": backend.method,
+            "version": backend.version,
+            "energy": f"{labels.energy[0]:.6f} eV",
+            "largest force": f"{np.linalg.norm(force, axis=1).max():.6f} eV/Å",
+            "net force": f"{np.linalg.norm(force.sum(axis=0)):.2g} eV/Å",
+            "wall time": f"{record.seconds:.3g} s",
+        }
+        if np.isfinite(labels.stress[0]).all() and all(task.periodic):
+            rows["pressure"] = f"{-np.trace(labels.stress[0]) / 3:.6f} eV/Å^3"
+        print("\n".join(f"{name:<14} {value}" for name, value in rows.items()))
 
 
-def one_label(config: Any) -> "tuple[Labels, Record]":
-    """The label of a configuration's structure, with its own workers, timeout and caps, and what became of it.
+def one_label(config: Any, system: "Population") -> "tuple[Labels, Record]":
+    """The label of a system's first structure, with the configuration's workers, timeout and caps, and what became of
+    it.
 
     Raises InputError where the method fails.
     """
     import numpy as np
 
-    from jaxal.config.check import start_structures
     from jaxal.core.types import InputError
     from jaxal.data.structure import from_atoms, species_table
     from jaxal.run.labeling import open_service
 
-    atoms = start_structures(config.system)[0]
+    atoms = system.starts[0]
     table = species_table([atoms])
     config = dataclasses.replace(config, label=dataclasses.replace(config.label, workers=min(1, config.label.workers)))
     with tempfile.TemporaryDirectory(prefix="jaxal-") as folder:
@@ -92,7 +96,7 @@ def one_label(config: Any) -> "tuple[Labels, Record]":
         finally:
             service.close()
     if not record.ok:
-        raise InputError(f"label: {config.label.part.name} fails on {config.system.file}: {record.reason}")
+        raise InputError(f"label: {config.label.part.name} fails on {system.file}: {record.reason}")
     return labels, record
 
 
@@ -100,9 +104,10 @@ def _file(config: Any, data: Path, out: Path, store: Path, force: bool, retry: b
     """Labels every frame of a file. What the store holds is not calculated again, but with `retry` what has failed."""
     import numpy as np
 
+    from jaxal.config.systems import with_electrons
     from jaxal.core.types import InputError
     from jaxal.data import files
-    from jaxal.data.frames import overlap, with_electrons
+    from jaxal.data.frames import overlap
     from jaxal.data.labels import Numbers
     from jaxal.data.structure import from_frames, species_table
     from jaxal.label.store import conversion
@@ -113,7 +118,7 @@ def _file(config: Any, data: Path, out: Path, store: Path, force: bool, retry: b
     frames = files.read(data, labeled=False)
     for number, frame in enumerate(frames):
         try:
-            frames[number] = with_electrons(frame, config.system.charge, config.system.spin, "system")
+            frames[number] = with_electrons(config, frame)
             if reason := overlap(frame, config.gate.closest):
                 raise InputError(f"{reason}; leave it out")
         except InputError as error:

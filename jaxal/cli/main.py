@@ -187,7 +187,8 @@ def _run(given: argparse.Namespace) -> None:
     from_first = _processes(given)
     _import_parts(given)
     from jaxal.config import yaml12
-    from jaxal.config.loading import FILE_NAME, dump, load, parse
+    from jaxal.config.loading import FILE_NAME, load, parse
+    from jaxal.config.writing import dump
 
     config = parse(yaml12.parse(from_first(lambda: dump(load(given.config, given.overrides))), FILE_NAME), None)
     given.dir = Path(from_first(lambda: str(_new_folder(given))))
@@ -283,7 +284,7 @@ def _status(given: argparse.Namespace) -> None:
 
 
 def _list(given: argparse.Namespace) -> None:
-    from jaxal.config.loading import describe, unit_of
+    from jaxal.config.annotations import describe, unit_of
     from jaxal.config.yaml12 import inline
     from jaxal.core import registry
     from jaxal.core.discovery import import_parts
@@ -307,7 +308,8 @@ def _plain(default: object) -> object:
 
 
 def _check(given: argparse.Namespace) -> None:
-    from jaxal.config.loading import dump, load
+    from jaxal.config.loading import load
+    from jaxal.config.writing import dump
 
     config = load(given.config, given.overrides)
     from jaxal.config.check import check

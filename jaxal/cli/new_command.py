@@ -97,7 +97,7 @@ def _with_electrons(sides: list["Frame"], given: argparse.Namespace) -> list["Fr
         said["charge"] = _asked(f"charge of {atoms}, e", 0)
     odd = (int(sides[0].numbers.sum()) - said["charge"]) % 2
     if said["spin"] is None:
-        if odd and not sys.stdin.isatty() and not sides[0].periodic:
+        if odd and not sys.stdin.isatty() and not sides[0].periodic.any():
             what = f"{atoms} with charge {said['charge']:+d} has an odd number of electrons"
             raise InputError(f"--spin: {what}; give the number of unpaired ones, such as 1, or another --charge")
         said["spin"] = _asked(f"unpaired electrons of {atoms} with charge {said['charge']:+d}", odd)
@@ -134,12 +134,12 @@ def _alike(sides: "Sequence[Frame]", given: argparse.Namespace) -> None:
 
     first, *others = sides
     for other in others:
-        if np.array_equal(first.numbers, other.numbers) and first.periodic == other.periodic:
+        if np.array_equal(first.numbers, other.numbers) and np.array_equal(first.periodic, other.periodic):
             continue
         if formula(first.numbers) != formula(other.numbers):
             what = f"{formula(first.numbers)} is no {formula(other.numbers)}; both sides need all atoms"
-        elif first.periodic != other.periodic:
-            what = "one of them has a cell and the other has none"
+        elif not np.array_equal(first.periodic, other.periodic):
+            what = "they are not periodic in the same directions"
         else:
             row = int(np.flatnonzero(first.numbers != other.numbers)[0])
             what = f"they have other elements from atom {row} on; give the same order"
@@ -155,13 +155,14 @@ def _cost(text: str, out: Path, measured: bool) -> float | None:
     from jaxal.config import yaml12
     from jaxal.config.check import check
     from jaxal.config.loading import parse
+    from jaxal.config.systems import populations
 
     config = parse(yaml12.parse(text, str(out)), out.parent)
     for warning in check(config):
         terminal.complain(f"jaxal: warning: {warning}")
     if not measured or config.label.part.kind == "oracle":
         return None
-    return one_label(config)[1].seconds
+    return one_label(config, populations(config)[0])[1].seconds
 
 
 def _closing(out: Path, method: "Method", starts: "Sequence[ase.Atoms]", seconds: float | None) -> str:

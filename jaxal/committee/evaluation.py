@@ -24,7 +24,7 @@ from jaxal.core.devices import MEMBERS, WALKERS
 from jaxal.core.placement import placement
 from jaxal.core.precision import exact
 from jaxal.core.types import FORCE, Distribution, Key, Neighbors, Params, Potential, Prediction, Structure, Uncertainty
-from jaxal.data.cell import determinant
+from jaxal.data.cell import along_periodic, determinant
 
 Batching = Literal["auto", "map", "vmap"]
 CACHED = 2**12  # neighbors
@@ -85,6 +85,7 @@ def shapes(committee: Committee, precision: str) -> Params:
             position=of((atoms, 3), real),
             species=of((atoms,), "int32"),
             cell=of((3, 3), real),
+            periodic=of((3,), "bool"),
             mass=of((atoms,), real),
             fixed=of((atoms,), "bool"),
             charge=whole,
@@ -103,9 +104,10 @@ def backbone(committee: Committee, params: Params) -> Params:
 def evaluate(
     potential: Potential, params: Params, structure: Structure, neighbors: Neighbors
 ) -> tuple[Float[Array, ""], Float[Array, "n 3"], Float[Array, "3 3"], Float[Array, "n f"]]:
-    """One model on one structure: energy (eV), forces (eV/Å), stress (eV/Å^3, zero if open), features.
+    """One model on one structure: energy (eV), forces (eV/Å), stress (eV/Å^3), features.
 
-    The stress is dE/dstrain over the volume: ASE's sign, positive under tension.
+    The stress is dE/dstrain over the volume of the cell, its vacuum included: ASE's sign, positive under tension. It
+    is zero along open directions, and where the cell has no volume.
     """
     found = evaluate_batch(potential, params, *jax.tree.map(lambda x: x[None], (structure, neighbors)))
     energy, force, stress, feature = (x[0] for x in found)
@@ -145,8 +147,9 @@ def deformed(structures: Structure, strain: Float[Array, "b 3 3"]) -> Structure:
 
 
 def by_volume(slope: Float[Array, "*p b 3 3"], structures: Structure) -> Float[Array, "*p b 3 3"]:
-    """A derivative with respect to strain over the volume of the cells; zero where there is none."""
+    """A derivative with respect to strain over the volume of the cells; zero along what is open, and without volume."""
     volume = jnp.abs(determinant(structures.cell))[:, None, None]
+    slope = along_periodic(slope, structures.cell, structures.periodic)
     return jnp.where(volume > 0, slope / jnp.where(volume > 0, volume, 1.0), 0.0)
 
 

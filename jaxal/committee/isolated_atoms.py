@@ -9,7 +9,7 @@ with the model's own energy sum_i e_i, its energy e(s) of an atom of species s w
 the isolated atom relative to the reference. The isolation w_i (`data.fragments`) is 1 without neighbors and 0 where an
 atom has one within 1.5 times the sum of their covalent radii. So bonded structures have the model's energy and forces,
 and fragments far apart the sum of their energies; in between the energy has two continuous derivatives, and the model
-learns what it has to be.
+learns what it has to be. In a structure with a charge all w_i are 0: an atom of an ion may be one itself.
 """
 
 from typing import Any
@@ -63,6 +63,7 @@ def exact_when_isolated(potential: Potential, table: tuple[int, ...]) -> Potenti
         energy, feature, far = model(own(params), structures, neighbors)
         told = jax.lax.stop_gradient(params[ISOLATED])
         far = far * told["known"][jnp.maximum(structures.species, 0)]
+        far = jnp.where((structures.charge == 0)[:, None], far, 0.0)  # what leaves an ion may be one itself
         # a product with ones and zeros: its transpose is one, too, where that of a gather is a scatter
         kind = jax.nn.one_hot(structures.species, len(table), dtype=far.dtype)
         released = told["energy"] - alone(params)[0]  # [s]
@@ -96,6 +97,7 @@ def lone_atoms(table: tuple[int, ...], dtype: Any) -> tuple[Structure, Neighbors
         position=position,
         species=jnp.arange(number, dtype=jnp.int32)[:, None],
         cell=cell,
+        periodic=jnp.zeros((number, 3), bool),
         mass=jnp.ones((number, 1), dtype),
         fixed=jnp.zeros((number, 1), bool),
         charge=jnp.zeros(number, jnp.int32),

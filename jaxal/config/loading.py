@@ -10,19 +10,18 @@ import dataclasses
 import difflib
 import inspect
 import math
-import re
-import shutil
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from jaxal.config import yaml12
-from jaxal.config.schema import Config, Kinds, Part
+from jaxal.config.annotations import describe, has_fields, kinds_of
+from jaxal.config.schema import Config, ExplorerPart, Kinds, Part
 from jaxal.core import plugins, registry
 from jaxal.core.discovery import import_parts
 from jaxal.core.types import InputError
-from jaxal.core.units import SYMBOLS, Below, Unit, to_unit
+from jaxal.core.units import SYMBOLS, Below, Unit, amount, to_unit
 
 LARGEST = 2**63  # a whole number beyond has no place in any program
 PARTIAL = "config.yaml.partial"
@@ -81,75 +80,13 @@ def parse(
     for override in overrides:
         raw = _override(dict(raw), override)
     try:
-        return _section(raw, cls, "", None if folder is None else Path(folder))
+        return _section(_inherited(raw), cls, "", None if folder is None else Path(folder))
     except InputError as error:
         for override in reversed(overrides):
             key = override.partition("=")[0].strip()
             if str(error).startswith((f"{key}:", f"{key}.", f"{key}[")):
                 raise InputError(f"override {override!r}: {error}") from None
         raise
-
-
-def dump(config: Any, folder: str | Path | None = None) -> str:
-    """A configuration as YAML, every field with its unit; it loads back to an equal configuration.
-
-    Paths inside `folder` are written relative to it, all others absolute.
-    """
-    lines = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, Part) or dataclasses.is_dataclass(value):
-            lines.append(f"{field.name}:")
-            lines += [f"  {line}" for line in _lines(value, folder)]
-        else:
-            lines.append(f"{field.name}: {yaml12.inline(value)}")
-    return "\n".join(lines) + "\n"
-
-
-def resolved(config: T, directory: str | Path) -> T:
-    """Writes `config.yaml` and copies of the files it names into `directory`, which then needs nothing else.
-
-    With them go the files that parts were imported from.
-
-    Returns the configuration that names the copies; it equals what `load` reads from the new file.
-    """
-    directory = Path(directory).resolve()
-    directory.mkdir(parents=True, exist_ok=True)
-    config = _copied(config, "", directory)
-    plugins.keep(directory / INPUTS)
-    partial = directory / PARTIAL  # a run folder is one from the moment its configuration is there, whole
-    partial.write_text(dump(config, directory), encoding="utf-8")
-    partial.replace(directory / FILE_NAME)
-    return config
-
-
-def describe(annotation: Any) -> str:
-    """What a field takes, in words: `a number in fs`, `true or false`, `adamw or amsgrad`."""
-    notes: tuple = ()
-    if get_origin(annotation) is Annotated:
-        annotation, *rest = get_args(annotation)
-        notes = tuple(rest)
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    symbol = next((f" in {note.symbol}" for note in notes if isinstance(note, Unit) and note.symbol), "")
-    if origin in (Union, types.UnionType):
-        return " or ".join("null" if choice is type(None) else describe(choice) + symbol for choice in arguments)
-    if origin is Literal:
-        return " or ".join(map(str, arguments))
-    words = {int: "a whole number", float: "a number" + symbol, bool: "true or false", str: "text", Path: "a file"}
-    if annotation in words:
-        return words[annotation]
-    kind = origin or annotation
-    if isinstance(kind, type) and issubclass(kind, Mapping):
-        return "a mapping"
-    return "a list" if isinstance(kind, type) and issubclass(kind, Sequence) else "a value"
-
-
-def unit_of(annotation: Any) -> str:
-    """The unit of an annotated field, empty where it has none."""
-    if get_origin(annotation) is Annotated:
-        found = next((note.symbol for note in get_args(annotation) if isinstance(note, Unit)), "")
-        return found or unit_of(get_args(annotation)[0])
-    return next((unit for unit in map(unit_of, get_args(annotation)) if unit), "")
 
 
 def _override(raw: dict[str, Any], override: str) -> dict[str, Any]:
@@ -166,33 +103,54 @@ def _override(raw: dict[str, Any], override: str) -> dict[str, Any]:
         if not isinstance(inner, Mapping | None):
             raise InputError(f"override {override!r}: {done} is {yaml12.inline(inner)}, which has no fields")
         here = dict(inner or {})
-        here[names[0]] = replaced(here.get(names[0]), names[1:], _dotted(done, names[0]))
+        here[names[0]] = replaced(here.get(names[0]), names[1:], dotted(done, names[0]))
         return here
 
     return replaced(raw, names, "")
+
+
+def _inherited(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`raw` with what a system's own dynamics leaves out from `explore`, where both are of one name."""
+    common, systems = raw.get("explore"), raw.get("systems")
+    if not isinstance(systems, Mapping) or not isinstance(common, Mapping):
+        return raw
+    usual = {key: value for key, value in common.items() if key not in ("walkers", "drive")}
+    kinds = kinds_of(ExplorerPart)
+    assert kinds is not None
+    name = usual.get("name", kinds.default)
+
+    def whole(system: Any) -> Any:
+        own = system.get("explore") if isinstance(system, Mapping) else None
+        if not isinstance(own, Mapping) or own.get("name", name) != name:
+            return system
+        return {**system, "explore": {**usual, **own}}
+
+    return {**raw, "systems": {name: whole(system) for name, system in systems.items()}}
 
 
 def _section(raw: Any, cls: type[T], field: str, folder: Path | None) -> T:
     """`raw` as the dataclass `cls`; `field` is its dotted name, empty for the whole configuration."""
     raw = _mapping(raw, field)
     hints = get_type_hints(cls, include_extras=True)
-    part = _kinds(hints.get("part"))
+    part = kinds_of(hints.get("part"))
     declared = {f.name: f for f in dataclasses.fields(cls) if f.name != "part"}  # pyright: ignore[reportArgumentType]
     rest = {key: value for key, value in raw.items() if key not in declared}
     if rest and not part:
         key = next(iter(rest))
-        raise InputError(f"{_dotted(field, key)}: unknown field; {_closest(key, list(declared))}")
+        raise InputError(f"{dotted(field, key)}: unknown field; {_closest(key, list(declared))}")
     values: dict[str, Any] = {"part": _part(rest, part, field, folder, tuple(declared))} if part else {}
     for name, each in declared.items():
-        dotted, annotation = _dotted(field, name), hints[name]
-        if kinds := _kinds(annotation):
-            values[name] = _part(_mapping(raw.get(name), dotted), kinds, dotted, folder)
+        place, annotation = dotted(field, name), hints[name]
+        if kinds := kinds_of(annotation):
+            values[name] = _part(_mapping(raw.get(name), place), kinds, place, folder)
         elif dataclasses.is_dataclass(annotation):
-            values[name] = _section(raw.get(name), annotation, dotted, folder)  # pyright: ignore[reportArgumentType]
+            values[name] = _section(raw.get(name), annotation, place, folder)  # pyright: ignore[reportArgumentType]
+        elif (inner := _optional(annotation)) is not None and raw.get(name) is not None:
+            values[name] = _convert(raw[name], inner, place, folder)
         elif name in raw:
-            values[name] = _convert(raw[name], annotation, dotted, folder)
+            values[name] = _convert(raw[name], annotation, place, folder)
         elif each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
-            raise InputError(f"{dotted}: missing; give {describe(annotation)}")
+            raise InputError(f"{place}: missing; give {describe(annotation)}")
     return cls(**values)
 
 
@@ -200,6 +158,9 @@ def _part(raw: Mapping[str, Any], kinds: Kinds, field: str, folder: Path | None,
     """The part that `raw["name"]` chooses with the options in `raw`; `beside` are the section's own fields."""
     import_parts(*kinds.kinds)  # takes seconds the first time: a mistake in the sections before is told at once
     name = raw.get("name", kinds.default)
+    if not name and "name" not in raw:
+        known = sorted(name for kind in kinds.kinds for name in registry.names(kind))
+        raise InputError(f"{field}.name: missing; there are {', '.join(known)}")
     kind_of = {known: kind for kind in reversed(kinds.kinds) for known in registry.names(kind)}
     if not isinstance(name, str) or name not in kind_of:
         near = difflib.get_close_matches(str(name), kind_of, n=1)
@@ -212,11 +173,11 @@ def _part(raw: Mapping[str, Any], kinds: Kinds, field: str, folder: Path | None,
             raise InputError(f"{field}.{key}: unknown field; {_closest(key, ['name', *beside, *options])}")
     values = []
     for option in options.values():
-        dotted = f"{field}.{option.name}"
+        place = f"{field}.{option.name}"
         if option.name in raw:
-            values.append((option.name, _convert(raw[option.name], option.annotation, dotted, folder)))
+            values.append((option.name, _convert(raw[option.name], option.annotation, place, folder)))
         elif option.default is inspect.Parameter.empty:
-            raise InputError(f"{dotted}: missing; {name} needs {describe(option.annotation)}")
+            raise InputError(f"{place}: missing; {name} needs {describe(option.annotation)}")
         else:
             values.append((option.name, option.default))
     return Part(kind_of[name], name, tuple(values))
@@ -229,7 +190,7 @@ def _convert(value: Any, annotation: Any, field: str, folder: Path | None) -> An
     if get_origin(annotation) is Annotated:
         annotation, *rest = get_args(annotation)
         notes = tuple(rest)
-    if kinds := _kinds(whole_annotation):
+    if kinds := kinds_of(whole_annotation):
         return _part(_mapping(value, field), kinds, field, folder)
     if dataclasses.is_dataclass(annotation):
         return _section(value, annotation, field, folder)  # pyright: ignore[reportArgumentType]
@@ -249,7 +210,8 @@ def _convert(value: Any, annotation: Any, field: str, folder: Path | None) -> An
         try:
             return _convert(value, choices[-1], field, folder)
         except InputError as error:  # its complaint stands for all, but what would be right is any of them
-            raise (wrong if "does not fit; give" in str(error) else error) from None
+            own = str(error).startswith(f"{field}: ") and "does not fit; give" in str(error)
+            raise (wrong if own else error) from None
     if origin is Literal:
         if not any(value == choice and type(value) is type(choice) for choice in arguments):
             raise wrong
@@ -269,6 +231,8 @@ def _convert(value: Any, annotation: Any, field: str, folder: Path | None) -> An
         inner = arguments[1] if arguments else Any
         return {key: _convert(each, inner, f"{field}.{key}", folder) for key, each in value.items()}
     if issubclass(kind, Sequence):
+        if arguments and has_fields(arguments[0]) and isinstance(value, Mapping | None):  # one, or none
+            return () if value is None else (_convert(value, arguments[0], field, folder),)
         if not isinstance(value, list | tuple):
             raise wrong
         fixed = kind is tuple and arguments and arguments[-1] is not Ellipsis
@@ -284,12 +248,12 @@ def _number(value: Any, kind: type, notes: Sequence[Any], field: str, wrong: Inp
     """A finite number within its bounds, text with a unit converted."""
     unit = next((note for note in notes if isinstance(note, Unit)), Unit(""))
     if isinstance(value, str) and kind is float and unit.symbol:
-        match = re.fullmatch(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S.*?)\s*", value)
-        if match and match[2] == unit.symbol:
-            value = float(match[1])
-        elif match and unit.symbol in SYMBOLS:
+        number, symbol = amount(value) or (None, "")
+        if number is not None and symbol == unit.symbol:
+            value = number
+        elif number is not None and unit.symbol in SYMBOLS:
             try:
-                value = to_unit(float(match[1]), match[2], unit.symbol)
+                value = to_unit(number, symbol, unit.symbol)
             except ValueError as error:
                 raise InputError(f"{field}: {value!r} does not fit: {error}") from None
     wanted = int if kind is int else int | float
@@ -327,10 +291,13 @@ def _mapping(raw: Any, field: str) -> Mapping[str, Any]:
     return raw or {}
 
 
-def _kinds(annotation: Any) -> Kinds | None:
-    """The kinds of a field that holds a part, None for any other."""
-    notes = get_args(annotation) if get_origin(annotation) is Annotated else ()
-    return next((note for note in notes if isinstance(note, Kinds)), None)
+def _optional(annotation: Any) -> Any:
+    """The section or part, or the several, of a field that may be left out; None for any other."""
+    choices = [choice for choice in get_args(annotation) if choice is not type(None)]
+    if get_origin(annotation) not in (Union, types.UnionType) or len(choices) != 1:
+        return None
+    several = get_origin(choices[0]) is tuple and has_fields(get_args(choices[0])[0])
+    return choices[0] if has_fields(choices[0]) or several else None
 
 
 def _closest(name: Any, known: Sequence[str]) -> str:
@@ -338,57 +305,6 @@ def _closest(name: Any, known: Sequence[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
 
 
-def _dotted(*names: Any) -> str:
+def dotted(*names: Any) -> str:
+    """A field's name from its section's and its own."""
     return ".".join(str(name) for name in names if name != "")
-
-
-def _lines(section: Any, folder: str | Path | None) -> Iterator[str]:
-    """The lines of one section or part, with units as comments."""
-    if isinstance(section, Part):
-        yield f"name: {yaml12.inline(section.name)}"
-        annotations = {option.name: option.annotation for option in registry.options(section.kind, section.name)}
-        items: Sequence[tuple[str, Any]] = section.options
-    else:
-        annotations = get_type_hints(type(section), include_extras=True)
-        items = [(field.name, getattr(section, field.name)) for field in dataclasses.fields(section)]
-    for name, value in items:
-        if isinstance(value, Part):
-            yield from _lines(value, folder)
-            continue
-        unit = unit_of(annotations[name])
-        yield f"{name}: {yaml12.inline(_plain(value, folder))}" + (f"  # {unit}" if unit else "")
-
-
-def _plain(value: Any, folder: str | Path | None) -> Any:
-    """A value as YAML knows it."""
-    if isinstance(value, Path):
-        inside = folder is not None and value.is_relative_to(Path(folder).resolve())
-        return value.relative_to(Path(folder).resolve()).as_posix() if folder and inside else str(value)
-    if isinstance(value, tuple | list):
-        return [_plain(each, folder) for each in value]
-    if isinstance(value, Mapping):
-        return {key: _plain(each, folder) for key, each in value.items()}
-    return value
-
-
-def _copied(value: Any, field: str, directory: Path) -> Any:
-    """`value` with every path replaced by a copy under `directory`; `field` names the copy's own folder."""
-    if isinstance(value, Path):
-        target = directory / INPUTS / field / value.name
-        if value != target:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(value, target)
-        return target
-    if isinstance(value, tuple):
-        return tuple(_copied(each, f"{field}.{i}", directory) for i, each in enumerate(value))
-    if isinstance(value, Mapping):
-        return {key: _copied(each, f"{field}.{key}", directory) for key, each in value.items()}
-    if isinstance(value, Part):
-        options = ((name, _copied(each, _dotted(field, name), directory)) for name, each in value.options)
-        return dataclasses.replace(value, options=tuple(options))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [each.name for each in dataclasses.fields(value)]
-        return dataclasses.replace(
-            value, **{name: _copied(getattr(value, name), _dotted(field, name), directory) for name in names}
-        )
-    return value

@@ -21,6 +21,7 @@ FORCES = 30_000  # force components that a first potential is learned from; thos
 LABELS = (100, 400)  # no fewer and no more
 LARGE = 100  # atoms from which on fewer walkers fill the processor
 DEAR = 1.0  # s, a label that takes longer is not waited for
+PERIODIC = ("open", "periodic in one direction", "periodic in two directions", "periodic")
 THEORY = ("method", "xc")  # options that name the theory in a method such as PBE0/def2-svp
 
 
@@ -114,7 +115,7 @@ def configuration(
     """
     atoms, budget = starts[0], labels(starts[0])
     step, why = timestep(starts)
-    free, periodic = int((~fixed_atoms(atoms)).sum()), bool(atoms.pbc.all())
+    free, directions = int((~fixed_atoms(atoms)).sum()), int(atoms.pbc.sum())
     all_of = ", index: all" if len(starts) > 1 else ""
     paid = budget + calibrating(budget)
     cost = "" if seconds is None else f"; one label took {_time(seconds)}, so {paid} take {_time(paid * seconds)}"
@@ -123,7 +124,7 @@ def configuration(
     lines = [
         f"# {formula(atoms.numbers)}: {len(atoms)} atoms"
         + (f", {len(atoms) - free} of them fixed" if free < len(atoms) else "")
-        + f", {'periodic' if periodic else 'open'}"
+        + f", {PERIODIC[directions]}"
         + (f", from {len(starts)} structures in turn" if len(starts) > 1 else ""),
         "# What is not here has its default: `jaxal check` shows every field with its unit.",
         f"system: {{file: {yaml12.inline(file)}{all_of}, charge: {atoms.info['charge']}, spin: {atoms.info['spin']}}}"
@@ -134,7 +135,7 @@ def configuration(
         f"walkers: {8 if len(atoms) < LARGE else 4}}}",
         f"# K, fs: {why}",
     ]
-    if periodic:
+    if directions == 3 and free == len(atoms):
         lines.append("# for a cell that follows a pressure: explore.name npt_nose_hoover, and train.stress_weight 1")
     lines += ["", f"# The reference method{cost}."]
     lines.append("label:")

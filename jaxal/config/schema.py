@@ -6,8 +6,9 @@ number in that unit or text such as "2 ps". `Unit("", 1)` bounds a plain number,
 """
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -20,9 +21,11 @@ class Kinds(NamedTuple):
     """Marks a part with the kinds of the registry it may be of, and with the name taken where none is given."""
 
     kinds: tuple[str, ...]
-    default: str
+    default: str = ""  # there is none: it must be named
 
 
+FIRST, FIRST_OF_EACH = 10, 6  # labels before the dynamics, where nobody says how many
+NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # of a system
 Count = Annotated[int, Unit("", 1)]
 Factor = Annotated[float, Unit("", 0)]
 Fraction = Annotated[float, Unit("", 0), Below(1)]
@@ -52,19 +55,40 @@ ExecutorPart = Annotated[Part, Kinds(("executor",), "local")]
 UncertaintyPart = Annotated[Part, Kinds(("uncertainty",), "members")]
 KernelPart = Annotated[Part, Kinds(("kernel",), "mean_feature")]
 SelectPart = Annotated[Part, Kinds(("select",), "top_k")]
-BiasPart = Annotated[Part, Kinds(("bias",), "none")]
+ExplorerPart = Annotated[Part, Kinds(("explorer",), "nvt_langevin")]
+VariablePart = Annotated[Part, Kinds(("variable",))]
 SchedulePart = Annotated[Part, Kinds(("schedule",), "single")]
 
 
 @dataclass(frozen=True)
-class System:
-    """The structures that the walkers start from."""
+class Bias:
+    """An energy that drives the walkers beside the committee's force; several act at once."""
+
+    part: Annotated[Part, Kinds(("bias",))]
+    variables: tuple[VariablePart, ...] = ()  # collective variables, written down with every frame
+
+
+@dataclass(frozen=True)
+class Structures:
+    """The structures that the walkers of a system start from: the same atoms in the same order."""
 
     file: Path  # any file ASE reads
     index: int | Literal["all"] | tuple[int, ...] = 0  # frames of the file, walkers take them in turn; -1 is the last
     charge: int | None = None  # e; default: what the file says, else 0
     spin: Annotated[int, Unit("", 0)] | None = None  # number of unpaired electrons; likewise
     supercell: tuple[Count, Count, Count] = (1, 1, 1)  # repetitions along the three lattice vectors
+    # rows of atoms (from 0; of the supercell, where there is one) that nothing moves, beside those that the file fixes
+    fixed: tuple[Annotated[int, Unit("", 0)], ...] = ()
+
+
+@dataclass(frozen=True)
+class System(Structures):
+    """A system of a run."""
+
+    walkers: Count | None = None  # default: an even share of explore.walkers
+    explore: ExplorerPart | None = None  # where it differs from `explore`: the fields that do
+    bias: tuple[Bias, ...] | None = None  # in place of `bias`
+    validate: Path | None = None  # labeled frames of this system, beside validate.data
 
 
 @dataclass(frozen=True)
@@ -88,8 +112,8 @@ class Committee:
 class Explore:
     """The dynamics that visits structures."""
 
-    part: Annotated[Part, Kinds(("explorer",), "nvt_langevin")]
-    walkers: Count = 8
+    part: ExplorerPart
+    walkers: Count = 8  # of all systems together
     drive: Literal["mean", "member"] = "mean"  # the force a walker follows: the committee's mean, or one member's each
 
 
@@ -109,7 +133,8 @@ class Label:
     """The reference method, and which of its answers are accepted."""
 
     part: Annotated[Part, Kinds(("labeler", "oracle"), "tblite")]
-    initial: Annotated[int, Unit("", 2)] = 10  # labels before the dynamics
+    # labels before the dynamics, of all systems together; default: 10, of several systems 6 of each
+    initial: Annotated[int, Unit("", 2)] | None = None
     # energies of isolated atoms: by the method where it can, by the method or not at all, or none but a fit to labels
     atoms: Literal["auto", "method", "fit"] = "auto"
     # labels of random frames beyond stop.labels, for the bound; 0: none; default: a quarter of stop.labels, at most 100
@@ -209,17 +234,17 @@ def fitting(committee: Committee, uncertainty: Part) -> None:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything `jaxal run` needs."""
 
-    system: System
+    system: System | None = None  # a single one, or the one that a run began with
+    systems: Mapping[str, System] = field(default_factory=dict)  # several, by names of the user's
     potential: PotentialPart
     committee: Committee
     uncertainty: UncertaintyPart
     explore: Explore
     score: ScorePart
-    bias: BiasPart
     gate: Gate
     kernel: KernelPart
     select: SelectPart
@@ -230,6 +255,7 @@ class Config:
     stop: Stop
     validate: Validate
     output: Output
+    bias: tuple[Bias, ...] = ()  # one or a list
     seed: Annotated[int, Unit("", 0)] = 0
     precision: Precision = "float32"
     devices: Literal["auto"] | Count = "auto"  # auto takes the most there are that divide walkers and members evenly
@@ -239,14 +265,48 @@ class Config:
         """Labels that calibrate the bound."""
         return calibrating(self.stop.labels) if self.label.calibration is None else self.label.calibration
 
+    @property
+    def named(self) -> dict[str, System]:
+        """The systems by their fields: `system`, `systems.NAME`."""
+        first = {} if self.system is None else {"system": self.system}
+        return first | {f"systems.{name}": system for name, system in self.systems.items()}
+
+    @property
+    def walkers(self) -> dict[str, int]:
+        """How many walkers each system has, by its field: those that it is given, else a share of what is left."""
+        own = {name: system.walkers for name, system in self.named.items()}
+        if self.system is not None:  # what is added beside it takes no walkers from it
+            own["system"] = self.system.walkers or self.explore.walkers
+        sharing = [name for name, number in own.items() if number is None]
+        left = self.explore.walkers - sum(number or 0 for number in own.values())
+        shares = {name: max(1, left // len(sharing) + (at < left % len(sharing))) for at, name in enumerate(sharing)}
+        return {name: shares[name] if number is None else number for name, number in own.items()}
+
+    @property
+    def initial(self) -> int:
+        """Labels before the dynamics."""
+        number = len(self.named)
+        return self.label.initial or (FIRST if number == 1 else FIRST_OF_EACH * number)
+
     def __post_init__(self) -> None:
-        """Raises InputError where committee, uncertainty and drive do not go together."""
+        """Raises InputError where there is no system, and for a committee, uncertainty and drive that do not fit."""
+        if self.system is None and not self.systems:
+            raise InputError("system.file: missing; give a file, or several systems by name under `systems`")
+        for name in self.systems:
+            if not re.fullmatch(NAME, str(name)) or not isinstance(name, str):
+                raise InputError(f"systems.{name}: a name is text of letters, digits, _ and -; give {_plain(name)}")
         spread_of(self.committee, self.uncertainty)
         if self.explore.drive == "member" and self.committee.signs:
             raise InputError(
                 f"explore.drive: member needs the forces of all members; give committee.signs = 0, not "
                 f"{self.committee.signs}, or mean"
             )
+
+
+def _plain(name: Any) -> str:
+    """A name of a system that is like this."""
+    text = re.sub(r"[^A-Za-z0-9_-]+", "_", str(name)).strip("_-")
+    return text if isinstance(name, str) and text else f"such as system_{text}".rstrip("_")
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,20 @@
 """A task ready to be competed in: its first labels, which are the same for all strategies."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from jaxal.config import electrons
 from jaxal.contest import data as datas
 from jaxal.contest.data import Source, paid
 from jaxal.contest.measure import offsets
 from jaxal.contest.schema import Contest, Task
 from jaxal.core.types import InputError, Label, Structure
 from jaxal.data import neighbors
+from jaxal.data.electrons import states
 from jaxal.data.structure import from_atoms, to_atoms
 from jaxal.run import assembly, initial_labels
 from jaxal.train.reference import reference_energies
@@ -43,7 +46,9 @@ def arena(contest: Contest, name: str, task: Task, source: Source) -> Arena:
     data, count = source.data, task.budgets[0]
     dtype = assembly.dtype_of(contest.precision)
     assert task.potential is not None
-    cutoff = task.potential.bind()(data.table).cutoff
+    potential = electrons.resolved(task.potential, states(data.pool.charge, data.pool.spin), f"tasks.{name}.potential")
+    task = dataclasses.replace(task, potential=potential)
+    cutoff = potential.bind()(data.table).cutoff
     everything = jax.tree.map(lambda *x: np.concatenate(x), data.pool, data.exam)
     near = neighbors.plan(everything, cutoff, 0.0, 1.0 if task.live is None else 2.0)
     rows, drawn = [], []

@@ -44,7 +44,7 @@ def run(contest: Any, folder: Path, only: tuple[str, ...] = ()) -> Path:
     entered = schema.entrants(contest)
     tasks, chosen = _only(contest, entered, only)
     for name in tasks:
-        datas.check(name, contest.tasks[name])
+        datas.check(name, contest.tasks[name], chosen)
     if folder.exists() and not folder.is_dir():
         from jaxal.core.types import InputError
 

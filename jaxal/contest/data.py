@@ -5,7 +5,7 @@ Host side, numpy, float64, energies absolute.
 
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -18,8 +18,12 @@ import numpy as np
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
-from jaxal.config.check import dynamics_of, start_structures, task_of
-from jaxal.contest.schema import Live, Task
+from jaxal.acquire.score import max_force_spread
+from jaxal.config import electrons
+from jaxal.config.biases import terms_of
+from jaxal.config.check import dynamics_of, task_of
+from jaxal.config.systems import start_structures
+from jaxal.contest.schema import Entrant, Live, Task
 from jaxal.core.errors import InputWarning
 from jaxal.core.types import InputError, Label, Structure
 from jaxal.data import dataset, files
@@ -27,7 +31,7 @@ from jaxal.data.frames import Frame, of_atoms, overlap, stripped, with_electrons
 from jaxal.data.structure import Table, from_atoms, from_frames, labels_of, shares_of, species_table
 from jaxal.label.calculator import LabelCalculator
 from jaxal.label.service import Service, label_service
-from jaxal.label.task import LabelError
+from jaxal.label.task import LabelError, has_stress
 from jaxal.label.workers.executor import Recipe
 
 SETTLE = 1000  # steps of the labeler's dynamics before its first frame
@@ -68,10 +72,10 @@ def spaced(number: int, most: int | None) -> np.ndarray:
     return ((np.arange(most) + 0.5) * number / most).astype(int)
 
 
-def check(name: str, task: Task) -> None:
-    """Raises InputError for data that do not fit, before anything is computed or paid for."""
+def check(name: str, task: Task, entered: Sequence[Entrant]) -> None:
+    """Raises InputError for data, and biases of entrants, that do not fit, before anything is computed or paid for."""
     if task.live is not None:
-        _check_live(name, task, task.live)
+        _check_live(name, task, task.live, entered)
         return
     given = _frames(name, task)
     if len(given.pool) < task.budgets[-1]:
@@ -79,6 +83,8 @@ def check(name: str, task: Task) -> None:
             f"tasks.{name}.budgets: {task.budgets[-1]} is too large; the pool {task.pool} has {len(given.pool)} frames "
             f"besides those of the test"
         )
+    assert task.potential is not None
+    electrons.resolved(task.potential, dataset.states_of(given.pool), f"tasks.{name}.potential")
     if not given.test:
         raise InputError(f"tasks.{name}.test: no frame is left for the test; give a file, or a larger pool")
 
@@ -155,16 +161,16 @@ def _frames(name: str, task: Task) -> _Files:
     pool = [pool[row] for row in spaced(len(pool), task.pool_frames)]
     test = [test[row] for row in spaced(len(test), task.test_frames)]
     if pool:
-        dataset.one_surface([*pool, *test, *path], section)
-        table = dataset.species_of(pool)
+        table, states = dataset.species_of(pool), dataset.states_of(pool)
         for part, file in ((test, task.test or task.pool), (path, task.path)):
             dataset.check_elements(part, table, file, f"the pool {task.pool}")
+            dataset.check_states(part, states, file, f"the pool {task.pool}")
     forces = all(np.isfinite(frame.label.force).any() for frame in [*pool, *test])
     return _Files(pool, test, path, isolated, forces)
 
 
 def _of_file(name: str, task: Task) -> Data:
-    check(name, task)
+    check(name, task, ())
     pool, test, path, isolated, forces = _frames(name, task)
     if task.metric == "force" and not forces:
         raise InputError(f"tasks.{name}.metric: force does not fit, {task.pool} or its test has no forces; give energy")
@@ -178,7 +184,7 @@ def _of_file(name: str, task: Task) -> Data:
     return Data(table, structures, labels, exam, answers, len(test), forces, stress, shares_of(pool), free)
 
 
-def _check_live(name: str, task: Task, live: Live) -> None:
+def _check_live(name: str, task: Task, live: Live, entered: Sequence[Entrant]) -> None:
     starts = start_structures(live.system)
     for start in starts:
         if reason := overlap(start, live.closest):
@@ -193,6 +199,9 @@ def _check_live(name: str, task: Task, live: Live) -> None:
         raise InputError(
             f"tasks.{name}.budgets: {task.budgets[0]} is too small; {len(starts)} start structures come first"
         )
+    assert task.potential is not None
+    states = dataset.states_of([of_atoms(start, labeled=False) for start in starts])
+    electrons.resolved(task.potential, states, f"tasks.{name}.potential")
     try:
         backend = live.label.bind()()
         for start in starts:
@@ -204,6 +213,9 @@ def _check_live(name: str, task: Task, live: Live) -> None:
         cautions = dynamics_of(live.explore.part, live.label, weight, starts, live.system.file)
     except InputError as error:
         raise InputError(f"tasks.{name}.{_placed(error)}") from None
+    terms_of(live.bias, max_force_spread, starts[0], f"tasks.{name}.live.bias")
+    for entrant in entered:
+        terms_of(entrant.bias, max_force_spread, starts[0], f"strategies.{entrant.name}.bias")
     for line in cautions:
         warnings.warn(f"tasks.{name}.{_placed(line)}", InputWarning, stacklevel=2)
 
@@ -236,7 +248,7 @@ def _of_dynamics(
         raise InputError(f"tasks.{name}: the labeler {live.label.name} fails on the frames of test or path")
     exam, answers = jax.tree.map(lambda x: np.asarray(x)[keep], (exam, answers))
     pool = from_atoms(starts, table, dtype=np.float64)
-    return Data(table, pool, None, exam, answers, tested, True, bool(starts[0].pbc.all()))
+    return Data(table, pool, None, exam, answers, tested, True, has_stress(task_of(starts[0])))
 
 
 def _like(name: str, live: Live, start: Frame, file: str | Path) -> list[Frame]:
@@ -247,7 +259,7 @@ def _like(name: str, live: Live, start: Frame, file: str | Path) -> list[Frame]:
             frames[number] = stripped(with_electrons(frame, start.charge, start.spin, f"tasks.{name}.live.system"))
         except InputError as error:
             raise InputError(f"{file}: frame {number}: {error}") from None
-        if not np.array_equal(frame.numbers, start.numbers) or frame.periodic != start.periodic:
+        if not np.array_equal(frame.numbers, start.numbers) or np.any(frame.periodic != start.periodic):
             raise InputError(f"{file}: frame {number} needs the atoms of {live.system.file}, in their order")
     return frames
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxal.contest.data import Data
 from jaxal.core.types import Prediction
+from jaxal.data.lattice import components
 from jaxal.validate.calibration import calibration, normal
 
 PER_SEED = (
@@ -90,9 +91,9 @@ def _of_seed(prediction: Prediction, energy: np.ndarray, data: Data) -> dict[str
     values |= {"spearman": told.spearman, "auroc": told.auroc}
     values |= {"crps": law.crps, "miscalibration": law.area, "sharpness": law.sharpness}
     if data.stress:
-        triangle = np.triu_indices(3)
         error = np.asarray(prediction.stress)[tests].mean(1) - np.asarray(answers.stress)[tests]
-        error = error[np.any(np.asarray(data.exam.cell)[tests] != 0, axis=(-1, -2))][:, triangle[0], triangle[1]]
+        geometry = (np.asarray(x)[tests] for x in (data.exam.cell, data.exam.periodic))
+        error = components(error, *geometry)
         error = error[np.isfinite(error)]
         values["stress_rmse"] = _rms(error) if error.size else None
     if data.tests < len(energy):

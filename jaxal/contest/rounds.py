@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ase
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,7 @@ from jaxal.contest.schema import Entrant, Model
 from jaxal.core.types import InputError, Structure
 from jaxal.data import buffer as buffers
 from jaxal.data import neighbors
+from jaxal.data.structure import to_atoms
 from jaxal.program.selection import Course
 from jaxal.run import checkpoint, training_data
 from jaxal.train import fit as training
@@ -101,7 +103,7 @@ def _programs(arena: Arena, model: Model) -> made.Programs:
     assert part is not None
 
     def make() -> made.Programs:
-        exact = bool(data.isolated) and not np.any(data.pool.charge)  # what leaves an ion may be one itself
+        exact = bool(data.isolated) and bool(np.any(data.pool.charge == 0))  # what leaves an ion may be one itself
         committee = made.committee_of(model, part, data.table, exact)
         return made.make_programs(committee, made.recipe_of(arena.task, data.forces, data.stress), arena.near)
 
@@ -235,6 +237,11 @@ def _bought(arena: Arena, entrant: Entrant, standing: Standing, number: int, clo
     return _labeled(arena, entrant, standing, offer, rows, arm, number, clock)
 
 
+def _start(data: datas.Data) -> ase.Atoms:
+    """The first start structure of a live task."""
+    return to_atoms(jax.tree.map(lambda x: x[0], data.pool), data.table)
+
+
 def _offered(arena: Arena, entrant: Entrant, standing: Standing, number: int, clock: _Clock) -> Offer:
     """The pool as the committee sees it, or what its walkers visit."""
     data, live, params = arena.source.data, arena.task.live, standing.train.average
@@ -251,7 +258,7 @@ def _offered(arena: Arena, entrant: Entrant, standing: Standing, number: int, cl
     walk = kept(
         arena,
         ("walk", entrant.model, entrant.score, entrant.bias, entrant.drive),
-        lambda: walking.make_walking(program.committee, live, entrant, data.table, arena.near),
+        lambda: walking.make_walking(program.committee, live, entrant, data.table, arena.near, _start(data)),
     )
     factor = np.asarray(standing.factor, arena.contest.precision)
     key = made.keys(arena.contest.seed, arena.seeds, datas.key_of(arena.name), WALK, number)

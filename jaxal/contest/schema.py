@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from jaxal.config import loading as configs
 from jaxal.config.schema import (
-    BiasPart,
+    Bias,
     Committee,
     Count,
     Explore,
@@ -27,7 +27,7 @@ from jaxal.config.schema import (
     SchedulePart,
     ScorePart,
     SelectPart,
-    System,
+    Structures,
     Train,
     UncertaintyPart,
     spread_of,
@@ -42,16 +42,17 @@ ALL = "all"
 Names = tuple[str, ...] | Literal["all"]
 AXES = ("uncertainty", "score", "kernel", "select")
 Drive = Literal["mean", "member"]
-SINGLE, UNBIASED = Part("schedule", "single", ()), Part("bias", "none", ())
+SINGLE = Part("schedule", "single", ())
 
 
 @dataclass(frozen=True)
 class Live:
     """A task whose candidates the committee's own dynamics finds, and whose labels are calculated."""
 
-    system: System
+    system: Structures
     explore: Explore
     label: Annotated[Part, Kinds(("labeler",), "tblite")]
+    bias: tuple[Bias, ...] = ()  # of the walkers, beside that of a strategy
     workers: Annotated[int, Unit("", 0)] = 0  # processes that calculate labels; 0 calculates in this one
     every: Count = 20  # steps between two looks at the walkers
     looks: Count = 25  # in a round; each gives one candidate of each walker
@@ -93,7 +94,7 @@ class Strategy:
     kernel: KernelPart | None = None
     select: SelectPart | None = None
     schedule: SchedulePart | None = None  # several selections in place of one
-    bias: BiasPart | None = None  # of the walkers, in live tasks; default: none
+    bias: tuple[Bias, ...] = ()  # of the walkers, in live tasks, beside those of the task
     drive: Drive | None = None  # of the walkers, in live tasks; default: that of the task's `explore`
 
 
@@ -146,7 +147,7 @@ class Entrant(NamedTuple):
     kernel: Part
     select: Part
     schedule: Part = SINGLE
-    bias: Part = UNBIASED
+    bias: tuple[Bias, ...] = ()
     drive: Drive | None = None  # None: that of the task
 
     @property
@@ -156,7 +157,7 @@ class Entrant(NamedTuple):
 
     def is_plain(self, select: str) -> bool:
         """Whether it is this selection, with nothing beside it."""
-        return self.select.name == select and (self.schedule, self.bias, self.drive) == (SINGLE, UNBIASED, None)
+        return self.select.name == select and (self.schedule, self.bias, self.drive) == (SINGLE, (), None)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Contest:
@@ -214,7 +215,7 @@ def entrants(contest: Contest) -> tuple[Entrant, ...]:
         model = Model(strategy.committee or contest.committee, strategy.uncertainty or contest.uncertainty)
         score, kernel = strategy.score or contest.score, strategy.kernel or contest.kernel
         select = strategy.select or contest.select
-        own = strategy.schedule or SINGLE, strategy.bias or UNBIASED, strategy.drive
+        own = strategy.schedule or SINGLE, strategy.bias, strategy.drive
         entrant = Entrant(name, model, score, kernel, select, *own)
         _fits(contest, strategy, entrant)
         if found.setdefault(name, entrant) != entrant:
@@ -252,11 +253,10 @@ def _fits(contest: Contest, strategy: Strategy, entrant: Entrant) -> None:
         raise InputError(f"{field}.select: does not go with a schedule, whose selections are schedule.of; leave it out")
     try:
         entrant.schedule.bind()()
-        entrant.bias.bind()(entrant.score.bind())
     except InputError as error:
         raise InputError(f"{field}: {error}") from None
     pools = [name for name, task in contest.tasks.items() if task.live is None]
-    for name, given in (("bias", entrant.bias != UNBIASED), ("drive", entrant.drive is not None)):
+    for name, given in (("bias", bool(entrant.bias)), ("drive", entrant.drive is not None)):
         if given and pools:
             raise InputError(f"{field}.{name}: nothing is driven in tasks.{pools[0]}, which has a pool; leave it out")
     committee = entrant.model.committee

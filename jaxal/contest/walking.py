@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import ase
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +13,13 @@ from jaxal.acquire.fits import measure_of
 from jaxal.acquire.gate import conformal
 from jaxal.committee import evaluation as committees
 from jaxal.committee.evaluation import Committee
+from jaxal.config.biases import terms_of
 from jaxal.contest.programs import over_seeds
 from jaxal.contest.schema import Entrant, Live
 from jaxal.core.types import Key, Neighbors, Params, Structure, WalkerState
 from jaxal.data import fragments, neighbors
 from jaxal.data.structure import Table
+from jaxal.explore.bias_forces import begun, rewound
 from jaxal.program.reports import Trusted
 from jaxal.program.step import Bounds, Walk, driving, farthest, make_walk, nothing, where
 
@@ -33,18 +36,19 @@ class Visited(NamedTuple):
 
 
 def make_walking(
-    committee: Committee, live: Live, entrant: Entrant, table: Table, near: neighbors.Spec
+    committee: Committee, live: Live, entrant: Entrant, table: Table, near: neighbors.Spec, start: ase.Atoms
 ) -> Callable[..., Any]:
     """(weights, factor, structures [w], key data) -> Visited, for all seeds.
 
-    The strategy's score judges the frames; its drive and bias move the walkers, and what a bias learns is of one round.
+    The strategy's score judges the frames; its drive and the biases of task and strategy move the walkers, and what a
+    bias learns is of one round. `start` is the first structure of the task.
     `factor` times a score that tells an error is the estimated error; before it is known (infinite), and for other
     scores, the largest force spread in eV/Å is taken for it.
     As in a run, walkers that leave the physical go back to their last trusted frame with new momenta, and the score of
     a frame with an isolated atom is infinite where the start structures have no such atom of its species.
     """
     score, drive = entrant.score.bind(), entrant.drive or live.explore.drive
-    bias = entrant.bias.bind()(score)
+    bias = terms_of((*live.bias, *entrant.bias), score, start)
 
     def walking(params: Params, factor: Float[Array, ""], starts: Structure, key: Array) -> Visited:
         dtype = starts.position.dtype
@@ -56,27 +60,29 @@ def make_walking(
         number = starts.charge.shape[0]
         listed = neighbors.find(near, starts)
         said = committees.predict(committee, params, starts, listed)
-        trusted = Trusted(starts, *driving(drive, said, jnp.arange(number)))
+        drift = begun(bias, starts)
+        trusted = Trusted(starts, *driving(drive, said, jnp.arange(number)), drift)
         every = jnp.ones(number, bool)
         known = fragments.isolated_species(near.cutoff, starts, listed, every, len(table))
         implausible, closest, hottest = (jnp.asarray(x, dtype) for x in (live.implausible, live.closest, live.hottest))
-        bounds = Bounds(implausible, closest, hottest, farthest(near.cutoff, starts).astype(dtype), known)
-        drift = () if bias is None else jax.vmap(bias.init)(starts)
+        widest = jnp.full(number, farthest(near.cutoff, starts).astype(dtype))
+        bounds = Bounds(implausible, closest, hottest, widest, known)
         first, later = jax.random.split(jax.random.wrap_key_data(key))
-        begun = jnp.zeros(number, jnp.int32)
-        walkers = jax.vmap(explorer.init)(jax.random.split(first, number), *trusted, begun)
+        walkers = jax.vmap(explorer.init)(jax.random.split(first, number), *trusted[:3], jnp.zeros(number, jnp.int32))
 
         def look(carry: tuple[WalkerState, Neighbors, Trusted, Any], key: Key) -> Any:
             walkers, listed, trusted, drift = carry
-            begin = Walk(walkers, listed, nothing(*trusted), jnp.zeros(number, bool), drift)
+            begin = Walk(walkers, listed, nothing(*trusted, bias=bias), jnp.zeros(number, bool), drift)
             end = walk(params, gate, None, bounds, begin)
             now, left = end.candidate, end.candidate.bad | end.full
             seen = jnp.isfinite(now.score) & ~end.full
-            trusted = where(seen & ~left, Trusted(now.structure, now.drive, now.stress), trusted)
-            fresh = jax.vmap(explorer.init)(jax.random.split(key, number), *trusted, end.walkers.step)
+            trusted = where(seen & ~left, Trusted(now.structure, now.drive, now.stress, now.drift), trusted)
+            fresh = jax.vmap(explorer.init)(jax.random.split(key, number), *trusted[:3], end.walkers.step)
             walkers = where(left, fresh, end.walkers)
+            time = explorer.timestep * walkers.step.astype(dtype)
+            drift = rewound(bias, left, end.drift, trusted.drift, trusted.structure, time)
             score = jnp.where(now.unknown, jnp.inf, now.score)
-            return (walkers, end.near, trusted, end.drift), (now.structure, now.force, score, seen, left)
+            return (walkers, end.near, trusted, drift), (now.structure, now.force, score, seen, left)
 
         keys = jax.random.split(later, live.looks)
         (_, _, trusted, _), (*looks, left) = jax.lax.scan(look, (walkers, listed, trusted, drift), keys)

@@ -214,7 +214,7 @@ def along(mesh: Mesh | None, axis: str, rows: int) -> P:
     return P() if mesh is None or rows % mesh.shape[axis] else P(axis)
 
 
-def split(mesh: Mesh | None, function: Callable[..., Any], inside: tuple[P, ...], outside: Any) -> Callable[..., Any]:
+def split(mesh: Mesh | None, function: Callable[..., Any], inside: tuple[Any, ...], outside: Any) -> Callable[..., Any]:
     """`function` on each device's rows; `inside` and `outside` say how arguments and results are divided."""
     if mesh is None:
         return function

@@ -16,6 +16,7 @@ KINDS = (
     "explorer",
     "uncertainty",
     "score",
+    "variable",
     "bias",
     "gate",
     "kernel",

@@ -21,7 +21,10 @@ class Structure(NamedTuple):
 
     position: Float[Array, "*b n 3"]  # Å
     species: Int[Array, "*b n"]  # row of the species table, -1 = padding
-    cell: Float[Array, "*b 3 3"]  # Å, rows are lattice vectors; zeros = not periodic
+    # Å, rows are lattice vectors. Along an open direction the vacuum vector that the user gave, or zeros: reference
+    # methods get it and volumes have it, nothing else looks at it. Where nothing repeats all is zero.
+    cell: Float[Array, "*b 3 3"]
+    periodic: Bool[Array, "*b 3"]  # which lattice vectors repeat: all of a crystal, two of a slab, none of a molecule
     mass: Float[Array, "*b n"]  # amu; isotopes are the file's, padding has 1
     fixed: Bool[Array, "*b n"]  # atoms that nothing moves
     charge: Int[Array, "*b"]  # e
@@ -33,7 +36,7 @@ class Label(NamedTuple):
 
     energy: Float[Array, "*b"]  # eV; in the program relative to the reference energies of the species
     force: Float[Array, "*b n 3"]  # eV/Å
-    stress: Float[Array, "*b 3 3"]  # eV/Å^3, ASE's sign (positive under tension)
+    stress: Float[Array, "*b 3 3"]  # eV/Å^3, ASE's sign (positive under tension); zero along open directions
     ok: Bool[Array, "*b"]  # False: the calculation failed, the numbers mean nothing
 
 
@@ -46,7 +49,7 @@ class Neighbors(NamedTuple):
     """
 
     index: Int[Array, "*b n k"]
-    shift: Float[Array, "*b n k 3"]  # whole lattice vectors to add to the neighbor's position
+    shift: Float[Array, "*b n k 3"]  # whole lattice vectors to add to the neighbor's position; 0 along open ones
     reverse: Int[Array, "*b n k"]
     position: Float[Array, "*b n 3"]  # where the list was built
     cell: Float[Array, "*b 3 3"]
@@ -164,7 +167,7 @@ class Explorer(NamedTuple):
     advance: Callable[[WalkerState, Structure, Float[Array, "n 3"], Float[Array, "3 3"]], WalkerState]
     timestep: float  # fs
     bath: Callable[[Int[Array, ""]], Float[Array, ""]] | None = None  # K after a number of steps; None: walkers at rest
-    barostat: bool = False  # the cell changes: it must be periodic, stress is needed, and no atom can be fixed
+    barostat: bool = False  # the cell changes: it needs all three periodic, a stress, and no fixed atom
 
 
 Score = Callable[[Prediction, Structure], Float[Array, ""]]  # larger = less certain
@@ -179,18 +182,57 @@ class Measure(NamedTuple):
     needs_force: bool = False  # it makes sense only of force spreads in eV/Å
 
 
-class Bias(NamedTuple):
-    """An energy that drives walkers to where the committee is unsure; scores, labels and reports are without it.
+# Collective variables of a structure, such as a distance; differentiable
+Variable = Callable[[Structure], Float[Array, "v"]]
 
-    It is a function of one measure u of a structure's uncertainty, so its force is -dE/du du/dx. What it has learned of
-    a walker is a state of fixed shapes in the dtype of the positions; `learn` is given u, du/dx and the mean force.
+
+class Coordinate(NamedTuple):
+    """What a variable measures; registered beside it, for its options."""
+
+    unit: str  # "" has none
+    period: float | None = None  # after which its values come again, such as 2 pi rad
+
+
+class Variables(NamedTuple):
+    """Several variables together, of structures of the same atoms."""
+
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    periods: tuple[float | None, ...]
+    values: Variable
+
+
+class Moment(NamedTuple):
+    """What a bias learns from: a frame of one walker, or of all walkers [w] of a bias that they share."""
+
+    variables: Float[Array, "*w v"]
+    uncertainty: Float[Array, "*w"]  # in the measure of the bias; 0 where it has none
+    slope: Float[Array, "*w n 3"]  # of the uncertainty, with positions
+    force: Float[Array, "*w n 3"]  # eV/Å, committee mean
+    structure: Structure
+    time: Float[Array, "*w"]  # fs since the walker began
+    physical: Bool[Array, "*w"]  # False: the walker has left the physical, and will be rewound
+
+
+class Bias(NamedTuple):
+    """An energy that drives walkers; scores, labels and reports are without it.
+
+    It is a function of collective variables, of a measure of uncertainty, of the structure and of time, and may
+    remember: its state is a pytree of fixed shapes in the dtype of the positions. `init` begins the state of a walker,
+    given its structure and number. `learn` comes before `energy` at every step. Where `shared` all walkers have one
+    state, the first one's to begin with, which learns from all of them at once. A walker that is rewound has the state
+    of its trusted frame again; shared ones go on, and `rewind` of (present state, that of the trusted frame, its
+    structure, time) says what else is to be.
     """
 
-    measure: Score | None  # None: the standard deviation of the energy, eV
-    init: Callable[[Structure], PyTree]
-    learn: Callable[[PyTree, Float[Array, ""], Float[Array, "n 3"], Float[Array, "n 3"]], PyTree]
-    energy: Callable[[PyTree, Float[Array, ""], Structure], Float[Array, ""]]  # eV
-    largest: float  # eV/Å, of the bias force on an atom; a larger one scales the whole bias down
+    init: Callable[[Structure, Int[Array, ""]], PyTree]
+    # (state, variables, uncertainty, structure, time in fs) -> eV
+    energy: Callable[[PyTree, Float[Array, "v"], Float[Array, ""], Structure, Float[Array, ""]], Float[Array, ""]]
+    learn: Callable[[PyTree, Moment], PyTree]
+    measure: Score | None = None  # None: it knows nothing of the uncertainty
+    shared: bool = False
+    largest: float | None = None  # eV/Å, of the bias force on an atom; a larger one scales the whole bias down
+    rewind: Callable[[PyTree, PyTree, Structure, Float[Array, ""]], PyTree] | None = None
 
 
 class GateState(NamedTuple):

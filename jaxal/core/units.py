@@ -5,6 +5,8 @@ to the digits that matter here. A quantity option of a part is annotated `Annota
 a plain float in code, and the configuration accepts a number in that unit or text such as "0.5 fs".
 """
 
+import math
+import re
 from typing import NamedTuple
 
 BOLTZMANN = 8.617333262e-5  # eV/K
@@ -56,6 +58,8 @@ SYMBOLS: dict[str, tuple[str, float]] = {
     "min": ("wall time", 60.0),
     "h": ("wall time", 3600.0),
     "K": ("temperature", 1.0),
+    "rad": ("angle", 1.0),
+    "deg": ("angle", math.pi / 180),
     "eV/Å": ("force", 1.0),
     "eV/A": ("force", 1.0),
     "meV/Å": ("force", 1e-3),
@@ -69,6 +73,12 @@ SYMBOLS: dict[str, tuple[str, float]] = {
     "eV/atom": ("energy per atom", 1.0),
     "meV/atom": ("energy per atom", 1e-3),
 }
+
+
+def amount(text: str) -> tuple[float, str] | None:
+    """The number and the symbol of text such as "0.5 fs"; None for any other."""
+    match = re.fullmatch(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S.*?)\s*", text)
+    return (float(match[1]), match[2]) if match else None
 
 
 def to_unit(value: float, given: str, wanted: str) -> float:

@@ -9,9 +9,10 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from jaxal.core.errors import InputError, InputWarning
-from jaxal.data import files, labels
-from jaxal.data.electrons import unread
+from jaxal.data import electrons, files, labels
+from jaxal.data.electrons import State, unread
 from jaxal.data.frames import Frame, overlap, with_electrons
+from jaxal.data.lattice import letters
 
 DECIMALS = 6  # of a coordinate, Å: structures that agree so far are the same, as in a label store
 STRESS, FORCE, NET, ENERGY = 1.0, 30.0, 0.1, 10.0  # eV/Å^3, eV/Å, eV/Å, eV/atom: beyond these a number looks wrong
@@ -87,26 +88,32 @@ def of_one_method(
     return chosen
 
 
-def one_surface(frames: Sequence[Frame], source: str) -> tuple[int, int]:
-    """Charge and spin of all frames. Raises InputError where they differ: a model has one energy surface."""
-    first = frames[0].charge or 0, frames[0].spin or 0
+def state_of(frame: Frame) -> State:
+    """Charge and unpaired electrons of a frame."""
+    return frame.charge or 0, frame.spin or 0
+
+
+def states_of(frames: Sequence[Frame]) -> tuple[State, ...]:
+    """Charges and spins that occur in the frames: the energy surfaces that a model of them has."""
+    return tuple(sorted({state_of(frame) for frame in frames}))
+
+
+def check_states(frames: Sequence[Frame], known: Sequence[State], source: str, where: str) -> None:
+    """Raises InputError for a charge and spin that is not among those `known`, which `where` has."""
     for number, frame in enumerate(frames):
-        if (own := (frame.charge or 0, frame.spin or 0)) != first:
-            what = (
-                f"frame 0 has charge {first[0]} and spin {first[1]}, frame {number} charge {own[0]} and spin {own[1]}"
-            )
-            raise InputError(f"{source}: {what}; a model is of one charge and spin, give frames of one only")
-    return first
+        if (state := state_of(frame)) not in known:
+            what = f"frame {number} has {electrons.listed([state])}, of which {where} has no frame"
+            raise InputError(f"{source}: {what}; it has {electrons.listed(known)}")
 
 
 def groups(frames: Sequence[Frame]) -> np.ndarray:
-    """The number of each frame's structure, [b]: equal where atoms, cell and electrons are the same."""
+    """The number of each frame's structure, [b]: equal where atoms, cell, periodicity and electrons are the same."""
     numbers: dict[bytes, int] = {}
     keys = []
     for frame in frames:
         parts = [np.round(x, DECIMALS) + 0.0 for x in (frame.position, frame.lattice)]  # -0.0 + 0.0 = 0.0
         key = b"|".join([frame.numbers.tobytes(), *(part.tobytes() for part in parts)])
-        key += f"{frame.charge} {frame.spin}".encode()
+        key += f"{letters(frame.periodic)} {frame.charge} {frame.spin}".encode()
         keys.append(numbers.setdefault(key, len(numbers)))
     return np.array(keys)
 
@@ -131,19 +138,19 @@ def tell_duplicates(frames: Sequence[Frame], source: str) -> np.ndarray:
 def held_out(frames: Sequence[Frame], group: np.ndarray, fraction: float) -> np.ndarray:
     """Marks about `fraction` of the structures, at least one, evenly spaced and away from both ends, [b].
 
-    Copies of a structure stay on one side, and structures that hold the only atoms of an element are trained on. None
-    is marked where that leaves nothing to hold out.
+    Copies of a structure stay on one side, and structures that hold the only atoms of an element, or are the only ones
+    of a charge and spin, are trained on. None is marked where that leaves nothing to hold out.
     """
     number = int(group.max()) + 1
-    elements = [set[int]() for _ in range(number)]
+    elements = [set[int | State]() for _ in range(number)]
     for frame, of in zip(frames, group, strict=True):
-        elements[of] |= set(frame.numbers.tolist())
+        elements[of] |= {*frame.numbers.tolist(), state_of(frame)}
     count = max(1, round(fraction * number))
     held = np.zeros(number, bool)
 
     def can(one: int) -> bool:
         others = [elements[i] for i in range(number) if i != one and not held[i]]
-        return not held[one] and elements[one] <= set[int]().union(*others)
+        return not held[one] and elements[one] <= set[int | State]().union(*others)
 
     for place in ((np.arange(count) + 0.5) * number / count).astype(int):
         near = sorted(range(number), key=lambda one, place=place: (abs(one - place), one))
@@ -207,10 +214,10 @@ def _doubt_energies(numbered: Sequence[tuple[int, Frame]], source: str) -> None:
             what = f"below what all its electrons can have, {lowest:.4g} eV"
             tell(f"{source}: the energy of frame {number}, {frame.label.energy:.6g} eV, is {what}; energies are in eV")
             return
-    compositions: dict[tuple[int, ...], list[int]] = {}
+    compositions: dict[tuple[tuple[int, ...], State], list[int]] = {}
     for row, (_, frame) in enumerate(numbered):
-        compositions.setdefault(tuple(sorted(frame.numbers.tolist())), []).append(row)
-    for atoms, rows in compositions.items():
+        compositions.setdefault((tuple(sorted(frame.numbers.tolist())), state_of(frame)), []).append(row)
+    for (atoms, _), rows in compositions.items():
         energy = np.array([numbered[row][1].label.energy for row in rows]) / len(atoms)
         if len(rows) < 3 or not np.isfinite(energy).any():
             continue

@@ -1,6 +1,6 @@
 """Charge and unpaired electrons of a structure: where a file may say them, and which numbers can be."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,11 +31,28 @@ GROUND_SPINS = (
 ALIKE = ("charge", "spin", "multiplicity", "mult", "uhf", "nelectrons", "n_electrons", "nelec")
 
 
+State = tuple[int, int]  # charge, e, and number of unpaired electrons: which energy surface of the atoms is meant
+
+
 class Electrons(NamedTuple):
     """What is said of the electrons of a structure; None where nobody says it."""
 
     charge: int | None = None  # e
     spin: int | None = None  # number of unpaired electrons
+
+
+def states(charge: Any, spin: Any) -> tuple[State, ...]:
+    """The pairs of charge and spin that occur among those of structures [b], sorted."""
+    pairs = zip(np.ravel(np.asarray(charge)), np.ravel(np.asarray(spin)), strict=True)
+    return tuple(sorted({(int(one), int(other)) for one, other in pairs}))
+
+
+def listed(states: Collection[State]) -> str:
+    """Charges and spins in words: `charge 0 with 0 unpaired electrons, charge +1 with 1`."""
+    first, *rest = sorted(set(states))
+    words = [f"charge {first[0] or 0:+d} with {first[1]} unpaired electron{'s' if first[1] != 1 else ''}"]
+    words += [f"charge {charge:+d} with {spin}" for charge, spin in rest]
+    return ", ".join(words).replace("charge +0", "charge 0")
 
 
 def whole(value: Any, name: str) -> int:

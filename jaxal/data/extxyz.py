@@ -22,6 +22,7 @@ from jaxal.core.errors import InputError
 from jaxal.data import frames
 from jaxal.data.frames import Frame
 from jaxal.data.labels import voigt_to_matrix
+from jaxal.data.lattice import letters
 
 COLUMNS = 10_000  # of one property
 SHOWN = 30  # characters of what is wrong in a message
@@ -216,7 +217,7 @@ def text_of(frame: Frame) -> str:
     if "stress" in results:
         words.append(f'stress="{_numbers(stress.T)}"')
     words += [f"{_key(key)}={_word(value, key)}" for key, value in frames.info_of(frame).items()]
-    words.append('pbc="T T T"' if frame.periodic else 'pbc="F F F"')
+    words.append(f'pbc="{" ".join(letters(frame.periodic))}"')
     rows = [" ".join(row) for row in zip(*columns, strict=True)]
     return "\n".join([str(len(frame.numbers)), " ".join(words), *rows]) + "\n"
 

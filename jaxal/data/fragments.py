@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxal.core.precision import exact
 from jaxal.core.types import Neighbors, Structure
 from jaxal.data import neighbors as lists
+from jaxal.data.cell import completed, inverse
 
 
 def isolated(cutoff: float, structure: Structure, near: Neighbors) -> Bool[Array, "n"]:
@@ -68,20 +69,17 @@ def unknown(cutoff: float, structure: Structure, near: Neighbors, known: Bool[Ar
 def gap(structure: Structure) -> Float[Array, ""]:
     """The widest gap between two parts of a structure, Å: the longest edge of its minimum spanning tree.
 
-    Parts are closer than this to others, whichever way the atoms are divided in two. 0 for a single atom. In a cell
-    the nearest image counts, exactly so for gaps below half of the cell's smallest height. Prim's algorithm, linear in
-    the atoms for each of them (Bell Syst. Tech. J. 36, 1389, 1957). NaN where a position is not a number.
+    Parts are closer than this to others, whichever way the atoms are divided in two. 0 for a single atom. Of what
+    repeats the nearest image counts, exactly so for gaps below half of the cell's smallest height. Prim's algorithm,
+    linear in the atoms for each of them (Bell Syst. Tech. J. 36, 1389, 1957). NaN where a position is not a number.
     """
-    position, cell = structure.position, structure.cell
-    periodic = jnp.any(cell != 0)
-    safe = jnp.where(periodic, cell, jnp.eye(3, dtype=cell.dtype))
-    planes = jnp.cross(jnp.roll(safe, -1, 0), jnp.roll(safe, -2, 0))
-    inverse = planes / jnp.sum(safe[0] * planes[0])  # rows; the inverse of the cell in closed form, transposed
+    position, cell, periodic = structure.position, structure.cell, structure.periodic
+    reciprocal = inverse(completed(cell, periodic))
 
     def distances(atom: Int[Array, ""]) -> Float[Array, "n"]:
         vector = position - position[atom]
-        images = jnp.where(periodic, jnp.round(vector @ inverse.T), 0.0)
-        return jnp.sqrt(jnp.sum((vector - images @ safe) ** 2, axis=-1))
+        images = jnp.where(periodic, jnp.round(vector @ reciprocal), 0.0)
+        return jnp.sqrt(jnp.sum((vector - images @ cell) ** 2, axis=-1))
 
     def join(_, carry: tuple[Bool[Array, "n"], Float[Array, "n"], Float[Array, ""]]):
         joined, distance, widest = carry

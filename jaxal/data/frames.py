@@ -16,13 +16,12 @@ from ase.neighborlist import neighbor_list
 
 from jaxal.core.errors import InputError
 from jaxal.data import electrons as charges
-from jaxal.data import labels
+from jaxal.data import labels, lattice
 from jaxal.data.labels import Numbers, Share
 
 # No reference method labels more, and a committee on several walkers has no memory for them.
 MOST_ATOMS = 10_000
 NEAREST = 0.2  # of the sum of two atoms' covalent radii: 0.12 Å for H2, far below what any dynamics visits
-FLAT = 1e-6  # Å^3; a cell of less has no volume
 STANDARD = 1e-4  # amu; a mass so near the element's own is the element's own
 ISOLATED = ("isolatedatom", "isolated_atom", "isolated atom")  # config_type of free atoms, in lower case
 ORIGIN = ("method", "version", "key", "status", "reason", "seconds")
@@ -52,8 +51,8 @@ class Frame(NamedTuple):
 
     numbers: np.ndarray  # [n] atomic numbers
     position: np.ndarray  # [n 3] Å
-    cell: np.ndarray  # [3 3] Å, rows are lattice vectors; of an open structure it is only carried
-    periodic: bool  # in all three directions, or in none
+    cell: np.ndarray  # [3 3] Å, rows are lattice vectors; those along open directions are only carried
+    periodic: np.ndarray  # [3] bool, which lattice vectors repeat
     mass: np.ndarray  # [n] amu
     fixed: np.ndarray  # [n] bool, atoms that nothing moves
     charge: int | None  # e; None where nobody says it
@@ -66,13 +65,14 @@ class Frame(NamedTuple):
 
     @property
     def lattice(self) -> np.ndarray:
-        """The cell [3 3] that counts: zeros for an open structure."""
-        return self.cell if self.periodic else np.zeros((3, 3))
+        """The cell [3 3] that counts: zeros for an open structure; a slab's has the vacuum vector it came with."""
+        return self.cell if self.periodic.any() else np.zeros((3, 3))
 
     @property
     def label(self) -> Numbers:
-        """The numbers that can be learned from, see `labels.known`."""
-        return labels.known(self.numeric, self.fixed, self.share)
+        """The numbers that can be learned from, see `labels.known`; a stress in the directions that repeat."""
+        numbers = labels.known(self.numeric, self.fixed, self.share)
+        return numbers._replace(stress=lattice.along_periodic(numbers.stress, self.cell, self.periodic))
 
 
 def of_atoms(atoms: ase.Atoms, labeled: bool = True) -> Frame:
@@ -80,21 +80,21 @@ def of_atoms(atoms: ase.Atoms, labeled: bool = True) -> Frame:
 
     Results of a calculator count only where they are of these very atoms. Raises InputError for what cannot be carried:
     no atoms or too many, dummy atoms, partial occupancies, constraints other than fixed atoms, positions or cells that
-    are not finite, cells that repeat in one or two directions, electrons that cannot be.
+    are not finite, periodic lattice vectors that span nothing, electrons that cannot be.
     """
     numbers = np.array(atoms.numbers, np.int64)
     _check_atoms(atoms, numbers)
-    cell, periodic = _cell_of(atoms)
+    cell, periodic = cell_of(atoms)
     info = {str(key): value for key, value in atoms.info.items()}
     electrons = charges.electrons_of(info, atoms.arrays)
-    if electrons.spin is not None and not periodic:  # the bands of a crystal hold as many as they like
+    if electrons.spin is not None and not periodic.any():  # the bands of a crystal hold as many as they like
         charges.check_electrons(numbers, electrons.charge or 0, electrons.spin)
     share = labels.share_of(info)
     numeric = Numbers(float("nan"), np.full((len(numbers), 3), np.nan), np.full((3, 3), np.nan))
     status = _text(info.get("status"))
     if labeled and status != "failed":
         zero = np.zeros((3, 3))
-        numeric = labels.numbers_of(info, atoms.arrays, _results(atoms), cell if periodic else zero)
+        numeric = labels.numbers_of(info, atoms.arrays, _results(atoms), cell if periodic.any() else zero)
     isolated = _text(info.get("config_type")).strip().lower() in ISOLATED
     if isolated and len(numbers) != 1:
         raise InputError(f"config_type={info['config_type']}, but it has {len(numbers)} atoms; a free atom is one")
@@ -138,20 +138,20 @@ def bare(
     numbers: np.ndarray,
     position: np.ndarray,
     cell: np.ndarray,
+    periodic: np.ndarray,
     mass: np.ndarray,
     fixed: np.ndarray,
     charge: int | None,
     spin: int | None,
     numeric: Numbers | None = None,
 ) -> Frame:
-    """A frame of nothing but this; a cell of zeros is an open structure."""
-    cell = np.asarray(cell, float)
+    """A frame of nothing but this."""
     nothing = Numbers(float("nan"), np.full((len(numbers), 3), np.nan), np.full((3, 3), np.nan))
     return Frame(
         numbers=np.asarray(numbers, np.int64),
         position=np.asarray(position, float),
-        cell=cell,
-        periodic=bool(cell.any()),
+        cell=np.asarray(cell, float),
+        periodic=np.asarray(periodic, bool),
         mass=np.asarray(mass, float),
         fixed=np.asarray(fixed, bool),
         charge=charge,
@@ -166,7 +166,8 @@ def bare(
 
 def stripped(frame: Frame) -> Frame:
     """The structure of a frame with its masses, fixed atoms and electrons, without anything else."""
-    return bare(frame.numbers, frame.position, frame.lattice, frame.mass, frame.fixed, frame.charge, frame.spin)
+    geometry = frame.numbers, frame.position, frame.lattice, frame.periodic
+    return bare(*geometry, frame.mass, frame.fixed, frame.charge, frame.spin)
 
 
 def results_of(frame: Frame) -> dict[str, Any]:
@@ -209,7 +210,7 @@ def with_electrons(frame: Frame, charge: int | None, spin: int | None, section: 
             what = f"its {name} is {own}, but {section}.{name} is {configured}"
             raise InputError(f"{what}; give the same, or leave it out")
         values[name] = own if configured is None else configured
-    if (values["spin"] is not None or values["charge"]) and not frame.periodic:
+    if (values["spin"] is not None or values["charge"]) and not frame.periodic.any():
         try:
             charges.check_electrons(frame.numbers, values["charge"] or 0, values["spin"] or 0)
         except InputError as error:
@@ -276,18 +277,17 @@ def _share(part: Any) -> float:
         raise InputError(f"an occupancy is {str(part)[:30]!r}, which is no number") from None
 
 
-def _cell_of(atoms: ase.Atoms) -> tuple[np.ndarray, bool]:
-    cell = np.array(atoms.cell.array, float)
+def cell_of(atoms: ase.Atoms) -> tuple[np.ndarray, np.ndarray]:
+    """The cell [3 3] and which of its vectors repeat [3]. Raises InputError where these span nothing."""
+    cell, periodic = np.array(atoms.cell.array, float), np.array(atoms.pbc, bool)
     if not np.all(np.isfinite(cell)):
         raise InputError("a lattice vector is not a finite number")
-    if atoms.pbc.any() and not atoms.pbc.all():
-        raise InputError(
-            f"periodic in {int(atoms.pbc.sum())} directions; use none or three (for a slab: three, with vacuum in the "
-            "cell)"
-        )
-    if atoms.pbc.all() and abs(np.linalg.det(cell)) < FLAT:
-        raise InputError("periodic, but its cell has no volume; give Lattice=...")
-    return cell, bool(atoms.pbc.all())
+    if lattice.spanned(cell, periodic) < lattice.FLAT:
+        if periodic.all():
+            raise InputError("periodic, but its cell has no volume; give Lattice=..., or pbc as it is")
+        what = f"periodic along {lattice.named(periodic)}, but these lattice vectors span nothing"
+        raise InputError(f"{what}; give Lattice=..., or pbc as it is")
+    return cell, periodic
 
 
 def fixed_atoms(atoms: ase.Atoms) -> np.ndarray:

@@ -45,7 +45,7 @@ class Share(NamedTuple):
 def numbers_of(info: Mapping[str, Any], arrays: Mapping[str, Any], results: Mapping[str, Any], cell: Any) -> Numbers:
     """The reference numbers of a frame of atoms with `info`, `arrays` and the `results` of a calculator.
 
-    `cell` [3 3] in Å is zero for an open structure, which has no stress. The energy is the one whose gradient the
+    `cell` [3 3] in Å; where it has no volume there is no stress. The energy is the one whose gradient the
     forces are: `free_energy` where there is one. A virial in eV is minus the stress times the volume. Raises InputError
     for what is no number or does not fit, and where the families of keys hold different quantities.
     """

@@ -1,9 +1,10 @@
-"""Fixed-capacity dense neighbors for open and periodic structures, however small or large the cell.
+"""Fixed-capacity dense neighbors for structures periodic in any directions, however small or large the cell.
 
 A list [n, k] holds every pair of images closer than cutoff + skin, so it stays valid until atoms and cell have
 moved the equivalent of half the skin. Small structures search all pairs and the needed lattice images: quadratic in the
-atoms, exact for cells shorter than the cutoff. Large cells are cut into bins at least cutoff + skin wide, and an atom
-looks into the 27 around it: linear in the atoms. How many slots, images and bins there are is fixed in a `Spec` by the
+atoms, exact for cells shorter than the cutoff. Large structures are cut into bins at least cutoff + skin wide, and an
+atom looks into the 27 around it: linear in the atoms. Along a periodic direction bins divide the cell, along an open
+one the distance from the first to the last atom. How many slots, images and bins there are is fixed in a `Spec` by the
 host; too few of any is reported in `Neighbors.overflow`, never silently wrong.
 """
 
@@ -18,9 +19,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxal.core.precision import exact
 from jaxal.core.types import Neighbors, Structure
-from jaxal.data.cell import inverse
+from jaxal.data import lattice
+from jaxal.data.cell import completed, fractional, inverse
 
 LARGE = 400  # atoms from which on bins pay
+ACROSS, BINS = 3, 27  # bins along each periodic direction, and in all, from which on they pay
 ROWS = 2048  # atoms whose reversed pairs are looked up at a time
 LISTED = 1.25  # room of a list with a skin, over the neighbors there are
 
@@ -31,57 +34,56 @@ class Spec(NamedTuple):
     cutoff: float  # Å
     skin: float  # Å, added to the cutoff when searching
     capacity: int  # slots per atom
-    images: tuple[int, int, int]  # lattice images searched on either side, after wrapping to the nearest
+    images: tuple[int, int, int]  # lattice images searched on either side, after wrapping to the nearest; 0: open
     bins: tuple[int, int, int] | None = None  # along the lattice vectors; None searches all pairs
     bin_slots: int = 0  # atoms in a bin, at most
     close: int = 0  # slots for those within the cutoff itself; 0 = as many as `capacity`
 
 
-def _heights(cell: np.ndarray) -> np.ndarray | None:
-    """Distances between the lattice planes of each direction, Å; None for an open structure."""
-    volume = abs(np.linalg.det(cell))
-    if volume < 1e-12:
-        return None
-    return volume / np.linalg.norm(np.cross(np.roll(cell, -1, 0), np.roll(cell, -2, 0)), axis=1)
-
-
-def _images(cell: np.ndarray, reach: float) -> np.ndarray:
-    """Images needed on either side of the nearest one, per direction; zeros for an open structure."""
-    height = _heights(cell)
+def _images(cell: np.ndarray, periodic: np.ndarray, reach: float) -> np.ndarray:
+    """Images needed on either side of the nearest one, per direction; zeros along open ones."""
     # a fractional difference in [-1/2, 1/2] plus s reaches (|s| - 1/2) heights
-    return np.zeros(3, int) if height is None else np.floor(reach / height + 0.5).astype(int)
+    return np.where(periodic, np.floor(reach / lattice.heights(cell, periodic) + 0.5), 0).astype(int)
 
 
-def _bins(cell: np.ndarray, reach: float) -> np.ndarray:
-    """How often `reach` fits between the lattice planes, per direction; zeros for an open structure."""
-    height = _heights(cell)
-    return np.zeros(3, int) if height is None else np.floor(height / reach).astype(int)
+def _bins(position: list[np.ndarray], cell: np.ndarray, periodic: np.ndarray, reach: float) -> np.ndarray | None:
+    """How often `reach` fits between the lattice planes, or, where no structure repeats, between first and last atom.
+
+    `position` [b] holds the atoms of each structure without padding. None where bins do not pay.
+    """
+    heights = np.array([lattice.heights(*each) for each in zip(cell, periodic, strict=True)])
+    placed = zip(position, cell, periodic, strict=True)
+    extents = np.array([np.ptp(x @ lattice.inverse(*each), axis=0) for x, *each in placed])
+    repeated = np.any(periodic, axis=0)
+    narrowest = np.min(np.where(periodic, heights, np.inf), axis=0)
+    bins = np.maximum(np.floor(np.where(repeated, narrowest, extents.max(axis=0)) / reach), 1).astype(int)
+    return bins if np.all(bins[repeated] >= ACROSS) and np.prod(bins) >= BINS else None
 
 
 def plan(structures: Structure, cutoff: float, skin: float = 0.0, margin: float = 1.15, shrink: float = 0.97) -> Spec:
     """A Spec with room for the given structures (one, or a batch [b]) and `margin` times their neighbors.
 
     Host side. With a skin the list itself, which costs little, has more room than what is taken from it. Images and
-    bins also serve cells that a barostat makes shorter by the factor `shrink`. For an open structure the capacity never
-    exceeds atoms - 1.
+    bins also serve cells that a barostat makes shorter by the factor `shrink`. Where nothing is periodic the capacity
+    never exceeds atoms - 1.
     """
     lead = np.ndim(structures.charge)
     flat = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *np.shape(x)[lead:]), structures)
-    position, species, cell = flat[:3]
+    position, species, cell, periodic = flat[:4]
     reach = cutoff + skin
-    shrunk = [shrink * c.astype(float) for c in cell]
-    images = np.max([_images(c, reach) for c in shrunk], axis=0)
+    shrunk = shrink * cell.astype(float)
+    images = np.max([_images(*each, reach) for each in zip(shrunk, periodic, strict=True)], axis=0)
     spec = Spec(cutoff, skin, 1, (int(images[0]), int(images[1]), int(images[2])))
-    bins = np.min([_bins(c, reach) for c in shrunk], axis=0)
-    if position.shape[1] >= LARGE and bins.min() >= 3:
+    atoms = [x[s >= 0].astype(float) for x, s in zip(position, species, strict=True)]
+    if position.shape[1] >= LARGE and (bins := _bins(atoms, shrunk, periodic, reach)) is not None:
         three = int(bins[0]), int(bins[1]), int(bins[2])
-        most = max(_fullest(three, p.astype(float), s, c) for p, s, c in zip(position, species, cell, strict=True))
+        most = max(_fullest(three, *each, reach) for each in zip(atoms, cell, periodic, strict=True))
         spec = spec._replace(images=(0, 0, 0), bins=three, bin_slots=int(np.ceil(1.5 * most)) + 2)
     frames = [jax.tree.map(lambda x, row=row: jnp.asarray(x[row]), flat) for row in range(len(position))]
 
     def slots(each: Spec, margin: float) -> int:
         room = max(1, int(np.ceil(margin * max(int(np.max(_counts(each, frame))) for frame in frames))))
-        return room if np.any(cell) else min(room, max(1, position.shape[1] - 1))
+        return room if np.any(periodic) else min(room, max(1, position.shape[1] - 1))
 
     spec = spec._replace(capacity=slots(spec, margin if skin == 0 else max(margin, LISTED)))
     close = slots(spec._replace(skin=0.0), margin) if skin else spec.capacity
@@ -91,7 +93,7 @@ def plan(structures: Structure, cutoff: float, skin: float = 0.0, margin: float 
 def larger(spec: Spec, structures: Structure, shrink: float = 0.9) -> Spec:
     """More room of every kind than `spec` has, after an overflow near `structures`; `shrink` as in `plan`."""
     planned = plan(jax.device_get(structures), spec.cutoff, spec.skin, LISTED, shrink)
-    most = structures.species.shape[-1] - 1 if not np.any(np.asarray(structures.cell)) else np.inf
+    most = structures.species.shape[-1] - 1 if not np.any(np.asarray(structures.periodic)) else np.inf
     capacity = int(min(max(planned.capacity, 1.5 * spec.capacity + 1), max(1, most)))
     close = int(min(max(planned.close, LISTED * spec.close + 1), capacity)) if spec.close else 0
     images = planned.images
@@ -101,22 +103,21 @@ def larger(spec: Spec, structures: Structure, shrink: float = 0.9) -> Spec:
     return planned._replace(capacity=capacity, images=images, bin_slots=slots if planned.bins else 0, close=close)
 
 
-def _fullest(bins: tuple[int, int, int], position: np.ndarray, species: np.ndarray, cell: np.ndarray) -> int:
-    """Atoms in the fullest bin."""
-    fractional = position[species >= 0] @ np.linalg.inv(cell.astype(float))
-    place = np.minimum(((fractional - np.floor(fractional)) * bins).astype(int), np.array(bins) - 1)
+def _fullest(
+    bins: tuple[int, int, int], position: np.ndarray, cell: np.ndarray, periodic: np.ndarray, reach: float
+) -> int:
+    """Atoms in the fullest bin, as `_binned` cuts them."""
+    along = position @ lattice.inverse(cell.astype(float), periodic)
+    low = along.min(axis=0)
+    width = np.maximum((along.max(axis=0) - low) / bins, reach)
+    place = np.where(periodic, (along - np.floor(along)) * bins, (along - low) / width)
+    place = np.clip(place.astype(int), 0, np.array(bins) - 1)
     return int(np.bincount(np.ravel_multi_index(tuple(place.T), bins)).max())
 
 
 def _stencil(images: tuple[int, int, int]) -> Int[np.ndarray, "q 3"]:
     axes = [np.arange(-i, i + 1) for i in images]
     return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-
-
-def _fractional(vector: Float[Array, "... 3"], cell: Float[Array, "3 3"]) -> Float[Array, "... 3"]:
-    periodic = jnp.any(cell != 0)
-    safe = jnp.where(periodic, cell, jnp.eye(3, dtype=cell.dtype))
-    return jnp.where(periodic, vector @ inverse(safe), 0.0)
 
 
 class _Pairs(NamedTuple):
@@ -134,18 +135,18 @@ def _search(spec: Spec, structure: Structure) -> _Pairs:
 
 def _all_pairs(spec: Spec, structure: Structure) -> _Pairs:
     """Every image of every atom."""
-    position, species, cell = structure.position, structure.species, structure.cell
+    position, species, cell, periodic = structure[:4]
     number = position.shape[0]
     stencil = _stencil(spec.images)
     difference = position[None, :, :] - position[:, None, :]  # [i, j, 3] from i to j
-    nearest = -jnp.round(_fractional(difference, cell))
+    nearest = -jnp.round(fractional(difference, cell, periodic))
     vector = (difference + nearest @ cell)[:, :, None, :] + jnp.asarray(stencil, cell.dtype) @ cell  # [i, j, q, 3]
     square = jnp.sum(vector**2, axis=-1)
     real = (species >= 0)[:, None] & (species >= 0)[None, :]
     same = np.eye(number, dtype=bool)[:, :, None] & np.all(stencil == 0, axis=1)
-    # an open structure has zeros for a cell: its images are all the same atom
-    open_copy = ~jnp.any(cell != 0) & np.any(stencil != 0, axis=1)
-    square = jnp.where(real[:, :, None] & ~same & ~open_copy, square, jnp.inf)
+    # another structure of the batch may repeat where this one is open
+    no_image = jnp.any(~periodic & (stencil != 0), axis=1)
+    square = jnp.where(real[:, :, None] & ~same & ~no_image, square, jnp.inf)
     nearest = nearest.astype(jnp.int32)
 
     def shift(place):
@@ -153,7 +154,7 @@ def _all_pairs(spec: Spec, structure: Structure) -> _Pairs:
         return whole + jnp.asarray(stencil, jnp.int32)[place % len(stencil)]
 
     return _Pairs(
-        square.reshape(number, -1), lambda place: place // len(stencil), shift, _too_few_images(spec, structure.cell)
+        square.reshape(number, -1), lambda place: place // len(stencil), shift, _too_few_images(spec, cell, periodic)
     )
 
 
@@ -161,31 +162,38 @@ def _binned(spec: Spec, structure: Structure) -> _Pairs:
     """The atoms of the 27 bins around each atom."""
     assert spec.bins is not None
     bins, slots = np.array(spec.bins), spec.bin_slots
-    position, species, cell = structure.position, structure.species, structure.cell
-    number = position.shape[0]
-    fractional = position @ inverse(cell)
-    whole = jnp.floor(fractional)
-    wrapped = (fractional - whole) @ cell
-    place = jnp.clip(((fractional - whole) * bins).astype(jnp.int32), 0, bins - 1)  # [n, 3]
+    reach = spec.cutoff + spec.skin
+    position, species, _, periodic = structure[:4]
+    number, real = position.shape[0], (species >= 0)[:, None]
+    cell = completed(structure.cell, periodic)
+    along = position @ inverse(cell)  # along open directions in Å
+    whole = jnp.where(periodic, jnp.floor(along), 0.0)
+    wrapped = (along - whole) @ cell
+    low = jnp.min(along, axis=0, where=real, initial=jnp.inf)
+    high = jnp.max(along, axis=0, where=real, initial=-jnp.inf)
+    width = jnp.where(periodic, 1 / bins, jnp.maximum((high - low) / bins, reach)).astype(cell.dtype)
+    place = ((along - whole) * bins, (along - low) / width)
+    place = jnp.clip(jnp.where(periodic, *place).astype(jnp.int32), 0, bins - 1)  # [n, 3]
     linear = (place[:, 0] * bins[1] + place[:, 1]) * bins[2] + place[:, 2]
     linear = jnp.where(species >= 0, linear, bins.prod())  # padding goes into a bin nobody looks into
     order = jnp.argsort(linear)
     rank = jnp.arange(number) - jnp.searchsorted(linear[order], linear[order])
-    table = jnp.full((bins.prod() + 1, slots), number, jnp.int32)
+    table = jnp.full((bins.prod() + 2, slots), number, jnp.int32)  # the last one stays empty
     table = table.at[linear[order], rank].set(order.astype(jnp.int32), mode="drop")
     crowded = jnp.any((rank >= slots) & (linear[order] < bins.prod()))
 
-    around = place[:, None, :] + _stencil((1, 1, 1))  # [n, 27, 3]
+    first, second, third = (min(1, each - 1) for each in spec.bins)
+    around = place[:, None, :] + _stencil((first, second, third))  # [n, 27, 3], fewer where there is one bin
     image = jnp.floor_divide(around, bins)
     around = around - image * bins
     bin_ = (around[..., 0] * bins[1] + around[..., 1]) * bins[2] + around[..., 2]
-    index = table[bin_]  # [n, 27, slots]
+    beyond = jnp.any(~periodic & (image != 0), axis=-1)
+    index = table[jnp.where(beyond, bins.prod() + 1, bin_)]  # [n, 27, slots]
     vector = wrapped.at[index].get(mode="fill", fill_value=0) - wrapped[:, None, None, :]
     vector = vector + (image.astype(cell.dtype) @ cell)[:, :, None, :]
     square = jnp.sum(vector**2, axis=-1)
     itself = (index == jnp.arange(number)[:, None, None]) & jnp.all(image == 0, axis=-1)[:, :, None]
-    real = (index < number) & (species >= 0)[:, None, None]
-    square = jnp.where(real & ~itself, square, jnp.inf).reshape(number, -1)
+    square = jnp.where((index < number) & real[:, :, None] & ~itself, square, jnp.inf).reshape(number, -1)
     index = index.reshape(number, -1)
     whole = whole.astype(jnp.int32)
 
@@ -194,7 +202,7 @@ def _binned(spec: Spec, structure: Structure) -> _Pairs:
         across = jnp.take_along_axis(image, (chosen // slots)[:, :, None], axis=1)
         return across + whole[:, None, :] - other
 
-    narrow = jnp.any(_plane_distances(cell) < (spec.cutoff + spec.skin) * bins)
+    narrow = jnp.any(periodic & (_plane_distances(cell) < reach * bins))
     return _Pairs(square, lambda chosen: jnp.take_along_axis(index, chosen, axis=1), shift, crowded | narrow)
 
 
@@ -299,11 +307,9 @@ def _plane_distances(cell: Float[Array, "3 3"]) -> Float[Array, "3"]:
     return jnp.abs(jnp.sum(cell[0] * cross[0])) / jnp.linalg.norm(cross, axis=1)
 
 
-def _too_few_images(spec: Spec, cell: Float[Array, "3 3"]) -> Bool[Array, ""]:
-    periodic = jnp.any(cell != 0)
-    safe = jnp.where(periodic, cell, jnp.eye(3, dtype=cell.dtype))
-    needed = jnp.floor((spec.cutoff + spec.skin) / _plane_distances(safe) + 0.5)
-    return periodic & jnp.any(needed > jnp.asarray(spec.images))
+def _too_few_images(spec: Spec, cell: Float[Array, "3 3"], periodic: Bool[Array, "3"]) -> Bool[Array, ""]:
+    needed = jnp.floor((spec.cutoff + spec.skin) / _plane_distances(completed(cell, periodic)) + 0.5)
+    return jnp.any(periodic & (needed > jnp.asarray(spec.images)))
 
 
 @partial(jax.jit, static_argnums=0, inline=True)
@@ -312,13 +318,11 @@ def stale(spec: Spec, neighbors: Neighbors, structure: Structure) -> Bool[Array,
     """Whether a pair may have come closer than the cutoff without being listed.
 
     Two atoms approach by at most twice the largest displacement, measured after the homogeneous strain of the
-    cell, plus what the strain itself does to a distance of cutoff + skin.
+    cell's periodic vectors, plus what the strain itself does to a distance of cutoff + skin.
     """
-    real = structure.species >= 0
-    periodic = jnp.any(structure.cell != 0)
-    safe = jnp.where(periodic, neighbors.cell, jnp.eye(3, dtype=structure.cell.dtype))
-    current = jnp.where(periodic, structure.cell, jnp.eye(3, dtype=structure.cell.dtype))
-    strain = inverse(safe) @ current  # old row vector @ strain = strained row vector
+    real, periodic = structure.species >= 0, structure.periodic
+    # old row vector @ strain = strained row vector
+    strain = inverse(completed(neighbors.cell, periodic)) @ completed(structure.cell, periodic)
     moved = jnp.sqrt(
         jnp.max(jnp.sum((structure.position - neighbors.position @ strain) ** 2, -1), where=real, initial=0)
     )

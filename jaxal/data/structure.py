@@ -13,7 +13,7 @@ from ase.data import chemical_symbols
 
 from jaxal.core.errors import InputError
 from jaxal.core.types import Label, Structure
-from jaxal.data import frames
+from jaxal.data import frames, lattice
 from jaxal.data.frames import Frame
 from jaxal.data.labels import Numbers
 
@@ -73,6 +73,7 @@ def from_frames(
     position: Any = np.zeros((len(batch), size, 3), dtype)  # Any: the host's Structure holds numpy arrays
     species: Any = np.full((len(batch), size), -1, np.int32)
     cell: Any = np.zeros((len(batch), 3, 3), dtype)
+    periodic: Any = np.array([frame.periodic for frame in batch], bool).reshape(-1, 3)
     mass: Any = np.ones((len(batch), size), dtype)
     fixed: Any = np.zeros((len(batch), size), bool)
     for row, frame in enumerate(batch):
@@ -86,7 +87,7 @@ def from_frames(
         fixed[row, :atoms] = frame.fixed
     charges: Any = np.array([charge if frame.charge is None else frame.charge for frame in batch], np.int32)
     spins: Any = np.array([spin if frame.spin is None else frame.spin for frame in batch], np.int32)
-    return Structure(position, species, cell, mass, fixed, charges, spins)
+    return Structure(position, species, cell, periodic, mass, fixed, charges, spins)
 
 
 def to_frame(structure: Structure, table: Table, label: Label | None = None, reference: Any = None) -> Frame:
@@ -96,15 +97,17 @@ def to_frame(structure: Structure, table: Table, label: Label | None = None, ref
     """
     species = np.asarray(structure.species)
     real = species >= 0
-    cell = np.asarray(structure.cell, np.float64)
+    cell, periodic = np.asarray(structure.cell, np.float64), np.asarray(structure.periodic)
     numeric = None
     if label is not None:
         offset = 0.0 if reference is None else float(np.sum(np.asarray(reference)[species[real]]))
         force, stress = np.asarray(label.force, np.float64)[real], np.asarray(label.stress, np.float64)
-        numeric = Numbers(float(label.energy) + offset, force, stress if cell.any() else np.full((3, 3), np.nan))
+        volume = periodic.any() and abs(np.linalg.det(cell)) > lattice.FLAT
+        numeric = Numbers(float(label.energy) + offset, force, stress if volume else np.full((3, 3), np.nan))
     numbers = np.asarray(table, np.int64)[species[real]]
     position, mass, fixed = (np.asarray(x)[real] for x in (structure.position, structure.mass, structure.fixed))
-    return frames.bare(numbers, position, cell, mass, fixed, int(structure.charge), int(structure.spin), numeric)
+    electrons = int(structure.charge), int(structure.spin)
+    return frames.bare(numbers, position, cell, periodic, mass, fixed, *electrons, numeric)
 
 
 def to_atoms(structure: Structure, table: Table) -> ase.Atoms:

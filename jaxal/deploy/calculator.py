@@ -17,7 +17,7 @@ from ase.calculators import calculator as base
 from jaxal.core import plugins
 from jaxal.core.devices import ready, refuse_fork
 from jaxal.core.types import InputError, Prediction, Structure
-from jaxal.data import electrons
+from jaxal.data import electrons, frames, lattice
 from jaxal.data.labels import matrix_to_voigt
 from jaxal.data.structure import from_atoms
 from jaxal.deploy import model as models
@@ -36,7 +36,7 @@ def padded_size(atoms: int) -> int:
 
 
 def electrons_of(atoms: ase.Atoms, model: models.Model) -> tuple[int, int]:
-    """Charge (e) and number of unpaired electrons of a structure; the model's where it does not say them.
+    """Charge (e) and number of unpaired electrons of a structure; see `model.unsaid` where it does not say them.
 
     Raises InputError for what is no whole number, and for names in its info that contradict each other.
     """
@@ -44,7 +44,8 @@ def electrons_of(atoms: ase.Atoms, model: models.Model) -> tuple[int, int]:
         said = electrons.electrons_of(atoms.info, atoms.arrays)
     except InputError as error:
         raise InputError(f"atoms: {error}") from None
-    return model.charge if said.charge is None else said.charge, model.spin if said.spin is None else said.spin
+    charge, spin = (rest if own is None else own for own, rest in zip(said, models.unsaid(model), strict=True))
+    return charge or 0, spin or 0
 
 
 class Program:
@@ -99,16 +100,17 @@ class Calculator(base.Calculator):
         A model file, a run folder holding one, or a `jaxal.deploy.model.Model`.
 
     `results` hold float64 numbers: energy and free_energy (eV, total), forces [n, 3] (eV/Å), stress [6] (eV/Å^3,
-    ASE's sign and order, periodic structures only), force_spread [n] (committee standard deviation of each
-    atom's force vector, eV/Å), energy_spread (eV), supported (whether the structure is like those that the model was
-    trained on, by its features; False where that is not known) and estimated_error (eV/Å): a bound on the largest
-    error of an atom's force, kept with the probability `model.calibration.coverage` for structures like those that
-    calibrated it. It is NaN where the model has no bound, and infinite where the structure is not supported. A model of
-    one member without a method of uncertainty has no spread: the last four are absent.
+    ASE's sign and order, of what repeats in a cell that has a volume; zero along open directions), force_spread [n]
+    (committee standard deviation of each atom's force vector, eV/Å), energy_spread (eV), supported (whether the
+    structure is like those that the model was trained on, by its features; False where that is not known) and
+    estimated_error (eV/Å): a bound on the largest error of an atom's force, kept with the probability
+    `model.calibration.coverage` for structures like those that calibrated it. It is NaN where the model has no bound,
+    and infinite where the structure is not supported. A model of one member without a method of uncertainty has no
+    spread: the last four are absent.
 
-    Structures are open or periodic in all three directions. Raises InputError for anything else, for an element
-    the model does not know, for a charge or spin in `atoms.info` other than the model's, for a number of electrons that
-    cannot have its spin, and in a process that was forked from one that uses JAX;
+    Structures repeat in any directions, as `pbc` says. Raises InputError for one that cannot be, for an element the
+    model does not know, for a charge or spin in `atoms.info` that it was not trained at, for a number of electrons
+    that cannot have its spin, and in a process that was forked from one that uses JAX;
     ase.calculators.calculator.CalculationFailed where the model gives no finite number. Nothing is left in `results`
     of what was refused.
 
@@ -179,8 +181,8 @@ class Calculator(base.Calculator):
         """As of every ASE calculator; threads that share this one take turns."""
         with self._turn:
             asked = self.atoms if atoms is None else atoms
-            if name == "stress" and allow_calculation and asked is not None and not asked.pbc.all():
-                raise base.PropertyNotImplementedError("stress: the structure is not periodic")
+            if name == "stress" and allow_calculation and asked is not None and not _has_stress(asked):
+                raise base.PropertyNotImplementedError("stress: the structure has no periodic cell with a volume")
             return super().get_property(name, atoms, allow_calculation)
 
     def calculate(
@@ -211,7 +213,7 @@ class Calculator(base.Calculator):
         reference = float(self.model.reference[structure.species[0, :count]].sum())
         total = float(energy.mean()) + reference
         results = {"energy": total, "free_energy": total, "forces": force.mean(axis=0)}
-        if atoms.pbc.all():
+        if _has_stress(atoms):
             results["stress"] = matrix_to_voigt(stress.mean(axis=0))
         if not models.has_spread(self.model):
             return results
@@ -230,16 +232,16 @@ class Calculator(base.Calculator):
     def _structure(self, atoms: ase.Atoms) -> Structure:
         if len(atoms) == 0:
             raise InputError("atoms: there are none; give at least one")
-        if atoms.pbc.any() and not atoms.pbc.all():
-            raise InputError(
-                f"atoms.pbc: periodic in {int(atoms.pbc.sum())} directions; use none or three (a slab: three, with "
-                "vacuum in the cell)"
-            )
+        try:
+            cell, periodic = frames.cell_of(atoms)
+        except InputError as error:
+            raise InputError(f"atoms: {error}") from None
         charge, spin = electrons_of(atoms, self.model)
-        for name, value, trained in (("charge", charge, self.model.charge), ("spin", spin, self.model.spin)):
-            if value != trained:
-                raise InputError(f"atoms: their {name} is {value}, but the model was trained at {trained}")
-        if self.model.electrons and not atoms.pbc.all():  # the bands of a crystal hold as many as they like
+        try:
+            models.check_state(self.model, charge, spin)
+        except InputError as error:
+            raise InputError(f"atoms: {error}") from None
+        if self.model.electrons and not atoms.pbc.any():  # the bands of a crystal hold as many as they like
             try:
                 electrons.check_electrons(atoms.numbers, charge, spin)
             except InputError as error:
@@ -248,9 +250,14 @@ class Calculator(base.Calculator):
         near: Any = atoms.copy()
         near.set_constraint()  # what holds atoms is the business of what moves them
         near.info = {name: value for name, value in atoms.info.items() if name == "occupancy"}
-        if atoms.pbc.all():
+        if atoms.pbc.any():
             near.wrap()
-        else:
-            near.positions -= near.positions.mean(axis=0)
+        outward = lattice.completed(cell, periodic)[~periodic]
+        near.positions -= near.positions.mean(axis=0) @ outward.T @ outward
         dtype = np.float64 if self.model.precision == "float64" else np.float32
         return from_atoms([near], self.model.table, charge, spin, padded_size(len(atoms)), dtype)
+
+
+def _has_stress(atoms: ase.Atoms) -> bool:
+    """Whether something repeats, in a cell that has a volume."""
+    return bool(atoms.pbc.any()) and abs(np.linalg.det(atoms.cell.array)) > lattice.FLAT

@@ -21,19 +21,20 @@ from jaxal.core import discovery, plugins
 from jaxal.core.devices import ready, refuse_fork
 from jaxal.core.types import InputError, Params, Potential, Prediction, Structure
 from jaxal.data import neighbors
+from jaxal.data.electrons import State, listed
 from jaxal.uncertainty import bound
 from jaxal.uncertainty.bound import Calibration
 from jaxal.uncertainty.support import Support, novelty, of_arrays
 
 FILE_NAME = "model.npz"
-FORMAT = 5
-# as they are
-FIELDS = ("potential", "precision", "charge", "spin", "electrons", "heads", "signs", "uncertainty", "isolated")
+FORMAT = 6
+FIELDS = ("potential", "precision", "electrons", "heads", "signs", "uncertainty", "isolated")  # as they are
 KINDS = ("potential", "uncertainty")  # of the parts a model has
 
 SUPPORT = "support/"  # begins the names of its arrays in a file
 
-Specs = dict[tuple[int, bool], neighbors.Spec]  # (padded atoms, periodic) -> room for neighbors
+# (padded atoms, directions in which any structure repeats) -> room for neighbors
+Specs = dict[tuple[int, tuple[bool, ...]], neighbors.Spec]
 
 
 class Model(NamedTuple):
@@ -45,13 +46,12 @@ class Model(NamedTuple):
     params: Params  # sets of weights leading, [r]: the members of a full committee
     reference: np.ndarray  # [s] float64, eV: total energy = model's + sum of those of the atoms
     precision: str  # float32 or float64
-    charge: int  # e, at which it was trained
-    spin: int  # unpaired electrons, at which it was trained
+    states: tuple[State, ...]  # charges (e) and numbers of unpaired electrons at which it was trained
     heads: int = 1  # members on each set of weights
     signs: int = 0  # random combinations of them, see `committee.evaluation.Committee`
     uncertainty: str = "members"  # name of the registered method
     uncertainty_options: tuple[tuple[str, Any], ...] = ()
-    electrons: bool = True  # False: trained on structures that cannot have this charge and spin, as of a closed form
+    electrons: bool = True  # False: trained on structures that cannot have their charge and spin, as of a closed form
     isolated: bool = False  # isolated atoms are exact, of those species that its parameters say
     calibration: Calibration | None = None  # None: it has no bound
     support: Support | None = None  # None: it is not known what is supported
@@ -69,6 +69,23 @@ def potential(model: Model, sources: Mapping[str, Any] | None = None) -> Potenti
         return exact_when_isolated(own, model.table) if model.isolated else own
     except (TypeError, ValueError) as error:
         raise InputError(f"model: the potential {model.potential} cannot be built: {error}") from None
+
+
+def unsaid(model: Model) -> tuple[int | None, int | None]:
+    """Charge and spin of structures that do not say theirs: the model's; None, which is 0, if it has several."""
+    return model.states[0] if len(model.states) == 1 else (None, None)
+
+
+def check_state(model: Model, charge: int, spin: int) -> None:
+    """Raises InputError for a charge and spin that the model was not trained at."""
+    if (charge, spin) in model.states:
+        return
+    if len(model.states) != 1:
+        known = f"it knows {listed(model.states)}"
+        raise InputError(f"the model was not trained at {listed([(charge, spin)])}; {known}")
+    trained = model.states[0]
+    name, value, known = ("charge", charge, trained[0]) if charge != trained[0] else ("spin", spin, trained[1])
+    raise InputError(f"their {name} is {value}, but the model was trained at {known}")
 
 
 def committee(model: Model, batching: Batching = "auto", sources: Mapping[str, Any] | None = None) -> Committee:
@@ -112,6 +129,7 @@ def save(path: str | Path, model: Model) -> None:
         "options": dict(model.options),
         "uncertainty_options": dict(model.uncertainty_options),
         "table": list(model.table),
+        "states": [list(state) for state in model.states],
         "calibration": None if model.calibration is None else model.calibration.header(),
         "leaves": [[jax.tree_util.keystr(where), x.dtype.name] for (where, _), x in zip(leaves, values, strict=True)],
         "sources": {kind: source._asdict() for kind, source in sources.items() if source is not None},
@@ -186,6 +204,7 @@ def _described(header: dict[str, Any], reference: np.ndarray) -> Model:
         options=tuple((name, _frozen(value)) for name, value in header["options"].items()),
         uncertainty_options=tuple((name, _frozen(value)) for name, value in header["uncertainty_options"].items()),
         table=tuple(int(number) for number in header["table"]),
+        states=tuple((int(charge), int(spin)) for charge, spin in header["states"]),
         params={},
         reference=reference,
         calibration=bound.of_header(header["calibration"]),
@@ -269,7 +288,7 @@ def predictor(
 
     def evaluate(structures: Structure) -> Prediction:
         structures = jax.tree.map(jnp.asarray, structures)
-        kind = (structures.species.shape[-1], bool(np.any(np.asarray(structures.cell))))
+        kind = structures.species.shape[-1], tuple(np.any(np.asarray(structures.periodic), axis=0).tolist())
         if kind not in room:
             room[kind] = neighbors.plan(structures, part.potential.cutoff, 0.0, 1.25)
         prediction, overflow = compiled(room[kind], params, structures)

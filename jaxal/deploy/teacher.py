@@ -6,8 +6,8 @@ with it. With `--listen` it answers whoever connects, several at a time, one str
 shared network leave it on 127.0.0.1 and reach it through `ssh -L`. What is sent are numbers and texts, nothing that a
 stranger could have executed.
 
-On connecting it says who it is: [format, SHA-256 of the model, atomic numbers, charge, spin, version]. Then every Task
-is answered by a Result (`jaxal.label.task.packed`), framed as by multiprocessing.connection.
+On connecting it says who it is: [format, SHA-256 of the model, atomic numbers, pairs of charge and spin, version]. Then
+every Task is answered by a Result (`jaxal.label.task.packed`), framed as by multiprocessing.connection.
 """
 
 import argparse
@@ -31,13 +31,13 @@ from jaxal.label.task import (
     check_task,
     code_version,
     failed,
+    has_stress,
     one_line,
     packed,
-    periodic,
     unpacked,
 )
 
-FORMAT = 1  # of the messages
+FORMAT = 2  # of the messages
 LARGEST = 10_000_000  # bytes of a task: some 300,000 atoms
 
 
@@ -59,17 +59,16 @@ def load(path: Path, parts: Sequence[Path] = ()) -> tuple[bytes, Callable[[Task]
     calculator = Calculator(path)
     model = calculator.model
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    hello = [FORMAT, digest, list(model.table), model.charge, model.spin, code_version("jaxal")]
+    hello = [FORMAT, digest, list(model.table), [list(state) for state in model.states], code_version("jaxal")]
 
     def label(task: Task) -> Result:
         try:
             check_task(task)
-            box = {"cell": task.cell, "pbc": True} if periodic(task) else {}
-            atoms = ase.Atoms(task.numbers, task.position, **box)
+            atoms = ase.Atoms(task.numbers, task.position, cell=task.cell, pbc=task.periodic)
             atoms.info = {"charge": task.charge, "spin": task.spin}
             calculator.calculate(atoms)
             found = calculator.results
-            tensor = voigt_to_matrix(found["stress"]) if periodic(task) else None
+            tensor = voigt_to_matrix(found["stress"]) if has_stress(task) else None
             return answered(task, found["energy"], found["forces"], tensor)
         except (LabelError, InputError) as error:
             return failed(task, str(error))

@@ -1,20 +1,21 @@
-"""Biases: energies that drive walkers to where the committee is unsure, whatever the explorer that moves them.
+"""Biases of uncertainty: energies that drive walkers to where the committee is unsure, whatever moves them.
 
-A bias is `(score, *, options) -> Bias`, or None for none. Its `measure` u is the standard deviation of the committee's
-energy, or the run's own score; forces and stress come from the gradient of u (`jaxal.explore.bias_forces`). What a bias
-may do to an atom is bounded by `largest`: a bias that knows no energy would drive atoms into each other, where nothing
-was learned yet and the spread is largest. Beside it `gate.closest` and `gate.implausible` end every walk that gets too
-far.
+A bias is `(score, variables, *, options) -> Bias`: it gets the run's score and the collective variables that its
+section names. These read no variables. Their `measure` u is the standard deviation of the committee's energy, or the
+run's own score; forces and stress come from the gradient of u (`jaxal.explore.bias_forces`). What a bias may do to an
+atom is bounded by `largest`: a bias that knows no energy would drive atoms into each other, where nothing was learned
+yet and the spread is largest. Beside it `gate.closest` and `gate.implausible` end every walk that gets too far.
 """
 
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxal.core.registry import register
-from jaxal.core.types import Bias, Score, Structure
+from jaxal.core.types import Bias, Moment, Score, Structure, Variables
 from jaxal.core.units import BOLTZMANN, Unit
+from jaxal.explore.bias_forces import energy_deviation
 
 Measure = Literal["energy", "score"]
 Largest = Annotated[float, Unit("eV/Å", 0.0, exclusive=True)]
@@ -30,17 +31,9 @@ class Adapted(NamedTuple):
 
 
 @register("bias")
-def none(score: Score) -> Bias | None:
-    """Walkers move under the committee's mean force alone.
-
-    `score` is what every bias is given.
-    """
-    del score
-
-
-@register("bias")
 def uncertainty_driven(
     score: Score,
+    variables: Variables,
     *,
     measure: Measure = "energy",
     height: Annotated[float, Unit("eV", 0.0)] = 1.0,
@@ -57,18 +50,20 @@ def uncertainty_driven(
 
     Kulichenko et al., Nat. Comput. Sci. 3, 230 (2023); bias stress: Zaverkin et al., arXiv:2312.01416.
     """
+    del variables
 
-    def energy(state: Any, value: Float[Array, ""], structure: Structure) -> Float[Array, ""]:
-        del state
+    def energy(state: Any, _: Any, value: Float[Array, ""], structure: Structure, time: Any) -> Float[Array, ""]:
+        del state, time
         atoms = jnp.maximum(jnp.sum(structure.species >= 0), 1) if measure == "energy" else 1
         return height * jnp.expm1(-(value**2) / (atoms * width**2))
 
-    return Bias(_of(measure, score), lambda structure: (), lambda state, *_: state, energy, largest)
+    return Bias(_nothing, energy, _as_before, _of(measure, score), largest=largest)
 
 
 @register("bias")
 def hyperactive(
     score: Score,
+    variables: Variables,
     *,
     measure: Measure = "energy",
     fraction: Annotated[float, Unit("", 0.0)] = 0.25,
@@ -84,34 +79,34 @@ def hyperactive(
 
     van der Oord, Sachs, Kovács, Ortner and Csányi, npj Comput. Mater. 9, 168 (2023).
     """
+    del variables
 
-    def init(structure: Structure) -> Adapted:
+    def init(structure: Structure, walker: Int[Array, ""]) -> Adapted:
+        del walker
         zero = jnp.zeros((), structure.position.dtype)
         return Adapted(zero, zero, zero)
 
-    def learn(
-        state: Adapted, value: Float[Array, ""], slope: Float[Array, "n 3"], force: Float[Array, "n 3"]
-    ) -> Adapted:
-        del value
+    def learn(state: Adapted, moment: Moment) -> Adapted:
         count = jnp.minimum(state.count + 1, memory)
 
         def onward(old: Float[Array, ""], vectors: Float[Array, "n 3"]) -> Float[Array, ""]:
             # padded atoms have no force: they lower both means alike, and tau is their ratio
             return old + (jnp.sqrt(jnp.mean(jnp.sum(vectors**2, axis=-1))) - old) / count
 
-        return Adapted(onward(state.mean, force), onward(state.slope, slope), count)
+        return Adapted(onward(state.mean, moment.force), onward(state.slope, moment.slope), count)
 
-    def energy(state: Adapted, value: Float[Array, ""], structure: Structure) -> Float[Array, ""]:
-        del structure
+    def energy(state: Adapted, _: Any, value: Float[Array, ""], structure: Structure, time: Any) -> Float[Array, ""]:
+        del structure, time
         some = state.slope > 0
         return -jnp.where(some, fraction * state.mean / jnp.where(some, state.slope, 1.0), 0.0) * value
 
-    return Bias(_of(measure, score), init, learn, energy, largest)
+    return Bias(init, energy, learn, _of(measure, score), largest=largest)
 
 
 @register("bias")
 def adversarial(
     score: Score,
+    variables: Variables,
     *,
     temperature: Annotated[float, Unit("K", 0.0, exclusive=True)] = 1000.0,
     largest: Largest = 3.0,
@@ -126,14 +121,26 @@ def adversarial(
 
     Schwalbe-Koda, Tan and Gómez-Bombarelli, Nat. Commun. 12, 5104 (2021).
     """
+    del variables
 
-    def energy(state: Any, value: Float[Array, ""], structure: Structure) -> Float[Array, ""]:
-        del state, structure
+    def energy(state: Any, _: Any, value: Float[Array, ""], structure: Structure, time: Any) -> Float[Array, ""]:
+        del state, structure, time
         some = value > 0
         return jnp.where(some, -2 * BOLTZMANN * temperature * jnp.log(jnp.where(some, value, 1.0)), 0.0)
 
-    return Bias(score, lambda structure: (), lambda state, *_: state, energy, largest)
+    return Bias(_nothing, energy, _as_before, score, largest=largest)
 
 
-def _of(measure: Measure, score: Score) -> Score | None:
-    return None if measure == "energy" else score
+def _of(measure: Measure, score: Score) -> Score:
+    return energy_deviation if measure == "energy" else score
+
+
+def _nothing(structure: Structure, walker: Int[Array, ""]) -> tuple[()]:
+    """The state of a bias that learns nothing."""
+    del structure, walker
+    return ()
+
+
+def _as_before(state: Any, moment: Moment) -> Any:
+    del moment
+    return state

@@ -146,8 +146,9 @@ def npt_nose_hoover(
     """Constant temperature and pressure by Nosé–Hoover chains; the cell changes size and keeps its shape.
 
     `temperature` in K, `timestep` in fs, `pressure` in GPa, `tau` and `barostat_tau` the periods of the two chains
-    in fs, `final_temperature` and `ramp` as in `nvt_langevin`. Needs a periodic cell, the stress, and no fixed atoms:
-    scaling the cell moves all. Tuckerman et al., J. Phys. A 39, 5629 (2006).
+    in fs, `final_temperature` and `ramp` as in `nvt_langevin`. Needs a cell that is periodic in all three directions,
+    without a vacuum, the stress, and no fixed atoms: scaling the cell moves all. Tuckerman et al., J. Phys. A 39, 5629
+    (2006).
     Raises InputError where only one of `final_temperature` and `ramp` is given.
     """
     kT = _schedule(temperature, final_temperature, ramp, timestep)

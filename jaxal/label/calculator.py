@@ -9,12 +9,15 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from jaxal.core.errors import InputError
 from jaxal.data import frames
+from jaxal.data.lattice import along_periodic
 from jaxal.label.store import conversion
-from jaxal.label.task import Backend, LabelError
+from jaxal.label.task import Backend, LabelError, has_stress
 
 
 class LabelCalculator(Calculator):
     """The labels of a backend, one for each new structure: energy (eV), forces (eV/Å), and in a cell stress (eV/Å^3).
+
+    The stress is zero along open directions.
 
     Raises LabelError for what the method cannot treat, and ASE's CalculationFailed, with the reason, where it fails.
     """
@@ -37,9 +40,9 @@ class LabelCalculator(Calculator):
             frame = frames.with_electrons(frame, self.charge, self.spin, "calculator")
         except InputError as error:
             raise LabelError(str(error)) from None
-        if "stress" in (properties or ()) and not frame.periodic:
-            raise PropertyNotImplementedError("stress: the structure has no periodic cell")
         task = conversion.task_of(frame)
+        if "stress" in (properties or ()) and not has_stress(task):
+            raise PropertyNotImplementedError("stress: the structure has no periodic cell with a volume")
         self.backend.check(task)
         result = self.backend.calculate(task)
         if not result.ok:
@@ -47,4 +50,4 @@ class LabelCalculator(Calculator):
         self.seconds.append(result.seconds)
         self.results = {"energy": result.energy, "forces": result.force}
         if not np.isnan(result.stress).any():
-            self.results["stress"] = full_3x3_to_voigt_6_stress(result.stress)
+            self.results["stress"] = full_3x3_to_voigt_6_stress(along_periodic(result.stress, task.cell, task.periodic))

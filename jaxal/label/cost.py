@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from jaxal.label.store.database import Entry
-from jaxal.label.task import Task, periodic, volume
+from jaxal.label.task import Task, has_stress, volume
 
 POWER = 3.0  # of the number of electrons, where nothing is known: diagonalization
 PRIOR = 1e-4  # s for one electron, so that 100 electrons take 100 s; only ratios mean anything before the first label
@@ -27,7 +27,7 @@ def times(entries: Iterable[Entry], method: str) -> Iterator[tuple[Task, float]]
 def expected(known: Iterable[tuple[Task, float]]) -> Callable[[Task], float]:
     """Expected wall time in seconds of a task, from (task, seconds) of calculations by the same method.
 
-    A power law, log t = a + b log(electrons) + c log(volume), with c only for periodic structures: with a density of
+    A power law, log t = a + b log(electrons) + c log(volume), with c only for structures with a cell: with a density of
     k-points there are fewer of them in a larger cell, with plane waves there are more of these. Powers that the data
     do not tell (all structures alike, few labels) stay near b = 3 and c = 0. A calculation that took far longer than
     its like, for want of convergence or a busy node, counts little.
@@ -88,4 +88,4 @@ def _electrons(task: Task) -> float:
 
 
 def _features(task: Task) -> np.ndarray:
-    return np.array([math.log(_electrons(task)), math.log(volume(task)) if periodic(task) else 0.0])
+    return np.array([math.log(_electrons(task)), math.log(volume(task)) if has_stress(task) else 0.0])

@@ -38,7 +38,7 @@ def planned(recipe: Recipe, number: int, insist: bool = False) -> Plan:
     for variant in _variants(recipe):
         backend = variant.build()
         for spin in spins:
-            task = Task(np.array([number], np.int64), np.zeros((1, 3)), np.zeros((3, 3)), 0, spin)
+            task = Task(np.array([number], np.int64), np.zeros((1, 3)), np.zeros((3, 3)), np.zeros(3, bool), 0, spin)
             try:
                 backend.check(task)
             except LabelError as error:

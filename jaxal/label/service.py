@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from jaxal.data.labels import Numbers, known
+from jaxal.data.lattice import along_periodic
 from jaxal.label import cost
 from jaxal.label.acceptance import MAX_FORCE, NET_FORCE
 from jaxal.label.store.commit import keeper
@@ -35,6 +36,9 @@ class Batch(Protocol):
     def cell(self) -> np.ndarray: ...  # noqa: D102  [k, 3, 3] Å
 
     @property
+    def periodic(self) -> np.ndarray: ...  # noqa: D102  [k, 3] bool
+
+    @property
     def mass(self) -> np.ndarray: ...  # noqa: D102  [k, n] amu
 
     @property
@@ -52,7 +56,7 @@ class Labels(NamedTuple):
 
     energy: np.ndarray  # [k] eV, relative to the reference energies
     force: np.ndarray  # [k, n, 3] eV/Å
-    stress: np.ndarray  # [k, 3, 3] eV/Å^3; NaN where there is none
+    stress: np.ndarray  # [k, 3, 3] eV/Å^3; zero along open directions, NaN where there is none
     ok: np.ndarray  # [k] bool
 
 
@@ -69,7 +73,8 @@ class Record(NamedTuple):
 class Service(NamedTuple):
     """An open labeler. `store` is the open label store, closed with it."""
 
-    label: Callable[..., Labels]  # (structures [k], wanted [k] bool, what each carries [k] = None)
+    # (structures [k], wanted [k] bool, what each carries [k] = nothing: `jaxal.label.store.conversion`)
+    label: Callable[..., Labels]
     check: Callable[[Batch], None]  # raises LabelError for a structure the method cannot treat
     drain: Callable[[], list[Record]]  # records since the last call, oldest first
     trouble: Callable[[], str]  # why no label can be committed any more, empty while all is well
@@ -91,7 +96,6 @@ def label_service(
     net_force: float = NET_FORCE,
     retry_failed: bool = False,
     enough: Callable[[], bool] = lambda: False,
-    carried: bytes = b"",
 ) -> Service:
     """Opens the store and the workers.
 
@@ -119,9 +123,6 @@ def label_service(
     enough
         Asked before each calculation. Once it holds, no other is begun, and `label` raises Enough when those that
         were begun are in the store.
-    carried
-        What the structures carry besides (`jaxal.label.store.conversion`), for the rows of the store, where a call of
-        `label` does not say it.
 
     With several workers the rows of the store are in the order in which the labels landed. Raises LabelError for
     options that cannot be, and for a file that is not a label store.
@@ -135,7 +136,7 @@ def label_service(
     troubles: list[str] = []
     times: list[tuple[Task, float]] = []  # of calculations, once they are needed
     opened = open_store(store)
-    kept = keeper(opened, backend, max_force=max_force, net_force=net_force, retry_failed=retry_failed, carried=carried)
+    kept = keeper(opened, backend, max_force=max_force, net_force=net_force, retry_failed=retry_failed)
 
     def no_more() -> bool:
         return bool(troubles) or enough()
@@ -174,7 +175,7 @@ def label_service(
             if result.ok and times:
                 times.append((tasks[key], result.seconds))
             try:
-                found[key] = (*kept.committed(tasks[key], result, own.get(key)), False)
+                found[key] = (*kept.committed(tasks[key], result, own.get(key, b"")), False)
             except Exception as error:  # a full disk: a label that is not committed is not a label
                 troubles.append(f"the label store {store} failed: {one_line(error)}")
                 found[key] = (0, failed(tasks[key], troubles[-1], result.seconds), False)
@@ -215,7 +216,8 @@ def label_service(
                 labels.energy[index] = result.energy - offset[species[index][atoms]].sum()
                 fixed = np.asarray(batch.fixed[index])[atoms]
                 labels.force[index, atoms] = known(Numbers(result.energy, result.force, result.stress), fixed).force
-                labels.stress[index] = result.stress
+                geometry = tasks[index].cell, tasks[index].periodic
+                labels.stress[index] = along_periodic(result.stress, *geometry)
                 labels.ok[index] = True
         return labels
 
@@ -262,6 +264,7 @@ def _task(batch: Batch, index: int, numbers: np.ndarray) -> Task:
         numbers[species[atoms]],
         np.asarray(batch.position[index], np.float64)[atoms],
         np.asarray(batch.cell[index], np.float64),
+        np.asarray(batch.periodic[index], bool),
         int(batch.charge[index]),
         int(batch.spin[index]),
     )

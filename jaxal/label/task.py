@@ -15,10 +15,12 @@ import msgpack
 import numpy as np
 
 from jaxal.core.errors import InputError
+from jaxal.data import lattice
 from jaxal.data.electrons import check_electrons
 
 MOVED = 1e-4  # Å; by so much a program may round the positions
 ARRAY = "__array__"  # the key of an array in a message
+OPEN = np.zeros((3, 3)), np.zeros(3, bool)  # cell and periodicity of a molecule
 NO_STRESS = np.full((3, 3), np.nan)  # of an open structure, or of a method that has none
 REASON_LENGTH = 300  # characters of a reason: it is shown on one line
 
@@ -36,7 +38,8 @@ class Task(NamedTuple):
 
     numbers: np.ndarray  # [n] atomic numbers
     position: np.ndarray  # [n, 3] Å
-    cell: np.ndarray  # [3, 3] Å, rows are lattice vectors; zeros = not periodic
+    cell: np.ndarray  # [3, 3] Å, rows are lattice vectors; along open directions the user's vacuum; else zeros
+    periodic: np.ndarray  # [3] bool, which lattice vectors repeat
     charge: int  # e
     spin: int  # number of unpaired electrons
 
@@ -46,7 +49,7 @@ class Result(NamedTuple):
 
     energy: float  # eV, total
     force: np.ndarray  # [n, 3] eV/Å
-    stress: np.ndarray  # [3, 3] eV/Å^3, positive under tension; NaN where there is none
+    stress: np.ndarray  # [3, 3] eV/Å^3 of volume with the vacuum, positive under tension; NaN where there is none
     ok: bool
     reason: str  # why not, in one line; empty if ok
     seconds: float  # wall time
@@ -125,7 +128,8 @@ def elsewhere(task: Task, position: np.ndarray) -> bool:
         return True
     moved = position - task.position
     if periodic(task):
-        moved = moved - np.round(moved @ np.linalg.inv(task.cell)) @ task.cell
+        images = np.round(moved @ lattice.inverse(task.cell, task.periodic))
+        moved = moved - np.where(task.periodic, images, 0.0) @ task.cell
     return not np.abs(moved).max() <= MOVED
 
 
@@ -151,8 +155,13 @@ def guarded(calculate: Callable[[Task], Result]) -> Callable[[Task], Result]:
 
 
 def periodic(task: Task) -> bool:
-    """Whether the structure has a cell."""
-    return bool(np.any(task.cell))
+    """Whether the structure repeats in any direction."""
+    return bool(np.any(task.periodic))
+
+
+def has_stress(task: Task) -> bool:
+    """Whether a stress means anything: the structure repeats, and its cell has a volume."""
+    return periodic(task) and volume(task) > lattice.FLAT
 
 
 def check_task(task: Task) -> None:
@@ -160,15 +169,23 @@ def check_task(task: Task) -> None:
     n = len(task.numbers)
     if n == 0:
         raise LabelError("structure: it has no atoms; give at least one")
-    if task.position.shape != (n, 3) or task.cell.shape != (3, 3):
-        raise LabelError(
-            f"structure: {n} atoms, positions {task.position.shape} and cell {task.cell.shape} do not fit; "
-            f"positions must be ({n}, 3) and the cell (3, 3)"
-        )
+    if task.position.shape != (n, 3) or task.cell.shape != (3, 3) or np.shape(task.periodic) != (3,):
+        shapes = f"positions {task.position.shape}, cell {task.cell.shape} and periodic {np.shape(task.periodic)}"
+        raise LabelError(f"structure: {n} atoms, {shapes} do not fit; give ({n}, 3), (3, 3) and (3,)")
     if not (np.all(np.isfinite(task.position)) and np.all(np.isfinite(task.cell))):
         raise LabelError("structure: a position or cell vector is not finite; give numbers in Å")
-    if periodic(task) and volume(task) < 1e-6:
-        raise LabelError("cell: it has no volume; give three lattice vectors for a periodic system, else zeros")
+    if lattice.spanned(task.cell, task.periodic) < lattice.FLAT:
+        what = "it has no volume" if np.all(task.periodic) else "its periodic vectors span nothing"
+        raise LabelError(f"cell: {what}; give a lattice vector for each periodic direction, of an open system zeros")
+    if np.any(task.cell) and not periodic(task):
+        raise LabelError("cell: given, but nothing is periodic; give zeros, or which lattice vectors repeat")
+
+
+def check_open(task: Task, name: str) -> None:
+    """Raises LabelError for a structure that repeats, where the method `name` knows molecules only."""
+    if periodic(task):
+        what = f"this one is periodic along {lattice.named(task.periodic)}"
+        raise LabelError(f"label: {name} is for open systems, {what}; drop the cell or use another labeler")
 
 
 def volume(task: Task) -> float:

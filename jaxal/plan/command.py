@@ -10,6 +10,7 @@ from jaxal.core.errors import InputError
 from jaxal.plan.targets import TARGETS
 
 if TYPE_CHECKING:
+    from jaxal.config.systems import Population
     from jaxal.plan.targets import Target
 
 POOL = {"gpu": 0.75, "tpu": 0.95, "cpu": 0.9}  # of the memory that JAX takes by default, or that is left for it
@@ -32,8 +33,9 @@ def run(given: argparse.Namespace) -> None:
     platforms = {targets.prepare(name).platform if name != "this" else "this" for name in names}
     if len(platforms) > 1:
         raise InputError(f"--device: {given.device} are of several kinds; give GPUs, TPUs or this alone")
-    from jaxal.config.check import check, start_structures
+    from jaxal.config.check import check
     from jaxal.config.loading import load
+    from jaxal.config.systems import populations
     from jaxal.core.discovery import import_file
     from jaxal.data.structure import species_table
 
@@ -41,12 +43,15 @@ def run(given: argparse.Namespace) -> None:
         import_file(path)
     config = load(given.config, given.overrides)
     check(config)
-    starts = start_structures(config.system)
-    records = [plan(config, starts, species_table(starts), TARGETS.get(name)) for name in names]
+    systems = populations(config)
+    table = species_table([atoms for system in systems for atoms in system.starts])
+    records = [plan(config, systems, table, TARGETS.get(name)) for name in names]
     print(json.dumps(records, indent=1) if given.json else "\n\n".join(map(text, records)))
 
 
-def plan(config: Any, starts: Sequence[Any], table: tuple[int, ...], target: "Target | None") -> dict[str, Any]:
+def plan(
+    config: Any, systems: "Sequence[Population]", table: tuple[int, ...], target: "Target | None"
+) -> dict[str, Any]:
     """What a run of this configuration would need on a device, as plain values; None: the device there is.
 
     The step is compiled with many walkers and with four times as many, too: what each of them needs follows, and with
@@ -59,22 +64,24 @@ def plan(config: Any, starts: Sequence[Any], table: tuple[int, ...], target: "Ta
 
     device = None if target is None else targets.device(target)
     platform = placement().platform if target is None else target.platform
-    walkers = config.explore.walkers
+    walkers = sum(system.walkers for system in systems)
+    many = max(1, MANY // walkers)  # times the walkers there are
     with compiled_for(platform):
-        run = programs.run_of(config, starts, table, walkers)
+        run = programs.run_of(config, systems, table)
         step, training, segment = (make(run, device) for make in (programs.step, programs.train, programs.segment))
-        many = max(MANY, walkers)
-        runs = [programs.run_of(config, starts, table, number) for number in (many, 4 * many)]
+        runs = [programs.run_of(config, systems, table, factor) for factor in (many, 4 * many)]
         steps = [programs.step(each, device) for each in runs]
     needed, state = segment.held + segment.temporary, programs.size(run.state)
     memory = _memory(platform) if target is None else target.memory
     usable = int(POOL[platform] * memory)
     # of so many walkers the step takes more than the training
     totals = [programs.size(each.state) + step.temporary for each, step in zip(runs, steps, strict=True)]
-    for_one = max(1.0, (totals[1] - totals[0]) / (3 * many))
+    for_one = max(1.0, (totals[1] - totals[0]) / (3 * many * walkers))
     fits = needed <= usable
-    largest = max(walkers, many + int((usable - totals[0]) // for_one)) if fits else 0
-    atoms, members = len(starts[0]), config.committee.members
+    largest = max(walkers, many * walkers + int((usable - totals[0]) // for_one)) if fits else 0
+    # those of the walkers on average, which of several systems need not be whole
+    atoms = sum(len(system.starts[0]) * system.walkers for system in systems) / walkers
+    atoms, members = int(atoms) if atoms.is_integer() else round(atoms, 1), config.committee.members
     return {
         "device": platform if target is None else target.name,
         "kind": jax.devices()[0].device_kind if target is None else target.kind,

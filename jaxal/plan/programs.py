@@ -5,22 +5,23 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import ase
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import Array, Bool
 
+from jaxal.config.check import with_inputs
 from jaxal.config.schema import Config
+from jaxal.config.systems import Population, grouped
 from jaxal.core.types import Label, Structure
 from jaxal.data import neighbors
 from jaxal.data.structure import Table, from_atoms
 from jaxal.plan import hlo
 from jaxal.program import loop
 from jaxal.program import state as states
-from jaxal.program.step import Bounds, Walk, make_walk, nothing
-from jaxal.run import assembly, initial_labels
+from jaxal.program.step import Walk
+from jaxal.run import assembly, grouping, initial_labels
 from jaxal.train import fit as training
 
 
@@ -46,23 +47,33 @@ class Run(NamedTuple):
     limits: Any
 
 
-def run_of(config: Config, starts: Sequence[ase.Atoms], table: Table, walkers: int) -> Run:
-    """The programs of a configuration with so many walkers, on one device, as the run itself would build them.
+def run_of(config: Config, systems: Sequence[Population], table: Table, factor: int = 1, filled: bool = False) -> Run:
+    """The programs of a configuration with `factor` times its walkers, on one device, as the run would build them.
 
     The neighbor lists are those of its first structures, the training set has the room that it begins with. Labels of
-    the host, which cannot be asked for without the device, are stood in for by zeros: nothing else differs.
+    the host, which cannot be asked for without the device, are stood in for by zeros: nothing else differs. Where it
+    is `filled` the state has numbers, of random weights; else it is shapes.
     """
-    config = dataclasses.replace(config, devices=1, explore=dataclasses.replace(config.explore, walkers=walkers))
+    config = with_inputs(config, [atoms for system in systems for atoms in system.starts])
+    batch = config.label.batch or factor * sum(config.walkers.values())
+    config = dataclasses.replace(config, devices=1, label=dataclasses.replace(config.label, batch=batch))
+    systems = [system._replace(walkers=factor * system.walkers) for system in systems]
     dtype = assembly.dtype_of(config.precision)
-    frames = initial_labels.first_structures(starts, config.label.initial, config.seed)
+    frames = initial_labels.first_of_all(systems, config.initial, config.seed)
     structures = jax.tree.map(jnp.asarray, from_atoms(frames, table, dtype=dtype))
-    parts = assembly.parts_of(config, table, None if config.label.mode == "pooled" else _stand_in)
-    cutoff = parts.committee.potential.cutoff
-    near, close = (neighbors.plan(structures, cutoff, skin) for skin in (assembly.SKIN, 0.0))
-    static = assembly.static_of(config, table, near, close)
-    begun = from_atoms([starts[walker % len(starts)] for walker in range(walkers)], table, dtype=dtype)
+    cutoff = config.potential.bind()(table).cutoff
+    groups = grouped(systems, cutoff)
+    label = None if config.label.mode == "pooled" else _stand_in
+    # known are isolated atoms where the method can: what that costs is in the programs
+    neutral = any(not atoms.info.get("charge", 0) for system in systems for atoms in system.starts)
+    exact = config.label.atoms != "fit" and neutral
+    parts = assembly.parts_of(config, table, label, systems, groups, exact)
+    near = grouping.neighbor_lists(systems, groups, table, structures, cutoff)
+    close = neighbors.plan(structures, cutoff)
+    static = assembly.static_of(config, table, grouping.program_groups(systems, groups, near), close)
+    begun = grouping.walker_structures(systems, groups, table, dtype)
     rows = min(config.stop.labels, assembly.LARGEST_BUFFER)
-    state = assembly.shapes_of(parts, static, begun, rows)
+    state = assembly.untrained(parts, static, begun, rows, filled)
     limits = jax.eval_shape(lambda: assembly.limits_of(config, config.train.learning_rate, 0.0))
     return Run(parts, static, state, limits)
 
@@ -75,18 +86,14 @@ def _stand_in(structures: Structure, wanted: Bool[Array, "k"]) -> Label:
 
 def step(run: Run, device: Any) -> Compiled:
     """One step of the dynamics of all walkers: neighbors, forces of all members, what the gate reads, momenta."""
-    parts, static, state = run.parts, run.static, run.state
-    walking = parts.committee, parts.explorer, parts.score, static.table, static.near, 1
-    walk = make_walk(*walking, parts.drive, parts.bias, parts.gate)
+    parts, static, limits = run.parts, run.static._replace(every=1), run.limits
+    walk = loop.make_walks(parts, static)
 
-    def begun(state: Any) -> Walk:
-        full = jnp.zeros(state.quiet.shape, bool)
-        return Walk(state.walkers, state.near, nothing(*state.trusted), full, state.drift)
+    def step(state: Any, limits: Any, walkers: Any, near: Any) -> list[Walk]:
+        return walk(limits, state._replace(walkers=walkers, near=near))
 
-    start = jax.eval_shape(begun, state)
-    limits = run.limits
-    bounds = Bounds(limits.implausible, limits.closest, limits.hottest, state.farthest, state.known)
-    return _compiled(walk, device, state.train.average, state.gate, state.support, bounds, start, donated=4)
+    state = run.state
+    return _compiled(step, device, state, limits, state.walkers, state.near, donated=3)
 
 
 def train(run: Run, device: Any) -> Compiled:

@@ -23,6 +23,7 @@ from jaxal.core.units import Unit
 from jaxal.data.fragments import isolation
 from jaxal.data.neighbors import inward, vectors
 from jaxal.potential import contraction, cuequivariance
+from jaxal.potential import electrons as inputs
 from jaxal.potential.radial import bessel, envelope
 from jaxal.potential.repulsion import zbl
 
@@ -127,11 +128,46 @@ class _Model(nn.Module):
     radial_functions: int
     repulsion: bool
     kernels: str
+    electrons: bool
+
+    def _electronic(
+        self,
+        structure: Structure,
+        features: contraction.Features,
+        scale: Float[Array, ""],
+        far: Float[Array, "b n"] | None,
+    ) -> tuple[contraction.Features, Float[Array, "b"]]:
+        """First features with those of charge and spin, and what these add to the energy of each structure, eV.
+
+        Of a neutral structure atoms as isolated as `far` have so much less of them, for its unpaired electrons are not
+        more one atom's than another's: each is as alone. Where all are, so is the structure.
+        """
+        dtype, (kinds, channels) = features.dtype, (len(self.table), self.channels)
+        first = self.param("electrons", _normal(1.0), (inputs.INPUTS, inputs.UNITS), dtype)
+        # zero at first: what is not learned about an ion is as of the neutral
+        own = self.param("electrons_atom", nn.initializers.zeros, (inputs.UNITS, kinds, channels), dtype)
+        whole = self.param("electrons_energy", nn.initializers.zeros, (inputs.UNITS,), dtype)
+        offset = self.variable(
+            "constants", "offset", lambda: jnp.zeros((2 * inputs.CHARGE + 1, inputs.SPIN + 1), dtype)
+        ).value
+        charge, spin = structure.charge, structure.spin
+        units = nn.silu(inputs.inputs(charge, spin, dtype) @ first) * inputs.UNITS**-0.5
+        each = jnp.einsum("bu,usf->bsf", units, own)
+        # a product with ones and zeros: its transpose is one, too, where that of a gather is a scatter
+        kind = nn.one_hot(structure.species, kinds, dtype=dtype)
+        added = jnp.einsum("bns,bsf->bnf", kind, each)
+        energy = offset[inputs.row(charge, spin)] + scale * (units @ whole)
+        if far is not None:
+            alone = jnp.where((charge == 0)[:, None], far, 0.0)
+            added = added * (1.0 - alone)[:, :, None]
+            energy = energy * (1.0 - jnp.prod(jnp.where(structure.species >= 0, alone, 1.0), axis=1))
+        return features + added.reshape(features.shape), energy
 
     @nn.compact
     def __call__(
-        self, structure: Structure, neighbors: Neighbors
-    ) -> tuple[Float[Array, "b"], Float[Array, "b n f"], Float[Array, "b n"]]:
+        self, structure: Structure, neighbors: Neighbors, isolating: bool = False
+    ) -> tuple[Float[Array, "b"], Float[Array, "b n f"], Float[Array, "b n"] | None]:
+        """Energies, features, and where `isolating` how isolated the atoms are."""
         batch, size = structure.species.shape
         number = batch * size
         kinds = len(self.table)
@@ -163,6 +199,12 @@ class _Model(nn.Module):
         }
         embedding = self.param("embedding", _normal(1.0), (kinds, self.channels), dtype)
         features: contraction.Features = embedding[species][None]
+        far = whole = None
+        if isolating:
+            far = isolation(self.table, self.cutoff, species, species[index], distance, used).reshape(batch, size)
+            far = jnp.where(real, far, 0.0)
+        if self.electrons:
+            features, whole = self._electronic(structure, features, constant["scale"], far)
         energy = jnp.zeros(number, dtype)
         invariants = []
         for t in range(self.layers):
@@ -180,8 +222,8 @@ class _Model(nn.Module):
             energy = energy + zbl(self.table, species, species[index], distance, used)
         feature = jnp.concatenate(invariants, axis=-1).reshape(batch, size, -1)
         energy = jnp.sum(jnp.where(real, energy.reshape(batch, size), 0.0), axis=1)
-        far = isolation(self.table, self.cutoff, species, species[index], distance, used).reshape(batch, size)
-        return energy, jnp.where(real[:, :, None], feature, 0.0), jnp.where(real, far, 0.0)
+        energy = energy if whole is None else energy + whole
+        return energy, jnp.where(real[:, :, None], feature, 0.0), far
 
 
 @register("potential")
@@ -199,6 +241,7 @@ def equivariant(
     radial_functions: Annotated[int, Unit("", 1)] = 8,
     repulsion: bool = True,
     kernels: Literal["xla", "cuequivariance"] = "xla",
+    electrons: Literal["auto", "on", "off"] = "auto",
 ) -> Potential:
     """Equivariant message passing of the MACE family, with ZBL repulsion at short range.
 
@@ -216,9 +259,11 @@ def equivariant(
     radial_functions : learned functions of the distance in each layer, of which every radial weight is a combination
     repulsion : add the screened nuclear repulsion
     kernels : what computes the contractions: XLA, or NVIDIA's cuequivariance-jax (an extra), with the same result
+    electrons : whether charge and unpaired electrons are an input (see `potential.electrons`); auto is on where the
+        structures to learn differ in them, which who has the structures says (`config.electrons`), and off elsewhere
 
-    The parameters hold "params" (trained) and "constants" (scale in eV, mean number of neighbors; set from
-    data). Energies are eV. Reference: Batatia et al., arXiv:2206.07697.
+    The parameters hold "params" (trained) and "constants" (scale in eV, mean number of neighbors, with `electrons` the
+    energies of charge and spin in eV; set from data). Energies are eV. Reference: Batatia et al., arXiv:2206.07697.
     """
     if hidden_l > l_max:
         raise ValueError(f"potential.hidden_l is {hidden_l}; it must not exceed potential.l_max = {l_max}")
@@ -227,7 +272,8 @@ def equivariant(
     if kernels == "cuequivariance" and (why := cuequivariance.trouble()):
         raise ValueError(f"potential.kernels: cuequivariance {why}")
     network = radial, radial_hidden, radial_functions
-    model = _Model(table, cutoff, channels, l_max, hidden_l, layers, correlation, *network, repulsion, kernels)
+    size = channels, l_max, hidden_l, layers, correlation
+    model = _Model(table, cutoff, *size, *network, repulsion, kernels, electrons == "on")
 
     def one(structure: Structure, neighbors: Neighbors) -> Any:
         return jax.tree.map(lambda x: x[None], (structure, neighbors))
@@ -235,17 +281,19 @@ def equivariant(
     def init(key: Key, structure: Structure, neighbors: Neighbors) -> Params:
         return model.init(key, *one(structure, neighbors))
 
+    def evaluated(params: Params, structures: Structure, neighbors: Neighbors, free: bool) -> Any:
+        constants = jax.lax.stop_gradient(params["constants"])
+        return model.apply({"params": params["params"], "constants": constants}, structures, neighbors, free)
+
     def isolating(
         params: Params, structures: Structure, neighbors: Neighbors
     ) -> tuple[Float[Array, "b"], Float[Array, "b n f"], Float[Array, "b n"]]:
-        constants = jax.lax.stop_gradient(params["constants"])
-        found: Any = model.apply({"params": params["params"], "constants": constants}, structures, neighbors)
-        return found
+        return evaluated(params, structures, neighbors, True)
 
     def energies(
         params: Params, structures: Structure, neighbors: Neighbors
     ) -> tuple[Float[Array, "b"], Float[Array, "b n f"]]:
-        return isolating(params, structures, neighbors)[:2]
+        return evaluated(params, structures, neighbors, False)[:2]
 
     def energy(
         params: Params, structure: Structure, neighbors: Neighbors
@@ -254,7 +302,10 @@ def equivariant(
         return found[0], feature[0]
 
     def alone(params: Params) -> tuple[Float[Array, "s"], Float[Array, "s f"]]:
-        """Without neighbors there are no messages: of each layer the residual connection is left."""
+        """Without neighbors there are no messages: of each layer the residual connection is left.
+
+        Of an atom of a neutral structure: charge and spin are none of its input.
+        """
         own, feature, invariants = params["params"], params["params"]["embedding"], []
         atomic = own["shift"]
         for t in range(layers):

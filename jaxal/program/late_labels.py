@@ -100,8 +100,10 @@ def make_absorb(parts: Parts, static: Static) -> Callable[[State, Limits, Arriva
         later = jnp.triu(arrivals.walker[:, None] == arrivals.walker[None, :], 1) & comes[None, :]
         walker = jnp.where(comes & ~jnp.any(later, axis=1), arrivals.walker, state.quiet.shape[0])
         moves = driving(parts.drive, jax.tree.map(lambda x: x[:came], prediction), jnp.maximum(arrivals.walker, 0))
-        new = reports.Trusted(arrivals.structure, *moves)
-        trusted = jax.tree.map(lambda old, now: old.at[walker].set(now, mode="drop"), state.trusted, new)
+        # what the biases have learned stays that of the frame before: they have not seen the walker come here
+        new, old = reports.Trusted(arrivals.structure, *moves), state.trusted._replace(drift=())
+        trusted = jax.tree.map(lambda old, now: old.at[walker].set(now, mode="drop"), old, new)
+        trusted = trusted._replace(drift=state.trusted.drift)
         queue = state.queue._replace(score=score[came:])
         flagged = parts.gate.step(state.gate, queue.score)[1] | ~supported[came:]
         arrived = queues.holds(queue, jnp.where(arrivals.there, arrivals.ticket, -1))

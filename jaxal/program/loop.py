@@ -1,7 +1,7 @@
 """The compiled segment: dynamics, uncertainty, gate, selection, labels, growth and retraining in one program.
 
 A segment is a scan over looks. Between two looks all walkers take a fixed number of steps under the committee's
-force, and every step is scored. At a look, walkers that left the physical are rewound, those the gate
+force, group by group, and every step is scored. At a look, walkers that left the physical are rewound, those the gate
 flags are labeled, and if labels came the committee is retrained and the gate recalibrated; then the dynamics go
 on. The labeler is a function of the program: one ordered callback, or none where the oracle is written in JAX.
 Without a labeler flagged frames wait in a queue and their walkers go back to a trusted frame: the program never
@@ -21,8 +21,9 @@ from jaxal.acquire.gate import estimated
 from jaxal.core import devices
 from jaxal.data import queue as queues
 from jaxal.data import sample as samples
+from jaxal.explore.bias_forces import rewound
 from jaxal.program.lessons import teach
-from jaxal.program.reports import Lesson, Look, Trusted
+from jaxal.program.reports import Lesson, Look, Trusted, cut
 from jaxal.program.selection import Chooser, choose
 from jaxal.program.state import (
     LABEL_FAILED,
@@ -34,35 +35,57 @@ from jaxal.program.state import (
     Parts,
     State,
     Static,
+    rows_of,
     unless_undone,
 )
-from jaxal.program.step import Bounds, Candidate, Walk, make_walk, nothing, where
+from jaxal.program.step import Bounds, Candidate, Walk, joined, make_walk, nothing, where
 from jaxal.train import posterior
 from jaxal.uncertainty.support import is_supported
 
 Segment = Callable[[State, Limits], tuple[State, Look]]
 
 
+def make_walks(parts: Parts, static: Static) -> Callable[[Limits, State], list[Walk]]:
+    """The function that lets all walkers, group by group, take their steps from one look to the next."""
+    own = rows_of(static.groups)
+    walks = [
+        make_walk(
+            *(parts.committee, explorer, parts.score, static.table, group.near, static.every),
+            *(parts.drive, bias, parts.gate, rows.start),
+        )
+        for explorer, bias, group, rows in zip(parts.explorers, parts.biases, static.groups, own, strict=True)
+    ]
+
+    def walked(limits: Limits, state: State, number: int) -> Walk:
+        group, rows = static.groups[number], own[number]
+        candidate = nothing(*cut(state.trusted, number, rows, group.atoms), bias=parts.biases[number])
+        full = jnp.zeros(len(group.systems), bool)
+        start = Walk(state.walkers[number], state.near[number], candidate, full, state.drift[number])
+        limit = limits.implausible, limits.closest, limits.hottest
+        bounds = Bounds(*limit, state.farthest[rows], state.known)
+        return walks[number](state.train.average, state.gate, state.support, bounds, start)
+
+    return lambda limits, state: [walked(limits, state, number) for number in range(len(walks))]
+
+
 def make_segment(parts: Parts, static: Static) -> Segment:
     """The function to compile: (state, limits) -> (state, looks). Donate the state."""
     mesh = parts.committee.mesh
-    walking = parts.committee, parts.explorer, parts.score, static.table, static.near, static.every
-    walk = make_walk(*walking, parts.drive, parts.bias, parts.gate)
+    walk, own = make_walks(parts, static), rows_of(static.groups)
     picks = parts.select, static.train_near, static.batch, parts.schedule, parts.arms
     chooser = Chooser(parts.committee, parts.kernel, *picks)
 
     def look(limits: Limits, state: State, _) -> tuple[State, Look]:
-        trusted, walkers = state.trusted, state.walkers
-        number = walkers.step.shape[0]
+        trusted, number = state.trusted, state.quiet.shape[0]
         key, key_probe, key_select, key_add, key_hold, key_fit, key_rewind = jax.random.split(state.key, 7)
         state = state._replace(key=key)
-        start = Walk(walkers, state.near, nothing(*trusted), jnp.zeros(number, bool), state.drift)
-        bounds = Bounds(limits.implausible, limits.closest, limits.hottest, state.farthest, state.known)
-        end = walk(state.train.average, state.gate, state.support, bounds, start)
+        ends = walk(limits, state)
         # what a look decides it decides on every device alike: a few numbers of each walker
-        candidate, full = devices.laid(mesh, P(), (end.candidate, end.full))
+        candidate = joined([end.candidate for end in ends])
+        candidate, full = devices.laid(mesh, P(), (candidate, jnp.concatenate([end.full for end in ends])))
         problems = state.problems | jnp.where(jnp.any(full), NEIGHBORS_FULL, 0)
-        state = state._replace(walkers=end.walkers, near=end.near, drift=end.drift)
+        walkers, near, drift = zip(*((end.walkers, end.near, end.drift) for end in ends), strict=True)
+        state = state._replace(walkers=walkers, near=near, drift=drift)
         gate, flagged = parts.gate.step(state.gate, candidate.score)
         # of a frame unlike all that was trained on a small score says nothing
         flagged |= candidate.unknown | ~is_supported(candidate.novelty)
@@ -93,12 +116,13 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         labeled = jnp.zeros(number, bool).at[report["labeled"]].set(True, mode="drop")
         trust = (~candidate.bad & ~flagged) | labeled
         here = Trusted(candidate.structure, candidate.drive, candidate.stress)
-        trusted = where(trust, here, trusted)
+        kept = where(trust, here, trusted._replace(drift=()))
+        learned = zip(own, candidate.drift, trusted.drift, strict=True)
+        trusted = kept._replace(drift=tuple(where(trust[rows], now, old) for rows, now, old in learned))
         rewind = candidate.bad | failed | (flagged if parts.label is None else False)
         keys = jax.random.split(key_rewind, number)
-        place, force, stress = trusted
-        fresh = jax.vmap(parts.explorer.init)(keys, place, force, stress, state.walkers.step)
-        walkers = where(rewind, fresh, state.walkers)
+        again = [back(state, trusted, rewind, keys, number) for number in range(len(own))]
+        walkers, drift = zip(*again, strict=True)
         quiet = jnp.where(flagged | candidate.bad, 0, state.quiet + static.every)
         bits = jnp.where(jnp.any(candidate.bad), UNPHYSICAL, 0) | jnp.where(jnp.any(failed), LABEL_FAILED, 0)
         out = Look(
@@ -112,14 +136,28 @@ def make_segment(parts: Parts, static: Static) -> Segment:
             unphysical=candidate.bad,
             cause=candidate.cause,
             **report["look"],
+            report=candidate.report,
             factor=state.gate.factor,
             threshold=state.gate.threshold,
             coverage=jnp.where(state.gate.checked > 0, state.gate.covered / state.gate.checked, jnp.nan),
         )
         state = state._replace(
-            walkers=walkers, trusted=trusted, quiet=quiet, problems=(state.problems | bits).astype(jnp.int32)
+            walkers=walkers,
+            trusted=trusted,
+            drift=drift,
+            quiet=quiet,
+            problems=(state.problems | bits).astype(jnp.int32),
         )
         return devices.laid(mesh, LAYOUT, state), devices.laid(mesh, P(), out)
+
+    def back(state: State, trusted: Trusted, rewind, keys, number: int):
+        """The walkers of one group, some of them back at their trusted frames, and what biases have learned of them."""
+        explorer, rows, now = parts.explorers[number], own[number], state.walkers[number]
+        place, force, stress, drift = cut(trusted, number, rows, static.groups[number].atoms)
+        fresh = jax.vmap(explorer.init)(keys[rows], place, force, stress, now.step)
+        walkers = where(rewind[rows], fresh, now)
+        time = explorer.timestep * walkers.step.astype(force.dtype)
+        return walkers, rewound(parts.biases[number], rewind[rows], state.drift[number], drift, place, time)
 
     def learn(limits, state: State, candidate: Candidate, chosen, probe, estimate, arm, keys):
         """Labels the chosen walkers' candidates, adds them to the training set and retrains."""

@@ -1,10 +1,12 @@
 """What the program keeps of a walker and says of a look, and the labels it learns from."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxal.core.types import Label, Structure
+from jaxal.data.padding import atoms_to, structures_to
 
 
 class Trusted(NamedTuple):
@@ -13,6 +15,13 @@ class Trusted(NamedTuple):
     structure: Structure
     force: Float[Array, "*w n 3"]  # that moves the walker
     stress: Float[Array, "*w 3 3"]
+    drift: Any = ()  # what the biases of each group had learned of its walkers [w]
+
+
+def cut(trusted: Trusted, group: int, rows: slice, atoms: int) -> Trusted:
+    """Those of the walkers of one group, with room for so many atoms."""
+    structure, force, stress = jax.tree.map(lambda x: x[rows], trusted[:3])
+    return Trusted(structures_to(structure, atoms), atoms_to(force, atoms), stress, trusted.drift[group])
 
 
 class Look(NamedTuple):
@@ -41,6 +50,8 @@ class Look(NamedTuple):
     coverage: Float[Array, ""]  # labels since the start whose error was within the estimated one; NaN before the first
     loss: Float[Array, ""]  # mean of the members' training losses; NaN where nothing was trained
     fold_rmse: Float[Array, ""]  # force RMSE of the committee mean on the held-out labels; NaN if not evaluated
+    # Energies of the biases, eV, and collective variables of the same frames as the temperature; empty without biases
+    report: dict[str, Float[Array, "w"]]
 
 
 class Lesson(NamedTuple):

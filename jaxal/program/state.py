@@ -1,10 +1,12 @@
 """What a segment is made of and what goes on from one to the next: parts, sizes, arguments, state, problems."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
@@ -12,7 +14,6 @@ from jaxal.committee import evaluation as committees
 from jaxal.core import devices
 from jaxal.core.devices import MEMBERS, WALKERS
 from jaxal.core.types import (
-    Bias,
     Explorer,
     Gate,
     GateState,
@@ -30,6 +31,9 @@ from jaxal.data import buffer as buffers
 from jaxal.data import fragments, neighbors
 from jaxal.data import queue as queues
 from jaxal.data import sample as samples
+from jaxal.data.padding import atoms_to, structures_to
+from jaxal.explore import bias_forces
+from jaxal.explore.bias_forces import Terms
 from jaxal.program.reports import Trusted
 from jaxal.program.selection import Course
 from jaxal.program.step import Drive, driving, farthest
@@ -53,7 +57,7 @@ class Parts(NamedTuple):
     """The interchangeable functions of a run."""
 
     committee: committees.Committee
-    explorer: Explorer
+    explorers: tuple[Explorer, ...]  # of each group of walkers
     score: Score
     gate: Gate
     kernel: Kernel
@@ -61,16 +65,24 @@ class Parts(NamedTuple):
     # in the program, energies relative to the references; None: what is to be labeled waits in the queue
     label: Callable[[Structure, Bool[Array, "k"]], Label] | None
     drive: Drive = "mean"  # whose force moves a walker
-    bias: Bias | None = None  # drives walkers beside the committee's mean force
+    biases: tuple[Terms, ...] = ((),)  # that drive the walkers of each group beside the committee's force
     schedule: Schedule | None = None  # None: `select` picks every label
     arms: tuple[Select, ...] = ()  # the selections of the schedule
+
+
+class Group(NamedTuple):
+    """Walkers that move together: they have one padded size, one room for neighbors, one dynamics. Hashable."""
+
+    near: neighbors.Spec
+    atoms: int  # padded
+    systems: tuple[int, ...]  # the number of each walker's system
 
 
 class Static(NamedTuple):
     """What has to be known to compile a segment; hashable."""
 
     table: tuple[int, ...]
-    near: neighbors.Spec  # of the walkers
+    groups: tuple[Group, ...]  # of the walkers, whose numbers go on from group to group
     train_near: neighbors.Spec  # of the training set, without a skin
     recipe: training.Recipe
     every: int  # steps between looks
@@ -98,9 +110,9 @@ class Limits(NamedTuple):
 class State(NamedTuple):
     """Everything that goes on from one segment to the next."""
 
-    walkers: WalkerState  # [w]
-    trusted: Trusted  # [w]
-    near: Neighbors  # [w]
+    walkers: tuple[WalkerState, ...]  # [w] of each group
+    trusted: Trusted  # [w] of all groups, padded to the atoms of the largest
+    near: tuple[Neighbors, ...]  # [w] of each group
     quiet: Int[Array, "w"]  # steps since the gate last fired
     gate: GateState
     train: training.TrainState  # [m]
@@ -112,14 +124,15 @@ class State(NamedTuple):
     key: Key
     labels: Int[Array, ""]  # asked for, failed ones included
     problems: Int[Array, ""]
-    farthest: Float[Array, ""]  # Å, gap between two parts of a structure above which a frame is not physical
+    farthest: Float[Array, "w"]  # Å, gap between two parts of a structure above which a frame is not physical
     known: Bool[Array, "s"]  # species that were trained on as isolated atoms
-    drift: Any = ()  # what the bias has learned of each walker [w]
+    drift: tuple[Any, ...]  # what the biases of each group have learned of its walkers [w]
     course: Course = Course()  # of the schedule
 
 
 # How a state divides over the devices of a mesh; what is not named, being small and read by all, is whole on each.
-_DIVIDED = {"walkers": P(WALKERS), "trusted": P(WALKERS), "near": P(WALKERS), "train": P(MEMBERS), "drift": P(WALKERS)}
+_BY_WALKER = ("walkers", "trusted", "near", "drift", "farthest")
+_DIVIDED = dict.fromkeys(_BY_WALKER, P(WALKERS)) | {"train": P(MEMBERS)}
 LAYOUT: Any = State._make(_DIVIDED.get(name, P()) for name in State._fields)
 
 
@@ -129,21 +142,39 @@ def judge_of(parts: Parts, static: Static) -> Judge:
 
 
 def start(
-    parts: Parts, static: Static, train: training.TrainState, buffer: buffers.Buffer, structures: Structure, key: Key
+    parts: Parts,
+    static: Static,
+    train: training.TrainState,
+    buffer: buffers.Buffer,
+    structures: Structure,
+    key: Key,
+    begun: Any = None,
 ) -> State:
-    """State of a new run: walkers [w] begin at `structures`, with momenta of their own."""
-    near = neighbors.find(static.near, structures)
-    prediction = committees.predict(parts.committee, train.average, structures, near)
-    force, stress = driving(parts.drive, prediction, jnp.arange(structures.charge.shape[0]))
-    key, *keys = jax.random.split(key, structures.charge.shape[0] + 1)
-    begun = jnp.zeros(structures.charge.shape[0], jnp.int32)
-    walkers = jax.vmap(parts.explorer.init)(jnp.stack(keys), structures, force, stress, begun)
+    """State of a new run: walkers [w] begin at `structures`, with momenta of their own.
+
+    `begun` [w] are the steps that they have done (default: none).
+    """
+    number = structures.charge.shape[0]
+    key, *keys = jax.random.split(key, number + 1)
+    steps = jnp.zeros(number, jnp.int32) if begun is None else jnp.asarray(begun, jnp.int32)
+    walkers, moves, lists = [], [], []
+    for explorer, group, rows in zip(parts.explorers, static.groups, rows_of(static.groups), strict=True):
+        own = structures_to(jax.tree.map(lambda x, rows=rows: x[rows], structures), group.atoms)
+        near = neighbors.find(group.near, own)
+        prediction = committees.predict(parts.committee, train.average, own, near)
+        force, stress = driving(parts.drive, prediction, jnp.arange(rows.start, rows.stop))
+        walkers.append(jax.vmap(explorer.init)(jnp.stack(keys[rows]), own, force, stress, steps[rows]))
+        moves.append((atoms_to(force, structures.species.shape[1]), stress))
+        lists.append(near)
+    force, stress = jax.tree.map(lambda *x: jnp.concatenate(x), *moves)
     gate = calibrate(judge_of(parts, static), parts.gate.init(), train.average, buffer)[0]
+    drift = tuple(bias_forces.begun(bias, own.structure) for bias, own in zip(parts.biases, walkers, strict=True))
+    overflow = jnp.concatenate([near.overflow for near in lists])
     state = State(
-        walkers=walkers,
-        trusted=Trusted(structures, force, stress),
-        near=near,
-        quiet=jnp.zeros(structures.charge.shape[0], jnp.int32),
+        walkers=tuple(walkers),
+        trusted=Trusted(structures, force, stress, drift),
+        near=tuple(lists),
+        quiet=jnp.zeros(number, jnp.int32),
         gate=gate,
         train=train,
         buffer=buffer,
@@ -153,13 +184,27 @@ def start(
         sample=samples.init(jax.tree.map(lambda x: x[0], structures), static.sample),
         key=key,
         labels=buffer.count,
-        problems=jnp.where(jnp.any(near.overflow), NEIGHBORS_FULL, 0).astype(jnp.int32),
-        farthest=farthest(static.near.cutoff, structures).astype(force.dtype),
+        problems=jnp.where(jnp.any(overflow), NEIGHBORS_FULL, 0).astype(jnp.int32),
+        farthest=_farthest(static, structures).astype(force.dtype),
         known=_known(static, buffer),
-        drift=() if parts.bias is None else jax.vmap(parts.bias.init)(structures),
+        drift=drift,
         course=Course.begun(parts.schedule),
     )
     return devices.laid(parts.committee.mesh, LAYOUT, state)
+
+
+def rows_of(groups: tuple[Group, ...]) -> list[slice]:
+    """The numbers of the walkers of each group."""
+    ends = itertools.accumulate(len(group.systems) for group in groups)
+    return [slice(end - len(group.systems), end) for group, end in zip(groups, ends, strict=True)]
+
+
+def _farthest(static: Static, structures: Structure) -> Float[Array, "w"]:
+    """How wide a gap each walker may come to, by all the structures that its system starts from."""
+    systems = np.array([system for group in static.groups for system in group.systems])
+    names, of = np.unique(systems, return_inverse=True)
+    own = [jax.tree.map(lambda x, rows=systems == name: x[rows], structures) for name in names]
+    return jnp.stack([farthest(static.train_near.cutoff, starts) for starts in own])[of]
 
 
 def _known(static: Static, buffer: buffers.Buffer) -> Bool[Array, "s"]:

@@ -8,7 +8,7 @@ A frame is not physical, and its walker is rewound, where the committee is far t
 where the walker is too hot for its bath, where the structure is in pieces, or where a number is not finite.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -25,7 +25,6 @@ from jaxal.core import devices
 from jaxal.core.devices import MEMBERS, WALKERS
 from jaxal.core.types import (
     FORCE,
-    Bias,
     Explorer,
     Gate,
     GateState,
@@ -38,7 +37,9 @@ from jaxal.core.types import (
     WalkerState,
 )
 from jaxal.data import fragments, neighbors
+from jaxal.data.padding import atoms_to, structures_to
 from jaxal.explore import bias_forces, stepping
+from jaxal.explore.bias_forces import Terms
 from jaxal.explore.stepping import Moves
 from jaxal.explore.walker import hottest, temperature
 from jaxal.uncertainty.support import Support, novelty
@@ -62,6 +63,8 @@ class Candidate(NamedTuple):
     temperature: Float[Array, ""]  # K
     unknown: Bool[Array, ""]  # an atom has no neighbor, and none of its species was trained on so
     cause: Int[Array, ""]  # why the walker has left the physical since, of `CAUSES`
+    drift: Any  # what the biases had learned of the walker
+    report: dict[str, Float[Array, ""]]  # energies of the biases (eV) and variables; empty without biases
 
     @property
     def bad(self) -> Bool[Array, ""]:
@@ -69,7 +72,13 @@ class Candidate(NamedTuple):
         return self.cause != PHYSICAL
 
 
-def nothing(structure: Structure, force: Float[Array, "w n 3"], stress: Float[Array, "w 3 3"]) -> Candidate:
+def nothing(
+    structure: Structure,
+    force: Float[Array, "w n 3"],
+    stress: Float[Array, "w 3 3"],
+    drift: Any = (),
+    bias: Terms = (),
+) -> Candidate:
     """What walkers [w] have to show before their first step, with what moves them at their trusted frames.
 
     A walker may be bad from the first step on: its score is below every threshold, so no gate asks for it.
@@ -78,7 +87,33 @@ def nothing(structure: Structure, force: Float[Array, "w n 3"], stress: Float[Ar
     absent, none = jnp.full(number, jnp.nan, dtype), jnp.zeros(number, bool)
     low, zero = jnp.full(number, -jnp.inf, dtype), jnp.zeros(number, dtype)
     physical = jnp.zeros(number, jnp.int32)
-    return Candidate(structure, absent, force, force, stress, low, zero, absent, none, physical)
+    report = dict.fromkeys(bias_forces.names(bias), absent)
+    return Candidate(structure, absent, force, force, stress, low, zero, absent, none, physical, drift, report)
+
+
+def joined(candidates: Sequence[Candidate]) -> Candidate:
+    """Those of several groups as of one, padded to the atoms of the largest.
+
+    What the biases have learned stays by group; energies and variables that a group has not are NaN.
+    """
+    size = max(candidate.force.shape[1] for candidate in candidates)
+    padded = [
+        candidate._replace(
+            structure=structures_to(candidate.structure, size),
+            force=atoms_to(candidate.force, size),
+            drive=atoms_to(candidate.drive, size),
+            drift=(),
+            report={},
+        )
+        for candidate in candidates
+    ]
+    names = dict.fromkeys(name for candidate in candidates for name in candidate.report)
+    report = {
+        name: jnp.concatenate([c.report.get(name, jnp.full_like(c.energy, jnp.nan)) for c in candidates])
+        for name in names
+    }
+    whole = padded[0] if len(padded) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *padded)
+    return whole._replace(drift=tuple(candidate.drift for candidate in candidates), report=report)
 
 
 class Bounds(NamedTuple):
@@ -87,7 +122,7 @@ class Bounds(NamedTuple):
     implausible: Float[Array, ""]  # eV/Å, largest estimated error
     closest: Float[Array, ""]  # smallest fraction of the sum of two atoms' covalent radii
     hottest: Float[Array, ""]  # largest kinetic temperature, as a multiple of the bath's
-    farthest: Float[Array, ""]  # Å, widest gap between two parts of a structure
+    farthest: Float[Array, "w"]  # Å, widest gap between two parts of a structure, for each walker
     known: Bool[Array, "s"]  # species that were trained on as isolated atoms
 
 
@@ -105,7 +140,7 @@ class Walk(NamedTuple):
     near: Neighbors
     candidate: Candidate
     full: Bool[Array, "w"]  # a physical frame had more neighbors than there is room for
-    drift: Any = ()  # what the bias has learned of each walker
+    drift: Any = ()  # what the biases have learned of each walker
 
 
 def driving(
@@ -134,13 +169,14 @@ def make_walk(
     near: neighbors.Spec,
     steps: int,
     drive: Drive = "mean",
-    bias: Bias | None = None,
+    bias: Terms = (),
     gate: Gate | None = None,
+    first: int = 0,
 ) -> Callable[[Params, GateState, Support | None, Bounds, Walk], Walk]:
     """The function of (parameters [r], gate, support, bounds, walk) that takes `steps` steps.
 
     `gate` is that of the states; where it is None, no error is estimated from the score. Without a support every
-    structure is supported.
+    structure is supported. `first` is the number of the first of these walkers in the run.
     """
     unit = FORCE if committee.uncertainty is None else committee.uncertainty.unit
     radii = jnp.asarray(covalent_radii[list(table)], jnp.float32)
@@ -189,7 +225,8 @@ def make_walk(
         new = jnp.zeros_like(value) if support is None else away(support, prediction, structure, near_)
         drive, stress = moves
         kelvin = jnp.zeros_like(value)
-        return Candidate(structure, energy, force, drive, stress, value, new, kelvin, alone, _first(causes))
+        found = structure, energy, force, drive, stress, value, new, kelvin, alone, _first(causes)
+        return Candidate(*found, (), {})
 
     def heated(bounds: Bounds, walker: WalkerState, candidate: Candidate) -> Candidate:
         """The same, now that the walker has the momenta that belong to its frame."""
@@ -200,7 +237,7 @@ def make_walk(
 
     def own(number: int) -> Int[Array, "w"]:
         """The numbers of this device's walkers."""
-        return jnp.arange(number) + (0 if committee.mesh is None else number * jax.lax.axis_index(WALKERS))
+        return first + jnp.arange(number) + (0 if committee.mesh is None else number * jax.lax.axis_index(WALKERS))
 
     def step(params: Params, state: GateState, support: Support | None, bounds: Bounds, walk: Walk) -> Walk:
         """One integration step of all walkers."""
@@ -212,10 +249,13 @@ def make_walk(
             with jax.named_scope("gate"):
                 judged = jax.vmap(lambda s, n, p, m: judge(bounds, state, support, s, n, p, m))
                 now = judged(proposed, close, prediction, moves)
-            if bias is None:
+            if not bias:
                 return Moves(*moves), (now, walk.drift)
             with jax.named_scope("bias"):
-                extra, drift = bias_forces.push(bias, committee, walk.drift, params, proposed, close, prediction)
+                time = explorer.timestep * (walk.walkers.step + 1).astype(proposed.position.dtype)
+                at = params, proposed, close, prediction, time, ~(now.bad | walk.candidate.bad)
+                extra, drift = bias_forces.push(bias, committee, walk.drift, *at)
+            now = now._replace(drift=drift, report=extra.report)
             return Moves(moves[0] + extra.force, moves[1] + extra.stress), (now, drift)
 
         walkers, found, close, (now, drift) = stepping.step(explorer, near, walk.walkers, walk.near, push)
@@ -234,7 +274,8 @@ def make_walk(
         cause = jnp.where(apart, APART, candidate.cause)
         return end._replace(candidate=where(apart, start.candidate, candidate)._replace(cause=cause))
 
-    return devices.split(committee.mesh, walk, (P(MEMBERS), P(), P(), P(), P(WALKERS)), P(WALKERS))
+    bounds = Bounds._make(P(WALKERS) if name == "farthest" else P() for name in Bounds._fields)
+    return devices.split(committee.mesh, walk, (P(MEMBERS), P(), P(), bounds, P(WALKERS)), P(WALKERS))
 
 
 def _finite(tree: Any) -> Bool[Array, ""]:

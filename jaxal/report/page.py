@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from jaxal.core.types import InputError
-from jaxal.core.units import GPA, KCAL_PER_MOL
-from jaxal.report import figures, metrics
+from jaxal.core.units import KCAL_PER_MOL
+from jaxal.report import figures, metrics, tables
 from jaxal.report.metrics import METRICS, Record, read_metrics
 
 STYLE = """
@@ -125,7 +125,8 @@ def gather(directory: Path) -> Record:
     }
     return {
         "title": str(config.get("name") or directory.resolve().name),
-        "system": config.get("system"),
+        "system": config.get("system") or config.get("systems"),
+        "systems": _by_system(attempts, segments, validation),
         "summary": _summary(records, segments, good, failed, phases, validation, config, directory),
         "figures": {name: plots[name] for name, there in needed.items() if there},
         "atoms": [r for r in records if r.get("kind") == "atom"],
@@ -174,6 +175,32 @@ def _summary(
         "drift": _inside(validation, "stability", "drift"),  # meV/atom/ps, of each start
         "intact": _inside(validation, "stability", "intact"),
     }
+
+
+def _by_system(attempts: list[Record], segments: list[Record], validation: Record) -> Record:
+    """What there is of each of several systems: labels, how many looks asked for one or were rewinds, errors."""
+    last = _inside(segments[-1] if segments else {}, "systems")
+    names = list(last) if isinstance(last, dict) else []
+    told: Record = {}
+    for name in names if len(names) > 1 else []:
+        own = [record for record in attempts if record.get("system") == name]
+        rates = [_inside(segment, "systems", name) or {} for segment in segments]
+        squares = [r["rmse"] ** 2 for r in own[-20:] if r.get("ok") and isinstance(r.get("rmse"), int | float)]
+        errors = _inside(validation, "systems", name) or {}
+        told[name] = {
+            "labels": len(own),
+            "failed": sum(not record.get("ok", True) for record in own),
+            **{which: _mean([rate.get(which) for rate in rates]) for which in ("flagged", "unphysical")},
+            "rmse": (sum(squares) / len(squares)) ** 0.5 if squares else None,
+            "force_rmse": _inside(errors, "force", "rmse"),
+            "energy_rmse": _inside(errors, "energy", "rmse"),
+        }
+    return told
+
+
+def _mean(values: list[Any]) -> float | None:
+    numbers = [value for value in values if isinstance(value, int | float)]
+    return sum(numbers) / len(numbers) if numbers else None
 
 
 def _rewinds(segments: list[Record]) -> Record:
@@ -258,69 +285,12 @@ def _tiles(summary: Record) -> list[tuple[str, str]]:
     return [(name, value) for name, value in rows if value]
 
 
-def _errors_table(errors: Record) -> str:
-    rows = [("energy, meV/atom", errors.get("energy"), 1e3)]
-    rows.append(("energy less mean per composition", errors.get("energy_shifted"), 1e3))
-    rows.append(("force, meV/Å per component", errors.get("force"), 1e3))
-    rows += [(f"force on {name}", value, 1e3) for name, value in (errors.get("elements") or {}).items()]
-    rows.append(("stress, MPa per component", errors.get("stress"), 1e3 / GPA))
-    cells = ""
-    for name, value, scale in rows:
-        if isinstance(value, dict) and value.get("count"):
-            numbers = "".join(
-                f"<td>{value[key] * scale:.2f}</td>" if value.get(key) is not None else "<td>–</td>"
-                for key in ("mae", "rmse", "largest")
-            )
-            cells += f"<tr><td>{html.escape(name)}</td>{numbers}<td>{value['count']}</td></tr>"
-    head = "<tr><th></th><th>MAE</th><th>RMSE</th><th>largest</th><th>numbers</th></tr>"
-    return f"<h2>Errors on test data</h2><table>{head}{cells}</table>" if cells else ""
-
-
-def _atoms_table(atoms: list[Record]) -> str:
-    """Energies of isolated atoms, and those of species in the first labels, which the model's are relative to."""
-    cells = ""
-    for atom in atoms:
-        energies = (atom.get("energy"), atom.get("bonded"))
-        numbers = "".join(f"<td>{x:.3f}</td>" if isinstance(x, int | float) else "<td>–</td>" for x in energies)
-        spin = atom.get("spin") if isinstance(energies[0], int | float) else "–"
-        words = (html.escape(str(x)) for x in (atom.get("element"), spin, atom.get("reason") or ""))
-        element, spin, reason = words
-        cells += f"<tr><td>{element}</td><td>{spin}</td>{numbers}<td>{reason}</td></tr>"
-    head = "<tr><th></th><th>unpaired electrons</th><th>isolated, eV</th><th>in structures, eV</th><th></th></tr>"
-    return f"<h2>Reference energies</h2><table>{head}{cells}</table>" if cells else ""
-
-
-def _calibration_table(validation: Record) -> str:
-    """What the validation says of the spread by normal laws of the most likely scale, and of the bound by element."""
-    energies, components = validation.get("energies"), validation.get("components")
-    elements = validation.get("elements")
-    if not isinstance(energies, dict) or not isinstance(components, dict):
-        return ""
-    rows = [("rank correlation of spread and error", "spearman", 1), ("scale of the spread", "scale", 1)]
-    rows += [("sharpness, meV/atom and meV/Å", "sharpness", 1e3), ("CRPS, meV/atom and meV/Å", "crps", 1e3)]
-    rows += [("negative log-likelihood", "nll", 1), ("miscalibration area", "area", 1)]
-
-    def cell(value: Any, scale: float) -> str:
-        return f"<td>{value * scale:.3g}</td>" if isinstance(value, int | float) else "<td>–</td>"
-
-    cells = "".join(
-        f"<tr><td>{name}</td>{cell(energies.get(key), scale)}{cell(components.get(key), scale)}</tr>"
-        for name, key, scale in rows
-    )
-    for symbol, one in (elements if isinstance(elements, dict) else {}).items():
-        covered = one.get("covered") if isinstance(one, dict) else None
-        cells += (
-            f"<tr><td>atoms of {html.escape(str(symbol))} within the bound, %</td><td></td>{cell(covered, 100)}</tr>"
-        )
-    head = "<tr><th></th><th>energy</th><th>force</th></tr>"
-    return f"<h2>Calibration on test data</h2><table>{head}{cells}</table>"
-
-
 def _page(data: Record) -> str:
     escape = html.escape
     summary = data["summary"]
     system = data["system"]
     about = ", ".join(f"{k} {v}" for k, v in system.items()) if isinstance(system, dict) else str(system or "")
+    about = ", ".join(data["systems"]) or about
     tiles = "".join(
         f'<div class="tile"><b>{escape(str(value))}</b><span>{escape(name)}</span></div>'
         for name, value in _tiles(summary)
@@ -340,9 +310,10 @@ def _page(data: Record) -> str:
         f'<h1>{escape(data["title"])}</h1><div class="sub">{escape(about)}</div>',
         f'<div class="tiles">{tiles}</div>{why}',
         f'<div class="plots">{plots}</div>',
-        _errors_table(_inside(data["validation"], "errors") or {}),
-        _calibration_table(data["validation"]),
-        _atoms_table(data["atoms"]),
+        tables.systems(data["systems"]),
+        tables.errors(_inside(data["validation"], "errors") or {}),
+        tables.calibration(data["validation"]),
+        tables.atoms(data["atoms"]),
         f"<h2>Failed calculations</h2><table>{failed}</table>" if failed else "",
         f"<h2>Settings</h2><pre>{escape(settings)}</pre>" if settings else "",
         f"<h2>Versions</h2><table>{versions}</table>" if versions else "",

@@ -65,6 +65,7 @@ def gather(directory: str | Path) -> Record:
         "factor": _number(last.get("factor")),
         "threshold": _number(last.get("threshold")),
         "coverage": _number(last.get("coverage")),
+        "systems": _systems(records, last),
         "waiting": _number(last.get("waiting")),
         "running": _number(last.get("running")),
         "dropped": _number(last.get("dropped")),
@@ -103,6 +104,7 @@ def text(found: Record) -> str:
         ("estimated error", _scaled(found["estimated"], 1e3, ".0f", " meV/Å")),
         ("error of new labels", _scaled(found["true"], 1e3, ".0f", " meV/Å")),
         ("error of held-out labels", _scaled(found["holdout_force_rmse"], 1e3, ".0f", " meV/Å")),
+        *((f"  {name}", _of_system(own)) for name, own in found["systems"].items()),
         ("factor of the gate", _scaled(found["factor"], 1, ".3g", "")),
         ("threshold of the gate", _scaled(found["threshold"], 1, ".3g", "")),
         ("realized coverage", _scaled(found["coverage"], 100, ".1f", "% of the labels within their estimated error")),
@@ -110,6 +112,25 @@ def text(found: Record) -> str:
         ("left", _clock(found["eta"], f" of exploration, by the budget of {found['by']}")),
     ]
     return "\n".join(f"{name:<25}{value}" for name, value in rows if value)
+
+
+def _systems(records: list[Record], last: Record) -> Record:
+    """Labels so far of each of several systems, and what the last segment says of it."""
+    own = last.get("systems")
+    if not isinstance(own, dict) or len(own) < 2:
+        return {}
+    labels = [record.get("system") for record in records if record.get("kind") == "label"]
+    return {name: (of if isinstance(of, dict) else {}) | {"labels": labels.count(name)} for name, of in own.items()}
+
+
+def _of_system(own: Record) -> str:
+    """A system in a line: labels, looks that asked for one, estimated error."""
+    words = [f"{own['labels']} labels"]
+    if (flagged := _number(own.get("flagged"))) is not None:
+        words.append(f"{100 * flagged:.1f} % of the last looks asked for one")
+    if (estimated := _number(own.get("estimated"))) is not None:
+        words.append(f"estimated error {1e3 * estimated:.0f} meV/Å")
+    return ", ".join(words)
 
 
 def _config(directory: Path) -> Record:

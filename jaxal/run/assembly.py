@@ -1,5 +1,7 @@
 """From a configuration to the program: its parts, what is static about it, its arguments, its devices."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,7 +13,9 @@ from jaxal.committee import evaluation as committees
 from jaxal.committee import weights
 from jaxal.committee.evaluation import Committee
 from jaxal.committee.isolated_atoms import exact_when_isolated
+from jaxal.config.biases import terms_of
 from jaxal.config.schema import Config, Offline, Train
+from jaxal.config.systems import Population
 from jaxal.core import devices
 from jaxal.core.types import Structure
 from jaxal.data import buffer as buffers
@@ -50,20 +54,15 @@ def recipe(train: Train) -> training.Recipe:
     )
 
 
-def exact_atoms(config: Config) -> bool:
-    """Whether the potential of a run has its isolated atoms exact, of those species whose energies are known."""
-    return config.label.atoms != "fit"
-
-
-def committee_of(config: Config | Offline, table: Table, isolated: bool | None = None) -> Committee:
+def committee_of(config: Config | Offline, table: Table, isolated: bool = False) -> Committee:
     """The committee of a configuration, on the devices of a run. Raises InputError where those do not fit.
 
-    `isolated` says whether isolated atoms are exact; a run says it itself.
+    `isolated` says whether isolated atoms are exact, of those species whose energies are known.
     """
     given, mesh = config.committee, mesh_of(config) if isinstance(config, Config) else None
     heads = given.members if given.kind == "shared" else 1
     potential = weights.collected(config.potential.bind()(table))
-    if exact_atoms(config) if isinstance(config, Config) else isolated:
+    if isolated:
         potential = exact_when_isolated(potential, table)
     method = config.uncertainty.bind()(potential, len(table))
     return Committee(potential, given.members, given.batching, heads, given.signs, len(table), method, mesh)
@@ -76,7 +75,7 @@ def _replicas(config: Config) -> int:
 
 def devices_of(config: Config) -> int:
     """How many devices a run takes. Raises InputError where `devices` does not fit."""
-    return devices.number(config.devices, config.explore.walkers, _replicas(config))
+    return devices.number(config.devices, math.gcd(*config.walkers.values()), _replicas(config))
 
 
 def mesh_of(config: Config) -> Mesh | None:
@@ -85,33 +84,39 @@ def mesh_of(config: Config) -> Mesh | None:
 
 
 def static_of(
-    config: Config, table: Table, near: neighbors.Spec, train_near: neighbors.Spec, looks: int = LOOKS
+    config: Config, table: Table, groups: Sequence[states.Group], train_near: neighbors.Spec, looks: int = LOOKS
 ) -> states.Static:
     """What the segment is compiled for."""
     return states.Static(
         table=table,
-        near=near,
+        groups=tuple(groups),
         train_near=train_near,
         recipe=recipe(config.train),
         every=config.gate.every,
         looks=looks,
-        batch=config.label.batch or config.explore.walkers,
+        batch=config.label.batch or sum(config.walkers.values()),
         fold=FOLD,
         queue=config.label.queue if config.label.mode == "pooled" else 0,
         sample=config.calibration,
     )
 
 
-def shapes_of(parts: states.Parts, static: states.Static, structures: Structure, rows: int) -> Any:
-    """The state of a run as shapes: walkers at `structures` [w], a training set with room for so many rows."""
+def untrained(
+    parts: states.Parts, static: states.Static, structures: Structure, rows: int, filled: bool = False
+) -> states.State:
+    """The state of a run that has no label yet: walkers at `structures` [w], a training set with room for `rows`.
+
+    As shapes; where it is `filled`, with random weights.
+    """
 
     def build(structures: Any, key: Any) -> states.State:
         one = jax.tree.map(lambda x: x[0], structures)
-        params = committees.init(parts.committee, key, one, neighbors.build(static.near, one))
+        params = committees.init(parts.committee, key, one, neighbors.build(static.train_near, one))
         buffer = buffers.init(one, parts.committee.members, rows)
         return states.start(parts, static, training.init(static.recipe, params), buffer, structures, key)
 
-    return jax.eval_shape(build, jax.tree.map(jnp.asarray, structures), jax.random.key(0))
+    given = jax.tree.map(jnp.asarray, structures), jax.random.key(0)
+    return jax.jit(build)(*given) if filled else jax.eval_shape(build, *given)
 
 
 def limits_of(config: Config, rate: float, probe: float) -> states.Limits:
@@ -130,20 +135,32 @@ def limits_of(config: Config, rate: float, probe: float) -> states.Limits:
     )
 
 
-def parts_of(config: Config, table: Table, label: LabelFunction | None) -> states.Parts:
-    """The functions of the run; without a `label` what is to be labeled waits in the queue."""
+def parts_of(
+    config: Config,
+    table: Table,
+    label: LabelFunction | None,
+    systems: Sequence[Population],
+    groups: Sequence[Sequence[int]],
+    isolated: bool = False,
+) -> states.Parts:
+    """The functions of the run; without a `label` what is to be labeled waits in the queue.
+
+    `groups` are the numbers of the systems that move together. `isolated`: see `committee_of`.
+    """
     dtype_of(config.precision)
+    score = config.score.bind()
+    first = [systems[group[0]] for group in groups]
     schedule = config.schedule.bind()()
     return states.Parts(
-        committee=committee_of(config, table),
-        explorer=config.explore.part.bind()(),
-        score=config.score.bind(),
+        committee=committee_of(config, table, isolated),
+        explorers=tuple(system.explore.bind()() for system in first),
+        score=score,
         gate=config.gate.part.bind()(),
         kernel=config.kernel.bind(),
         select=config.select.bind(),
         label=label,
         drive=config.explore.drive,
-        bias=config.bias.bind()(config.score.bind()),
+        biases=tuple(terms_of(system.bias, score, system.starts[0], system.bias_field) for system in first),
         schedule=schedule,
         arms=arms_of(schedule),
     )

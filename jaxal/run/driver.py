@@ -14,13 +14,16 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import ase
 import jax
 import numpy as np
 
 from jaxal.config import yaml12
-from jaxal.config.check import check, start_structures
-from jaxal.config.loading import FILE_NAME, INPUTS, dump, load, parse, resolved
+from jaxal.config.check import check, with_inputs
+from jaxal.config.loading import FILE_NAME, INPUTS, load, parse
 from jaxal.config.schema import Config
+from jaxal.config.systems import grouped, population, populations
+from jaxal.config.writing import dump, resolved
 from jaxal.core import devices, plugins
 from jaxal.core.discovery import import_file, import_parts
 from jaxal.core.types import InputError
@@ -33,10 +36,12 @@ from jaxal.label.workers.executor import one
 from jaxal.program import state as states
 from jaxal.report.display import Status, display
 from jaxal.run import (
+    addition,
     assembly,
     checkpoint,
     final_training,
     folder,
+    grouping,
     initial_labels,
     labeling,
     lock,
@@ -66,9 +71,13 @@ def start(config: Config, directory: Path) -> bool:
         for warning in check(config):
             print(f"jaxal: warning: {warning}", file=sys.stderr)
         store = str(Path(config.label.store).expanduser().resolve()) if config.label.store else ""
-        ready = dataclasses.replace(
-            config, devices=assembly.devices_of(config), label=dataclasses.replace(config.label, store=store)
-        )
+        # a system that is added later takes no walkers from those that are there
+        systems = {
+            name: dataclasses.replace(system, walkers=config.walkers[f"systems.{name}"])
+            for name, system in config.systems.items()
+        }
+        label = dataclasses.replace(config.label, store=store)
+        ready = dataclasses.replace(config, devices=assembly.devices_of(config), label=label, systems=systems)
         directory.mkdir(parents=True, exist_ok=True)
         open_folder.enter_context(lock.held(directory))
         folder.refuse_used(directory)
@@ -124,16 +133,10 @@ def _go(config: Config, directory: Path, interrupted: Callable[[], bool], change
     import_parts()
     assembly.mesh_of(config)  # before anything else: what was there when the run began may be gone when it is resumed
 
-    def start() -> list[Any]:
-        check(config)
-        starts = start_structures(config.system)
-        stripped = [frames.stripped(frames.of_atoms(atoms, labeled=False)) for atoms in starts]
-        return [[f.numbers, f.position, f.cell, f.mass, f.fixed, f.charge, f.spin] for f in stripped]
-
-    starts = [frames.to_atoms(frames.bare(*told)) for told in devices.from_first(start)]
     opening = one(labeling.executor_of(config, directory))
     with suppress(Enough), display() if devices.first() else nullcontext(_unseen) as show, opening as opener:
-        run = Run(config, directory, starts, species_table(starts), show, time.monotonic(), interrupted, opener)
+        nothing = Run(config, directory, [], [], (), show, time.monotonic(), interrupted, opener)
+        run = _with(nothing, config)
         if devices.from_first(lambda: checkpoint.latest(directory / CHECKPOINTS)) is None:
             folder.cut(directory, {})
             progress, train, buffer = _begin(run)
@@ -142,12 +145,19 @@ def _go(config: Config, directory: Path, interrupted: Callable[[], bool], change
             buffer = devices.laid(run.mesh, states.LAYOUT.buffer, buffer)
             state = None
         else:
-            progress, state = persistence.restore(run)
-            if changed and devices.first():
-                resolved(config, directory)
+            began = addition.begun_with(run)
+            more = addition.added(began, config)
+            before = _with(run, began) if more else run
+            progress, state = persistence.restore(before)
+            if changed:
+                copied = _told(lambda: dump(resolved(config, directory)))
+                run = run._replace(config=with_inputs(copied, run.starts))
             folder.cut(directory, progress.sizes)
+            run = run._replace(began=run.began - progress.elapsed)
+            if more:
+                progress, state = addition.grown(addition.Before(before, progress, state), run)
+            progress.config = dump(run.config, directory)
             train = buffer = None
-        run = run._replace(began=run.began - progress.elapsed)
         with _labels(run, progress) as labels:
             if progress.phase == "explore":
                 state = explore(run, progress, state, train, buffer, labels)
@@ -158,6 +168,31 @@ def _go(config: Config, directory: Path, interrupted: Callable[[], bool], change
         session.show(run, progress, "done")
         return True
     return False
+
+
+def _with(run: Run, config: Config) -> Run:
+    """The run of another configuration, with its systems as the first process reads them, and their groups."""
+
+    def read() -> list[Any]:
+        check(config)
+        systems = populations(config)
+        potential = config.potential.bind()(species_table([atoms for system in systems for atoms in system.starts]))
+        return [[list(map(_told_of, system.starts)) for system in systems], grouped(systems, potential.cutoff)]
+
+    begun, groups = devices.from_first(read)
+    systems = [
+        population(config, field, [frames.to_atoms(frames.bare(*told)) for told in own])
+        for field, own in zip(config.named, begun, strict=True)
+    ]
+    starts = [atoms for system in systems for atoms in system.starts]
+    config, table = with_inputs(config, starts), species_table(starts)
+    return run._replace(config=config, systems=systems, groups=[list(map(int, g)) for g in groups], table=table)
+
+
+def _told_of(atoms: ase.Atoms) -> list[Any]:
+    """A start structure as one process tells another."""
+    f = frames.stripped(frames.of_atoms(atoms, labeled=False))
+    return [f.numbers, f.position, f.cell, f.periodic, f.mass, f.fixed, f.charge, f.spin]
 
 
 def _end_if_told(run: Run) -> None:
@@ -177,18 +212,18 @@ def _begin(run: Run) -> tuple[Progress, training.TrainState, buffers.Buffer]:
 
     def labeled() -> list[Any] | None:
         with suppress(Enough):  # it must be raised in all processes
-            return initial_labels.first_labels(config, run.starts, run.store, run.interrupted, run.opener).told()
+            return initial_labels.first_labels(config, run.systems, run.store, run.interrupted, run.opener).told()
 
     told = devices.from_first(labeled)
     if told is None:
         raise Enough
     first = initial_labels.First.heard(told)
-    atoms = _isolated_atoms(run)
+    atoms = reference_atoms.of_run(run)
     isolated = reference_atoms.known(atoms, run.table)
     reference = reference_energies(first.structures, first.labels.energy, len(run.table), isolated)
     structures, labels = training_data.cast(first.structures, first.labels, reference, config.precision)
-    committee = assembly.committee_of(config, run.table)
-    near = neighbors.plan(structures, committee.potential.cutoff, assembly.SKIN)
+    committee = assembly.committee_of(config, run.table, bool(isolated))
+    near = grouping.neighbor_lists(run.systems, run.groups, run.table, structures, committee.potential.cutoff)
     train_near = neighbors.plan(structures, committee.potential.cutoff, 0.0)
     number = structures.charge.shape[0]
     key, key_set = jax.random.split(jax.random.key(config.seed))
@@ -196,7 +231,7 @@ def _begin(run: Run) -> tuple[Progress, training.TrainState, buffers.Buffer]:
     buffer = training_data.training_set(
         structures,
         labels,
-        training_data.spread_hold(number, config.train.holdout),
+        training_data.spread_hold(number, config.train.holdout, len(run.starts) if len(run.systems) > 1 else 0),
         committee.members,
         min(config.stop.labels, assembly.LARGEST_BUFFER),
         key_set,
@@ -207,7 +242,7 @@ def _begin(run: Run) -> tuple[Progress, training.TrainState, buffers.Buffer]:
         reference=[float(x) for x in reference],
         isolated=[isolated.get(row) for row in range(len(run.table))],
         config=dump(config, run.directory),
-        near=session.spec_out(near),
+        near=[session.spec_out(spec) for spec in near],
         train_near=session.spec_out(train_near),
         rate=config.train.learning_rate,
         asked=number + first.failed,
@@ -217,24 +252,6 @@ def _begin(run: Run) -> tuple[Progress, training.TrainState, buffers.Buffer]:
     folder.append(run.directory, [{"kind": "phase", "wall": wall, "phase": "initial", "why": ""}])
     folder.append(run.directory, reference_atoms.records(atoms, reference, run.table, wall))
     return progress, train, buffer
-
-
-def _isolated_atoms(run: Run) -> list[reference_atoms.Atom]:
-    """The isolated atoms of the run's elements, calculated by the first process."""
-    charges = [int(start.info.get("charge", 0)) for start in run.starts]
-
-    def calculated() -> list[Any] | None:
-        given = run.config, run.table, charges, run.store, run.interrupted, run.opener
-        with suppress(Enough):  # it must be raised in all processes
-            atoms = reference_atoms.isolated_atoms(*given)
-            for line in reference_atoms.fallbacks(atoms):
-                print(f"jaxal: {line}", file=sys.stderr)
-            return [list(atom) for atom in atoms]
-
-    told = devices.from_first(calculated)
-    if told is None:
-        raise Enough
-    return [reference_atoms.Atom(*atom) for atom in told]
 
 
 @contextmanager
@@ -254,19 +271,16 @@ def _labels(run: Run, progress: Progress) -> Iterator[Labels]:
         return
     services: list[Service] = []
     waited = [0.0]
+    carried = initial_labels.carriers(run.starts, run.table)
 
     def opening() -> None:
-        services.append(
-            labeling.open_service(
-                config, run.table, run.store, reference, opener=run.opener, carried=initial_labels.carried_by(run.atoms)
-            )
-        )
+        services.append(labeling.open_service(config, run.table, run.store, reference, opener=run.opener))
 
     devices.from_first(opening)
 
     def asked(structures: Any, wanted: np.ndarray) -> Any:
         began = time.monotonic()
-        answer = services[0].label(structures, wanted)
+        answer = services[0].label(structures, wanted, carried(structures))
         progress.asked += int(np.sum(wanted))
         progress.failed += int(np.sum(wanted) - np.sum(answer.ok))
         session.show(run, progress, "explore")

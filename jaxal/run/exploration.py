@@ -19,11 +19,12 @@ from jaxal.core import devices
 from jaxal.core.types import InputError
 from jaxal.data import buffer as buffers
 from jaxal.data import neighbors
+from jaxal.data.padding import structures_to
 from jaxal.label.task import Enough
 from jaxal.program import loop, reports
 from jaxal.program import state as states
 from jaxal.program.late_labels import make_absorb
-from jaxal.run import assembly, final_training, folder, labeling, notes, persistence, pooled, session, stop
+from jaxal.run import assembly, final_training, folder, grouping, labeling, notes, persistence, pooled, session, stop
 from jaxal.run.session import Progress, Run
 from jaxal.train import fit as training
 
@@ -157,14 +158,14 @@ class _Sitting:
         Raises InputError where the run cannot go on.
         """
         run, progress, state = self.run, self.progress, self.state
-        timestep = self.programs.parts.explorer.timestep
+        timesteps = run.timesteps
 
         def judge() -> list[Any]:
             if looks is not None:
-                notes.note(run, progress, state, looks, timestep, reasons)
-            quiet = float(np.min(np.asarray(state.quiet)))
+                notes.note(run, progress, state, looks, reasons)
+            quiet = float(np.min(np.asarray(state.quiet) * timesteps)) * 1e-3
             due = time.monotonic() - self.saved >= run.config.output.checkpoint
-            return [*stop.verdict(run, progress, quiet, timestep), due, dataclasses.asdict(progress)]
+            return [*stop.verdict(run, progress, quiet), due, dataclasses.asdict(progress)]
 
         why, wrong, self.due, now = devices.from_first(judge)
         vars(progress).update(now)
@@ -208,14 +209,22 @@ class _Sitting:
                 "lower explore.timestep or explore.temperature, raise gate.closest, or give more label.initial"
             )
         if problems & states.NEIGHBORS_FULL:
-            structures = devices.whole(state.walkers.structure)
-            for name in ("near", "train_near"):
-                spec = session.spec_in(getattr(progress, name))
-                # a cell that shrinks in the segment needs more images than at its begin: each time more are provided
-                given = spec, structures, 0.9**self.replays
-                room = devices.from_first(lambda given=given: session.spec_out(neighbors.larger(*given)))
-                setattr(progress, name, room)
-            near = jax.jit(neighbors.find, static_argnums=0)(session.spec_in(progress.near), state.walkers.structure)
+            # a cell that shrinks in the segment needs more images than at its begin: each time more are provided
+            shrink = 0.9**self.replays
+
+            def larger(listed: list[Any], structures: Any) -> list[Any]:
+                spec = session.spec_in(listed)
+                return devices.from_first(lambda: session.spec_out(neighbors.larger(spec, structures, shrink)))
+
+            moving = [devices.whole(walkers.structure) for walkers in state.walkers]
+            progress.near = [larger(*each) for each in zip(progress.near, moving, strict=True)]
+            together = jax.tree.map(
+                lambda *x: np.concatenate(x), *(jax.device_get(structures_to(each, run.atoms)) for each in moving)
+            )
+            progress.train_near = larger(progress.train_near, together)
+            find = jax.jit(neighbors.find, static_argnums=0)
+            specs = map(session.spec_in, progress.near)
+            near = tuple(find(spec, own.structure) for spec, own in zip(specs, state.walkers, strict=True))
             state = state._replace(near=devices.laid(run.mesh, states.LAYOUT.near, near))
         if problems & states.BUFFER_FULL:
             grown = buffers.grow(state.buffer, 2 * buffers.capacity(state.buffer))
@@ -237,9 +246,10 @@ class _Sitting:
 
 def assembled(run: Run, progress: Progress, label: labeling.LabelFunction | None) -> tuple[states.Parts, states.Static]:
     """The parts of a run, and what its programs are compiled for."""
-    parts = assembly.parts_of(run.config, run.table, label)
-    near, train_near = session.spec_in(progress.near), session.spec_in(progress.train_near)
-    return parts, assembly.static_of(run.config, run.table, near, train_near)
+    parts = assembly.parts_of(run.config, run.table, label, run.systems, run.groups, progress.exact)
+    near, train_near = map(session.spec_in, progress.near), session.spec_in(progress.train_near)
+    groups = grouping.program_groups(run.systems, run.groups, list(near))
+    return parts, assembly.static_of(run.config, run.table, groups, train_near)
 
 
 def _compiled(run: Run, progress: Progress, labels: Labels, state: Any) -> Programs:

@@ -15,13 +15,16 @@ from jaxal.committee.evaluation import Committee, predict
 from jaxal.core import devices
 from jaxal.core.types import InputError, Key, Label, Params, Structure
 from jaxal.data import buffer as buffers
-from jaxal.data import neighbors
+from jaxal.data import electrons, neighbors
 from jaxal.data import sample as samples
+from jaxal.data.dataset import labeled
+from jaxal.data.electrons import State
+from jaxal.data.frames import of_atoms
 from jaxal.deploy import model
 from jaxal.label.task import Enough
 from jaxal.program import state as states
 from jaxal.report import page
-from jaxal.run import assembly, folder, initial_labels, labeling, notes, persistence, session
+from jaxal.run import folder, initial_labels, labeling, notes, persistence, session
 from jaxal.run.session import Progress, Run
 from jaxal.train import fit as training
 from jaxal.train import posterior
@@ -106,8 +109,15 @@ def write_model(
     """The model file of a run folder; `facts` are the other fields of `model.Model`."""
     facts |= {"params": jax.device_get(train.average), "calibration": bound.calibration}
     facts |= {"support": jax.device_get(bound.support)}
-    facts |= {"electrons": electrons_can_be(buffer, facts["table"])}
+    facts |= {"electrons": electrons_can_be(buffer, facts["table"]), "states": states_of(buffer)}
     model.save(directory / model.FILE_NAME, model.Model(heads=committee.heads, signs=committee.signs, **facts))
+
+
+def states_of(buffer: buffers.Buffer) -> tuple[State, ...]:
+    """Charges and spins of what a training set [c] trains on."""
+    trained = np.asarray(buffers.trainable(buffer))
+    charge, spin = (np.asarray(x)[trained] for x in (buffer.structure.charge, buffer.structure.spin))
+    return electrons.states(charge, spin)
 
 
 def electrons_can_be(buffer: buffers.Buffer, table: tuple[int, ...]) -> bool:
@@ -117,7 +127,7 @@ def electrons_can_be(buffer: buffers.Buffer, table: tuple[int, ...]) -> bool:
     """
     structures: Any = jax.tree.map(lambda x: np.asarray(x)[: int(buffer.count)], buffer.structure)
     neutral = np.where(structures.species >= 0, np.asarray(table)[structures.species], 0).sum(-1)
-    count, open_ = neutral - structures.charge, ~structures.cell.any((-1, -2))
+    count, open_ = neutral - structures.charge, ~structures.periodic.any(-1)
     can = (structures.spin >= 0) & (structures.spin <= count) & ((count - structures.spin) % 2 == 0)
     return bool(np.all(can[open_]))
 
@@ -126,6 +136,27 @@ def validated(directory: Path, data: Path | None) -> None:
     """Compares the model with labeled frames, where there are any; into validate.json."""
     if data is not None:
         command.save(directory, command.validate(directory, data))
+
+
+def validated_by_system(run: Run) -> None:
+    """The same for a run, with the frames that its systems have of their own, and by system."""
+    config, learned = run.config, model.load(run.directory)
+    known = {command.described(of_atoms(own.starts[0], labeled=False)): own.name for own in reversed(run.systems)}
+    parts: list[Any] = [(config.validate.data, None, *model.unsaid(learned))]
+    for own in run.systems:
+        start = own.starts[0].info
+        parts.append((config.named[own.field].validate, own.name, start["charge"], start["spin"]))
+    frames, names = [], []
+    for file, name, charge, spin in parts:
+        if file is None:
+            continue
+        of_file = labeled(file, "the model", charge, spin).frames
+        frames += of_file
+        names += [name or known.get(command.described(frame), command.described(frame)) for frame in of_file]
+    if frames:
+        files = ", ".join(str(file) for file, *_ in parts if file is not None)
+        measured = command.measure(learned, frames, name=str(run.directory), source=files, systems=names)
+        command.save(run.directory, measured)
 
 
 def finish(run: Run, progress: Progress, parts: states.Parts, static: states.Static, state: states.State) -> None:
@@ -173,15 +204,13 @@ def finish(run: Run, progress: Progress, parts: states.Parts, static: states.Sta
             table=run.table,
             reference=reference,
             precision=config.precision,
-            charge=int(buffer.structure.charge[0]),
-            spin=int(buffer.structure.spin[0]),
-            isolated=assembly.exact_atoms(config),
+            isolated=progress.exact,
         )
         folder.write_training(directory, buffer, run.table, reference)
         folder.append(directory, [_noted(run, bound, labels)])
         session.show(run, progress, "validation")
         folder.append(directory, [notes.phase(run, "validation")])
-        validated(directory, config.validate.data)
+        validated_by_system(run)
         folder.append(directory, [notes.phase(run, "done")])
 
     devices.from_first(write)
@@ -210,11 +239,10 @@ def sampled(run: Run, progress: Progress, parts: states.Parts, sample: samples.S
             np.asarray(progress.reference),
             run.interrupted,
             run.opener,
-            carried=initial_labels.carried_by(run.atoms),
         )
         try:
             with suppress(Enough):  # it must be raised in all processes
-                labels = opened.label(structures, wanted)
+                labels = opened.label(structures, wanted, initial_labels.carriers(run.starts, run.table)(structures))
                 if trouble := opened.trouble():
                     raise InputError(f"{trouble}; the last checkpoint stands, `jaxal resume {run.directory}` goes on")
                 return list(labels)

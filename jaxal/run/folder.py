@@ -129,9 +129,18 @@ def write_frames(path: Path, frames: Iterable[Frame]) -> None:
 
 
 def write_walkers(
-    directory: Path, looks: reports.Look, every: int, first: int, table: Table, reference: np.ndarray
+    directory: Path,
+    looks: reports.Look,
+    every: int,
+    first: int,
+    table: Table,
+    reference: np.ndarray,
+    names: Sequence[str],
 ) -> None:
-    """Appends every `every`-th look's walkers to trajectory.xyz; `first` is the number of the first look."""
+    """Appends every `every`-th look's walkers to trajectory.xyz; `first` is the number of the first look.
+
+    `names` are those of the walkers' systems.
+    """
     frames = []
     for row in range(looks.factor.shape[0]):
         if (first + row) % every:
@@ -140,33 +149,44 @@ def write_walkers(
             structure = jax.tree.map(lambda x, at=(row, walker): x[at], looks.structure)
             frame = to_frame(structure, table)
             numbers = {
-                "model_energy": float(looks.energy[row, walker]) + float(np.sum(reference[structure.species])),
+                "model_energy": float(looks.energy[row, walker]) + reference_energy(structure, reference),
                 "score": float(looks.score[row, walker]),
                 "estimated_error": float(looks.estimate[row, walker]),
                 "temperature": float(looks.temperature[row, walker]),
             }
+            numbers |= {name: float(values[row, walker]) for name, values in looks.report.items()}
             # what is not known, as of a walker that was rewound at once, is left out
             known = {name: plain(value) for name, value in numbers.items() if np.isfinite(value)}
             known["supported"] = bool(looks.supported[row, walker])
-            frames.append(with_info(frame, look=first + row, walker=walker, **known))
+            frames.append(with_info(frame, look=first + row, walker=walker, system=names[walker], **known))
     if frames:
         files.append(directory / TRAJECTORY, frames)
 
 
+def reference_energy(structure: Any, reference: np.ndarray) -> float:
+    """The reference energies, eV, of the atoms of one padded structure together."""
+    species = np.asarray(structure.species)
+    return float(np.sum(reference[species[species >= 0]]))
+
+
 def label_records(
-    looks: reports.Look, wall: float, ps: np.ndarray, first: int, reasons: Sequence[str]
+    looks: reports.Look, wall: float, ps: np.ndarray, first: int, reasons: Sequence[str], names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """One metrics line for each label of a segment, in the order they were asked for."""
+    """One metrics line for each label of a segment, in the order they were asked for.
+
+    `ps` [look w] are the times of the walkers, `names` those of their systems.
+    """
     lines, failures = [], iter(reasons)
     for row, slot in zip(*np.nonzero(looks.walker >= 0), strict=True):
-        ok = bool(looks.ok[row, slot])
+        ok, walker = bool(looks.ok[row, slot]), int(looks.walker[row, slot])
         lines.append(
             {
                 "kind": "label",
                 "wall": wall,
                 "label": first + len(lines),
-                "ps": ps[row],
-                "walker": int(looks.walker[row, slot]),
+                "ps": ps[row, walker],
+                "walker": walker,
+                "system": names[walker],
                 "score": looks.label_score[row, slot],
                 "estimated": looks.label_estimate[row, slot],
                 "error": looks.label_error[row, slot],

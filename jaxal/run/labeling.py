@@ -47,14 +47,13 @@ def open_service(
     enough: Callable[[], bool] = lambda: False,
     opener: Opener | None = None,
     retry_failed: bool = False,
-    carried: bytes = b"",
     recipe: LabelRecipe | None = None,
 ) -> Service:
     """The labels of a host method, relative to `reference` (eV per species), kept in `store`, until `enough()`.
 
     `opener` opens the executor; by default it is one of its own, which writes into the folder of the store. With
-    `retry_failed` what the store remembers as failed is calculated again. `carried`: see `label_service`. `recipe` is
-    the labeler, by default that of the configuration.
+    `retry_failed` what the store remembers as failed is calculated again. `recipe` is the labeler, by default that of
+    the configuration.
     """
     return label_service(
         recipe or recipe_of(config),
@@ -67,7 +66,6 @@ def open_service(
         net_force=config.label.net_force,
         enough=enough,
         retry_failed=retry_failed,
-        carried=carried,
     )
 
 

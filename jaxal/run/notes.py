@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxal.explore.bias_forces import ENERGY, VALUE
 from jaxal.program import reports
 from jaxal.program import state as states
 from jaxal.program.step import CAUSES
@@ -21,16 +22,16 @@ def note(
     progress: Progress,
     state: states.State,
     looks: reports.Look,
-    timestep: float,
     reasons: list[str],
 ) -> None:
     """Takes down what a segment did, in memory and in the files."""
     config, number = run.config, looks.factor.shape[0]
-    per_look = config.gate.every * timestep * 1e-3  # ps
-    ps = per_look * (progress.look + 1 + np.arange(number))
+    per_look = config.gate.every * run.timesteps * 1e-3  # ps, of each walker
+    ps = (progress.look + 1 + np.arange(number))[:, None] * per_look
     wall = elapsed(run)
     asked = int(np.sum(looks.walker >= 0))
-    lines = folder.label_records(looks, wall, ps, int(state.labels) - asked + 1, reasons)
+    names = [run.systems[at].name for at in run.walkers]
+    lines = folder.label_records(looks, wall, ps, int(state.labels) - asked + 1, reasons, names)
     good = [line["rmse"] for line in lines if line["ok"]]
     progress.asked = int(state.labels)
     progress.failed += asked - len(good) if run.config.label.part.kind == "oracle" else 0
@@ -53,7 +54,7 @@ def note(
             {
                 "kind": "segment",
                 "wall": wall,
-                "ps": ps[-1],
+                "ps": ps[-1].min(),
                 "labels": progress.asked,
                 "failed": progress.failed,
                 "looks": progress.look + number,
@@ -71,13 +72,49 @@ def note(
                 "temperature": float(np.mean(heat)) if heat.size else None,
                 "busy": progress.busy,
                 "idle": progress.idle,
+                "systems": _by_system(run, looks, lines),
             }
+            | _of_biases(looks)
             | _of_pool(progress),
         ],
     )
     reference = np.asarray(progress.reference)
-    folder.write_walkers(run.directory, looks, config.output.trajectory, progress.look, run.table, reference)
+    folder.write_walkers(run.directory, looks, config.output.trajectory, progress.look, run.table, reference, names)
     progress.look += number
+
+
+def _by_system(run: Run, looks: reports.Look, lines: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What a segment did with the walkers of each system."""
+    of_walker = np.array(run.walkers)
+    told: dict[str, dict[str, Any]] = {}
+    for at, system in enumerate(run.systems):
+        own = of_walker == at
+        estimate = looks.estimate[:, own][~looks.unphysical[:, own]]
+        heat = looks.temperature[:, own]
+        estimate, heat = (values[np.isfinite(values)] for values in (estimate, heat))
+        rmse = [line["rmse"] for line in lines if line["ok"] and line["system"] == system.name]
+        told[system.name] = {
+            "labels": sum(line["system"] == system.name for line in lines),
+            "flagged": folder.plain(np.mean(looks.flagged[:, own])),
+            "unphysical": folder.plain(np.mean(looks.unphysical[:, own])),
+            "estimated": folder.plain(np.mean(estimate)) if estimate.size else None,
+            "rmse": folder.plain(np.mean(rmse)) if rmse else None,
+            "temperature": folder.plain(np.mean(heat)) if heat.size else None,
+        }
+    return told
+
+
+def _of_biases(looks: reports.Look) -> dict[str, Any]:
+    """Mean energy of each bias, eV, and lowest and highest value of each variable, where there are biases."""
+    known = {name: values[np.isfinite(values)] for name, values in looks.report.items()}
+    if not known:
+        return {}
+    energies = {name: float(np.mean(x)) if x.size else None for name, x in known.items() if name.startswith(ENERGY)}
+    ranges = {name: [float(x.min()), float(x.max())] if x.size else None for name, x in known.items()}
+    return {
+        "bias": {name.removeprefix(ENERGY): energy for name, energy in energies.items()},
+        "variables": {name.removeprefix(VALUE): ends for name, ends in ranges.items() if name.startswith(VALUE)},
+    }
 
 
 def _of_pool(progress: Progress) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Training from labeled structures in a file, with the sections a run has: `jaxal train`."""
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -7,11 +8,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxal.config.loading import resolved
+from jaxal.config import electrons
 from jaxal.config.schema import Data, Offline, Train
+from jaxal.config.writing import resolved
 from jaxal.core.types import InputError
 from jaxal.data import dataset, neighbors
 from jaxal.data.frames import Frame
+from jaxal.data.lattice import FLAT
 from jaxal.data.structure import from_frames, labels_of, shares_of
 from jaxal.report import page
 from jaxal.report.display import Status, display
@@ -34,11 +37,12 @@ def train(config: Offline, directory: Path) -> None:
     data = config.data
     frames, held, isolated = _data(data, config.train)
     table = dataset.species_of(frames)
-    charge, spin = dataset.one_surface(frames, f"{data.file}")
     free = {table.index(z): energy for z, energy in isolated.items() if z in table}
-    exact = bool(free) and charge == 0  # what leaves an ion may be one itself
+    states = dataset.states_of(frames)
+    exact = bool(free) and any(charge == 0 for charge, _ in states)  # what leaves an ion may be one itself
+    potential = electrons.resolved(config.potential, states)
     structures, labels, reference = _device(config, frames, free, table, held, dtype)
-    config = resolved(config, directory)
+    config = dataclasses.replace(resolved(config, directory), potential=potential)
     folder.versions(directory)
     began = time.monotonic()
     with display() as show:
@@ -92,8 +96,6 @@ def train(config: Offline, directory: Path) -> None:
             table=table,
             reference=reference,
             precision=config.precision,
-            charge=charge,
-            spin=spin,
             isolated=exact,
         )
         folder.write_frames(directory / folder.TRAINING, map(folder.marked, frames, held))
@@ -132,7 +134,7 @@ def _data(data: Data, train: Train) -> _Data:
         return _Data(frames, held, isolated)
     extra, more = read(data.validation)
     dataset.check_elements(extra, dataset.species_of(frames), f"data.validation: {data.validation}", "data.file")
-    dataset.one_surface([*frames, *extra], f"{data.file} and {data.validation}")
+    dataset.check_states(extra, dataset.states_of(frames), f"data.validation: {data.validation}", "data.file")
     both = dataset.groups([*frames, *extra])
     known = np.isin(both[len(frames) :], both[: len(frames)])
     if known.all():
@@ -156,7 +158,7 @@ def _device(
     `free` are the energies of free atoms, eV, by row of the table.
     """
     host, labels = from_frames(frames, table, dtype=np.float64), labels_of(frames)
-    periodic = np.any(np.asarray(host.cell) != 0, axis=(1, 2))
+    periodic = np.any(np.asarray(host.periodic), axis=1) & (np.abs(np.linalg.det(np.asarray(host.cell))) > FLAT)
     if config.train.stress_weight and np.isnan(labels.stress[periodic]).any():
         raise InputError("train.stress_weight: some periodic structures carry no stress; give 0 or data with stress")
     fitted = jax.tree.map(lambda x: x[~held], host)

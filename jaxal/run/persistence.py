@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxal.config import yaml12
-from jaxal.config.loading import FILE_NAME, dump
 from jaxal.core import devices
 from jaxal.core.types import InputError
 from jaxal.data import neighbors
 from jaxal.program import state as states
-from jaxal.run import assembly, checkpoint, folder
+from jaxal.run import assembly, checkpoint, folder, grouping
 from jaxal.run.session import CHECKPOINTS, Progress, Run, elapsed, walker_structures
 
 # of the configuration, on resume: how long and how, not what is learned from what
@@ -29,22 +28,11 @@ MAY_CHANGE = (
 
 
 def restore(run: Run) -> tuple[Progress, states.State]:
-    """State and memory of the newest whole checkpoint.
-
-    Raises InputError where there is none, and for a configuration that differs in what must not change.
-    """
-    now = dump(run.config, run.directory)
-
-    def read() -> list[Any]:
-        stored = checkpoint.newest(run.directory / CHECKPOINTS)
-        check_changes(stored.record["host"]["config"], now, run.directory / FILE_NAME)
-        return list(stored)
-
-    found: Any = devices.from_first(read)
+    """State and memory of the newest whole checkpoint. Raises InputError where there is none."""
+    found: Any = devices.from_first(lambda: list(checkpoint.newest(run.directory / CHECKPOINTS)))
     stored = checkpoint.Stored(*found)
-    state = checkpoint.fitted(stored, _example(run))
     progress = Progress(**stored.record["host"])
-    progress.config = now
+    state = checkpoint.fitted(stored, _example(run, progress))
     return progress, devices.laid(run.mesh, states.LAYOUT, state)
 
 
@@ -52,13 +40,24 @@ def check_changes(begun: str, now: str, source: Path) -> None:
     """Raises InputError, with the fields, where two configurations, as YAML, differ in more than `MAY_CHANGE`."""
     was, present = (dict(_fields(yaml12.parse(text, str(source)))) for text in (begun, now))
     differ = [name for name in {**was, **present} if was.get(name) != present.get(name)]
+    there = {_system(name) for name in was}
+    added = [name for name in differ if _system(name) not in there]
+    differ = [name for name in differ if name not in added]
+    if added:  # of another charge or spin: then both become an input of the potential
+        differ = [name for name in differ if (name, present.get(name)) != ("potential.electrons", "on")]
     wrong = [name for name in differ if not name.startswith(MAY_CHANGE)]
     if wrong:
         told = "; ".join(f"{name} was {was.get(name)}, is {present.get(name)}" for name in wrong)
         may = ", ".join(name + "*" * name.endswith(".") for name in MAY_CHANGE)
         raise InputError(
-            f"{source}: the run was begun otherwise: {told}. Set it back, or start a new run; {may} may change"
+            f"{source}: the run was begun otherwise: {told}. Set it back, or start a new run; {may} may change, and "
+            "systems may be added"
         )
+
+
+def _system(name: str) -> str:
+    """The system that a field is of; empty for other fields."""
+    return ".".join(name.split(".")[:2]) if name.startswith("systems.") else ""
 
 
 def _fields(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -70,12 +69,14 @@ def _fields(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield from _fields(value, f"{name}.{key}" if name else key)
 
 
-def _example(run: Run) -> Any:
+def _example(run: Run, progress: Progress) -> Any:
     """A state of the right structure, as shapes; what sizes it has is on disk."""
     config, structures = run.config, walker_structures(run)
-    parts = assembly.parts_of(config, run.table, lambda structures, wanted: None)  # pyright: ignore
+    label: Any = lambda structures, wanted: None  # noqa: E731
+    parts = assembly.parts_of(config, run.table, label, run.systems, run.groups, progress.exact)
     near = neighbors.plan(structures, parts.committee.potential.cutoff, assembly.SKIN)
-    return assembly.shapes_of(parts, assembly.static_of(config, run.table, near, near), structures, 1)
+    groups = grouping.program_groups(run.systems, run.groups, [near] * len(run.groups))
+    return assembly.untrained(parts, assembly.static_of(config, run.table, groups, near), structures, 1)
 
 
 def save(run: Run, progress: Progress, state: states.State) -> None:

@@ -21,9 +21,12 @@ from jaxal.core.types import InputError, Label, Structure
 from jaxal.data import queue
 from jaxal.data.frames import of_atoms
 from jaxal.data.labels import Numbers, known
+from jaxal.data.lattice import along_periodic
+from jaxal.data.structure import from_frames
 from jaxal.label import cost
+from jaxal.label.store import conversion
 from jaxal.label.store.commit import Keeper, keeper
-from jaxal.label.store.database import open_store
+from jaxal.label.store.database import Entry, open_store
 from jaxal.label.task import Result, Task
 from jaxal.label.workers.dispatch import Dispatch, Landed, ledger_keys, open_dispatch
 from jaxal.label.workers.executor import Recipe
@@ -49,8 +52,7 @@ class Desk:
 class Came(NamedTuple):
     """Labels that have come [a], in numpy, as one process tells the others; energies relative to the references."""
 
-    position: np.ndarray  # [a, n, 3] Å
-    cell: np.ndarray  # [a, 3, 3] Å
+    structure: Structure  # [a n], padded
     energy: np.ndarray
     force: np.ndarray
     stress: np.ndarray
@@ -61,8 +63,18 @@ class Came(NamedTuple):
     reasons: list[str]
     seconds: float  # of calculation, all together; what the store had took none
 
+    def told(self) -> list[Any]:
+        """As one process tells another."""
+        return [list(self.structure), *self[1:]]
+
+    @classmethod
+    def heard(cls, told: list[Any] | None) -> "Came | None":
+        """What `told` told, if anything."""
+        return None if told is None else cls(Structure(*told[0]), *told[1:])
+
 
 class _Item(NamedTuple):
+    structure: Structure  # [n], padded
     task: Task
     result: Result
     ticket: int
@@ -79,9 +91,7 @@ def opened(run: Run) -> Iterator[Desk]:
     backend = recipe.build()
     store = open_store(run.store)
     try:
-        carried = initial_labels.carried_by(run.atoms)
-        caps = section.max_force, section.net_force
-        kept = keeper(store, backend, max_force=caps[0], net_force=caps[1], carried=carried)
+        kept = keeper(store, backend, max_force=section.max_force, net_force=section.net_force)
         opener = run.opener or labeling.executor_of(run.config, run.directory)
         executor = opener(recipe, section.timeout)
         dispatch = open_dispatch(executor, kept, run.directory / LEDGER)
@@ -103,9 +113,10 @@ def recovered(run: Run, progress: Progress, desk: Desk | None, state: states.Sta
 
     def found() -> list[Any] | None:
         assert desk is not None
-        sent = {int(held.ticket[row]): _task(run, held.structure, row) for row in map(int, np.flatnonzero(held.sent))}
-        for ticket, task in sent.items():
-            desk.dispatch.submit(ticket, task)
+        rows = [int(row) for row in np.flatnonzero(held.sent)]
+        sent = {int(held.ticket[row]): _task(run, held.structure, row) for row in rows}
+        for (ticket, task), carried in zip(sent.items(), _carried(run, held.structure, rows), strict=True):
+            desk.dispatch.submit(ticket, task, carried)
         if run.config.label.lag is not None:
             return None
         known = {desk.keeper.key(task) for task in sent.values()}
@@ -120,11 +131,10 @@ def recovered(run: Run, progress: Progress, desk: Desk | None, state: states.Sta
                 row, came = waiting.get(key), (-1, False, -1)
                 if row is not None:
                     came = int(held.ticket[row]), bool(held.probe[row]), int(held.walker[row])
-                lost.append(_Item(entry.task, entry.result, *came, 0.0))
-        return list(_came(run, progress, lost)) if lost else None
+                lost.append(_Item(_structure(run, entry), entry.task, entry.result, *came, 0.0))
+        return _came(run, progress, lost).told() if lost else None
 
-    told = devices.from_first(found)
-    return None if told is None else Came(*told)
+    return Came.heard(devices.from_first(found))
 
 
 def arrived(run: Run, progress: Progress, desk: Desk | None, state: states.State, last: bool) -> Came | None:
@@ -162,26 +172,29 @@ def arrived(run: Run, progress: Progress, desk: Desk | None, state: states.State
             task = _task(run, held.structure, row)
             if paid and landed.result.ok:
                 desk.times.append((task, paid))
-            items.append(_Item(task, landed.result, ticket, bool(held.probe[row]), int(held.walker[row]), paid))
-        return list(_came(run, progress, items)) if items else None
+            structure = jax.tree.map(lambda x, row=row: np.asarray(x)[row], held.structure)
+            whose = ticket, bool(held.probe[row]), int(held.walker[row])
+            items.append(_Item(structure, task, landed.result, *whose, paid))
+        return _came(run, progress, items).told() if items else None
 
-    told = devices.from_first(found)
-    return None if told is None else Came(*told)
+    return Came.heard(devices.from_first(found))
 
 
 def arrivals(run: Run, came: Came, size: int) -> Iterator[tuple[Arrivals, Came]]:
     """The labels in pieces of `size` rows for the program, each with what there is in it."""
     for start in range(0, len(came.ok), size):
-        piece = Came._make([*(x[start : start + size] for x in came[:-1]), came.seconds if start == 0 else 0.0])
+        rows = slice(start, start + size)
+        structure = jax.tree.map(lambda x, rows=rows: x[rows], came.structure)
+        pieces: Any = [structure, *(x[rows] for x in came[1:-1]), came.seconds if start == 0 else 0.0]
+        piece = Came._make(pieces)
         yield _rows(run, piece, size), piece
 
 
 def empty(run: Run, size: int) -> Arrivals:
     """No labels, as the program takes them."""
-    atoms, none = len(run.atoms), np.zeros(0, int)
-    square = np.zeros((0, 3, 3))
-    vectors = np.zeros((0, atoms, 3))
-    came = Came(vectors, square, none, vectors, square, none, none, none, none, [], 0.0)
+    nothing: Any = jax.tree.map(lambda x: np.asarray(x)[:0], session.walker_structures(run))
+    none = np.zeros(0, int)
+    came = Came(nothing, none, nothing.position, nothing.cell, none, none, none, none, [], 0.0)
     return _rows(run, came, size)
 
 
@@ -196,7 +209,8 @@ def _rows(run: Run, came: Came, size: int) -> Arrivals:
     # an empty row is the start structure, which has no more neighbors than there is room for
     start: Any = jax.tree.map(lambda x: np.repeat(np.asarray(x)[:1], size, axis=0), session.walker_structures(run))
     there: Any = np.arange(size) < number
-    start.position[:number], start.cell[:number] = came.position, came.cell
+    for rows, values in zip(start, came.structure, strict=True):
+        rows[:number] = values
     energy, force, stress = (filled(x, dtype) for x in (came.energy, came.force, came.stress))
     rows = Arrivals(
         start,
@@ -229,6 +243,7 @@ def taken_in(run: Run, progress: Progress, state: states.State, came: Came, repo
             "label": progress.asked - number + row + 1,
             "ps": ps,
             "walker": came.walker[row],
+            "system": session.name_of(run, int(came.walker[row])),
             "score": report.score[row],
             "estimated": report.estimate[row],
             "error": report.error[row],
@@ -258,8 +273,9 @@ def handed_out(run: Run, progress: Progress, desk: Desk | None, state: states.St
         tasks = [_task(run, held.structure, int(row)) for row in waiting]
         seconds = cost.expected(desk.times)
         order = cost.order(values.tolist(), [*map(seconds, tasks)], desk.dispatch.slots)[:room]
+        carried = _carried(run, held.structure, [int(row) for row in waiting])
         for at in order:
-            desk.dispatch.submit(int(held.ticket[waiting[at]]), tasks[at])
+            desk.dispatch.submit(int(held.ticket[waiting[at]]), tasks[at], carried[at])
         rows = waiting[order]
         return [desk.dispatch.slots, [int(held.ticket[row]) for row in rows]]
 
@@ -276,7 +292,7 @@ def _ahead(run: Run, progress: Progress, slots: int) -> int:
     """How many labels may be handed out at a time."""
     if run.config.label.lag is not None:
         return slots * run.config.label.lag
-    done = progress.asked - progress.failed - run.config.label.initial
+    done = progress.asked - progress.failed - run.config.initial
     if done <= 0 or not progress.worked or not progress.look:
         return 2 * slots
     # while a segment goes on each worker ends so many
@@ -291,21 +307,45 @@ def _task(run: Run, structures: Structure, row: int) -> Task:
     numbers = np.asarray(run.table, np.int64)[species[atoms]]
     position = np.asarray(structures.position[row], np.float64)[atoms]
     cell = np.asarray(structures.cell[row], np.float64)
-    return Task(numbers, position, cell, int(structures.charge[row]), int(structures.spin[row]))
+    electrons = int(structures.charge[row]), int(structures.spin[row])
+    return Task(numbers, position, cell, np.asarray(structures.periodic[row]), *electrons)
+
+
+def _carried(run: Run, structures: Structure, rows: Sequence[int]) -> list[bytes]:
+    """What some structures of the device carry into the store."""
+    chosen = jax.tree.map(lambda x: np.asarray(x)[np.array(rows, int)], structures)
+    return initial_labels.carriers(run.starts, run.table)(chosen)
+
+
+def _structure(run: Run, entry: Entry) -> Structure:
+    """A structure of the store as the device has it, in numpy: of the system that it belongs to."""
+    task = entry.task
+    fixed = conversion.fixed_of(entry.carried, len(task.numbers))
+    dtype = np.dtype(run.config.precision)
+    for atoms in run.starts:
+        start = of_atoms(atoms, labeled=False)
+        same = np.array_equal(start.numbers, task.numbers) and np.array_equal(start.fixed, fixed)
+        if same and (start.charge or 0, start.spin or 0) == (task.charge, task.spin):
+            frame = start._replace(position=task.position, cell=task.cell if np.any(start.periodic) else start.cell)
+            return jax.tree.map(lambda x: x[0], from_frames([frame], run.table, size=run.atoms, dtype=dtype))
+    raise InputError(f"{run.store}: label {entry.key} is of none of the run's systems; the ledger is another run's")
 
 
 def _came(run: Run, progress: Progress, items: Sequence[_Item]) -> Came:
     reference = np.asarray(progress.reference)
     offset = [reference[np.searchsorted(run.table, item.task.numbers)].sum() for item in items]
     ok = np.array([item.result.ok for item in items])
-    fixed = of_atoms(run.atoms, labeled=False).fixed
-    learned = [known(Numbers(*item.result[:3]), fixed) for item in items]
-    stacked = [np.stack([getattr(numbers, name) for numbers in learned]) for name in ("force", "stress")]
-    force, stress = (np.where(ok[:, None, None], values, 0.0) for values in stacked)
+    structure: Any = jax.tree.map(lambda *x: np.stack(x), *(item.structure for item in items))
+    force, stress = np.zeros(structure.position.shape), np.zeros(structure.cell.shape)
+    for row, item in enumerate(items):
+        if item.result.ok:
+            atoms = structure.species[row] >= 0
+            learned = known(Numbers(*item.result[:3]), structure.fixed[row][atoms])
+            force[row, atoms] = learned.force
+            stress[row] = along_periodic(learned.stress, item.task.cell, item.task.periodic)
     energy = np.where(ok, [item.result.energy for item in items], 0.0) - np.where(ok, offset, 0.0)
     return Came(
-        np.stack([item.task.position for item in items]),
-        np.stack([item.task.cell for item in items]),
+        structure,
         *(energy, force, stress, ok),
         np.array([item.ticket for item in items]),
         np.array([item.probe for item in items]),

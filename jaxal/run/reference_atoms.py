@@ -1,6 +1,8 @@
 """The isolated atoms of a run, calculated once by its own method and kept in the label store."""
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,14 +11,16 @@ from ase.data import atomic_masses
 
 from jaxal.committee.isolated_atoms import lone_atoms
 from jaxal.config.schema import Config
+from jaxal.core import devices
 from jaxal.core.types import InputError, Structure
 from jaxal.data.electrons import symbol
 from jaxal.data.frames import Carried, bare
 from jaxal.data.structure import Table
 from jaxal.label.isolated_atoms import Plan, planned
 from jaxal.label.store.conversion import luggage
-from jaxal.label.task import Task
+from jaxal.label.task import Enough, Task
 from jaxal.run.labeling import Opener, open_service, recipe_of
+from jaxal.run.session import Run
 
 
 class Atom(NamedTuple):
@@ -32,7 +36,9 @@ class Atom(NamedTuple):
 
 def _marked() -> bytes:
     """What the rows of isolated atoms in a store say of them, so that a file of its labels says it, too."""
-    atom = bare(np.ones(1), np.zeros((1, 3)), np.zeros((3, 3)), atomic_masses[[1]], np.zeros(1, bool), 0, 1)
+    atom = bare(
+        np.ones(1), np.zeros((1, 3)), np.zeros((3, 3)), np.zeros(3, bool), atomic_masses[[1]], np.zeros(1, bool), 0, 1
+    )
     return luggage(atom._replace(carried=Carried(info=(("config_type", "IsolatedAtom"),))))
 
 
@@ -44,15 +50,38 @@ def known(atoms: Sequence[Atom], table: Table) -> dict[int, float]:
     return {table.index(atom.number): atom.energy for atom in atoms if np.isfinite(atom.energy)}
 
 
-def plans(config: Config, table: Table, charges: Sequence[int]) -> list[Plan]:
-    """What the method of a run is to calculate of the atoms of its elements.
+def of_run(run: Run, isolated: Mapping[int, float] | None = None) -> list[Atom]:
+    """The isolated atoms of a run's elements, but for those whose energies are known, `isolated` (by row of the table).
+
+    The first process calculates them. Raises as `isolated_atoms`, in all processes.
+    """
+    charges = [int(start.info.get("charge", 0)) for start in run.starts]
+    numbers = [number for row, number in enumerate(run.table) if row not in (isolated or {})]
+
+    def calculated() -> list[Any] | None:
+        with suppress(Enough):  # it must be raised in all processes
+            atoms = isolated_atoms(
+                run.config, run.table, charges, run.store, run.interrupted, run.opener, numbers=numbers
+            )
+            for line in fallbacks(atoms):
+                print(f"jaxal: {line}", file=sys.stderr)
+            return [list(atom) for atom in atoms]
+
+    told = devices.from_first(calculated)
+    if told is None:
+        raise Enough
+    return [Atom(*atom) for atom in told]
+
+
+def plans(config: Config, numbers: Sequence[int], charges: Sequence[int]) -> list[Plan]:
+    """What the method of a run is to calculate of the atoms of these elements.
 
     `charges` are those of its systems. Nothing where `label.atoms` is `fit`, and where no system is neutral: an atom
     that leaves an ion may take its charge along.
     """
     if config.label.atoms == "fit" or 0 not in charges:
         return []
-    return [planned(recipe_of(config), number, config.label.atoms == "method") for number in table]
+    return [planned(recipe_of(config), number, config.label.atoms == "method") for number in numbers]
 
 
 def isolated_atoms(
@@ -62,18 +91,20 @@ def isolated_atoms(
     store: Path,
     enough: Callable[[], bool] = lambda: False,
     opener: Opener | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> list[Atom]:
-    """The isolated atoms of the elements of a run; those of `label.atoms: fit` are none.
+    """The isolated atoms of the elements of a run, or of those with these `numbers`; of `label.atoms: fit` none.
 
     One call of the method for each, neutral, in the spin of the ground state; what the store knows is not calculated.
     `charges`: see `plans`. Raises InputError where an atom fails and `label.atoms` is `method`, or the store does, and
     Enough once `enough()` holds.
     """
+    numbers = table if numbers is None else numbers
     if config.label.part.kind == "oracle" and config.label.atoms != "fit":
-        return _of_closed_form(config, table)
+        return [atom for atom in _of_closed_form(config, table) if atom.number in numbers]
     atoms: dict[int, Atom] = {}
     groups: list[list[Plan]] = []
-    for plan in plans(config, table, charges):
+    for plan in plans(config, numbers, charges):
         if plan.task is None:
             atoms[plan.number] = Atom(plan.number, 0, float("nan"), plan.reason, 0.0, False)
         elif groups and groups[-1][0].recipe == plan.recipe:
@@ -123,6 +154,7 @@ def _batch(tasks: Sequence[Task], table: Table) -> Structure:
         np.zeros((number, 1, 3)),
         np.array([[table.index(int(task.numbers[0]))] for task in tasks], np.int32),
         np.zeros((number, 3, 3)),
+        np.zeros((number, 3), bool),
         np.ones((number, 1)),
         np.zeros((number, 1), bool),
         np.zeros(number, np.int32),

@@ -11,12 +11,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxal.config.schema import Config
+from jaxal.config.systems import Population
 from jaxal.core.types import Structure
 from jaxal.data import neighbors
-from jaxal.data.structure import Table, from_atoms
+from jaxal.data.structure import Table
 from jaxal.report.display import Status
 from jaxal.report.metrics import STORE
-from jaxal.run import assembly, labeling
+from jaxal.run import assembly, grouping, labeling
 
 CHECKPOINTS = "checkpoints"
 RECENT = 20  # segments over which rewinds are counted
@@ -28,7 +29,7 @@ class Progress:
 
     reference: list[float]  # eV, of the species in structures
     config: str  # as YAML, its paths relative to the run folder
-    near: list[Any]  # the specs of the neighbor lists
+    near: list[Any]  # the specs of the neighbor lists, of each group of walkers
     train_near: list[Any]
     isolated: list[float | None] = field(default_factory=list)  # eV, of isolated atoms; None where nobody knows
     phase: str = "explore"
@@ -56,13 +57,19 @@ class Progress:
     worked: float = 0.0  # s of calculation that were paid for, over all workers
     slots: int = 0  # labels that are calculated at a time
 
+    @property
+    def exact(self) -> bool:
+        """Whether the energy of an isolated atom is known: then the potential has those that are exact."""
+        return any(energy is not None for energy in self.isolated)
+
 
 class Run(NamedTuple):
     """An open run: what does not change while it goes."""
 
     config: Config
     directory: Path
-    starts: list[ase.Atoms]  # the same atoms in each
+    systems: list[Population]
+    groups: list[list[int]]  # the numbers of the systems in each group of walkers
     table: Table
     show: Callable[[Status], None]
     began: float
@@ -70,9 +77,24 @@ class Run(NamedTuple):
     opener: labeling.Opener | None = None  # of the executor
 
     @property
-    def atoms(self) -> ase.Atoms:
-        """The first of the structures that the walkers start from."""
-        return self.starts[0]
+    def starts(self) -> list[ase.Atoms]:
+        """The structures that the walkers of all systems start from."""
+        return [start for system in self.systems for start in system.starts]
+
+    @property
+    def atoms(self) -> int:
+        """Atoms of the largest system."""
+        return grouping.largest(self.systems)
+
+    @property
+    def walkers(self) -> list[int]:
+        """The number of each walker's system; walkers are numbered group by group."""
+        return grouping.walkers_of(self.systems, self.groups)
+
+    @property
+    def timesteps(self) -> np.ndarray:
+        """That of each walker, fs."""
+        return np.array([self.systems[at].explore["timestep"] for at in self.walkers])
 
     @property
     def store(self) -> Path:
@@ -87,13 +109,13 @@ class Run(NamedTuple):
 
 
 def walker_structures(run: Run) -> Structure:
-    """A start structure for each walker, in turn, numpy."""
-    config = run.config
-    return from_atoms(
-        [run.starts[walker % len(run.starts)] for walker in range(config.explore.walkers)],
-        run.table,
-        dtype=np.dtype(config.precision),
-    )
+    """A start structure for each walker, those of its system in turn; numpy, padded to the largest system."""
+    return grouping.walker_structures(run.systems, run.groups, run.table, np.dtype(run.config.precision))
+
+
+def name_of(run: Run, walker: int) -> str | None:
+    """The name of a walker's system; None for no walker."""
+    return run.systems[run.walkers[walker]].name if walker >= 0 else None
 
 
 def spec_in(listed: list[Any]) -> neighbors.Spec:
@@ -113,8 +135,8 @@ def elapsed(run: Run) -> float:
 
 
 def picoseconds(run: Run, progress: Progress) -> float:
-    """Dynamics of each walker so far."""
-    return progress.look * run.config.gate.every * 1e-3 * run.config.explore.part["timestep"]
+    """Dynamics of each walker so far; of several systems those of the shortest time step."""
+    return progress.look * run.config.gate.every * 1e-3 * float(run.timesteps.min())
 
 
 def show(run: Run, progress: Progress, phase: str, message: str = "", eta: float | None = None) -> None:

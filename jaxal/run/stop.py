@@ -35,16 +35,16 @@ class Verdict(NamedTuple):
     wrong: str  # the run cannot go on, for this mistake
 
 
-def verdict(run: Run, progress: Progress, quiet: float, timestep: float) -> Verdict:
-    """What follows from `progress` and from the steps, `quiet`, since any walker last needed a label."""
-    why = _why(run, progress, quiet * timestep * 1e-3, timestep)
-    wrong = _wrong(run, progress, bool(why), timestep)
+def verdict(run: Run, progress: Progress, quiet: float) -> Verdict:
+    """What follows from `progress` and from the time, `quiet` in ps, since any walker last needed a label."""
+    why = _why(run, progress, quiet)
+    wrong = _wrong(run, progress, bool(why))
     return Verdict("", wrong) if wrong else Verdict(why, "")
 
 
-def _wrong(run: Run, progress: Progress, over: bool, timestep: float) -> str:
+def _wrong(run: Run, progress: Progress, over: bool) -> str:
     """What keeps a run from going on, or, where it is `over`, from having learned anything."""
-    if rewound := _rewound(run, progress, over, timestep):
+    if rewound := _rewound(run, progress, over):
         return rewound
     if progress.asked >= 20 and progress.failed > 0.5 * progress.asked:
         return (
@@ -54,7 +54,7 @@ def _wrong(run: Run, progress: Progress, over: bool, timestep: float) -> str:
     return ""
 
 
-def _rewound(run: Run, progress: Progress, over: bool, timestep: float) -> str:
+def _rewound(run: Run, progress: Progress, over: bool) -> str:
     """What to change where most looks at walkers were rewinds: of the latest `RECENT` segments, or of all there were
     where the run is over before so many.
     """
@@ -62,13 +62,13 @@ def _rewound(run: Run, progress: Progress, over: bool, timestep: float) -> str:
         return ""
     counts = np.sum(progress.rewinds, axis=0)
     looks = len(progress.rewinds) * assembly.LOOKS
-    part = counts.sum() / (looks * run.config.explore.walkers)
+    part = counts.sum() / (looks * len(run.walkers))
     if part <= 0.5:
         return ""
     order = [int(at) for at in np.argsort(-counts, kind="stable") if counts[at]]
     told = ", ".join(f"{CAUSES[at + 1]} {100 * counts[at] / counts.sum():.0f} %" for at in order)
-    heated = run.config.explore.part.bind()().bath is not None
-    long = too_long(run.starts, timestep) if heated else ""
+    heated = [system for system in run.systems if system.explore.bind()().bath is not None]
+    long = next(filter(None, (too_long(system.starts, system.explore["timestep"]) for system in heated)), "")
     remedy = f"lower explore.timestep: {long}" if long else REMEDIES[CAUSES[order[0] + 1]]
     return (
         f"explore: {100 * part:.0f} % of the last {looks} looks at each walker were rewinds from frames that are not "
@@ -76,9 +76,8 @@ def _rewound(run: Run, progress: Progress, over: bool, timestep: float) -> str:
     )
 
 
-def _why(run: Run, progress: Progress, quiet: float, timestep: float) -> str:
-    stop = run.config.stop
-    ps = progress.look * run.config.gate.every * timestep * 1e-3
+def _why(run: Run, progress: Progress, quiet: float) -> str:
+    stop, ps = run.config.stop, session.picoseconds(run, progress)
     if progress.asked >= stop.labels:
         return f"label budget of {stop.labels}"
     if quiet >= stop.quiet:
@@ -102,7 +101,7 @@ def probe_rate(run: Run, progress: Progress) -> float:
     """Chance of each walker at each look to be a probe: a trickle, or enough for the fresh probes in two segments."""
     if not progress.probing:
         return TRICKLE
-    return min(1.0, run.config.stop.probes / (2 * assembly.LOOKS * run.config.explore.walkers))
+    return min(1.0, run.config.stop.probes / (2 * assembly.LOOKS * len(run.walkers)))
 
 
 @contextmanager

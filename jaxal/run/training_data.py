@@ -50,11 +50,15 @@ def training_set(
     return add(empty, key, structures, labels, labels.ok, jnp.asarray(held), bootstrap, weights)[0]
 
 
-def spread_hold(number: int, fraction: float) -> np.ndarray:
-    """Marks `fraction` of the rows, at least one, evenly spaced and away from both ends."""
+def spread_hold(number: int, fraction: float, trained: int = 0) -> np.ndarray:
+    """Marks `fraction` of the rows, at least one, evenly spaced and away from both ends.
+
+    None of the first `trained` rows, as long as there are others: the only structure of a system is to be learned.
+    """
     count = max(1, round(fraction * number))
+    first = trained if number - trained >= count else 0
     held = np.zeros(number, bool)
-    held[((np.arange(count) + 0.5) * number / count).astype(int)] = True
+    held[first + ((np.arange(count) + 0.5) * (number - first) / count).astype(int)] = True
     return held
 
 

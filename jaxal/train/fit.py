@@ -23,6 +23,7 @@ from jaxal.core.devices import MEMBERS
 from jaxal.core.types import Distribution, Key, Label, Params, Structure
 from jaxal.data import buffer as buffers
 from jaxal.data import neighbors
+from jaxal.train import electrons
 from jaxal.train.loss import LossWeights, loss
 
 
@@ -142,14 +143,18 @@ def _fit_local(
 
 
 def normalize(params: Params, labels: Label, structures: Structure, mean_neighbors: float) -> Params:
-    """Parameters whose scale is the root mean square force of the labels and whose messages are divided by
-    the root of the mean number of neighbors. Potentials without those constants are returned as they are.
+    """Parameters whose scale is the root mean square force of the labels, whose messages are divided by the root of the
+    mean number of neighbors, and whose offsets are those of charge and spin. Potentials without those constants are
+    returned as they are.
     """
     own = params.get("constants")
     if not isinstance(own, dict):
         return params
     real = np.asarray(structures.species) >= 0
     scale = float(np.sqrt(np.nanmean(np.asarray(labels.force)[real] ** 2)))
-    values = {"scale": max(scale, 1e-3), "neighbors": max(mean_neighbors, 1.0)}
+    values: dict[str, Any] = {"scale": max(scale, 1e-3), "neighbors": max(mean_neighbors, 1.0)}
+    if "offset" in own:
+        kinds = int(np.max(np.asarray(structures.species))) + 1
+        values["offset"] = electrons.offsets(structures, labels.energy, kinds)
     constants = {name: jnp.full_like(own[name], value) for name, value in values.items() if name in own}
     return {**params, "constants": {**own, **constants}}

@@ -37,6 +37,7 @@ def loss(
 ) -> Float[Array, ""]:
     """Weighted mean penalty over the batch; padded atoms and absent (NaN) numbers do not count.
 
+    Of a stress the components along directions that repeat count: the others are zero, predicted and labeled.
     `share` weighs the energy, the forces and the stress of each structure.
     """
     real = structures.species >= 0
@@ -54,7 +55,9 @@ def loss(
         virial = (stress - jnp.where(known, labels.stress, 0.0)) * (volume / atoms)[:, None, None]
         virial = jnp.where(known, virial, 0.0)
         each = jnp.sum(_penalty(virial, weights.huber), axis=(1, 2))
-        total += weights.stress * jnp.sum(share[:, 2] * each) / jnp.maximum(jnp.sum(known), 1)
+        # 9 components of a crystal, 4 of a slab, 1 of a wire
+        counted = jnp.sum(known, axis=(1, 2)) * jnp.sum(structures.periodic, axis=1) ** 2 // 9
+        total += weights.stress * jnp.sum(share[:, 2] * each) / jnp.maximum(jnp.sum(counted), 1)
     return total
 
 

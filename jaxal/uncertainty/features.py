@@ -36,7 +36,7 @@ def kept(structures: Structure, neighbors: Neighbors, keep: Bool[Array, "b"]) ->
     def put(x: Array, empty: int) -> Array:
         return jnp.where(keep.reshape(-1, *(1,) * (x.ndim - 1)), x, empty)
 
-    none = {"position": 0, "species": -1, "cell": 0, "mass": 1, "fixed": False, "charge": 0, "spin": 0}
+    none = dict.fromkeys(Structure._fields, 0) | {"species": -1, "mass": 1, "periodic": False, "fixed": False}
     structures = Structure(**{name: put(getattr(structures, name), empty) for name, empty in none.items()})
     slots = {"index": structures.species.shape[-1], "shift": 0, "reverse": 0, "position": 0, "cell": 0, "overflow": 0}
     return structures, Neighbors(**{name: put(getattr(neighbors, name), empty) for name, empty in slots.items()})

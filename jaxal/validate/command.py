@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from jaxal.core.errors import InputError
 from jaxal.core.types import Label, Prediction, Structure
 from jaxal.core.units import GPA
 from jaxal.data import dataset
+from jaxal.data.electrons import formula
 from jaxal.data.frames import Frame, with_electrons
 from jaxal.data.structure import from_frames, labels_of
 from jaxal.deploy import model as models
@@ -50,6 +51,7 @@ class Validation(NamedTuple):
     components: Normal  # of the components of the forces, eV/Å
     energies: Normal  # eV per atom
     elements: dict[str, Covered]  # of the atoms, by symbol
+    systems: dict[str, Errors]  # by name of the system, or by composition and electrons; empty for a single one
 
 
 class Predicted(NamedTuple):
@@ -101,7 +103,7 @@ def validate(path: str | Path, data: str | Path, *, threshold: float | None = No
     structures without energy or forces, and elements that the model does not know.
     """
     model = models.load(Path(path))
-    frames = dataset.labeled(data, "the model", model.charge, model.spin).frames
+    frames = dataset.labeled(data, "the model", *models.unsaid(model)).frames
     return measure(model, frames, threshold=threshold, name=str(path), source=str(data))
 
 
@@ -112,12 +114,17 @@ def measure(
     threshold: float | None = None,
     name: str = "model",
     source: str = "data",
+    systems: Sequence[str] | None = None,
 ) -> Validation:
-    """Measure a model on labeled frames; `name` and `source` say in the result what they were."""
+    """Measure a model on labeled frames; `name` and `source` say in the result what they were.
+
+    `systems` are the names of the frames' systems, by default their composition, charge and spin.
+    """
     dataset.check_elements(frames, model.table, source, "the model")
     for number, frame in enumerate(frames):
         try:
-            frames[number] = with_electrons(frame, model.charge, model.spin, "model")
+            frames[number] = with_electrons(frame, *models.unsaid(model), "model")
+            models.check_state(model, *dataset.state_of(frames[number]))
         except InputError as error:
             raise InputError(f"{source}: frame {number}: {error}") from None
     reference = labels_of(frames)
@@ -134,6 +141,9 @@ def measure(
     residual = (np.asarray(predicted.label.force) - np.asarray(reference.force, np.float64))[real]
     atoms = (species >= 0).sum(axis=-1)[ok]
     energy = (np.asarray(predicted.label.energy) - np.asarray(reference.energy, np.float64))[ok] / atoms
+    names = np.array([described(frame) for frame in frames] if systems is None else systems)
+    several = [str(kind) for kind in dict.fromkeys(names.tolist())] if len(set(names.tolist())) > 1 else []
+    parts: Any = predicted.label, reference, structure
     known = model.support is not None
     novelty = predicted.novelty[ok]
     supported, estimated = novelty <= 1, bounds(model.calibration, widest, novelty)
@@ -160,7 +170,25 @@ def measure(
         components=normal(residual, np.repeat(predicted.spread[real][:, None] / np.sqrt(3), 3, axis=1)),
         energies=normal(energy, predicted.energy_spread[ok] / atoms),
         elements=coverage_by(symbols, predicted.spread[real], error[real], each),
+        systems={kind: _errors(model, _rows(parts, names == kind)) for kind in several},
     )
+
+
+def described(frame: Frame) -> str:
+    """Composition and electrons of a frame, where it has others than a neutral closed shell's."""
+    charge, spin = frame.charge or 0, frame.spin or 0
+    words = [f"charge {charge:+d}"] * bool(charge) + [f"{spin} unpaired"] * bool(spin)
+    return ", ".join([formula(frame.numbers), *words])
+
+
+def _errors(model: models.Model, parts: tuple[Label, Label, Structure]) -> Errors:
+    """Errors of predictions, labels and structures."""
+    return compare(*parts, model.table)
+
+
+def _rows(parts: Any, rows: np.ndarray) -> Any:
+    """Some rows of labels and structures."""
+    return jax.tree.map(lambda x: np.asarray(x)[rows], parts)
 
 
 def format(validation: Validation) -> str:
@@ -179,6 +207,9 @@ def format(validation: Validation) -> str:
     ]
     if errors.stress.count:
         lines.append(_row("stress, MPa per component", errors.stress, 1e3 / GPA))
+    for name, own in validation.systems.items():
+        lines += ["", f"{name}: {own.structures} structure{'s' if own.structures != 1 else ''}"]
+        lines += [_row("  energy, meV/atom", own.energy, 1e3), _row("  force, meV/Å per component", own.force, 1e3)]
     lines += [
         "",
         f"{'calibration':<46}{'structures':>12}{'atoms':>12}",

@@ -10,6 +10,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from jaxal.core.types import Label, Structure
+from jaxal.data.lattice import components
 from jaxal.data.structure import Table
 
 
@@ -32,7 +33,8 @@ class Errors(NamedTuple):
     energy: Statistic  # eV/atom
     energy_shifted: Statistic  # eV/atom
     force: Statistic  # eV/Å, per component
-    stress: Statistic  # eV/Å^3, per component of the symmetric matrix; no numbers where nothing is periodic
+    # eV/Å^3, per component of the symmetric matrix in the directions that repeat; no numbers where none does
+    stress: Statistic
     elements: dict[str, Statistic]  # symbol -> eV/Å, per component
     structures: int
     compositions: int
@@ -58,7 +60,7 @@ def compare(predicted: Label, reference: Label, structure: Structure, table: Tab
     """Errors of predicted total energies [b], forces [b n 3] and stresses [b 3 3] against reference labels.
 
     Structures whose reference or prediction is not ok are left out; so are stresses that are not finite and
-    those of open structures.
+    those of structures that do not repeat, or whose cell has no volume.
     """
     ok = np.asarray(predicted.ok) & np.asarray(reference.ok)
     species = np.asarray(structure.species)[ok]
@@ -72,14 +74,12 @@ def compare(predicted: Label, reference: Label, structure: Structure, table: Tab
             shifted[members] = energy[members] - energy[members].mean()
     atoms = np.maximum(real.sum(axis=-1), 1)
     force = np.asarray(predicted.force, np.float64)[ok] - np.asarray(reference.force, np.float64)[ok]
-    periodic = np.any(np.asarray(structure.cell)[ok] != 0, axis=(-1, -2))
-    stress = (np.asarray(predicted.stress, np.float64)[ok] - np.asarray(reference.stress, np.float64)[ok])[periodic]
-    triangle = np.triu_indices(3)
+    stress = np.asarray(predicted.stress, np.float64)[ok] - np.asarray(reference.stress, np.float64)[ok]
     return Errors(
         energy=statistic(energy / atoms),
         energy_shifted=statistic(shifted / atoms),
         force=statistic(force[real]),
-        stress=statistic(stress[:, triangle[0], triangle[1]]),
+        stress=statistic(components(stress, np.asarray(structure.cell)[ok], np.asarray(structure.periodic)[ok])),
         elements={
             chemical_symbols[number]: statistic(force[species == row])
             for row, number in enumerate(table)

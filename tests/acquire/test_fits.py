@@ -25,30 +25,30 @@ def test_every_score_says_what_it_measures(name):
 
 
 @pytest.mark.parametrize(
-    ("score", "more", "gate", "spread", "bias", "told"),
+    ("score", "more", "gate", "spread", "biases", "told"),
     [
-        ("confidence_bound", {}, conformal(), FORCE, "none", r"^gate\.name: conformal .*eV per atom.*threshold"),
-        ("expected_improvement", {}, conformal(), FORCE, "none", r"^gate\.name: .*max_force_spread"),
-        ("committee_entropy", {}, threshold(), "", "none", r"^score\.name: .*d_optimality have no unit; give"),
-        ("relative_force_spread", {}, conformal(), "", "none", r"^score\.name: .* give one of .*energy_spread"),
+        ("confidence_bound", {}, conformal(), FORCE, (), r"^gate\.name: conformal .*eV per atom.*threshold"),
+        ("expected_improvement", {}, conformal(), FORCE, (), r"^gate\.name: .*max_force_spread"),
+        ("committee_entropy", {}, threshold(), "", (), r"^score\.name: .*d_optimality have no unit; give"),
+        ("relative_force_spread", {}, conformal(), "", (), r"^score\.name: .* give one of .*energy_spread"),
         (
-            "expected_improvement", {"property": "largest_force"}, threshold(), "", "none",
+            "expected_improvement", {"property": "largest_force"}, threshold(), "", (),
             r"^score\.name: expected_improvement needs force spreads in eV/Å",
         ),
-        ("confidence_bound", {}, threshold(), FORCE, "adversarial", r"^bias\.name: adversarial"),
+        ("confidence_bound", {}, threshold(), FORCE, ["hyperactive", "adversarial"], r"^bias\.name: adversarial"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused_with_what_would(score, more, gate, spread, bias, told):
+def test_what_does_not_fit_is_refused_with_what_would(score, more, gate, spread, biases, told):
     method = "members" if spread else "d_optimality"
     name = "conformal" if gate.estimates else "threshold"
     with pytest.raises(InputError, match=told) as refused:
-        refuse_misfits(score, options_of(score, **more), name, gate, method, spread, bias)
+        refuse_misfits(score, options_of(score, **more), name, gate, method, spread, biases)
     assert "\n" not in str(refused.value)
 
 
 def test_what_fits_is_let_through():
     refuse_misfits("committee_entropy", options_of("committee_entropy"), "conformal", conformal(), "members", FORCE)
-    refuse_misfits("max_force_spread", {}, "conformal", conformal(), "d_optimality", "", "adversarial")
+    refuse_misfits("max_force_spread", {}, "conformal", conformal(), "d_optimality", "", ["adversarial"])
     refuse_misfits("probability_of_improvement", options_of("probability_of_improvement"), "threshold", threshold(),
                    "d_optimality", "")  # fmt: skip
     # a part of somebody else's that says nothing of itself is trusted

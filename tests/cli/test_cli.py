@@ -132,7 +132,10 @@ def test_every_command_refuses_in_one_line(folder):
         ),
         (["config.yaml", "system.file=none.xyz"], "override 'system.file=none.xyz': system.file: there is no file"),
         (["config.yaml", "system.index=4"], "system.index: 4 does not fit; "),
-        (["config.yaml", "explore.name=npt_nose_hoover"], "explore.name: npt_nose_hoover needs a periodic cell"),
+        (
+            ["config.yaml", "explore.name=npt_nose_hoover"],
+            "explore.name: npt_nose_hoover needs a cell that is periodic in all three directions",
+        ),
         (["config.yaml", "label={name: stillinger_weber, initial: 4}"], "label: stillinger_weber: knows silicon only"),
         (["bad.yaml"], "bad.yaml, line 2: not valid YAML: 'seed' is given twice"),
     ],

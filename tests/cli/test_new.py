@@ -168,6 +168,11 @@ def test_a_slab_keeps_its_fixed_atoms():
     write("slab.xyz", slab)
     new("slab.xyz", "--no-label", "--method", "GFN1-xTB", "--charge", 0, "--spin", 0)
     assert "12 atoms, 4 of them fixed, periodic" in Path("slab.yaml").read_text()
+    slab.pbc = [True, True, False]
+    write("slab.xyz", slab)
+    new("slab.xyz", "--no-label", "--method", "GFN1-xTB", "--charge", 0, "--spin", 0, "--force")
+    text = Path("slab.yaml").read_text()
+    assert "periodic in two directions" in text and "npt" not in text
 
 
 def test_both_sides_of_a_reaction_are_starts():
@@ -190,7 +195,7 @@ def test_both_sides_of_a_reaction_are_starts():
     for other, reason in (
         ("other", "they have other elements from atom 0 on"),
         ("less", "both sides need all atoms"),
-        ("cell", "one of them has a cell"),
+        ("cell", "not periodic in the same directions"),
     ):
         assert reason in refused("hcn.xyz", "--reaction", f"{other}.xyz", "--force", "--charge", 0, "--spin", 0)
     before = Path("hcn_states.xyz").read_bytes()

@@ -20,11 +20,11 @@ CHILD = """
 import sys
 import numpy as np
 from jaxal.label.store.database import open_store
-from jaxal.label.task import Result, Task
+from jaxal.label.task import OPEN, Result, Task
 store = open_store(sys.argv[1])
 print("open", flush=True)
 for i in range(int(sys.argv[2]), int(sys.argv[3])):
-    task = Task(np.array([8, 1, 1]), np.arange(9.0).reshape(3, 3) + i, np.zeros((3, 3)), 0, 0)
+    task = Task(np.array([8, 1, 1]), np.arange(9.0).reshape(3, 3) + i, *OPEN, 0, 0)
     store.put(task, Result(float(i), np.full((3, 3), i), np.zeros((3, 3)), True, "", 0.5), "method", "code 1.0")
 sys.stdin.read()
 """
@@ -56,7 +56,7 @@ def test_what_is_no_store_is_refused_in_one_line(tmp_path, capsys, monkeypatch, 
     for file, what in (
         (notes, "not a label store"),
         (foreign, "an SQLite file, but not a label store"),
-        (later, "label store of schema 99, this one reads 1 to 2; a later jaxal has written it"),
+        (later, "label store of schema 99, this one reads 1 to 3; a later jaxal has written it"),
     ):
         for words in (
             ("list", file),

@@ -260,7 +260,7 @@ def test_a_model_file_keeps_heads_and_signs(tmp_path, signs):
         whole = Committee(POTENTIAL, 4, "auto", 4, signs, len(TABLE))
         params = jax.device_get(random_params(whole))
     options = tuple(OPTIONS.items())
-    given = models.Model("equivariant", options, TABLE, params, np.zeros(3), "float64", 0, 0, 4, signs)
+    given = models.Model("equivariant", options, TABLE, params, np.zeros(3), "float64", ((0, 0),), 4, signs)
     models.save(tmp_path / "model.npz", given)
     loaded = models.load(tmp_path / "model.npz")
     assert (loaded.heads, loaded.signs) == (4, signs)

@@ -32,8 +32,11 @@ def far_apart(numbers):
     return Atoms(numbers=numbers, positions=FAR * np.arange(3 * len(numbers)).reshape(-1, 3) ** 1.1)
 
 
-def asked(frames):
+def asked(frames, states=None):
     structures = jax.tree.map(jnp.asarray, from_atoms(frames, TABLE, dtype=np.float64))
+    if states is not None:
+        charge, spin = (jnp.asarray(x, jnp.int32) for x in zip(*states, strict=True))
+        structures = structures._replace(charge=charge, spin=spin)
     return structures, neighbors.find(neighbors.plan(structures, 4.0), structures)
 
 
@@ -118,3 +121,30 @@ def test_forces_are_slopes_on_the_way_out():
     slope = (energy[1::3] - energy[2::3]) / (2 * step)
     np.testing.assert_allclose(np.sum(force[::3, 1] * away, axis=-1), -slope, rtol=1e-5, atol=1e-6)
     assert np.all(np.abs(slope) > 1e-3)
+
+
+WITH_ELECTRONS = exact_when_isolated(weights.collected(equivariant(TABLE, **OPTIONS, electrons="on")), TABLE)
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_neutral_structures_only(heads):
+    """Whatever their unpaired electrons; atoms with a charge are as the model has them, without that knowledge."""
+    committee = Committee(WITH_ELECTRONS, heads, heads=heads, species=3)
+    params = params_of(committee)
+    constants = params["constants"]
+    offset = constants["offset"] + jax.random.normal(jax.random.key(5), constants["offset"].shape)
+    params = {**params, "constants": {**constants, "offset": offset}}
+    atoms, water = far_apart([1, 8]), molecule("H2O")
+    frames = [*[atoms] * 4, far_apart([8]), far_apart([8]), water, water, water + Atoms("O", positions=[[0, 0, FAR]])]
+    states = [(0, 0), (0, 2), (1, 1), (-1, 1), (0, 2), (-1, 1), (0, 2), (0, 0), (0, 2)]
+    given = asked(frames, states)
+    predicted = jax.jit(lambda params: evaluation.predict(committee, params, *given))
+    energy = np.asarray(predicted(params).energy)
+    np.testing.assert_allclose(energy[:2], GAIN[0] + GAIN[1], rtol=1e-10)
+    np.testing.assert_allclose(energy[4], GAIN[1], rtol=1e-10)
+    np.testing.assert_allclose(energy[8], energy[6] + GAIN[1], rtol=1e-10)
+    assert np.all(np.abs(energy[6] - energy[7]) > 1e-3)  # bonded, they have what their electrons cost
+    unknown = np.asarray(predicted(with_isolated(params, BONDED, {})).energy)
+    charged = [2, 3, 5]
+    np.testing.assert_array_equal(energy[charged], unknown[charged])
+    assert np.all(np.abs(energy[charged] - energy[[0, 0, 4]]) > 1e-3)

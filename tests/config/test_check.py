@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from jaxal.config import yaml12
-from jaxal.config.check import check, start_structures
-from jaxal.config.loading import dump, load, parse
+from jaxal.config.check import check
+from jaxal.config.loading import load, parse
+from jaxal.config.systems import start_structures
+from jaxal.config.writing import dump
 from jaxal.core.types import InputError
 from jaxal.data.structure import from_atoms
 from jaxal.run.initial_labels import first_structures
@@ -50,7 +52,11 @@ def test_several_start_structures(folder):
         (WATER.replace("O ", "S "), [], "system.index: frames 0 and 1 of .*two.xyz differ; they need the same atoms"),
         (WATER.replace("O 0 0 0.12\nH", "H 0 0 0.12\nO"), [], "system.index: frames 0 and 1 of .* in the same order"),
         ("2\n\nH 0 0 0\nH 0 0 0.74\n", [], "system.index: frames 0 and 1 of"),
-        (WATER.replace("\n\n", '\nLattice="9 0 0 0 9 0 0 0 9"\n'), [], "system.index: frames .* a cell or none"),
+        (
+            WATER.replace("\n\n", '\nLattice="9 0 0 0 9 0 0 0 9"\n'),
+            [],
+            "system.index: frames .* periodic in the same directions",
+        ),
         (WATER, ["system.index=[0, 2]"], "system.index: 2 does not fit; .*two.xyz holds 2 frames, 0 to 1"),
         (WATER, ["system.index=[]"], "system.index: an empty list does not fit; give frames such as"),
         (WATER, ["system.index=some"], "system.index: some does not fit; give a whole number or all or a list"),
@@ -110,6 +116,30 @@ def test_fixed_atoms_that_no_dynamics_fits_are_refused(folder):
         check(load(folder / "config.yaml", slab))
 
 
+def test_slabs_repeat_along_their_surface_only(folder):
+    """Supercells, strains and pressures: what acts on a vacuum is refused in one line."""
+    (folder / "slab.xyz").write_text(SLAB.replace('"T T T"', '"T T F"').replace(" F 40", " T 40"))
+    slab = ["system.file=slab.xyz", "label={name: lennard_jones}"]
+    check(load(folder / "config.yaml", slab))
+    (atoms,) = start_structures(load(folder / "config.yaml", [*slab, "system.supercell=[2, 3, 1]"]).system)
+    assert len(atoms) == 12 and atoms.pbc.tolist() == [True, True, False] and atoms.cell.lengths()[2] == 12
+    last = first_structures(atoms, 6, 0)[-1]
+    np.testing.assert_array_equal(last.cell.array[2], atoms.cell.array[2])
+    assert not np.any(last.cell.array[:2, 2]) and np.all(last.cell.array[:2, :2] != atoms.cell.array[:2, :2])
+    full = (folder / "full.xyz").write_text(SLAB.replace(" F 40", " T 40").replace("0 0 12", "0 0 14")) and "full.xyz"
+    for overrides, reason in (
+        (["system.supercell=[1, 1, 2]"], r"system\.supercell: \[1, 1, 2\] does not fit, .* is periodic along a, b"),
+        (
+            ["explore={name: npt_nose_hoover}"],
+            r"npt_nose_hoover needs a cell .* in all three directions, .* along a, b",
+        ),
+        ([f"system.file={full}", "explore={name: npt_nose_hoover}"], r"explore\.name: .* has a vacuum of 10\.0 Å"),
+    ):
+        with pytest.raises(InputError, match=reason) as caught:
+            check(load(folder / "config.yaml", [*slab, *overrides]))
+        assert "\n" not in str(caught.value)
+
+
 COPPER = '4\nLattice="3.6 0 0 0 3.6 0 0 0 3.6"\nCu 0 0 0\nCu 0 1.8 1.8\nCu 1.8 0 1.8\nCu 1.8 1.8 0\n'
 
 
@@ -157,7 +187,10 @@ def test_stress_and_time_step(folder, overrides, refused, warned):
     [
         (["system.charge=1"], "system.spin: 0 unpaired electrons are impossible, H2O with charge"),
         (["system.spin=1"], "system.spin: 1 unpaired electrons are impossible"),
-        (["explore={name: npt_nose_hoover}"], "explore.name: npt_nose_hoover needs a periodic cell"),
+        (
+            ["explore={name: npt_nose_hoover}"],
+            "explore.name: npt_nose_hoover needs a cell that is periodic in all three directions",
+        ),
         (["explore.ramp=1 ps"], "explore.ramp: .*give final_temperature"),
         (["potential.l_max=0"], "potential.*hidden_l"),
         (["label={name: stillinger_weber}"], "label: stillinger_weber: knows silicon only"),

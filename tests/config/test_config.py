@@ -10,8 +10,10 @@ from typing import Annotated, Literal, get_args
 import pytest
 
 from jaxal.config import schema, yaml12
-from jaxal.config.loading import FILE_NAME, _convert, describe, dump, load, parse, resolved, unit_of
+from jaxal.config.annotations import describe, unit_of
+from jaxal.config.loading import FILE_NAME, _convert, load, parse
 from jaxal.config.schema import Config, Offline, Part
+from jaxal.config.writing import dump, resolved
 from jaxal.core import registry
 from jaxal.core.discovery import import_parts
 from jaxal.core.types import InputError

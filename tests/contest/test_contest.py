@@ -15,7 +15,8 @@ from contest_example import CONTEST, WATER, folder_of, frames
 
 from jaxal.cli.main import main
 from jaxal.contest import command, records, schema
-from jaxal.contest.data import STORE, check
+from jaxal.contest.arena import arena
+from jaxal.contest.data import STORE, check, opened
 from jaxal.core.errors import InputWarning
 from jaxal.core.types import InputError
 from jaxal.label.store.database import open_store
@@ -251,6 +252,25 @@ def test_a_mistake_is_one_line_before_anything_is_computed(folder, tmp_path, cap
     error = capsys.readouterr().err
     assert error.startswith("jaxal: error: ") and error.count("\n") == 1 and told in error, error
     assert not (tmp_path / "new").exists()
+
+
+def test_a_pool_of_two_charges_is_two_surfaces_of_each_model(tmp_path):
+    folder = folder_of(tmp_path)
+    both = frames(20, 0) + frames(20, 2)
+    for atoms in both[20:]:
+        atoms.calc.results["energy"] += 12.0
+        atoms.info |= {"charge": 1, "spin": 1}
+    write(folder / "water.xyz", both)
+    contest = schema.load(folder / "contest.yaml")
+    task = contest.tasks["water"]
+    with opened("water", task, tmp_path / "kept", "float32") as source:
+        potential = arena(contest, "water", task, source).task.potential
+    assert potential is not None and potential["electrons"] == "on"
+    with pytest.raises(InputError, match=r"^tasks\.water\.potential\.electrons: off does not fit"):
+        check("water", schema.load(folder / "contest.yaml", ["potential.electrons=off"]).tasks["water"])
+    write(folder / "water.xyz", both[20:])
+    with pytest.raises(InputError, match="frame 0 has charge 0 with 0 unpaired electrons, of which the pool"):
+        check("water", task)
 
 
 def test_parts_that_no_line_names_are_there_in_a_process_of_its_own(folder, tmp_path):

@@ -36,7 +36,7 @@ def test_it_loads_and_has_its_strategies(name, tmp_path):
 def test_the_live_tasks_have_their_files():
     contest = schema.load(FOLDER / "live.yaml", ["grids=[{select: [random]}]"])
     for name, task in contest.tasks.items():
-        data.check(name, task)
+        data.check(name, task, ())
         path = read(task.path, ":")
         assert len(path) >= 7 and len(read(task.test, ":")) >= 100
         assert all(len(atoms) == len(path[0]) for atoms in path)

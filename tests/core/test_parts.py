@@ -195,7 +195,7 @@ def test_a_model_of_a_package_is_loaded_wherever_the_package_is(tmp_path, monkey
     monkeypatch.syspath_prepend(str(site))
     plugins.import_packages()
     params = [np.float32([1.0, 2.0])]
-    model = models.Model("springs_of_another", (), (1, 8), params, np.zeros(2), "float32", 0, 0)
+    model = models.Model("springs_of_another", (), (1, 8), params, np.zeros(2), "float32", ((0, 0),))
     models.save(tmp_path / "model.npz", model)
     for there in (True, False):
         path = os.pathsep.join([*([str(site)] if there else []), *(x for x in sys.path if x and x != str(site))])
@@ -225,7 +225,9 @@ def test_a_run_keeps_the_file_of_its_parts_and_a_model_names_it(tmp_path, monkey
     status, err = here("run", "config.yaml", "--dir", "out", "--part", part)
     assert status == 0, err
     params = [np.float32([1.0, 2.0])]
-    models.save("out/model.npz", models.Model("springs_of_a_file", (), (1, 8), params, np.zeros(2), "float32", 0, 0))
+    models.save(
+        "out/model.npz", models.Model("springs_of_a_file", (), (1, 8), params, np.zeros(2), "float32", ((0, 0),))
+    )
     atoms = molecule("H2O")
     atoms.calc = SinglePointCalculator(atoms, energy=-1.0, forces=np.zeros((3, 3)))
     write("data.xyz", [atoms, atoms])
@@ -251,7 +253,9 @@ def test_a_teacher_that_a_worker_starts_has_the_files_of_parts(tmp_path, forget)
     part = tmp_path / "springs.py"
     part.write_text(POTENTIAL.format(name="springs_of_a_teacher"))
     import_file(part)
-    model = models.Model("springs_of_a_teacher", (), (1, 8), [np.float32([1.0, 3.0])], np.zeros(2), "float32", 0, 0)
+    model = models.Model(
+        "springs_of_a_teacher", (), (1, 8), [np.float32([1.0, 3.0])], np.zeros(2), "float32", ((0, 0),)
+    )
     models.save(tmp_path / "model.npz", model)
     task = task_of(molecule("H2O"))
     record = through_workers("teacher", {"model": str(tmp_path / "model.npz")}, task, tmp_path / "labels.sqlite")

@@ -61,12 +61,17 @@ def test_methods_are_not_mixed(path):
         read(path, [frame(0, method="GFN1"), frame(1)][::-1])
 
 
-def test_one_charge_and_one_spin(path):
-    data, _ = read(path, [frame(0), frame(1, charge=1, spin=1)])
-    with pytest.raises(InputError, match="frame 0 has charge 0 and spin 0, frame 1 charge 1 and spin 1"):
-        dataset.one_surface(data.frames, "data.xyz")
-    data, _ = read(path, [frame(0, charge=1, spin=1), frame(1, charge=1, multiplicity=2)])
-    assert dataset.one_surface(data.frames, "data.xyz") == (1, 1)
+def test_charges_and_spins(path):
+    data, _ = read(path, [frame(0, charge=1, spin=1), frame(1), frame(2, charge=1, multiplicity=2)])
+    assert dataset.states_of(data.frames) == ((0, 0), (1, 1))
+    dataset.check_states(data.frames, ((0, 0), (1, 1)), "data.xyz", "the pool")
+    what = (
+        r"^data\.xyz: frame 1 has charge 0 with 0 unpaired electrons, of which the pool has no frame; it has charge \+1"
+    )
+    with pytest.raises(InputError, match=what):
+        dataset.check_states(data.frames, ((1, 1),), "data.xyz", "the pool")
+    group = np.arange(3)
+    assert list(dataset.held_out(data.frames, group, 0.9)) == [True, False, False]  # one of each is learned from
     with pytest.raises(InputError, match=r"frame 0: its charge is 1, but data\.charge is 0"):
         read(path, [frame(0, charge=1, spin=1)], charge=0)
 

@@ -1,5 +1,7 @@
 """Neighbors against matscipy; overflow; the transpose of a gather; when a list is stale."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,12 +21,16 @@ def structure_of(atoms: Atoms, size: int | None = None):
     return jax.tree.map(lambda x: jnp.asarray(x[0]), structure)
 
 
-def random_cell(rng, kind: str) -> Atoms:
+DIRECTIONS = list(itertools.product([False, True], repeat=3))
+
+
+def random_cell(rng, kind: str, pbc=True) -> Atoms:
     shape = {"triclinic": (6, 7, 8), "thin": (2.2, 9, 9), "tiny": (2.0, 2.3, 2.6)}[kind]
     cell = np.diag(shape) + rng.normal(0, 0.25, (3, 3))
     number = {"triclinic": 12, "thin": 7, "tiny": 2}[kind]
-    atoms = Atoms("Si" * number, rng.random((number, 3)) @ cell, cell=cell, pbc=True)
-    atoms.positions += rng.integers(-3, 4, (number, 3)) @ cell  # walkers never wrap their positions
+    atoms = Atoms("Si" * number, rng.random((number, 3)) @ cell, cell=cell, pbc=pbc)
+    # walkers never wrap their positions; along an open direction they leave the cell by a part of it
+    atoms.positions += np.where(pbc, rng.integers(-3, 4, (number, 3)), rng.normal(0, 0.3, (number, 3))) @ cell
     return atoms
 
 
@@ -34,6 +40,27 @@ def test_pairs_are_those_of_matscipy(kind, seed):
     atoms = random_cell(np.random.default_rng(seed), kind)
     structure = structure_of(atoms)
     assert_pairs(neighbors.plan(structure, 4.5), structure, atoms, 4.5)
+
+
+def batch_of(frames: list[Atoms]):
+    """Structures [b], with what stands in the place of open vectors in the files: a vacuum."""
+    return jax.tree.map(jnp.asarray, from_atoms(frames, (14,), dtype=np.float64))
+
+
+@pytest.mark.parametrize("kind", ["triclinic", "thin", "tiny"])
+def test_pairs_of_crystal_slab_wire_and_molecule_are_those_of_matscipy(kind):
+    """With one program for all: images that one needs are none of another, nor does an open vector count."""
+    rng = np.random.default_rng(11)
+    frames = [random_cell(rng, kind, pbc) for pbc in DIRECTIONS]
+    batch = batch_of(frames)
+    spec = neighbors.plan(batch, 4.5)
+    for row, (pbc, atoms) in enumerate(zip(DIRECTIONS, frames, strict=True)):
+        structure = jax.tree.map(lambda x, row=row: x[row], batch)
+        assert_pairs(spec, structure, atoms, 4.5)
+        nothing = structure._replace(cell=jnp.where(structure.periodic[:, None], structure.cell, 0.0))
+        assert_pairs(spec, nothing, atoms, 4.5)
+        images = neighbors._images(np.asarray(structure.cell), np.asarray(pbc), 4.5)
+        assert not np.any(images[~np.array(pbc)])
 
 
 def assert_pairs(spec, structure, atoms: Atoms, cutoff: float):
@@ -53,13 +80,44 @@ def assert_pairs(spec, structure, atoms: Atoms, cutoff: float):
     np.testing.assert_allclose(order(found), order(wanted), atol=2e-6)
 
 
-def large_cell(rng, density: float = 0.06) -> Atoms:
+def large_cell(rng, density: float = 0.06, pbc=True) -> Atoms:
     """At least three bins of 5 Å in every direction, atoms anywhere, positions not wrapped."""
     cell = np.diag([17.0, 21.0, 26.0]) + rng.normal(0, 1.0, (3, 3))
     number = int(density * abs(np.linalg.det(cell)))
-    atoms = Atoms("Si" * number, rng.random((number, 3)) @ cell, cell=cell, pbc=True)
-    atoms.positions += rng.integers(-3, 4, (number, 3)) @ cell
+    atoms = Atoms("Si" * number, rng.random((number, 3)) @ cell, cell=cell, pbc=pbc)
+    atoms.positions += np.where(pbc, rng.integers(-3, 4, (number, 3)), 0) @ cell
     return atoms
+
+
+def test_bins_of_crystal_slab_wire_and_molecule_find_the_pairs_of_matscipy():
+    frames = [large_cell(np.random.default_rng(4), pbc=pbc) for pbc in DIRECTIONS]
+    batch = batch_of(frames)
+    spec = neighbors.plan(batch, 4.2, 0.3)
+    assert spec.bins is not None and np.prod(spec.bins) >= 27
+    for row, atoms in enumerate(frames):
+        assert_pairs(spec, jax.tree.map(lambda x, row=row: x[row], batch), atoms, 4.5)
+    alone = neighbors.plan(structure_of(frames[0]), 4.2, 0.3)  # bins from the first to the last atom
+    assert alone.bins is not None and not frames[0].pbc.any()
+    assert_pairs(alone, structure_of(frames[0]), frames[0], 4.5)
+
+
+def test_bins_of_a_thin_slab_and_of_one_that_an_atom_leaves():
+    """One bin across it; an atom far out makes bins wider, never wrong, and too full ones are told."""
+    rng = np.random.default_rng(9)
+    cell = np.diag([27.0, 29.0, 20.0]) + rng.normal(0, 0.5, (3, 3))
+    cell[2] = 0
+    place = np.column_stack([rng.random((450, 2)), rng.random(450) * 4]) @ (cell + np.diag([0, 0, 1]))
+    atoms = Atoms("Si450", place, cell=cell + np.diag([0, 0, 40]), pbc=(True, True, False))
+    structure = structure_of(atoms)
+    spec = neighbors.plan(structure, 4.2, 0.3)
+    assert spec.bins is not None and spec.bins[2] == 1
+    assert_pairs(spec, structure, atoms, 4.5)
+    atoms.positions[7] += 30 * np.cross(cell[0], cell[1]) / np.linalg.norm(np.cross(cell[0], cell[1]))
+    structure = structure_of(atoms)
+    assert_pairs(spec, structure, atoms, 4.5)
+    deeper = spec._replace(bins=(*spec.bins[:2], 7))
+    assert_pairs(deeper, structure, atoms, 4.5)
+    assert neighbors.build(deeper._replace(bin_slots=2), structure).overflow
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -189,10 +247,10 @@ def test_gather_has_the_derivatives_of_plain_indexing():
     assert "scatter" not in str(jax.make_jaxpr(jax.grad(lambda v: jnp.sum(jax.grad(fast)(v) ** 2)))(values))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_list_that_is_not_stale_has_every_pair(seed):
-    rng = np.random.default_rng(seed)
-    atoms = random_cell(rng, "triclinic")
+@pytest.mark.parametrize("pbc", [True, (True, False, True), (False, True, False)])
+def test_a_list_that_is_not_stale_has_every_pair(pbc):
+    rng = np.random.default_rng(2)
+    atoms = random_cell(rng, "triclinic", pbc)
     structure = structure_of(atoms)
     spec = neighbors.plan(structure, 4.0, skin=0.6)
     near = neighbors.build(spec, structure)

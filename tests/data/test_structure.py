@@ -54,6 +54,39 @@ def test_batches_are_padded_and_padding_is_dropped_again():
     assert from_atoms(frames, table).position.shape == (3, 9, 3)
 
 
+SURFACES = {
+    "slab": ([[4, 0, 0], [1, 5, 0], [0.5, 0.3, 12]], [True, True, False]),
+    "slab without a vacuum": ([[4, 0, 0], [1, 5, 0], [0, 0, 0]], [True, True, False]),
+    "wire": ([[0, 0, 0], [0.3, 5, 0], [0, 0, 9]], [False, True, False]),
+}
+
+
+@pytest.mark.parametrize("kind", SURFACES)
+@pytest.mark.parametrize("name", ["out.xyz", "out.db"])
+def test_slabs_and_wires_go_there_and_back(tmp_path, kind, name):
+    """Through files and the device, with the vacuum that they came with, or none."""
+    cell, pbc = SURFACES[kind]
+    atoms = Atoms("H2O", [[0, 0, 0], [1, 1, 1], [2, 0.5, 3]], cell=cell, pbc=pbc)
+    atoms.info |= {"charge": 0, "spin": 0}
+    files.write(tmp_path / name, [frames.of_atoms(atoms)])
+    (frame,) = files.read(tmp_path / name)
+    structure = from_atoms(frames.to_atoms(frame), (1, 8), dtype=np.float64)
+    assert structure.periodic.tolist() == pbc and structure.cell.tolist() == np.array(cell, float).tolist()
+    back = to_atoms(structure, (1, 8))
+    for one in (frames.to_atoms(frame), back):
+        np.testing.assert_array_equal(one.positions, atoms.positions)
+        np.testing.assert_array_equal(one.cell.array, atoms.cell.array)
+        np.testing.assert_array_equal(one.pbc, atoms.pbc)
+    (plain,) = ase.io.iread(tmp_path / name)  # and what ASE makes of it
+    np.testing.assert_array_equal(plain.pbc, pbc)
+
+
+def test_copies_are_of_one_periodicity():
+    cell, pbc = SURFACES["slab"]
+    atoms = [Atoms("H", cell=cell, pbc=each) for each in (pbc, True, pbc, [True, False, True])]
+    assert dataset.groups([frames.of_atoms(each) for each in atoms]).tolist() == [0, 1, 0, 2]
+
+
 def test_a_cell_without_periodicity_is_no_cell():
     atoms = molecule("H2O", vacuum=5.0)
     assert atoms.cell.volume > 0 and not atoms.pbc.any()
@@ -96,9 +129,9 @@ def test_frames_are_read_in_order(tmp_path):
 
 def broken(name: str, atoms: Atoms) -> Atoms:
     if name == "slab":
-        atoms.cell, atoms.pbc = [10, 10, 10], [True, True, False]
+        atoms.cell, atoms.pbc = [[10, 0, 0], [-5, 0, 0], [0, 0, 10]], [True, True, False]
     elif name == "wire":
-        atoms.cell, atoms.pbc = [10, 10, 10], [False, False, True]
+        atoms.cell, atoms.pbc = [10, 10, 0], [False, False, True]
     elif name == "flat":
         atoms.cell, atoms.pbc = [10, 10, 0], True
     elif name == "nan":
@@ -109,8 +142,8 @@ def broken(name: str, atoms: Atoms) -> Atoms:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("slab", "frame 1: periodic in 2 directions; use none or three"),
-        ("wire", "frame 1: periodic in 1 directions; use none or three"),
+        ("slab", "frame 1: periodic along a, b, but these lattice vectors span nothing"),
+        ("wire", "frame 1: periodic along c, but these lattice vectors span nothing"),
         ("flat", "frame 1: periodic, but its cell has no volume"),
         ("nan", "frame 1: a position is not a finite number"),
     ],

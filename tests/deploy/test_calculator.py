@@ -50,7 +50,15 @@ def model(monkeypatch):
     monkeypatch.setitem(registry._table["potential"], "depth_morse", depth_morse)
     params = {"depth": jnp.array(DEPTH)}
     return models.Model(
-        "depth_morse", (("cutoff", 9.0),), TABLE, params, REFERENCE, "float32", 0, 0, electrons=False, calibration=BOUND
+        "depth_morse",
+        (("cutoff", 9.0),),
+        TABLE,
+        params,
+        REFERENCE,
+        "float32",
+        ((0, 0),),
+        electrons=False,
+        calibration=BOUND,
     )
 
 
@@ -123,6 +131,33 @@ def test_stress_is_the_derivative_of_the_energy(model):
     assert far.get_potential_energy() == pytest.approx(energy, abs=1e-4)
 
 
+@pytest.mark.parametrize("pbc", [(True, True, False), (False, True, False)])
+def test_slabs_and_wires_repeat_where_they_say(model, pbc):
+    """Against ASE in the same directions, wherever the structure stands; a stress needs a volume, and lies in them."""
+    atoms = bulk("Cu", "fcc", a=3.4, cubic=True)
+    atoms.rattle(0.05, seed=2)
+    atoms.pbc = pbc
+    atoms.positions[1] += atoms.cell[1] - [0, 0, 2.0]
+    atoms.calc = Calculator(model)
+    energy, force = atoms.get_potential_energy(), atoms.get_forces()
+    reference = 4 * REFERENCE[TABLE.index(29)]
+    other = atoms.copy()
+    other.calc = oracle()
+    assert energy - reference == pytest.approx(other.get_potential_energy(), abs=1e-4)
+    np.testing.assert_allclose(force, other.get_forces(), atol=1e-4)
+    stress = atoms.get_stress(voigt=False)
+    assert np.all((stress != 0) == np.outer(pbc, pbc))
+    far = atoms.copy()
+    far.positions += 40 * far.cell[1] + [0, 0, 300.0]
+    far.calc = atoms.calc
+    assert far.get_potential_energy() == pytest.approx(energy, abs=1e-4)
+    np.testing.assert_allclose(far.get_forces(), force, atol=1e-3)
+    far.cell[2] = 0
+    assert far.get_potential_energy() == pytest.approx(energy, abs=1e-4) and "stress" not in far.calc.results
+    with pytest.raises(PropertyNotImplementedError, match="no periodic cell with a volume"):
+        far.get_stress()
+
+
 def test_changes_are_noticed_and_only_changes(model):
     atoms = cluster()
     atoms.calc = calculator = Calculator(model)
@@ -180,7 +215,7 @@ def test_shared_calculators_in_threads(model):
     ("change", "word"),
     [
         (lambda atoms: atoms.set_atomic_numbers([8] * len(atoms)), "element O"),
-        (lambda atoms: atoms.set_pbc([True, True, False]), "atoms.pbc"),
+        (lambda atoms: (atoms.set_cell(np.eye(3)[[0, 0, 2]]), atoms.set_pbc([True, True, False])), "atoms: periodic"),
         (lambda atoms: atoms.info.update(charge=1), "charge"),
         (lambda atoms: atoms.info.update(spin=2), "spin"),
     ],
@@ -244,7 +279,7 @@ def test_drives_a_path(model):
 def test_a_file_is_enough_and_no_training_code_is_imported(tmp_path):
     options = (("cutoff", 3.5), ("channels", 4), ("l_max", 1), ("layers", 1))
     table = (1, 8)
-    model = models.Model("equivariant", options, table, {}, np.array([-13.0, -430.0]), "float32", 0, 0)
+    model = models.Model("equivariant", options, table, {}, np.array([-13.0, -430.0]), "float32", ((0, 0),))
     potential = models.potential(model)
     atoms = Atoms("OHH", [[0, 0, 0.1], [0, 0.76, -0.47], [0, -0.76, -0.47]])
     structure = jax.tree.map(jnp.asarray, from_atoms(atoms, table))

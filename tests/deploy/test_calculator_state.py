@@ -23,7 +23,7 @@ from jaxal.deploy import model as models
 from jaxal.deploy.calculator import Calculator
 
 STIFFNESS, SPREAD = 2.0, 0.25  # eV/Å^2, of the two members' mean and deviation
-ALONE = models.Model("odd", (), (1, 8), np.float32([2.0]), np.array([-13.5, -2000.25]), "float32", 0, 0)
+ALONE = models.Model("odd", (), (1, 8), np.float32([2.0]), np.array([-13.5, -2000.25]), "float32", ((0, 0),))
 PAIR = ALONE._replace(params=np.float32([STIFFNESS - SPREAD, STIFFNESS + SPREAD]))
 
 
@@ -66,7 +66,7 @@ def test_what_was_refused_leaves_no_results(shared):
     assert good.get_potential_energy() == pytest.approx(truth(good), abs=1e-4)
     flat = water()
     flat.pbc = [True, True, False]
-    with pytest.raises(InputError, match=r"atoms\.pbc"):
+    with pytest.raises(InputError, match="atoms: periodic along a, b, but"):
         calculator.calculate(flat)
     assert calculator.results == {}
     with pytest.raises(InputError, match="there are none"):
@@ -116,7 +116,7 @@ def test_stress_of_an_open_structure_costs_nothing_and_keeps_the_results(shared)
     atoms = water()
     atoms.calc = calculator = shared.share()
     energy = atoms.get_potential_energy()
-    with pytest.raises(PropertyNotImplementedError, match="not periodic"):
+    with pytest.raises(PropertyNotImplementedError, match="no periodic cell"):
         atoms.get_stress()
     assert calculator.results["energy"] == energy
     assert calculator.get_property("stress", atoms, allow_calculation=False) is None

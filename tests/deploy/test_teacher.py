@@ -157,10 +157,10 @@ def test_it_ends_with_its_parent_and_the_parent_loads_no_jax(model, tmp_path):
     program = f"""
     import os, signal, sys, threading, time
     import numpy as np
-    from jaxal.label.task import Task
+    from jaxal.label.task import OPEN, Task
     from jaxal.label.methods.teacher import teacher
     backend = teacher(model={str(model)!r})
-    task = Task(np.array([8, 1, 1]), np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]), np.zeros((3, 3)), 0, 0)
+    task = Task(np.array([8, 1, 1]), np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]), *OPEN, 0, 0)
     result = backend.calculate(task)
     assert "jax" not in sys.modules, "the host loaded JAX"
     with open({str(tmp_path / "said")!r}, "w") as file:
@@ -215,7 +215,9 @@ def test_what_the_model_was_not_trained_for_is_refused(model):
     backend = teacher(model=model)
     with pytest.raises(LabelError, match=r"^label: the teacher does not know Cl; its model was trained on H, C, O"):
         backend.check(task_of(molecule("CH3Cl")))
-    with pytest.raises(LabelError, match=r"^charge: 1 does not fit; the teacher's model was trained at 0"):
+    with pytest.raises(
+        LabelError, match=r"^charge: 1 does not fit; the teacher's model was trained at charge 0 with 0 unp"
+    ):
         backend.check(ETHANOL._replace(charge=1))
     with pytest.raises(LabelError, match=r"^spin: 2 does not fit"):
         backend.check(ETHANOL._replace(spin=2))

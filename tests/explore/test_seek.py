@@ -11,12 +11,14 @@ from structures import plain
 from jaxal.acquire.gate import threshold
 from jaxal.acquire.score import max_force_spread, mean_force_spread
 from jaxal.committee import evaluation
-from jaxal.core.types import Bias, Distribution, Prediction, Structure, Uncertainty
+from jaxal.core.types import Bias, Distribution, Moment, Prediction, Structure, Uncertainty
 from jaxal.core.units import BOLTZMANN
 from jaxal.data import neighbors
 from jaxal.explore import bias_forces, biases
+from jaxal.explore.bias_forces import Term
 from jaxal.explore.descent import descent
 from jaxal.explore.dynamics import nvt_langevin
+from jaxal.explore.variables import NONE
 from jaxal.potential.equivariant import equivariant
 from jaxal.program.step import Bounds, Walk, make_walk, nothing
 
@@ -53,11 +55,15 @@ def by_sampling(potential) -> Uncertainty:
     return Uncertainty(lambda key, params, s, n: params, lambda p, x: {}, lambda p, s, n, w: {}, predict)
 
 
+def term(bias: Bias) -> Term:
+    return Term("bias", bias, NONE, ())
+
+
 CASES = {
-    "members": (biases.uncertainty_driven(max_force_spread, height=0.7, width=1.0, largest=1e9), False),
-    "score": (biases.uncertainty_driven(mean_force_spread, measure="score", width=2.0, largest=1e9), False),
-    "adversarial": (biases.adversarial(mean_force_spread, temperature=800.0, largest=1e9), False),
-    "closed form": (biases.uncertainty_driven(max_force_spread, height=0.7, width=2.0, largest=1e9), True),
+    "members": (biases.uncertainty_driven(max_force_spread, NONE, height=0.7, width=1.0, largest=1e9), False),
+    "score": (biases.uncertainty_driven(mean_force_spread, NONE, measure="score", width=2.0, largest=1e9), False),
+    "adversarial": (biases.adversarial(mean_force_spread, NONE, temperature=800.0, largest=1e9), False),
+    "closed form": (biases.uncertainty_driven(max_force_spread, NONE, height=0.7, width=2.0, largest=1e9), True),
 }
 
 
@@ -76,8 +82,7 @@ def total_energy(case: str):
             cell=jnp.einsum("bnx,bxy->bny", structures.cell, jnp.eye(3) + strain),
         )
         found = evaluation.predict(one, params, moved, near)
-        measure = bias.measure or bias_forces.energy_deviation
-        return jax.vmap(lambda p, s: bias.energy((), measure(p, s), s))(found, moved)
+        return jax.vmap(lambda p, s: bias.energy((), jnp.zeros(0), bias.measure(p, s), s, 0.0))(found, moved)
 
     return energy, bias, one
 
@@ -86,11 +91,10 @@ def total_energy(case: str):
 @pytest.mark.parametrize("case", CASES)
 def test_force_and_stress_are_the_slopes_of_the_bias_energy(case):
     energy, bias, one = total_energy(case)
-    _, params, _, structures, near = model()
-    prediction = predicted(one, params, structures, near)
-    found, _ = jax.jit(lambda: bias_forces.push(bias, one, (), params, structures, near, prediction))()
+    structures = model()[3]
+    found = jax.jit(lambda: pushed(bias, one))()
     none, step = jnp.zeros((2, 3, 3)), 1e-4
-    np.testing.assert_allclose(found.energy, energy(structures.position, none), rtol=1e-12)
+    np.testing.assert_allclose(found.report["bias_bias"], energy(structures.position, none), rtol=1e-12)
     force = np.zeros((2, ATOMS, 3))
     for atom, axis in np.ndindex(ATOMS, 3):
         up, down = (energy(structures.position.at[:, atom, axis].add(sign * step), none) for sign in (1, -1))
@@ -112,10 +116,18 @@ def test_the_members_closed_form_is_the_gradient_through_the_committee():
     one, params, _, structures, near = model()
     prediction = predicted(one, params, structures, near)
     rise = jax.jit(bias_forces.rise, static_argnums=(0, 1))
-    short = rise(one, None, params, structures, near, prediction)
-    long = rise(one, bias_forces.energy_deviation, params, structures, near, prediction)
+    short = rise(one, bias_forces.energy_deviation, params, structures, near, prediction)
+    long = rise(one, lambda p, s: bias_forces.energy_deviation(p, s), params, structures, near, prediction)
     for a, b in zip(short, long, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
+
+
+def pushed(bias: Bias, one: evaluation.Committee) -> bias_forces.Push:
+    """What a bias without a memory does to the two structures."""
+    _, params, _, structures, near = model()
+    prediction = evaluation.predict(one, params, structures, near)
+    at = params, structures, near, prediction, jnp.zeros(2), jnp.ones(2, bool)
+    return bias_forces.push((term(bias),), one, ((),), *at)[0]
 
 
 def of_one(energy=(1.0, 1.2, 0.5)) -> tuple[Prediction, Structure]:
@@ -132,40 +144,43 @@ def test_uncertainty_driven_is_the_published_form():
     energy = np.asarray(prediction.energy)
     square = np.sum((energy - energy.mean()) ** 2)
     expected = 0.8 * (np.exp(-square / (len(energy) * ATOMS * 0.1**2)) - 1)
-    bias = biases.uncertainty_driven(max_force_spread, height=0.8, width=0.1)
+    bias = biases.uncertainty_driven(max_force_spread, NONE, height=0.8, width=0.1)
     value = bias_forces.energy_deviation(prediction, structure)
-    assert float(bias.energy((), value, structure)) == pytest.approx(expected, rel=1e-12)
+    assert float(bias.energy((), jnp.zeros(0), value, structure, jnp.zeros(()))) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.usefixtures("double")
 def test_hyperactive_force_is_a_fraction_of_the_mean_force():
     """Fed the same slopes again and again, and averages over what it saw while they change."""
     _, structure = of_one()
-    bias = biases.hyperactive(max_force_spread, fraction=0.3, memory=3)
+    bias = biases.hyperactive(max_force_spread, NONE, fraction=0.3, memory=3)
+
+    def learned(state, slope, force):
+        given = jnp.zeros(0), jnp.asarray(1.0), jnp.asarray(slope), jnp.asarray(force)
+        return bias.learn(state, Moment(*given, structure, jnp.zeros(()), jnp.asarray(True)))
+
+    def tau(state):
+        slope = jax.grad(bias.energy, argnums=2)(state, jnp.zeros(0), jnp.asarray(0.5), structure, jnp.zeros(()))
+        return -float(slope)
+
     rng = np.random.default_rng(2)
     slopes, forces = rng.normal(size=(2, 6, ATOMS, 3))
-    state, seen = bias.init(structure), []
+    state = begun = bias.init(structure, jnp.int32(0))
     rms = lambda x: np.sqrt(np.mean(np.sum(x**2, axis=-1)))  # noqa: E731
     means = np.zeros(2)
     for number, (slope, force) in enumerate(zip(slopes, forces, strict=True), start=1):
-        state = bias.learn(state, jnp.asarray(1.0), jnp.asarray(slope), jnp.asarray(force))
+        state = learned(state, slope, force)
         means += (np.array([rms(force), rms(slope)]) - means) / min(number, 3)
-        seen.append(-jax.grad(bias.energy, argnums=1)(state, jnp.asarray(0.5), structure))
-        assert float(seen[-1]) == pytest.approx(0.3 * means[0] / means[1], rel=1e-12)
-    one = bias.learn(bias.init(structure), jnp.asarray(1.0), jnp.asarray(slopes[0]), jnp.asarray(forces[0]))
-    tau = -jax.grad(bias.energy, argnums=1)(one, jnp.asarray(0.5), structure)
-    assert rms(float(tau) * slopes[0]) == pytest.approx(0.3 * rms(forces[0]), rel=1e-12)
+        assert tau(state) == pytest.approx(0.3 * means[0] / means[1], rel=1e-12)
+    assert rms(tau(learned(begun, slopes[0], forces[0])) * slopes[0]) == pytest.approx(0.3 * rms(forces[0]), rel=1e-12)
 
 
 @pytest.mark.usefixtures("double")
 def test_no_atom_is_pushed_harder_than_the_largest_and_the_direction_stays():
-    _, params, _, structures, near = model()
-    free, one = CASES["members"][0], model()[0]
-    prediction = predicted(one, params, structures, near)
-    push = lambda bias: bias_forces.push(bias, one, (), params, structures, near, prediction)[0]  # noqa: E731
-    whole = push(free)
+    free = CASES["members"][0]
+    whole = pushed(free, model()[0])
     largest = 0.1 * float(jnp.min(jnp.max(jnp.linalg.norm(whole.force, axis=-1), axis=-1)))
-    capped = push(free._replace(largest=largest))
+    capped = pushed(free._replace(largest=largest), model()[0])
     np.testing.assert_allclose(jnp.max(jnp.linalg.norm(capped.force, axis=-1), axis=-1), largest, rtol=1e-9)
     ratio = largest / jnp.max(jnp.linalg.norm(whole.force, axis=-1), axis=-1)
     np.testing.assert_allclose(capped.force, ratio[:, None, None] * whole.force, rtol=1e-9, atol=1e-15)
@@ -179,16 +194,17 @@ def walked(bias: Bias | None, explorer, score=mean_force_spread, steps=40):
     start = jax.tree.map(lambda x: jnp.stack([x[0]] * 4), structures)
     spec = neighbors.plan(start, 3.0, 0.5)._replace(capacity=ATOMS)
     near = neighbors.find(spec, start)
-    walk = make_walk(one, explorer, score, TABLE, spec, steps, "mean", bias)
+    terms = () if bias is None else (term(bias),)
+    walk = make_walk(one, explorer, score, TABLE, spec, steps, "mean", terms)
     first = predicted(one, params, start, near)
     force, stress = first.force.mean(1), first.stress.mean(1)
     walkers = jax.vmap(explorer.init)(
         jax.random.split(jax.random.key(5), 4), start, force, stress, jnp.zeros(4, jnp.int32)
     )
-    drift = () if bias is None else jax.vmap(bias.init)(start)
+    drift = bias_forces.begun(terms, start)
     gate = threshold(limit=0.1).init()
     bounds = Bounds(*map(jnp.asarray, (1e6, 0.2, 1e6, 1e6)), jnp.ones(2, bool))
-    begun = Walk(walkers, near, nothing(start, force, stress), jnp.zeros(4, bool), drift)
+    begun = Walk(walkers, near, nothing(start, force, stress, drift, terms), jnp.zeros(4, bool), drift)
     end = jax.jit(walk)(params, gate, None, bounds, begun)
     before = jax.vmap(score)(first, start)
     return end, np.asarray(before), np.asarray(first.energy.mean(1))
@@ -198,18 +214,19 @@ COLD = nvt_langevin(temperature=50.0, timestep=0.5)
 
 
 def test_a_bias_of_no_height_changes_nothing():
-    """But the rounding: XLA fuses another program in another way. `none` is the program without a bias itself."""
-    assert biases.none(max_force_spread) is None
-    plain, flat = (walked(bias, COLD)[0] for bias in (None, biases.uncertainty_driven(max_force_spread, height=0.0)))
-    for a, b in zip(jax.tree.leaves(plain[2:5]), jax.tree.leaves(flat[2:5]), strict=True):
+    """But the rounding: XLA fuses another program in another way."""
+    flat = biases.uncertainty_driven(max_force_spread, NONE, height=0.0)
+    ends = [walked(bias, COLD)[0] for bias in (None, flat)]
+    alike = [(end.candidate._replace(drift=(), report={}), end.full) for end in ends]
+    for a, b in zip(*map(jax.tree.leaves, alike), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     "bias",
     [
-        biases.uncertainty_driven(mean_force_spread, height=5.0, width=1.0),
-        biases.hyperactive(mean_force_spread, fraction=1.0),
+        biases.uncertainty_driven(mean_force_spread, NONE, height=5.0, width=1.0),
+        biases.hyperactive(mean_force_spread, NONE, fraction=1.0),
     ],
     ids=["uncertainty_driven", "hyperactive"],
 )
@@ -222,7 +239,7 @@ def test_walkers_under_a_bias_become_less_certain(bias):
 
 def test_adversarial_descent_raises_the_score_at_bounded_energy():
     """The objective rises, so the energy by less than 2 kT ln(score' / score)."""
-    bias = biases.adversarial(mean_force_spread, temperature=2000.0)
+    bias = biases.adversarial(mean_force_spread, NONE, temperature=2000.0)
     end, before, energy = walked(bias, descent(rate=0.002, jolt=0.0))
     after = np.asarray(end.candidate.score)
     assert np.all(after > 1.02 * before)

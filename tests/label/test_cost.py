@@ -9,12 +9,12 @@ from ase.build import bulk, molecule
 
 from jaxal.label.cost import expected, finished, order
 from jaxal.label.service import label_service
-from jaxal.label.task import Backend, Result, Task
+from jaxal.label.task import OPEN, Backend, Result, Task
 from jaxal.label.workers.executor import Executor
 
 
 def carbon(atoms: int, edge: float = 0.0, charge: int = 0) -> Task:
-    return Task(np.full(atoms, 6), np.zeros((atoms, 3)), np.eye(3) * edge, charge, 0)
+    return Task(np.full(atoms, 6), np.zeros((atoms, 3)), np.eye(3) * edge, np.full(3, edge > 0), charge, 0)
 
 
 def made(law, sizes, noise=0.0, seed=0, edge=None):
@@ -88,7 +88,7 @@ def test_real_times_of_gfn2_predict_one_another():
         atoms = molecule(name)
         for copies in (1, 2, 4):
             position = np.concatenate([atoms.positions + 9.0 * i for i in range(copies)])
-            task = Task(np.tile(atoms.numbers, copies), position, np.zeros((3, 3)), 0, 0)
+            task = Task(np.tile(atoms.numbers, copies), position, *OPEN, 0, 0)
             backend.calculate(task)  # once before, so that nothing is loaded in the time that is taken
             known.append((task, backend.calculate(task).seconds))
     errors = []
@@ -157,7 +157,7 @@ def test_a_service_begins_the_longest_first_and_answers_in_order(tmp_path):
     class Batch:
         species = np.zeros((6, 8), int)
         charge = spin = np.zeros(6, int)
-        mass, fixed = np.ones((6, 8)), np.zeros((6, 8), bool)
+        mass, fixed, periodic = np.ones((6, 8)), np.zeros((6, 8), bool), np.ones((6, 3), bool)
 
         def __init__(self, stretch):
             self.cell = np.stack([atoms.cell.array * s for s in stretch])

@@ -8,9 +8,10 @@ from store_example import ME, done, entries, filled, good, labeled, mixed_store,
 from structures import plain
 
 from jaxal.config.loading import load
+from jaxal.config.systems import populations
 from jaxal.data import files
 from jaxal.label.service import label_service
-from jaxal.label.task import NO_STRESS, Backend, Result, Task, failed
+from jaxal.label.task import NO_STRESS, OPEN, Backend, Result, Task, failed
 from jaxal.run import initial_labels
 
 
@@ -30,7 +31,9 @@ def odd_rows() -> list[tuple[Task, Result]]:
     for number in range(6):
         task = water(position=rng.normal(size=(3, 3)) * 10.0 ** rng.integers(-3, 3), charge=number - 2, spin=number % 2)
         if number % 2:
-            task = task._replace(cell=np.eye(3) * 7 + rng.normal(size=(3, 3)) / 3)
+            task = task._replace(cell=np.eye(3) * 7 + rng.normal(size=(3, 3)) / 3, periodic=np.ones(3, bool))
+        if number == 5:
+            task = task._replace(periodic=np.array([True, False, True]))
         # half of a step of the key's rounding: the digits decide on which side it falls
         task.position[0, 0] = 1.0000005 + 1e-16 * number
         stress = rng.normal(size=(3, 3)) if number % 2 else NO_STRESS
@@ -128,11 +131,11 @@ def test_a_run_begins_in_a_folder_with_a_store_and_pays_only_for_what_it_lacks(t
         "label: {name: ase, calculator: ase.calculators.emt.EMT, initial: 4}\n"
     )
     loaded, stores = load(config), [tmp_path / f"{name}.sqlite" for name in "ab"]
-    first = initial_labels.first_labels(loaded, molecule("H2O"), stores[0])
+    first = initial_labels.first_labels(loaded, populations(loaded), stores[0])
     done(capsys, "store", "export", stores[0], tmp_path / "first.xyz")
     done(capsys, "store", "import", stores[1], tmp_path / "first.xyz")
     before = entries(stores[1])
-    again = initial_labels.first_labels(loaded, molecule("H2O"), stores[1])
+    again = initial_labels.first_labels(loaded, populations(loaded), stores[1])
     np.testing.assert_array_equal(again.labels.energy, first.labels.energy)
     np.testing.assert_array_equal(again.labels.force, first.labels.force)
     assert [(e.row, e.created) for e in entries(stores[1])] == [(e.row, e.created) for e in before]
@@ -149,7 +152,7 @@ def test_import_takes_charge_and_spin_of_the_frame_and_leaves_known_labels_alone
     own.info |= {"charge": -1, "spin": 1}
     crystal = labeled(bulk("Si"), stress=np.arange(6.0))
     write(tmp_path / "data.traj", [labeled(molecule("H2O")), own, crystal, labeled(molecule("H2O"), energy=9.0)])
-    task = Task(molecule("H2O").numbers, molecule("H2O").positions, np.zeros((3, 3)), 2, 2)
+    task = Task(molecule("H2O").numbers, molecule("H2O").positions, *OPEN, 2, 2)
     filled(path, (task, failed(task, "no luck")))
     me = ("--method", ME[0], "--version", ME[1])
     out = done(capsys, "store", "import", path, tmp_path / "data.traj", *me, "--charge", "2", "--spin", "2")
@@ -175,7 +178,7 @@ def test_import_takes_charge_and_spin_of_the_frame_and_leaves_known_labels_alone
         ({"charge": 0.5}, "charge '0.5' is not a whole number"),
         ({"spin": "up"}, "spin 'up' is not a whole number"),
         ({"spin": -1}, "spin -1 cannot be; give a number of unpaired electrons"),
-        ({"pbc": [True, True, False]}, "periodic in 2 directions"),
+        ({"pbc": [True, True, False]}, "periodic along a, b, but these lattice vectors span nothing"),
         ({"pbc": True}, "periodic, but its cell has no volume"),
         ({"positions": np.full((3, 3), np.nan)}, "a position is not a finite number"),
     ],

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
-from jaxal.label.task import Enough, LabelError, Result, Task
+from jaxal.label.task import OPEN, Enough, LabelError, Result, Task
 from jaxal.label.workers import cluster
 from jaxal.label.workers.executor import Executor, Recipe, Setting, in_process, one, run_all
 from jaxal.label.workers.pool import local, open_pool
@@ -50,7 +50,7 @@ def opened(faults, tmp_path):
 
 
 def tasks_of(*behaviors: int) -> list[Task]:
-    return [Task(np.array([1]), np.full((1, 3), float(i)), np.zeros((3, 3)), b, 0) for i, b in enumerate(behaviors)]
+    return [Task(np.array([1]), np.full((1, 3), float(i)), *OPEN, b, 0) for i, b in enumerate(behaviors)]
 
 
 def calls(folder: Path) -> list[tuple[int, int]]:
@@ -270,10 +270,10 @@ import signal, sys, numpy as np, label_faults
 from pathlib import Path
 from jaxal.label.workers import cluster
 from jaxal.label.workers.executor import Recipe, Setting, run_all
-from jaxal.label.task import Task
+from jaxal.label.task import OPEN, Task
 signal.signal(signal.SIGINT, lambda *_: None)  # as a run does: it ends when it is ready
 setting = Setting(Recipe("faulty", {{"folder": sys.argv[1]}}), None, 0, Path(sys.argv[1]))
-run_all(cluster.parsl_local()(setting), [Task(np.array([1]), np.zeros((1, 3)), np.zeros((3, 3)), {faults.HANGS}, 0)])
+run_all(cluster.parsl_local()(setting), [Task(np.array([1]), np.zeros((1, 3)), *OPEN, {faults.HANGS}, 0)])
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     program = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment, start_new_session=True)

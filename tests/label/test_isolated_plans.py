@@ -6,7 +6,7 @@ import pytest
 from jaxal.core import registry
 from jaxal.core.discovery import import_own
 from jaxal.core.registry import register
-from jaxal.label.cells import check_box
+from jaxal.label.cells import check_cell
 from jaxal.label.isolated_atoms import BOX, planned
 from jaxal.label.task import Backend
 from jaxal.label.workers.executor import Recipe
@@ -38,7 +38,7 @@ def test_a_method_that_needs_a_box_gets_one(monkeypatch):
     @register("labeler")
     def plane_waves_of_a_test(*, box: float | None = None) -> Backend:
         """Takes molecules in a box only."""
-        return Backend(lambda task: None, lambda task: check_box(task, box), f"box={box}", "1")  # pyright: ignore
+        return Backend(lambda task: None, lambda task: check_cell(task, box), f"box={box}", "1")  # pyright: ignore
 
     name = "plane_waves_of_a_test"
     plan = planned(Recipe(name, {"box": None}), 8)

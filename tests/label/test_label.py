@@ -23,7 +23,7 @@ needs_pyscf = pytest.mark.skipif(importlib.util.find_spec("pyscf") is None, reas
 
 
 def task_of(atoms: Atoms, charge=0, spin=0) -> Task:
-    return Task(atoms.numbers, atoms.positions.copy(), np.array(atoms.cell), charge, spin)
+    return Task(atoms.numbers, atoms.positions.copy(), np.array(atoms.cell), np.array(atoms.pbc), charge, spin)
 
 
 def rattled(name: str, **electrons) -> Task:
@@ -193,7 +193,7 @@ def test_tblite_refusals_and_failures_are_one_line(capfd):
     with pytest.raises(LabelError, match="solvent"):
         tblite(solvent="water").check(task_of(bulk("Si", cubic=True)))
     with pytest.raises(LabelError, match="no volume"):
-        tblite().check(rattled("H2O")._replace(cell=np.diag([10.0, 10.0, 0.0])))
+        tblite().check(rattled("H2O")._replace(cell=np.diag([10.0, 10.0, 0.0]), periodic=np.ones(3, bool)))
     with pytest.raises(LabelError, match="not finite"):
         tblite().check(rattled("H2O")._replace(position=np.full((3, 3), np.nan)))
     result = tblite(max_iterations=2).calculate(rattled("CH3CH2OH"))
@@ -205,9 +205,9 @@ def test_tblite_gives_the_same_bits_every_time():
     """Also where the machine would give it two threads: then the sums of the gradient change their order."""
     code = (
         "import numpy as np; from ase.build import molecule; from jaxal.label.methods.tblite import tblite;"
-        "from jaxal.label.task import Task; a = molecule('bicyclobutane'); b = tblite();"
+        "from jaxal.label.task import OPEN, Task; a = molecule('bicyclobutane'); b = tblite();"
         "t = Task(a.numbers, a.positions + np.random.default_rng(0).normal(size=(10, 3)) * 0.05,"
-        " np.zeros((3, 3)), 0, 0); print(len({b.calculate(t).force.tobytes() for _ in range(100)}))"
+        " *OPEN, 0, 0); print(len({b.calculate(t).force.tobytes() for _ in range(100)}))"
     )
     environment = {k: v for k, v in __import__("os").environ.items() if k != "OMP_NUM_THREADS"}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
@@ -369,6 +369,7 @@ def test_ase_without_a_stress_must_be_asked_for():
     """MorsePotential has a stress, ASE's tip3p has none."""
     water = molecule("H2O")
     water.center(vacuum=4.0)
+    water.pbc = True
     task = task_of(water[[0, 1, 2]])
     path = "ase.calculators.tip3p.TIP3P"
     with pytest.raises(LabelError, match=r"label\.stress=false"):

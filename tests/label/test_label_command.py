@@ -12,7 +12,8 @@ import pytest
 from ase.build import bulk
 from label_programs import COPPER, EMT, WATER, rattled, script, task_of
 
-from jaxal.config.loading import load, resolved
+from jaxal.config.loading import load
+from jaxal.config.writing import resolved
 from jaxal.label import scratch
 from jaxal.label.methods.command import command, extended_xyz
 from jaxal.label.methods.tblite import tblite

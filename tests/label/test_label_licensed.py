@@ -21,7 +21,7 @@ from test_label_codes import Case, built
 
 from jaxal.core import registry
 from jaxal.label.methods import gaussian, orca, vasp
-from jaxal.label.task import LabelError, Task
+from jaxal.label.task import OPEN, LabelError, Task
 
 HERE = Path(__file__).parents[1]
 GOLDEN = HERE / "golden"
@@ -316,7 +316,7 @@ def sample(path: str, function: str, variable: str) -> str:
 
 def test_a_recorded_engrad_of_orca(tmp_path):
     (tmp_path / "orca.engrad").write_text(sample("fio/test_orca.py", "test_read_orca_outputs", "sample_engradfile"))
-    task = Task(np.array([8, 1, 1]), np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]), np.zeros((3, 3)), 0, 0)
+    task = Task(np.array([8, 1, 1]), np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]), *OPEN, 0, 0)
     result = orca._result(task, tmp_path / "orca.engrad")
     assert result.ok, result.reason
     assert result.energy == pytest.approx(-76.422436201230 * Hartree, rel=2e-8)  # constants of other years

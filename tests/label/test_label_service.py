@@ -14,7 +14,7 @@ from structures import plain
 import jaxal.label.methods.tblite  # registers
 from jaxal.core.types import Structure
 from jaxal.label.service import label_service
-from jaxal.label.task import Enough, LabelError, Task
+from jaxal.label.task import OPEN, Enough, LabelError, Task
 from jaxal.label.workers.executor import Recipe
 from jaxal.program.callback import host_label
 
@@ -69,7 +69,7 @@ def test_labels_are_relative_padded_and_of_the_dtype_of_the_positions(open_servi
     backend = jaxal.label.methods.tblite.tblite()
     for i in (0, 2):
         position = np.asarray(batch.position[i, :3], np.float64)
-        plain = backend.calculate(Task(np.array([8, 1, 1]), position, np.zeros((3, 3)), 0, 0))
+        plain = backend.calculate(Task(np.array([8, 1, 1]), position, *OPEN, 0, 0))
         assert labels.energy[i] == dtype(plain.energy - (-420.0))  # subtracted before the cast
         np.testing.assert_array_equal(labels.force[i, :3], plain.force.astype(dtype))
     records = service.drain()
@@ -309,7 +309,8 @@ def label(batch, wanted):
 def run(x):
     def step(x, _):
         free = jnp.ones((4, n)), jnp.zeros((4, n), bool)
-        s = Structure(jnp.sin(x), jnp.zeros((4, n), int), jnp.ones((4, 3, 3)), *free, *jnp.zeros((2, 4), int))
+        cell = jnp.ones((4, 3, 3)), jnp.ones((4, 3), bool)
+        s = Structure(jnp.sin(x), jnp.zeros((4, n), int), *cell, *free, *jnp.zeros((2, 4), int))
         return host_label(label, s, jnp.ones(4, bool)).force, None
     return jax.lax.scan(step, x, length=20)[0]
 print(run(jnp.ones((4, n, 3))).sum())

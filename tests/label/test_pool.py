@@ -14,7 +14,7 @@ import pytest
 from processes import gone, wait_for
 
 from jaxal.core import registry
-from jaxal.label.task import LabelError, Result, Task, packed, unpacked
+from jaxal.label.task import OPEN, LabelError, Result, Task, packed, unpacked
 from jaxal.label.workers.executor import Recipe, run_all
 from jaxal.label.workers.pool import open_pool
 from jaxal.label.workers.worker import serve
@@ -34,7 +34,7 @@ def pool_of(faults, tmp_path):
 
 
 def tasks_of(*behaviors: int) -> list[Task]:
-    return [Task(np.array([1]), np.full((1, 3), float(i)), np.zeros((3, 3)), b, 0) for i, b in enumerate(behaviors)]
+    return [Task(np.array([1]), np.full((1, 3), float(i)), *OPEN, b, 0) for i, b in enumerate(behaviors)]
 
 
 def run(pool, tasks):
@@ -151,8 +151,8 @@ def test_workers_end_when_the_program_is_killed(faults, tmp_path):
     code = (
         "import sys, numpy as np, label_faults; from jaxal.label.workers.pool import Recipe, open_pool;"
         "from jaxal.label.workers.executor import run_all;"
-        "from jaxal.label.task import Task; pool = open_pool(Recipe('faulty', {'folder': sys.argv[1]}), 1);"
-        f"run_all(pool, [Task(np.array([1]), np.zeros((1, 3)), np.zeros((3, 3)), {faults.SPAWNS}, 0)], print)"
+        "from jaxal.label.task import OPEN, Task; pool = open_pool(Recipe('faulty', {'folder': sys.argv[1]}), 1);"
+        f"run_all(pool, [Task(np.array([1]), np.zeros((1, 3)), *OPEN, {faults.SPAWNS}, 0)], print)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     program = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment)
@@ -185,7 +185,7 @@ def test_the_worker_protocol(faults, tmp_path):
 
 
 def test_messages_keep_every_bit_and_make_nothing_but_data():
-    task = Task(np.array([8, 1]), np.random.default_rng(0).normal(size=(2, 3)), np.zeros((3, 3)), -1, 2)
+    task = Task(np.array([8, 1]), np.random.default_rng(0).normal(size=(2, 3)), *OPEN, -1, 2)
     for sent, got in zip(task, Task(*unpacked(packed(task))), strict=True):
         np.testing.assert_array_equal(got, sent)
         assert np.asarray(got).dtype == np.asarray(sent).dtype
@@ -215,7 +215,7 @@ def test_real_labels_from_workers_are_those_of_this_process():
     import jaxal.label.methods.tblite  # registers
 
     atoms = molecule("CH3CH2OH")
-    tasks = [Task(atoms.numbers, atoms.positions * s, np.zeros((3, 3)), 0, 0) for s in (1.0, 1.02)]
+    tasks = [Task(atoms.numbers, atoms.positions * s, *OPEN, 0, 0) for s in (1.0, 1.02)]
     pool = open_pool(Recipe("tblite", {}), 1, timeout=60.0)
     there = run(pool, tasks)
     pool.close()

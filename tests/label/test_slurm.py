@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxal.label.methods.tblite import tblite
-from jaxal.label.task import LabelError, Task
+from jaxal.label.task import OPEN, LabelError, Task
 from jaxal.label.workers import broker, cluster
 from jaxal.label.workers.executor import Executor, Recipe, Setting, run_all
 
@@ -39,7 +39,7 @@ def test_canceled_jobs_of_a_longer_run_lose_no_label():
     assert labeled("--gfn2", 40, "--qe", 8)[-1].startswith("PASSED: 40 GFN2-xTB and 8 Quantum ESPRESSO labels")
 
 
-HYDROGEN = Task(np.array([1, 1]), np.array([[0.0, 0, 0], [0, 0, 0.74]]), np.zeros((3, 3)), 0, 0)
+HYDROGEN = Task(np.array([1, 1]), np.array([[0.0, 0, 0], [0, 0, 0.74]]), *OPEN, 0, 0)
 
 
 def opened(folder: Path, **options) -> Executor:

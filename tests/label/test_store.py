@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxal.label.store.database import label_key, open_store
-from jaxal.label.task import LabelError, Result, Task, failed
+from jaxal.label.task import OPEN, LabelError, Result, Task, failed
 
 ME = "method", "code 1.0"
 # What another process needs to make tasks and results like ours.
@@ -19,15 +19,15 @@ CHILD = """
 import os, signal, sys
 import numpy as np
 from jaxal.label.store.database import open_store
-from jaxal.label.task import Result, Task
-def task(x): return Task(np.array([8, 1, 1]), np.arange(9.0).reshape(3, 3) + x, np.zeros((3, 3)), 0, 0)
+from jaxal.label.task import OPEN, Result, Task
+def task(x): return Task(np.array([8, 1, 1]), np.arange(9.0).reshape(3, 3) + x, *OPEN, 0, 0)
 def result(e): return Result(e, np.full((3, 3), e), np.zeros((3, 3)), True, "", 0.5)
 store = open_store(sys.argv[1])
 """
 
 
 def water(x=0.0, **changes) -> Task:
-    return Task(np.array([8, 1, 1]), np.arange(9.0).reshape(3, 3) + x, np.zeros((3, 3)), 0, 0)._replace(**changes)
+    return Task(np.array([8, 1, 1]), np.arange(9.0).reshape(3, 3) + x, *OPEN, 0, 0)._replace(**changes)
 
 
 def good(energy: float) -> Result:
@@ -200,7 +200,7 @@ def test_what_is_not_a_label_store_is_refused_in_one_line(path, tmp_path):
     for file, what in (
         (text, "not a label store"),
         (foreign, "not a label store"),
-        (path, "schema 99, this one reads 1 to 2; a later jaxal has written it"),
+        (path, "schema 99, this one reads 1 to 3; a later jaxal has written it"),
         (tmp_path / "none" / "labels.sqlite", "folder must exist"),
     ):
         with pytest.raises(LabelError, match=what) as caught:

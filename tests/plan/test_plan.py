@@ -15,8 +15,8 @@ from ase.io import write
 from commands import SMALL, here
 from run_example import WATER
 
-from jaxal.config.check import start_structures
 from jaxal.config.loading import load
+from jaxal.config.systems import populations
 from jaxal.core.placement import compiled_for, placement
 from jaxal.data.structure import species_table
 from jaxal.plan import command, hlo, programs, targets
@@ -123,8 +123,8 @@ def test_more_walkers_need_more_and_the_state_is_counted_to_the_byte(water):
     text = water.read_text().replace("{name: bonds}", "{cutoff: 3.0, channels: 2, l_max: 1, layers: 1}")
     water.write_text(text.replace("labels: 64", "labels: 32"))
     config = load(water)
-    starts = start_structures(config.system)
-    few, many = (programs.run_of(config, starts, species_table(starts), number) for number in (2, 6))
+    systems = populations(config)
+    few, many = (programs.run_of(config, systems, species_table(systems[0].starts), factor) for factor in (1, 3))
     each = (programs.size(many.state.walkers) - programs.size(few.state.walkers)) / 4
     zeros = jax.tree.map(
         lambda x: 0 if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jnp.zeros(x.shape, x.dtype).nbytes,

@@ -61,9 +61,9 @@ def test_flagged_frames_wait_and_their_walkers_go_back():
     scores = np.sort(np.asarray(looks.score).ravel())[::-1]
     np.testing.assert_allclose(state.queue.score, scores[:CAPACITY], rtol=1e-6)
     # no frame was trusted: every walker stands where it began, with new momenta
-    np.testing.assert_array_equal(state.walkers.structure.position, before.trusted.structure.position)
+    np.testing.assert_array_equal(state.walkers[0].structure.position, before.trusted.structure.position)
     assert not np.any(state.quiet)
-    assert np.all(state.walkers.step == before.walkers.step + 3 * 4)
+    assert np.all(state.walkers[0].step == before.walkers[0].step + 3 * 4)
 
 
 def test_a_sure_committee_lets_its_walkers_go():

@@ -33,12 +33,12 @@ def walked(parts, static, params, state, drive, walkers, score=None):
     """`STEPS` steps of all walkers from the start, at constant energy."""
     explorer = nve(timestep=0.5, temperature=300.0)
     size = walkers.charge.shape[0]
-    near = neighbors.find(static.near, walkers)
+    near = neighbors.find(static.groups[0].near, walkers)
     first = predict(parts.committee, params, walkers, near)
     moves = driving(drive, first, jnp.arange(size))
     keys = jax.random.split(jax.random.key(11), size)
     begun = jax.vmap(explorer.init)(keys, walkers, *moves, jnp.zeros(size, jnp.int32))
-    walk = make_walk(parts.committee, explorer, score or parts.score, static.table, static.near, STEPS, drive)
+    walk = make_walk(parts.committee, explorer, score or parts.score, static.table, static.groups[0].near, STEPS, drive)
     bounds = Bounds(*map(jnp.float32, (1e6, 0.0, 1e6, 1e6)), state.known)
     start = Walk(begun, near, nothing(walkers, *moves), jnp.zeros(size, bool))
     return jax.jit(walk)(params, state.gate, None, bounds, start)
@@ -46,7 +46,7 @@ def walked(parts, static, params, state, drive, walkers, score=None):
 
 def test_each_walker_goes_where_its_member_alone_would_lead_it():
     state, parts, static = made()
-    walkers = state.walkers.structure
+    walkers = state.walkers[0].structure
     together = walked(parts, static, state.train.average, state, "member", walkers)
     mean = walked(parts, static, state.train.average, state, "mean", walkers)
     for member in range(MEMBERS):
@@ -61,8 +61,8 @@ def test_each_walker_goes_where_its_member_alone_would_lead_it():
 
 def test_frames_are_judged_by_all_members():
     state, parts, static = made()
-    end = walked(parts, static, state.train.average, state, "member", state.walkers.structure)
-    near = neighbors.find(static.near, end.candidate.structure)
+    end = walked(parts, static, state.train.average, state, "member", state.walkers[0].structure)
+    near = neighbors.find(static.groups[0].near, end.candidate.structure)
     found = predict(parts.committee, state.train.average, end.candidate.structure, near)
     # 32 bits of the repulsion's tens of eV/Å, which bonds cancel; members differ by far more
     np.testing.assert_allclose(end.candidate.force, found.force.mean(1), atol=1e-4)
@@ -128,7 +128,7 @@ def test_the_same_state_gives_the_same_bits_and_others_than_the_mean():
     assert same(after, segment(*given)[0])
     state, parts, static = made(None, queue=6)
     other = jax.jit(loop.make_segment(parts, static))(with_gate(state, 1e3), limits_of())[0]
-    assert not np.allclose(after.walkers.structure.position, other.walkers.structure.position, atol=1e-6)
+    assert not np.allclose(after.walkers[0].structure.position, other.walkers[0].structure.position, atol=1e-6)
 
 
 def test_a_single_member_cannot_be_chosen_from(tmp_path):

@@ -74,7 +74,7 @@ def test_the_callback_fires_exactly_when_the_gate_fires():
     after, looks = jax.block_until_ready(run(state, limits))
     assert asked.calls == [] and not looks.flagged.any() and int(after.buffer.count) == 4
     # the walkers moved on, by the steps between the looks
-    assert np.all(after.walkers.step == 12) and np.all(after.quiet == 12)
+    assert np.all(after.walkers[0].step == 12) and np.all(after.quiet == 12)
 
     state, run, limits = host(asked, threshold=-1.0)
     after, looks = jax.block_until_ready(run(state, limits))
@@ -99,7 +99,7 @@ def test_failed_labels_are_skipped_and_the_run_goes_on(error):
     assert not looks.ok[0].any() and looks.ok[1:].all()
     assert int(after.buffer.count) == 4 + 6 and int(after.labels) == 4 + 9
     assert int(after.problems) & states.LABEL_FAILED
-    assert np.all(np.isfinite(after.walkers.structure.position))
+    assert np.all(np.isfinite(after.walkers[0].structure.position))
 
 
 def test_unphysical_frames_are_rewound_and_never_labeled():
@@ -108,46 +108,46 @@ def test_unphysical_frames_are_rewound_and_never_labeled():
     after, looks = jax.block_until_ready(run(state, limits))
     assert looks.unphysical.all() and int(after.problems) & states.UNPHYSICAL
     assert asked.calls == [] and not looks.flagged.any()
-    np.testing.assert_array_equal(after.walkers.structure.position, state.trusted.structure.position)
+    np.testing.assert_array_equal(after.walkers[0].structure.position, state.trusted.structure.position)
     # with momenta of its own each time, or the walker would do the same again
-    assert not np.array_equal(after.walkers.engine.momentum, state.walkers.engine.momentum)
+    assert not np.array_equal(after.walkers[0].engine.momentum, state.walkers[0].engine.momentum)
 
 
 def test_atoms_too_close_and_positions_that_are_not_numbers_are_unphysical():
     state, run, limits = program(limits={"closest": 5.0})
     assert run(state, limits)[1].unphysical.all()
     state, run, limits = program()
-    engine = state.walkers.engine
-    broken = state.walkers._replace(engine=engine.set(momentum=engine.momentum.at[0].set(jnp.nan)))
-    after, looks = run(state._replace(walkers=broken), limits)
+    engine = state.walkers[0].engine
+    broken = state.walkers[0]._replace(engine=engine.set(momentum=engine.momentum.at[0].set(jnp.nan)))
+    after, looks = run(state._replace(walkers=(broken,)), limits)
     assert looks.unphysical[0, 0] and not looks.unphysical[:, 1:].any() and not looks.unphysical[1:].any()
-    assert np.all(np.isfinite(after.walkers.structure.position))
+    assert np.all(np.isfinite(after.walkers[0].structure.position))
 
 
 def test_walkers_too_hot_or_in_pieces_are_rewound_and_never_labeled():
     state, run, limits = program(threshold=-1.0, limits={"hottest": 10.0})
-    engine = state.walkers.engine
-    hot = state.walkers._replace(engine=engine.set(momentum=engine.momentum.at[0].multiply(10.0)))
-    after, looks = run(state._replace(walkers=hot), limits)
+    engine = state.walkers[0].engine
+    hot = state.walkers[0]._replace(engine=engine.set(momentum=engine.momentum.at[0].multiply(10.0)))
+    after, looks = run(state._replace(walkers=(hot,)), limits)
     assert looks.cause[0].tolist() == [HOT, PHYSICAL, PHYSICAL] and not looks.cause[1:].any()
     # what was asked for the others is all: there is no frame of the first walker between two looks
     assert 0 not in looks.walker[0] and 0 in looks.walker[1]
     np.testing.assert_array_equal(looks.structure.position[0, 0], state.trusted.structure.position[0])
     assert np.isnan(looks.temperature[0, 0]) and np.nanmax(looks.temperature) < 10 * 300
 
-    after, looks = run(state._replace(farthest=jnp.float32(0.5)), limits)
+    after, looks = run(state._replace(farthest=jnp.full(WALKERS, 0.5, jnp.float32)), limits)
     assert np.all(looks.cause == APART) and np.all(looks.walker < 0) and int(after.labels) == int(state.labels)
-    np.testing.assert_array_equal(after.walkers.structure.position, state.trusted.structure.position)
+    np.testing.assert_array_equal(after.walkers[0].structure.position, state.trusted.structure.position)
 
 
 def test_an_isolated_atom_is_unknown_until_one_was_trained_on():
     """Its members agree that there is no force, and no gate asks for it."""
     state, run, limits = program(threshold=np.inf, limits={"holdout": 0.0})
-    assert not state.known.any() and float(state.farthest) == pytest.approx(1.5 * 4.0)
-    away = state.walkers.structure.position.at[0, 1].set(state.walkers.structure.position[0, 0] + 4.5)
-    engine = state.walkers.engine.set(position=away)
-    walkers = state.walkers._replace(engine=engine, structure=state.walkers.structure._replace(position=away))
-    lost = state._replace(walkers=walkers, farthest=jnp.float32(20.0))
+    assert not state.known.any() and state.farthest.tolist() == pytest.approx([1.5 * 4.0] * WALKERS)
+    away = state.walkers[0].structure.position.at[0, 1].set(state.walkers[0].structure.position[0, 0] + 4.5)
+    engine = state.walkers[0].engine.set(position=away)
+    walkers = state.walkers[0]._replace(engine=engine, structure=state.walkers[0].structure._replace(position=away))
+    lost = state._replace(walkers=(walkers,), farthest=jnp.full(WALKERS, 20.0, jnp.float32))
     after, looks = run(lost, limits)
     assert looks.flagged[0].tolist() == [True, False, False] and np.isinf(looks.estimate[0, 0])
     assert (
@@ -165,11 +165,11 @@ def test_an_isolated_atom_is_unknown_until_one_was_trained_on():
 def test_rewound_walkers_have_the_momenta_of_their_step():
     """One that has come to the end of the ramp, at 10,000 times the temperature of its start, goes on from there."""
     state, run, limits = program(limits={"implausible": -1.0})
-    late = state._replace(walkers=state.walkers._replace(step=jnp.full(WALKERS, 10**7, jnp.int32)))
+    late = state._replace(walkers=(state.walkers[0]._replace(step=jnp.full(WALKERS, 10**7, jnp.int32)),))
     for begun, expected in ((state, 300.0), (late, 3e6)):
         after, looks = run(begun, limits)
-        assert looks.unphysical.all() and np.all(np.asarray(after.walkers.step - begun.walkers.step) == 12)
-        kelvin = np.mean(np.asarray(jax.vmap(temperature)(after.walkers)))
+        assert looks.unphysical.all() and np.all(np.asarray(after.walkers[0].step - begun.walkers[0].step) == 12)
+        kelvin = np.mean(np.asarray(jax.vmap(temperature)(after.walkers[0])))
         assert 0.2 < kelvin / expected < 3  # 18 momenta of three walkers, whose centers of mass rest
 
 
@@ -201,7 +201,7 @@ def test_a_full_buffer_undoes_the_segment_and_a_larger_one_gives_what_ample_room
 def test_too_few_neighbor_slots_undo_the_segment():
     state, run, limits = program(threshold=np.inf, slots=1)
     # a list that has overflowed is rebuilt, and found full, as soon as it is stale
-    state = state._replace(near=state.near._replace(position=state.near.position + 10.0))
+    state = state._replace(near=(state.near[0]._replace(position=state.near[0].position + 10.0),))
     after, _ = run(state, limits)
     assert int(after.problems) & states.NEIGHBORS_FULL
     assert same(after._replace(problems=state.problems), state)

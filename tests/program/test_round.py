@@ -19,6 +19,7 @@ from ase.io import write
 from closed_features import SHELLS
 
 from jaxal.config.loading import load
+from jaxal.config.systems import populations
 from jaxal.core import registry
 from jaxal.core.discovery import import_parts
 from jaxal.data import neighbors
@@ -30,7 +31,7 @@ from jaxal.train import fit as training
 
 import_parts()
 
-KINDS = ("select", "score", "gate", "kernel", "schedule", "bias", "explorer")
+KINDS = ("select", "score", "gate", "kernel", "schedule", "bias", "variable", "explorer")
 PARTS = {kind: registry.names(kind) for kind in KINDS}
 ROUNDS = max(map(len, PARTS.values()))
 WALKERS, BATCH, STEPS = 6, 3, 3
@@ -39,7 +40,13 @@ OPTIONS = {
     "bandit": {"rule": "ucb1"},
     "distinct": {"closest": 0.0},  # walkers begin where a label is
     "mixture": {"weights": [1.0, 0.0]},
-    "nvt_steered": {"coordinate": [[0, 1], [1, 2]], "low": -1.0, "high": 1.0},
+    "restraint": {"low": 2.0, "high": 3.0},
+    "distance": {"atoms": [0, 1]},
+    "difference": {"pairs": [[0, 1], [1, 2]]},
+    "linear_combination": {"pairs": [[0, 1], [1, 2]], "coefficients": [1.0, 2.0]},
+    "angle": {"atoms": [0, 1, 2]},
+    "torsion": {"atoms": [0, 1, 2, 3]},
+    "coordination": {"of": 0, "by": "Si"},
     "threshold": {"limit": 0.0},
     "threshold_window": {"low": 0.0},
 } | {gate: {"target_error": 1e-6} for gate in ("adaptive", "conformal", "isotonic", "likelihood")}
@@ -52,7 +59,7 @@ def names_of(number: int) -> dict[str, str]:
     return {kind: names[number % len(names)] for kind, names in PARTS.items()}
 
 
-PLAYED = max(len(names) for kind, names in PARTS.items() if kind not in ("select", "score"))
+PLAYED = max(len(names) for kind, names in PARTS.items() if kind not in ("select", "score", "variable"))
 
 
 def rounds(played: int):
@@ -80,6 +87,7 @@ def config_of(folder, names):
         "label": {"name": "stillinger_weber", "initial": 6, "batch": BATCH},
         "train": {"steps": 2, "batch": 2},
     } | {kind: section(names[kind]) for kind in ("select", "score", "kernel", "schedule", "bias")}
+    given["bias"]["variables"] = section(names["variable"])
     if names["schedule"] != "single":
         own = given.pop("select")["name"]
         given["schedule"]["of"] = [own, "random" if own == "farthest" else "farthest"]
@@ -98,7 +106,7 @@ def segment_of(folder, names):
     """The segment of a round, what makes its first state, of what, and its limits."""
     config, crystal = config_of(folder, names)
     table, dtype, key = species_table([crystal]), np.dtype("float32"), jax.random.key(0)
-    first = initial_labels.first_labels(config, crystal, folder / "labels.db")
+    first = initial_labels.first_labels(config, populations(config), folder / "labels.db")
     structures, labels = training_data.cast(first.structures, first.labels, np.zeros(1), dtype)
     committee = assembly.committee_of(config, table)._replace(potential=SHELLS)
     near = neighbors.plan(structures, committee.potential.cutoff, assembly.SKIN)
@@ -107,8 +115,9 @@ def segment_of(folder, names):
     buffer = training_data.training_set(structures, labels, training_data.spread_hold(6, 0.2), 2, 16, key, 1.0)
     example = from_atoms([crystal], table, dtype=dtype)
     label = labeling.oracle_label(config, table, dtype, np.zeros(1), labeling.oracle_spec(config, table, example))
-    parts = assembly.parts_of(config, table, label)._replace(committee=committee)
-    static = assembly.static_of(config, table, near, train_near, looks=1)
+    parts = assembly.parts_of(config, table, label, populations(config), [[0]])._replace(committee=committee)
+    group = states.Group(near, len(crystal), (0,) * WALKERS)
+    static = assembly.static_of(config, table, [group], train_near, looks=1)
     train = training.init(static.recipe, params)
     walkers = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)[0]] * WALKERS), structures)
     begin = functools.partial(states.start, parts, static)
@@ -121,6 +130,7 @@ def test_the_parts_of_a_round_fit(tmp_path, names):
     begun = jax.eval_shape(begin, *given)
     after, look = jax.eval_shape(segment, begun, limits)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), begun)
+    assert {f"bias_{names['bias']}", f"variable_{names['variable']}"} == set(look.report)
     assert look.score.shape == look.flagged.shape == (1, WALKERS) and look.walker.shape == (1, BATCH)
 
 
@@ -132,9 +142,9 @@ def test_one_round_of_silicon(tmp_path, names):
 
     assert not int(after.problems) & (states.UNDONE | states.LABEL_FAILED) and not look.unphysical.any()
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), begun)
-    assert np.all(np.isfinite(after.walkers.structure.position)) and np.all(np.isfinite(look.score))
+    assert np.all(np.isfinite(after.walkers[0].structure.position)) and np.all(np.isfinite(look.score))
     if names["explorer"] != "descent":  # a crystal at rest has nowhere to go down to
-        assert np.all(after.walkers.structure.position != begun.walkers.structure.position)
+        assert np.all(after.walkers[0].structure.position != begun.walkers[0].structure.position)
     asked, wanted = look.walker[0][look.walker[0] >= 0], np.flatnonzero(look.flagged[0])
     assert len(wanted) == WALKERS or names["score"] in MAY_REST
     assert len(set(asked.tolist())) == len(asked) and set(asked.tolist()) <= set(wanted.tolist())

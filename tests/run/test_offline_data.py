@@ -7,9 +7,11 @@ from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.io import read, write
+from commands import SMALL
 
 import jaxal
 from jaxal.cli.main import main
+from jaxal.core.types import InputError
 
 TINY = """
 data: {file: data.xyz}
@@ -61,7 +63,7 @@ def test_everything_a_file_says_counts(folder, capsys):
     assert "frame 18 is left out, of weight 0" in warnings
     assert "19 frames hold 7 different structures" in warnings
     model = jaxal.load_model("out")
-    assert (model.charge, model.spin) == (1, 1)
+    assert model.states == ((1, 1),)
     # of atoms in structures, all as much below free ones; what leaves an ion may be one itself
     np.testing.assert_allclose(model.reference - [-13.0, -70.0], model.reference[0] + 13.0, rtol=1e-12)
     assert 2 * model.reference[0] + model.reference[1] == pytest.approx(-100.0, abs=1.0) and not model.isolated
@@ -93,6 +95,41 @@ def test_free_atoms_of_a_file_are_those_of_the_model(folder):
     assert water.get_potential_energy() < -98  # bonds are in what the species have in structures
 
 
+def test_several_charges_are_learned_by_one_model(folder, capsys):
+    """It tells them apart, says which it knows, and refuses others; so do validation and another potential."""
+    frames = [frame(seed) for seed in range(5)] + [frame(seed, charge=1, spin=1) for seed in range(5)]
+    for atoms in frames[5:]:
+        atoms.calc.results["energy"] += 12.0
+    alike = [frame(seed, charge=0, spin=0) for seed in range(2)]
+    assert "electrons: off does not fit" in refusal(capsys, frames, "potential.electrons=off")
+    blind = refusal(capsys, frames, "potential={name: bonds}", "--part", str(SMALL))
+    assert "potential.name: bonds is blind to charge and spin, in which the structures differ (charge 0 with 0" in blind
+    write("data.xyz", frames)
+    assert main(["train", "config.yaml", "--dir", "out"]) == 0
+    model = jaxal.load_model("out")
+    assert model.states == ((0, 0), (1, 1)) and dict(model.options)["electrons"] == "on"
+    assert "electrons: auto" in (folder / "out" / "config.yaml").read_text()
+    atoms = frames[0].copy()
+    atoms.calc = jaxal.Calculator(model)
+    neutral = atoms.get_potential_energy()
+    atoms.info |= {"charge": 1, "spin": 1}
+    assert atoms.get_potential_energy() - neutral == pytest.approx(
+        12.0, abs=2.0
+    )  # the offset; four steps are no training
+    for state in ({"charge": 1}, {"charge": -1, "spin": 1}, {"charge": 0, "spin": 2}):
+        atoms.info = state
+        with pytest.raises(InputError, match=r"it knows charge 0 with 0 unpaired electrons, charge \+1 with 1$"):
+            atoms.get_potential_energy()
+    assert main(["validate", "out", "--data", "data.xyz", "--json"]) == 0
+    write("anion.xyz", frame(1, charge=-1, spin=1))
+    capsys.readouterr()
+    assert main(["validate", "out", "--data", "anion.xyz"]) == 2
+    assert "anion.xyz: frame 0: the model was not trained at charge -1 with 1" in capsys.readouterr().err
+    write("data.xyz", alike)
+    assert main(["train", "config.yaml", "--dir", "other"]) == 0
+    assert dict(jaxal.load_model("other").options)["electrons"] == "off"
+
+
 def test_one_structure_is_trained_on_and_nothing_held_out(folder, capsys):
     write("data.xyz", [frame(0)] * 3)
     assert main(["train", "config.yaml", "--dir", "out"]) == 0
@@ -104,7 +141,7 @@ def test_one_structure_is_trained_on_and_nothing_held_out(folder, capsys):
 @pytest.mark.parametrize(
     ("atoms", "words"),
     [
-        (lambda: [frame(0), frame(1, charge=1, spin=1)], "frame 0 has charge 0 and spin 0, frame 1 charge 1"),
+        (lambda: [frame(0), frame(1, charge=-11, spin=1)], "potential.electrons: charge: -11 is not among the inputs"),
         (lambda: [frame(0), frame(1, spin=1)], "data.xyz: frame 1: spin: 1 unpaired electrons are impossible"),
         (lambda: [frame(0, method="a"), frame(1, method="b")], "labels of several methods, 'a' and 'b'"),
         (lambda: [frame(0), ase.Atoms("XH", np.eye(3)[:2])], "data.xyz: frame 1: atom 0 is a dummy atom"),
@@ -126,9 +163,8 @@ def test_held_out_frames_of_a_file_must_fit(folder, capsys):
     line = refusal(capsys, [frame(0), frame(1)], "data.validation=other.xyz")
     assert "other.xyz: frame 0 has C, of which data.file has none; it has H, O" in line
     write("other.xyz", [frame(9, charge=1, spin=1)])
-    assert "has charge 0 and spin 0, frame 2 charge 1" in refusal(
-        capsys, [frame(0), frame(1)], "data.validation=other.xyz"
-    )
+    line = refusal(capsys, [frame(0), frame(1)], "data.validation=other.xyz")
+    assert "other.xyz: frame 0 has charge +1 with 1 unpaired electron, of which data.file has no frame" in line
     write("other.xyz", [frame(1)])
     assert "no structure that is not in data.file" in refusal(capsys, [frame(0), frame(1)], "data.validation=other.xyz")
     assert not (folder / "out").exists()

@@ -82,7 +82,7 @@ def test_what_the_method_cannot_do_is_told_before_anything_is_computed(tmp_path,
 
         return Backend(failed, refuse, "molecules only", "1")
 
-    with pytest.raises(InputError, match=r"label.atoms: method does not fit a system with a charge.*give auto, or fit"):
+    with pytest.raises(InputError, match=r"label.atoms: method does not fit systems that all have a charge.*give auto"):
         check(config_of(tmp_path, {"charge": 1, "spin": 1}, name="tblite", atoms="method"))
     with pytest.raises(InputError, match=r"label.atoms: the method cannot calculate H alone \(structure: an atom"):
         check(config_of(tmp_path, name="molecules_only", atoms="method"))

@@ -19,11 +19,14 @@ from jaxal.run import initial_labels, lock, training_data
 
 FULL = {"{name: bonds}": EQUIVARIANT}  # the model that users have
 SHARED = pytest.param({"{members: 2}": "{kind: shared, members: 4, signs: 2}"} | FULL, marks=pytest.mark.slow)
-SWEEP = "{name: nvt_steered, coordinate: [[0, 1], [0, 2]], low: -0.1, high: 0.1, period: 0.05, walkers: 2}"
-STEERED = pytest.param({"{temperature: 600, walkers: 2}": SWEEP} | FULL, id="steered", marks=pytest.mark.slow)
+DRIVEN = """label: {initial: 4, batch: 1}
+bias:
+  - {name: hyperactive, fraction: 0.1}
+  - {name: restraint, variables: {name: difference, pairs: [[0, 1], [0, 2]]}, low: -0.1, high: 0.1, period: 0.05}"""
+BIASED = pytest.param({"label: {initial: 4, batch: 1}": DRIVEN}, id="biased", marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("instead", [{}, SHARED, STEERED])
+@pytest.mark.parametrize("instead", [{}, SHARED, BIASED])
 def test_a_killed_run_resumes_bit_for_bit(tmp_path, instead):
     text = WATER.replace("label: {initial: 4}", "label: {initial: 4, batch: 1}")  # many segments, to be killed between
     for old, new in instead.items():
@@ -166,6 +169,7 @@ def test_held_out_rows_are_some_and_not_the_first():
         held = training_data.spread_hold(number, fraction)
         assert held.sum() == max(1, round(fraction * number)) and not held.all()
     assert not training_data.spread_hold(10, 0.1)[0]
+    assert not training_data.spread_hold(10, 0.3, 6)[:6].any() and training_data.spread_hold(10, 0.3, 6).sum() == 3
 
 
 def test_a_diverging_first_training_is_told_in_one_line(tmp_path):

@@ -7,6 +7,7 @@ from ase.build import molecule
 from structures import plain
 
 from jaxal.config.loading import load
+from jaxal.config.systems import populations
 from jaxal.core.types import InputError, WalkerState
 from jaxal.data import neighbors
 from jaxal.data.structure import species_table
@@ -26,7 +27,8 @@ def run(tmp_path):
         f"{{system: {{file: water.xyz}}, explore: {{walkers: {WALKERS}}}, stop: {{time: 1 ps}}, devices: 1}}"
     )
     config = load(tmp_path / "config.yaml")
-    return Run(config, tmp_path, [], species_table([]), lambda status: None, 0.0)
+    systems = populations(config)
+    return Run(config, tmp_path, systems, [[0]], species_table(systems[0].starts), lambda status: None, 0.0)
 
 
 def progress(rewinds, look=0):
@@ -54,19 +56,20 @@ def test_causes_are_counted_in_their_order():
 )
 def test_mostly_rewound(run, segment, told):
     assert sum(segment) <= LOOKS
-    wrong = stop.verdict(run, progress([segment] * RECENT), 0.0, 0.5).wrong
+    wrong = stop.verdict(run, progress([segment] * RECENT), 0.0).wrong
     assert told in wrong and bool(told) == bool(wrong) and "\n" not in wrong
     # before so many segments there is nothing to tell, unless the run is over
     few = progress([segment] * 3)
-    assert stop.verdict(run, few, 0.0, 0.5) == ("", "")
+    assert stop.verdict(run, few, 0.0) == ("", "")
     few.look = 200  # 1 ps of looks each 10 steps of 0.5 fs
-    why, wrong = stop.verdict(run, few, 0.0, 0.5)
+    why, wrong = stop.verdict(run, few, 0.0)
     assert (why == "1 ps of dynamics") == (not told) and bool(wrong) == bool(told)
 
 
 def test_a_time_step_too_long_for_the_bonds_is_what_to_change(run):
-    hydrogen = run._replace(starts=[molecule("H2")])
-    wrong = stop.verdict(hydrogen, progress([counts(uncertain=20)] * RECENT), 0.0, 4.0).wrong
+    slow = load(run.directory / "config.yaml", ["explore.timestep=4"]).explore.part
+    hydrogen = run._replace(systems=[run.systems[0]._replace(starts=[molecule("H2")], explore=slow)])
+    wrong = stop.verdict(hydrogen, progress([counts(uncertain=20)] * RECENT), 0.0).wrong
     assert "in a new run lower explore.timestep: 4 fs is long for the H-H stretch" in wrong
 
 
@@ -77,7 +80,7 @@ def test_a_segment_is_replayed_a_bounded_number_of_times(run, monkeypatch):
     water = plain(jnp.asarray([np.eye(3)] * 2), jnp.zeros((2, 3), jnp.int32), zero, none, none)
     blank = states.State._make([None] * len(states.State._fields))  # pyright: ignore
     walkers = WalkerState(water, None, zero, none)
-    state, kept = blank._replace(walkers=walkers, problems=jnp.int32(0)), []
+    state, kept = blank._replace(walkers=(walkers,), problems=jnp.int32(0)), []
     monkeypatch.setattr(persistence, "save", lambda run, progress, state: kept.append(state))
     monkeypatch.setattr(folder, "append", lambda directory, lines: kept.append(lines))
 
@@ -88,7 +91,7 @@ def test_a_segment_is_replayed_a_bounded_number_of_times(run, monkeypatch):
     monkeypatch.setattr(exploration, "_compiled", lambda *_: programs)
     spec = session.spec_out(neighbors.Spec(4.0, 0.5, 1, (0, 0, 0)))
     labels = exploration.Labels(None, None, list, float)
-    now = Progress([], "", spec, spec, rate=1e-3)
+    now = Progress([], "", [spec], spec, rate=1e-3)
     sitting = exploration._Sitting(run, now, labels, state, programs, 0.0, 0.0)
     for _ in range(exploration.REPLAYS):
         assert sitting.walked() == (None, [])

@@ -1,9 +1,12 @@
 """Loss against its written-out form, reference energies, calibration on fresh and held-out labels, warm start."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import molecule
 
 from jaxal.acquire.gate import conformal
@@ -25,7 +28,8 @@ def batch(periodic=False):
     rng = np.random.default_rng(0)
     structures = from_atoms([molecule("H2O"), molecule("OH")], (1, 8))
     if periodic:
-        structures = structures._replace(cell=np.broadcast_to(2.0 * np.eye(3, dtype=np.float32), (2, 3, 3)))
+        cell: Any = np.broadcast_to(2.0 * np.eye(3, dtype=np.float32), (2, 3, 3))
+        structures = structures._replace(cell=cell, periodic=np.ones((2, 3), bool))  # pyright: ignore[reportArgumentType]
     label = Label(*(rng.normal(size=s).astype(np.float32) for s in ((2,), (2, 3, 3), (2, 3, 3))), np.ones(2, bool))
     guess = [x + rng.normal(size=x.shape).astype(np.float32) for x in label[:3]]
     return jax.tree.map(jnp.asarray, (structures, label, guess))
@@ -86,6 +90,13 @@ def test_reference_energies_know_isolated_atoms():
     # of an element that is not known all of what is left
     np.testing.assert_allclose(reference_energies(water, [-456.0] * 3, 2, {0: -11.0}), [-11.0, -434.0], rtol=1e-10)
     np.testing.assert_array_equal(reference_energies(water, [np.nan] * 3, 2, isolated), [-11.0, -425.0])
+    # a neutral atom among the structures says nothing of bonded ones, an ion does
+    both = from_atoms([frames[0], Atoms("H")], (1, 8))
+    np.testing.assert_allclose(reference_energies(both, [-456.0, -11.0], 2, isolated), one, rtol=1e-10)
+    ion = both._replace(charge=np.array([0, -1], np.int32))
+    assert abs(reference_energies(ion, [-456.0, -20.0], 2, isolated)[0] - one[0]) > 1.0
+    # what a run has settled stays
+    np.testing.assert_allclose(reference_energies(water, [-456.0] * 3, 2, isolated, {0: -13.0}), [-13.0, -430.0])
 
 
 def test_fresh_labels_keep_the_latest_in_order():

@@ -198,7 +198,7 @@ def test_calibration_and_support_are_in_the_model_file(tmp_path):
     calibration = bound.calibrated(np.ones(9), np.arange(9.0), "nine")
     options = (("cutoff", 4.0), ("channels", 2), ("l_max", 1), ("layers", 1), ("radial", 4), ("radial_hidden", 0))
     facts = {"potential": "equivariant", "options": options, "table": TABLE, "reference": np.zeros(2)}
-    facts |= {"precision": "float32", "charge": 0, "spin": 0}
+    facts |= {"precision": "float32", "states": ((0, 0),)}
     shapes = models.shapes(models.Model(params={}, **facts), 2)
     plain = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     for carried in ({}, {"calibration": calibration, "support": support}):

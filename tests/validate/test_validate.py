@@ -342,7 +342,9 @@ def scaled_model(monkeypatch):
     monkeypatch.setitem(registry._table["potential"], "scaled", scaled)
     reference = np.array([-100.0, -200.0])
     params = {"factor": jnp.array([0.9, 1.2])}
-    return models.Model("scaled", (("cutoff", 6.0),), (18, 29), params, reference, "float32", 0, 0, calibration=THREE)
+    return models.Model(
+        "scaled", (("cutoff", 6.0),), (18, 29), params, reference, "float32", ((0, 0),), calibration=THREE
+    )
 
 
 THREE = bound.Calibration(3.0, 0.9, 100, bound.SCORE, "frames of a test")

@@ -82,7 +82,7 @@ def check_with(words: Sequence[str], driver: str, request: dict[str, Any], after
 
 
 def result_of(task: Task, answer: dict[str, Any]) -> Result:
-    """The label in a driver's answer: `energy` in eV, `force` in eV/Å, `stress` (periodic only) in eV/Å^3."""
+    """The label in a driver's answer: `energy` in eV, `force` in eV/Å, `stress` in eV/Å^3 where there is one."""
     if error := answer.get("error"):
         return failed(task, str(error))
     try:

@@ -1,4 +1,4 @@
-"""Labels from ABINIT: plane waves with pseudopotentials or PAW, periodic systems and molecules in a box."""
+"""Labels from ABINIT: plane waves with pseudopotentials or PAW; crystals, slabs, wires and molecules in a box."""
 
 import json
 import re
@@ -12,7 +12,7 @@ import numpy as np
 from jaxal.core.registry import register
 from jaxal.core.units import BOHR, HARTREE, Unit
 from jaxal.data.electrons import symbol
-from jaxal.label.cells import check_box, in_box, k_mesh
+from jaxal.label.cells import check_cell, in_box, mesh_of
 from jaxal.label.pseudopotential import valence
 from jaxal.label.scratch import Finished, arguments, check_program, contents, in_scratch, program_version, run
 from jaxal.label.task import (
@@ -56,7 +56,7 @@ def abinit(
     command: Sequence[str] = ("abinit",),
     keep: str = "",
 ) -> Backend:
-    """Density functional theory by ABINIT; periodic, or a molecule in a box.
+    """Density functional theory by ABINIT; crystals, slabs and wires, or a molecule in a box.
 
     `pseudopotentials` are files in a format that ABINIT reads (psp8, fhi, UPF, PAW in XML, ...), `{Si: Si.psp8}`; they
     choose the functional, and their contents are part of a label's key. `ecut` is in Ha, as everywhere with this
@@ -67,7 +67,8 @@ def abinit(
     smeared electrons, of which the forces are the gradient.
 
     A molecule is refused unless `box` gives the edge of a cube that it is put into, the same for all structures; it is
-    periodic there, so a charged one converges slowly with the box.
+    periodic there, so a charged one converges slowly with the box. A slab needs a vacuum of at least 8 Å in its cell
+    and has one k-point across it; the field of one with two different sides stays.
     `command` is a list of arguments, such as [mpirun, -np, '4', abinit]; `keep` is the folder for what failed
     calculations leave behind.
 
@@ -98,7 +99,7 @@ def abinit(
         check_task(task)
         check_spin(task)
         check_spin(task, electrons(task))
-        check_box(task, box)
+        check_cell(task, box, k_points)
         used = {files[symbol(int(number))] for number in task.numbers}
         paw = sorted(file.name for file in used if file.suffix.lower() == ".xml")
         if paw and pawecutdg is None:
@@ -109,7 +110,7 @@ def abinit(
 
     def work(task: Task, folder: Path) -> Result:
         placed = in_box(task, box)
-        mesh = k_points or (k_mesh(task.cell, k_spacing) if periodic(task) else (1, 1, 1))
+        mesh = mesh_of(task, k_points, k_spacing)
         if np.linalg.det(placed.cell) < 0:  # ABINIT refuses a left-handed cell
             placed, mesh = placed._replace(cell=placed.cell[[1, 0, 2]]), (mesh[1], mesh[0], mesh[2])
         elements = [symbol(number) for number in sorted(set(task.numbers.tolist()))]

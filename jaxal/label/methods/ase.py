@@ -20,6 +20,7 @@ from jaxal.label.task import (
     check_task,
     code_version,
     guarded,
+    has_stress,
     one_line,
     periodic,
 )
@@ -43,7 +44,8 @@ def ase(
     number + 1), name the calculator's own keywords; they are then always passed. A calculator that writes files
     gets an empty folder of its own for every label, unless the options name a directory.
     A calculator that itself runs on JAX needs `workers: 1` or more (a host labeler must not touch JAX).
-    A periodic structure needs a calculator with a stress; `stress: false` does without.
+    A periodic structure needs a calculator with a stress; `stress: false` does without. Of a slab the calculator gets
+    `pbc` and the cell as they are; what it makes of them is its own business.
     """
     given = dict(options or {})
     spin_keyword = unpaired_keyword or multiplicity_keyword
@@ -90,7 +92,7 @@ def ase(
         for wanted in ("energy", "forces"):
             if wanted not in able:
                 raise LabelError(f"label.calculator: {calculator} has no {wanted}; give one that has")
-        if periodic(task) and stress and "stress" not in able:
+        if has_stress(task) and stress and "stress" not in able:
             raise LabelError(
                 f"label.calculator: {calculator} has no stress; give label.stress=false and train without it"
             )
@@ -103,7 +105,7 @@ def ase(
         # Nothing of the last structure may leak into this one: labels must not depend on their order.
         if hasattr(engine, "reset"):
             engine.reset()
-        box = {"cell": task.cell, "pbc": True} if periodic(task) else {}
+        box = {"cell": task.cell, "pbc": task.periodic} if periodic(task) else {}
         atoms = Atoms(numbers=task.numbers, positions=task.position, **box)
         with tempfile.TemporaryDirectory(prefix="jaxal-") as folder:
             if "directory" not in given and hasattr(engine, "directory"):
@@ -114,7 +116,7 @@ def ase(
             energy = float(atoms.get_potential_energy(force_consistent=free))
             force = np.array(atoms.get_forces(apply_constraint=False), dtype=float)
             tensor = NO_STRESS.copy()
-            if periodic(task) and stress:
+            if has_stress(task) and stress:
                 tensor = np.array(atoms.get_stress(voigt=False), dtype=float)
         return Result(energy, force, tensor, True, "", 0.0)
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxal.core.errors import InputError
 from jaxal.core.registry import register
 from jaxal.data import extxyz, frames
+from jaxal.data.lattice import letters
 from jaxal.label.scratch import arguments, check_program, contents, in_scratch, run
 from jaxal.label.task import (
     NO_STRESS,
@@ -21,6 +22,7 @@ from jaxal.label.task import (
     elsewhere,
     failed,
     guarded,
+    has_stress,
     periodic,
 )
 
@@ -105,7 +107,7 @@ def extended_xyz(task: Task) -> str:
     box = ""
     if periodic(task):
         box = 'Lattice="' + " ".join(repr(float(value)) for value in task.cell.ravel()) + '" '
-    sides = "T T T" if periodic(task) else "F F F"
+    sides = " ".join(letters(task.periodic))
     lines = [
         str(len(task.numbers)),
         f'{box}Properties=species:S:1:pos:R:3 charge={int(task.charge)} spin={int(task.spin)} pbc="{sides}"',
@@ -133,7 +135,7 @@ def answer_in(task: Task, path: Path, stress: bool) -> Result:
     for name, unit, values in (("energy", "eV", energy), ("forces", "eV/Å", force)):
         if not np.all(np.isfinite(values)):
             return failed(task, f"the output has no {name} ({unit})")
-    if not (periodic(task) and stress):
+    if not (has_stress(task) and stress):
         tensor = NO_STRESS.copy()
     elif not np.all(np.isfinite(tensor)):
         return failed(task, "the output has no stress (eV/Å^3) and no virial (eV); give label.stress=false")

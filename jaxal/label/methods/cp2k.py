@@ -1,4 +1,4 @@
-"""Labels from CP2K: density functionals in Gaussians and plane waves, periodic systems and molecules in a box."""
+"""Labels from CP2K: density functionals in Gaussians and plane waves; crystals, slabs, wires, molecules in a box."""
 
 import json
 import os
@@ -13,10 +13,11 @@ import numpy as np
 from jaxal.core.registry import register
 from jaxal.core.units import BOHR, GPA, HARTREE, Unit
 from jaxal.data.electrons import symbol
-from jaxal.label.cells import check_box, in_box
+from jaxal.label.cells import check_cell, check_cutoff, in_box
 from jaxal.label.scratch import Finished, arguments, check_program, contents, in_scratch, program_version, run
 from jaxal.label.task import (
     NO_STRESS,
+    OPEN,
     Backend,
     LabelError,
     Result,
@@ -54,6 +55,7 @@ def cp2k(
     eps_scf: Annotated[float, Unit("", 0, True)] = 1e-8,
     max_iterations: Annotated[int, Unit("", 1)] = 100,
     box: Annotated[float | None, Unit("Å", 0, True)] = None,
+    isolated: bool = False,
     input_data: Mapping[str, Any] | None = None,
     basis_files: Sequence[str] = ("BASIS_MOLOPT",),
     potential_file: str = "GTH_POTENTIALS",
@@ -61,7 +63,7 @@ def cp2k(
     command: Sequence[str] = ("cp2k.psmp",),
     keep: str = "",
 ) -> Backend:
-    """Density functional theory by Quickstep of CP2K; periodic, or a molecule in a box.
+    """Density functional theory by Quickstep of CP2K; crystals, slabs and wires, or a molecule in a box.
 
     `xc` is PBE, BLYP, BP, PADE, OLYP, HCTH120, TPSS, or the names of libxc with a + between them, such as
     "MGGA_X_R2SCAN+MGGA_C_R2SCAN". `basis` and `potential` are families in `basis_files` and `potential_file`;
@@ -73,8 +75,11 @@ def cp2k(
     Spin-unrestricted where electrons are unpaired.
 
     A molecule is refused unless `box` gives the edge of a cube that it is put into; it has no periodic images there
-    (wavelet Poisson solver), also where it is charged. `input_data` adds to the section DFT, as in
-    `{SCF: {MIXING: {ALPHA: 0.2}}}`; `_` stands for what follows the name of a section.
+    (wavelet Poisson solver), also where it is charged. A slab is repeated in its cell, whose vacuum is of at least 8 Å;
+    `{SURFACE_DIPOLE_CORRECTION: true, SURF_DIP_DIR: Z}` takes out the field of one with two different sides. With
+    `isolated` nothing is repeated along open directions (PERIODIC XY and the analytic Poisson solver); the cell must be
+    twice as high as slab and density, and there is no stress, for CP2K has none. `input_data` adds to the section DFT,
+    as in `{SCF: {MIXING: {ALPHA: 0.2}}}`; `_` stands for what follows the name of a section.
     The files are looked for in `data`, else in CP2K_DATA_DIR, else in /usr/share/cp2k. `command` is a list of
     arguments, such as [mpirun, -np, '2', cp2k.psmp], `keep` the folder for what failed calculations leave behind.
 
@@ -90,6 +95,16 @@ def cp2k(
 
     def kind(element: str) -> dict[str, str]:
         return {"basis": basis, "potential": family} | own.get(element, {})
+
+    def cut(task: Task) -> bool:
+        """Whether something repeats, and is not to along the open directions."""
+        return isolated and periodic(task) and not np.all(task.periodic)
+
+    def directions(task: Task) -> str:
+        """What CP2K repeats."""
+        if not periodic(task):
+            return "NONE"
+        return "".join(name for name, repeats in zip("XYZ", task.periodic, strict=True) if repeats or not cut(task))
 
     def section(task: Task) -> dict[str, Any]:
         """The section DFT."""
@@ -123,17 +138,23 @@ def cp2k(
         ours |= {"UKS": "T"} if task.spin else {}
         if not periodic(task):
             ours["POISSON"] = {"PERIODIC": "NONE", "POISSON_SOLVER": "WAVELET"}
-        elif k_points:
+        elif cut(task):
+            ours["POISSON"] = {"PERIODIC": directions(task), "POISSON_SOLVER": "ANALYTIC"}
+        if periodic(task) and k_points:
             ours["KPOINTS"] = {"SCHEME": "MONKHORST-PACK " + " ".join(map(str, k_points))}
         return _merged(ours, input_data or {}, "label.input_data")
 
     # A mistake in input_data is told before there is a structure.
-    section(Task(np.ones(1, int), np.zeros((1, 3)), np.zeros((3, 3)), 0, 0))
+    section(Task(np.ones(1, int), np.zeros((1, 3)), *OPEN, 0, 0))
 
     def check(task: Task) -> None:
         check_task(task)
         check_spin(task)
-        check_box(task, box)
+        check_cell(task, box, k_points)
+        if cut(task):
+            if int(np.sum(task.periodic)) == 1:  # CP2K 2023.1 takes PERIODIC X and calculates XYZ
+                raise LabelError("label.isolated: true is for a slab, periodic in two directions; leave it out")
+            check_cutoff(task, "label.isolated")
         check_program(words, "install CP2K (Debian: apt-get install cp2k) or give its path")
         for path in (*basis_paths, potential_path):
             if not path.is_file():
@@ -159,7 +180,7 @@ def cp2k(
         check_spin(task, electrons)
 
     def work(task: Task, folder: Path) -> Result:
-        placed = in_box(task, box)
+        placed, stressed = in_box(task, box), periodic(task) and not cut(task)
         rows = [
             " ".join([symbol(int(number)), *(f"{value:.15e}" for value in place / BOHR)])
             for number, place in zip(placed.numbers, placed.position, strict=True)
@@ -175,23 +196,23 @@ def cp2k(
         tree = {
             "GLOBAL": {"PROJECT": "cp2k", "RUN_TYPE": "ENERGY_FORCE", "PRINT_LEVEL": "LOW"},
             "FORCE_EVAL": {"METHOD": "QUICKSTEP"}
-            | ({"STRESS_TENSOR": "ANALYTICAL"} if periodic(task) else {})
+            | ({"STRESS_TENSOR": "ANALYTICAL"} if stressed else {})
             | {
                 "DFT": section(task),
                 "SUBSYS": {
-                    "CELL": vectors | ({} if periodic(task) else {"PERIODIC": "NONE"}),
+                    "CELL": vectors | ({} if directions(task) == "XYZ" else {"PERIODIC": directions(task)}),
                     "COORD": {"UNIT": "bohr", "": rows},
                     "KIND": kinds,
                 },
                 "PRINT": {"FORCES": {PARAMETER: "ON", "NDIGITS": 12}}
-                | ({"STRESS_TENSOR": {PARAMETER: "ON"}} if periodic(task) else {}),
+                | ({"STRESS_TENSOR": {PARAMETER: "ON"}} if stressed else {}),
             },
         }
         (folder / "cp2k.inp").write_text("\n".join(_lines(tree)) + "\n", encoding="utf-8")
         finished = run([*words, "cp2k.inp"], folder, variables={"CP2K_DATA_DIR": str(folder_of_data)})
         if reason := _objection(finished, max_iterations):
             return failed(task, reason)
-        return _result(task, finished.output)
+        return _result(task, finished.output, stressed)
 
     def calculate(task: Task) -> Result:
         check(task)
@@ -206,7 +227,7 @@ def cp2k(
         f"from {','.join(files)} cutoff={cutoff!r} Ry "
         f"rel_cutoff={rel_cutoff!r} Ry k_points={k_points and tuple(k_points)!r} "
         f"electronic_temperature={electronic_temperature!r} K dispersion={dispersion} solver={solver} "
-        f"eps_scf={eps_scf!r} max_iterations={max_iterations!r} box={box!r} Å "
+        f"eps_scf={eps_scf!r} max_iterations={max_iterations!r} box={box!r} Å {'isolated ' if isolated else ''}"
         f"input_data={json.dumps(input_data or {}, sort_keys=True)} unrestricted if open-shell",
         "CP2K " + program_version((*words, "--version"), r"CP2K version (\S+)"),
     )
@@ -286,7 +307,7 @@ def _objection(finished: Finished, max_iterations: int) -> str:
     return finished.failure or ("" if "PROGRAM ENDED AT" in finished.output else "cp2k did not finish")
 
 
-def _result(task: Task, output: str) -> Result:
+def _result(task: Task, output: str, stressed: bool) -> Result:
     """The label in CP2K's output, in Hartree and Bohr, the stress with pressure, not tension, positive.
 
     From 2025 on the forces have another heading and no element, and the stress may be in bar.
@@ -299,9 +320,9 @@ def _result(task: Task, output: str) -> Result:
     unit = re.search(r"stress tensor \[(GPa|bar)\]", output)
     told = output[unit.end() :] if unit else ""
     tensor = re.findall(r"^ STRESS\| +[xyz] +(\S+) +(\S+) +(\S+)$", told, re.MULTILINE)
-    if not energies or len(forces) < n or (periodic(task) and len(tensor) < 3):
+    if not energies or len(forces) < n or (stressed and len(tensor) < 3):
         return failed(task, "cp2k printed no energy, no forces or no stress")
     stress = NO_STRESS.copy()
-    if periodic(task) and unit:
+    if stressed and unit:
         stress = -np.array(tensor[:3], float) * (GPA if unit[1] == "GPa" else 1e-4 * GPA)
     return Result(float(energies[-1]) * HARTREE, np.array(forces, float) * (HARTREE / BOHR), stress, True, "", 0.0)

@@ -17,13 +17,13 @@ from jaxal.label.task import (
     Result,
     Task,
     answered,
+    check_open,
     check_spin,
     check_task,
     elsewhere,
     failed,
     guarded,
     one_line,
-    periodic,
 )
 
 # Other kinds of calculation, and what this file relies on.
@@ -65,8 +65,7 @@ def gaussian(
     def check(task: Task) -> None:
         check_task(task)
         check_spin(task)
-        if periodic(task):
-            raise LabelError("label: gaussian is for open systems; drop the cell or use another labeler")
+        check_open(task, "gaussian")
         check_program(words, "install Gaussian and load its environment, or give its path")
 
     def work(task: Task, folder: Path) -> Result:

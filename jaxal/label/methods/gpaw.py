@@ -8,10 +8,21 @@ from typing import Annotated, Any, Literal
 
 from jaxal.core.registry import register
 from jaxal.core.units import Unit
-from jaxal.label.cells import check_box, in_box, k_mesh
+from jaxal.label.cells import check_cell, in_box, mesh_of
 from jaxal.label.drivers.launch import ask, check_with, described, result_of, source
 from jaxal.label.scratch import arguments, check_program, in_scratch, program_version
-from jaxal.label.task import Backend, LabelError, Result, Task, check_spin, check_task, guarded, one_line, periodic
+from jaxal.label.task import (
+    Backend,
+    LabelError,
+    Result,
+    Task,
+    check_spin,
+    check_task,
+    guarded,
+    has_stress,
+    one_line,
+    periodic,
+)
 
 DRIVER = "gpaw_driver.py"
 THIS_PYTHON = "{python}"
@@ -41,7 +52,7 @@ def gpaw(
     command: Sequence[str] = (THIS_PYTHON,),
     keep: str = "",
 ) -> Backend:
-    """Density functional theory by GPAW; periodic in plane waves, or a molecule in a box.
+    """Density functional theory by GPAW; crystals, slabs and wires in plane waves, or a molecule in a box.
 
     `representation` is plane waves up to `ecut`, or on a grid of spacing `h` atomic orbitals (`basis`, such as "dzp")
     or finite differences. Only plane waves have a stress: a periodic structure is refused with the others. The mesh of
@@ -52,6 +63,8 @@ def gpaw(
     are the gradient.
 
     A molecule is refused unless `box` gives the edge of a cube that it is put into, the same for all structures.
+    A slab needs a vacuum of at least 8 Å in its cell and has one k-point across it; `parameters: {poissonsolver:
+    {dipolelayer: xy}}` takes out the field of one with two different sides.
     On a grid (lcao, fd) the energy also depends a little on where between its points the atoms are.
 
     `command` starts the Python that has GPAW, `[/opt/gpaw/bin/python]`; the default `{python}` is the one that runs
@@ -71,7 +84,7 @@ def gpaw(
     def check(task: Task) -> None:
         check_task(task)
         check_spin(task)
-        check_box(task, box)
+        check_cell(task, box, k_points)
         if periodic(task) and representation != "pw":
             raise LabelError(f"label.representation: {representation} has no stress for a periodic structure; give pw")
         check_program(words, "install the Python that has GPAW or give its path")
@@ -85,11 +98,12 @@ def gpaw(
         check_with(words, DRIVER, common | {"action": "check", "symbols": symbols})
 
     def work(task: Task, folder: Path) -> Result:
-        mesh = k_points or (k_mesh(task.cell, k_spacing) if periodic(task) else (1, 1, 1))
+        mesh = mesh_of(task, k_points, k_spacing)
         # A width of zero is a step at the Fermi level.
         occupations = {"name": "fermi-dirac" if smearing == "none" else smearing}
         occupations |= {"width": 0.0 if smearing == "none" else smearing_width}
-        request = common | described(in_box(task, box)) | {"action": "calculate", "periodic": periodic(task)}
+        request = common | described(in_box(task, box)) | {"action": "calculate", "stress": has_stress(task)}
+        request |= {"periodic": list(map(bool, task.periodic))}
         request |= {"mesh": list(mesh), "occupations": occupations, "parameters": more}
         request |= {"convergence": {"energy": conv_energy, "density": conv_density}, "max_iterations": max_iterations}
         return result_of(task, ask(words, DRIVER, request, folder))

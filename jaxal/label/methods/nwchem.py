@@ -13,16 +13,17 @@ from jaxal.data.electrons import symbol
 from jaxal.label.scratch import arguments, check_program, in_scratch, program_version, run
 from jaxal.label.task import (
     NO_STRESS,
+    OPEN,
     Backend,
     LabelError,
     Result,
     Task,
+    check_open,
     check_spin,
     check_task,
     failed,
     guarded,
     one_line,
-    periodic,
 )
 
 KRYPTON = 36  # the last element whose def2 basis sets hold all electrons
@@ -64,8 +65,7 @@ def nwchem(
     def check(task: Task) -> None:
         check_task(task)
         check_spin(task)
-        if periodic(task):
-            raise LabelError("label: nwchem is for open systems; drop the cell or use another labeler")
+        check_open(task, "nwchem")
         elements = tuple(sorted(set(task.numbers.tolist())))
         for number in elements:
             if number > KRYPTON and basis.lower().startswith("def2") and symbol(number) not in cores:
@@ -82,7 +82,7 @@ def nwchem(
         n = len(elements)
         position = np.zeros((n, 3))
         position[:, 0] = 10.0 * np.arange(n)
-        atoms = Task(np.array(elements), position, np.zeros((3, 3)), 0, sum(elements) % 2)
+        atoms = Task(np.array(elements), position, *OPEN, 0, sum(elements) % 2)
 
         def work(folder: Path) -> Result:
             (folder / "nwchem.nw").write_text(deck(atoms, 1) + "task dft energy\n")

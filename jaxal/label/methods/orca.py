@@ -19,13 +19,13 @@ from jaxal.label.task import (
     Result,
     Task,
     answered,
+    check_open,
     check_spin,
     check_task,
     elsewhere,
     failed,
     guarded,
     one_line,
-    periodic,
 )
 
 # Other kinds of calculation: they move the atoms, or give no gradient.
@@ -70,8 +70,7 @@ def orca(
     def check(task: Task) -> None:
         check_task(task)
         check_spin(task)
-        if periodic(task):
-            raise LabelError("label: orca is for open systems; drop the cell or use another labeler")
+        check_open(task, "orca")
         check_program(words, "install ORCA or give its full path")
 
     def work(task: Task, folder: Path) -> Result:

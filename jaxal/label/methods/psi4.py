@@ -11,7 +11,18 @@ from jaxal.core.registry import register
 from jaxal.core.units import BOHR, HARTREE, Unit
 from jaxal.label.drivers.launch import ask, check_with, described, result_of
 from jaxal.label.scratch import arguments, check_program, in_scratch, program_version
-from jaxal.label.task import Backend, LabelError, Result, Task, check_spin, check_task, guarded, one_line, periodic
+from jaxal.label.task import (
+    OPEN,
+    Backend,
+    LabelError,
+    Result,
+    Task,
+    check_open,
+    check_spin,
+    check_task,
+    guarded,
+    one_line,
+)
 
 DRIVER = "psi4_driver.py"
 # What follows from the structure and the other options, or would let an unconverged energy pass for a good one.
@@ -80,13 +91,12 @@ def psi4(
     def check(task: Task) -> None:
         check_task(task)
         check_spin(task)
-        if periodic(task):
-            raise LabelError("label: psi4 is for open systems; drop the cell or use another labeler")
+        check_open(task, "psi4")
         check_program(words, "install Psi4 (Debian: apt-get install psi4) or give its path")
         # One of each element, far apart, with the fewest electrons that can be.
         numbers = np.unique(task.numbers)
         places = np.arange(3.0 * len(numbers)).reshape(-1, 3)
-        one_each = Task(numbers, places, np.zeros((3, 3)), 0, int(numbers.sum() % 2))
+        one_each = Task(numbers, places, *OPEN, 0, int(numbers.sum() % 2))
         check_with(start, DRIVER, request(one_each, "check"), ("psi4.log",))
 
     def work(task: Task, folder: Path) -> Result:

@@ -14,6 +14,7 @@ from jaxal.label.task import (
     LabelError,
     Result,
     Task,
+    check_open,
     check_package,
     check_spin,
     check_task,
@@ -21,7 +22,6 @@ from jaxal.label.task import (
     failed,
     guarded,
     one_line,
-    periodic,
 )
 
 KRYPTON = 36  # the last element whose def2 basis sets hold all electrons
@@ -75,8 +75,7 @@ def pyscf(
     def check(task: Task) -> None:
         check_package("pyscf", "'jaxal[pyscf]'")
         check_task(task)
-        if periodic(task):
-            raise LabelError("label: pyscf is for open systems; drop the cell or use another labeler")
+        check_open(task, "pyscf")
         check_spin(task)
         _check_method(method, dispersion, hartree_fock)
         mean_field = build(task)

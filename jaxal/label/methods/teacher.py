@@ -18,7 +18,7 @@ from typing import IO, Annotated, NamedTuple
 from jaxal.core import plugins
 from jaxal.core.registry import register
 from jaxal.core.units import Unit
-from jaxal.data.electrons import symbol
+from jaxal.data.electrons import listed, symbol
 from jaxal.label.scratch import arguments, check_program
 from jaxal.label.task import (
     Backend,
@@ -30,15 +30,15 @@ from jaxal.label.task import (
     code_version,
     failed,
     guarded,
+    has_stress,
     one_line,
     packed,
-    periodic,
     unpacked,
 )
 
 # Started, never imported: it uses JAX, which a host labeler must not, and stands above this module.
 SERVER = f"{__name__.partition('.')[0]}.deploy.teacher"
-FORMAT = 1  # of the messages, as there
+FORMAT = 2  # of the messages, as there
 STARTUP = 300.0  # s, to load JAX and the model
 CONNECTING = 10.0  # s
 LARGEST = 100_000_000  # bytes of an answer
@@ -50,8 +50,7 @@ class _Hello(NamedTuple):
     format: int
     digest: str  # SHA-256 of the model file
     table: list[int]  # atomic numbers
-    charge: int
-    spin: int
+    states: list[list[int]]  # pairs of charge and spin
     version: str
 
 
@@ -72,7 +71,7 @@ def teacher(
     python: Sequence[str] = (),
     patience: Annotated[float, Unit("s", 0, True)] = 600.0,
 ) -> Backend:
-    """A model of jaxal in another process: its committee mean, at the charge and spin it was trained at.
+    """A model of jaxal in another process: its committee mean, at the charges and spins it was trained at.
 
     `model` is the model.npz of an earlier run. The process is started once, for all labels (of each worker), and again
     should it die; it ends with this one. `python` starts another interpreter that has jaxal, on another device or
@@ -113,9 +112,11 @@ def teacher(
         for number in sorted(set(task.numbers.tolist()) - set(hello.table)):
             known = ", ".join(map(symbol, hello.table))
             raise LabelError(f"label: the teacher does not know {symbol(number)}; its model was trained on {known}")
-        for name, given, trained in (("charge", task.charge, hello.charge), ("spin", task.spin, hello.spin)):
-            if given != trained:
-                raise LabelError(f"{name}: {given} does not fit; the teacher's model was trained at {trained}")
+        known = [(charge, spin) for charge, spin in hello.states]
+        if (task.charge, task.spin) not in known:
+            name = "charge" if task.charge not in {charge for charge, _ in known} else "spin"
+            given = getattr(task, name)
+            raise LabelError(f"{name}: {given} does not fit; the teacher's model was trained at {listed(known)}")
 
     def check(task: Task) -> None:
         if not address:
@@ -143,7 +144,7 @@ def teacher(
             except BaseException:  # half an answer would be taken for that to the next question
                 _end(lines.pop())
                 raise
-        stress = result.stress if periodic(task) else None
+        stress = result.stress if has_stress(task) else None
         return answered(task, result.energy, result.force, stress) if result.ok else result
 
     weakref.finalize(calculate, _end_all, lines)

@@ -1,4 +1,4 @@
-"""Labels from VASP: plane waves and projector-augmented waves, periodic systems and molecules in a box."""
+"""Labels from VASP: plane waves and projector-augmented waves; crystals, slabs, wires and molecules in a box."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import numpy as np
 from jaxal.core.registry import register
 from jaxal.core.units import GPA, Unit
 from jaxal.data.electrons import symbol
-from jaxal.label.cells import check_box, in_box, k_mesh
+from jaxal.label.cells import check_cell, in_box, mesh_of
 from jaxal.label.scratch import Finished, arguments, check_program, contents, in_scratch, program_version, run
 from jaxal.label.task import (
     NO_STRESS,
@@ -54,7 +54,7 @@ def vasp(
     command: Sequence[str] = ("vasp_std",),
     keep: str = "",
 ) -> Backend:
-    """Density functional theory by VASP; periodic, or a molecule in a box. Untested against the program itself.
+    """Density functional theory by VASP; crystals, slabs, wires, or a molecule in a box. Untested against the program.
 
     `potcars` names a folder of `library` for each element, `{Na: potpaw_PBE/Na_pv, Cl: potpaw_PBE/Cl}`, which holds
     its POTCAR; `library` is $VASP_PP_PATH unless given. The files stay where they are, their contents are part of a
@@ -64,7 +64,9 @@ def vasp(
     ISPIN = 2 and NUPDOWN. The energy is the free energy of the smeared electrons, of which the forces are the gradient.
 
     `encut` is the cutoff of the plane waves. A molecule is refused unless `box` gives the edge of a cube that it is put
-    into. A charged cell has VASP's uniform background; {LMONO: true} or the like in `incar` corrects for it.
+    into. A charged cell has VASP's uniform background; {LMONO: true} or the like in `incar` corrects for it. A slab
+    needs a vacuum of at least 8 Å in its cell and has one k-point across it; {LDIPOL: true, IDIPOL: 3} takes out the
+    field of one that is open along c and has two different sides.
     `command` is a list of arguments, such as [mpirun, -np, '4', vasp_std]; `keep` is the folder for what failed
     calculations leave behind.
 
@@ -85,14 +87,14 @@ def vasp(
             if element not in files:
                 raise LabelError(f"label.potcars: none for {element}; give {{{element}: FOLDER}}, such as {element}_pv")
         check_spin(task, round(electrons(task)))
-        check_box(task, box)
+        check_cell(task, box, k_points)
         check_program(words, "install VASP or give its path")
 
     def work(task: Task, folder: Path) -> Result:
         order = np.argsort(task.numbers, kind="stable")  # POSCAR holds the atoms of an element together
         placed = in_box(task, box)
         placed = placed._replace(numbers=task.numbers[order], position=placed.position[order])
-        mesh = k_points or (k_mesh(task.cell, k_spacing) if periodic(task) else (1, 1, 1))
+        mesh = mesh_of(task, k_points, k_spacing)
         tags = {"PREC": "Accurate", "LREAL": False, "LASPH": True, "ALGO": "Normal"} | extra
         tags |= {"ENCUT": encut, "ISMEAR": SMEARING[smearing], "SIGMA": smearing_width}
         tags |= {"EDIFF": ediff, "NELM": max_iterations, "NSW": 0, "IBRION": -1, "ISIF": 2}

@@ -18,11 +18,11 @@ from jaxal.label.task import (
     LabelError,
     Result,
     Task,
+    check_open,
     check_spin,
     check_task,
     failed,
     guarded,
-    periodic,
 )
 
 GFN = {"GFN2-xTB": "2", "GFN1-xTB": "1"}
@@ -58,8 +58,7 @@ def xtb(
             if not 1 <= number <= HEAVIEST:
                 raise LabelError(f"label: {method} does not know {symbol(int(number))}; it ends at Rn (Z = {HEAVIEST})")
         check_spin(task, sum(57 if z in LANTHANIDES else int(z) for z in task.numbers))
-        if periodic(task):
-            raise LabelError("label: xtb is for open systems; drop the cell or use tblite")
+        check_open(task, "xtb")
         check_program(words, "install xtb (Debian: apt-get install xtb) or give its path")
 
     def work(task: Task, folder: Path) -> Result:

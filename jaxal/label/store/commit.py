@@ -18,7 +18,7 @@ class Keeper(NamedTuple):
 
     key: Callable[[Task], str]
     known: Callable[[str, Task], tuple[int, Result] | None]  # (row, result) where nothing has to be paid
-    committed: Callable[..., tuple[int, Result]]  # (task, result, carried=None): what the store holds once it is in it
+    committed: Callable[..., tuple[int, Result]]  # (task, result, carried=b""): what the store holds once it is in it
     entry: Callable[[str], Entry | None]
 
 
@@ -29,13 +29,12 @@ def keeper(
     max_force: float = MAX_FORCE,
     net_force: float = NET_FORCE,
     retry_failed: bool = False,
-    carried: bytes = b"",
 ) -> Keeper:
     """The labels of `backend` in `store`.
 
     The caps, in eV/Å, are not part of a label's key: stored numbers are judged by them anew, whatever the row says, and
     the row stays as it is, for others may have other caps. With `retry_failed` what the store remembers as failed is
-    not known. `carried` is what the structures carry (`jaxal.label.store.conversion`), where a call does not say it.
+    not known.
     """
 
     def judged(task: Task, result: Result, own: bytes) -> Result:
@@ -55,10 +54,9 @@ def keeper(
             return entry.row, entry.result
         return entry.row, judged(task, entry.result, entry.carried)
 
-    def committed(task: Task, result: Result, own: bytes | None = None) -> tuple[int, Result]:
+    def committed(task: Task, result: Result, own: bytes = b"") -> tuple[int, Result]:
         if result.ok and not _fits(task, result):
             result = failed(task, "the labeler's arrays have the wrong shape", result.seconds)
-        own = carried if own is None else own
         rejected = judged(task, result, own).reason if result.ok else ""
         entry = store.put(task, result, backend.method, backend.version, own, rejected)
         found = known(entry.key, task) if entry.status != "failed" else None

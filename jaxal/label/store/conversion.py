@@ -10,7 +10,7 @@ from jaxal.data.files import portable
 from jaxal.data.frames import Carried, Frame, Origin
 from jaxal.data.labels import Numbers, share_of
 from jaxal.label.store.database import Entry, Status, label_key, new_row
-from jaxal.label.task import LabelError, Result, Task, check_task, one_line, packed, periodic, unpacked
+from jaxal.label.task import LabelError, Result, Task, check_task, one_line, packed, unpacked
 
 
 class _Luggage(NamedTuple):
@@ -29,7 +29,7 @@ def luggage(frame: Frame) -> bytes:
     parts = _Luggage(
         frame.mass if frames.isotopes(frame) else None,
         frame.fixed if frame.fixed.any() else None,
-        frame.cell if frame.cell.any() and not frame.periodic else None,
+        frame.cell if frame.cell.any() and not frame.periodic.any() else None,
         [list(pair) for pair in carried.info],
         [list(pair) for pair in carried.arrays],
     )
@@ -44,7 +44,8 @@ def fixed_of(carried: bytes, atoms: int) -> np.ndarray:
 
 def task_of(frame: Frame) -> Task:
     """The structure of a frame as a labeler takes it; 0 for electrons that nobody says anything of."""
-    return Task(frame.numbers, frame.position, frame.lattice, frame.charge or 0, frame.spin or 0)
+    geometry = frame.numbers, frame.position, frame.lattice, frame.periodic
+    return Task(*geometry, frame.charge or 0, frame.spin or 0)
 
 
 def frame_of(entry: Entry) -> Frame:
@@ -62,7 +63,7 @@ def frame_of(entry: Entry) -> Frame:
         numbers=task.numbers,
         position=task.position,
         cell=task.cell if parts.cell is None else parts.cell,
-        periodic=periodic(task),
+        periodic=task.periodic,
         mass=atomic_masses[task.numbers] if parts.mass is None else parts.mass,
         fixed=fixed_of(entry.carried, count),
         charge=int(task.charge),

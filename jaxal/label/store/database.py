@@ -18,9 +18,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from jaxal.data.lattice import letters
 from jaxal.label.task import LabelError, Result, Task, one_line
 
-SCHEMA = 2
+SCHEMA = 3
 APPLICATION = 0x4A61_7861  # "Jaxa", SQLite's application_id of a label store
 PATIENCE = 60.0  # s to wait for another process that writes
 PAGE = 256  # rows read at a time by `all`
@@ -37,6 +38,7 @@ CREATE TABLE label (
     numbers BLOB NOT NULL,   -- int64 [n]
     position BLOB NOT NULL,  -- float64 [n, 3], Å
     cell BLOB NOT NULL,      -- float64 [3, 3], Å
+    periodic TEXT NOT NULL,  -- T or F for each lattice vector
     charge INTEGER NOT NULL,
     spin INTEGER NOT NULL,
     energy REAL,             -- eV; SQLite keeps a NaN as NULL
@@ -54,10 +56,11 @@ CREATE TABLE label (
 )
 """
 COLUMNS = (
-    "row, key, numbers, position, cell, charge, spin, energy, force, stress, status, reason, method, version, "
-    "seconds, host, attempt, created, carried"
+    "row, key, numbers, position, cell, periodic, charge, spin, energy, force, stress, status, reason, method, "
+    "version, seconds, host, attempt, created, carried"
 )
-INSERT = f"INSERT INTO label ({COLUMNS.removeprefix('row, ')}) VALUES ({', '.join('?' * 18)})"
+COUNT = COLUMNS.count(",")  # without the row
+INSERT = f"INSERT INTO label ({COLUMNS.removeprefix('row, ')}) VALUES ({', '.join('?' * COUNT)})"
 # Numbers that the device may have seen are never replaced, only a failure is.
 PUT = f"""
 {INSERT}
@@ -96,12 +99,17 @@ class Store(NamedTuple):
 
 
 def label_key(task: Task, method: str, version: str) -> str:
-    """SHA-256 of what determines a label; coordinates count to 1e-6 Å."""
+    """SHA-256 of what determines a label; coordinates count to 1e-6 Å.
+
+    What is periodic in all directions, and what is open (a cell of zeros), differ in their cells already.
+    """
     digest = hashlib.sha256(f"{method}\n{version}\n{int(task.charge)} {int(task.spin)} {len(task.numbers)}\n".encode())
     digest.update(np.ascontiguousarray(task.numbers, "<i8").tobytes())
     for array in (task.position, task.cell):
         rounded = np.round(np.asarray(array, np.float64), DECIMALS) + 0.0  # -0.0 + 0.0 = 0.0
         digest.update(np.ascontiguousarray(rounded, "<f8").tobytes())
+    if np.any(task.periodic) and not np.all(task.periodic):
+        digest.update(letters(task.periodic).encode())
     return digest.hexdigest()
 
 
@@ -112,6 +120,7 @@ def new_row(
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
     return (
         *(key, np.ascontiguousarray(task.numbers, "<i8").tobytes(), _blob(task.position), _blob(task.cell)),
+        letters(task.periodic),
         *(int(task.charge), int(task.spin), float(result.energy), _blob(result.force), _blob(result.stress)),
         *(status, result.reason, method, version, float(result.seconds), socket.gethostname(), 1, created, carried),
     )
@@ -156,9 +165,8 @@ def connect_to_read(path: str | Path, patience: float = PATIENCE) -> sqlite3.Con
         connection = sqlite3.connect(
             f"{path.resolve().as_uri()}?{mode}", timeout=patience, isolation_level=None, uri=True
         )
-        if _check(connection, path) == 1:
-            zero, absent = (f"x'{_blob(x).hex()}'" for x in (_ZERO, _ABSENT))
-            connection.execute(_AS_TWO.replace("?1", zero).replace("?2", absent))
+        if (version := _check(connection, path)) < SCHEMA:
+            connection.execute(_view(version))
         connection.execute("PRAGMA query_only = ON")
     except (sqlite3.Error, ValueError) as error:  # ValueError: what SQLite says of a damaged file may be no text
         if connection is not None:
@@ -252,10 +260,15 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
             connection.execute(TABLE)
             connection.execute(f"PRAGMA user_version = {SCHEMA}")
             connection.execute(f"PRAGMA application_id = {APPLICATION}")
-        elif _check(connection, path) == 1:
-            connection.execute("ALTER TABLE label ADD COLUMN carried BLOB NOT NULL DEFAULT x''")
-            connection.execute("UPDATE label SET stress = ? WHERE stress = ?", (_blob(_ABSENT), _blob(_ZERO)))
-            connection.execute(f"PRAGMA user_version = {SCHEMA}")
+        else:
+            version = _check(connection, path)
+            if version == 1:
+                connection.execute("ALTER TABLE label ADD COLUMN carried BLOB NOT NULL DEFAULT x''")
+                connection.execute("UPDATE label SET stress = ? WHERE stress = ?", (_blob(_ABSENT), _blob(_ZERO)))
+            if version < 3:
+                connection.execute("ALTER TABLE label ADD COLUMN periodic TEXT NOT NULL DEFAULT 'TTT'")
+                connection.execute("UPDATE label SET periodic = 'FFF' WHERE cell = ?", (_blob(_ZERO),))
+                connection.execute(f"PRAGMA user_version = {SCHEMA}")
         connection.execute("COMMIT")
     except BaseException:
         with contextlib.suppress(sqlite3.Error):
@@ -274,13 +287,19 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA journal_mode = WAL").fetchone()
 
 
-# A store of schema 1 had zeros where there was no stress, and nothing of what a frame carried.
+# A store of schema 1 had zeros where there was no stress, and nothing of what a frame carried; one of schema 2 had
+# structures that are periodic in all directions or, with a cell of zeros, in none.
 _ZERO, _ABSENT = np.zeros((3, 3)), np.full((3, 3), np.nan)
-_AS_TWO = f"""
-CREATE TEMP VIEW label AS SELECT {
-    COLUMNS.replace("stress", "iif(stress = ?1, ?2, stress) AS stress").replace("carried", "x'' AS carried")
-} FROM main.label
-"""
+
+
+def _view(version: int) -> str:
+    """SQL that shows a store of an earlier schema as one of this."""
+    zero, absent = (f"x'{_blob(x).hex()}'" for x in (_ZERO, _ABSENT))
+    columns = COLUMNS.replace("periodic", f"iif(cell = {zero}, 'FFF', 'TTT') AS periodic")
+    if version == 1:
+        columns = columns.replace("stress", f"iif(stress = {zero}, {absent}, stress) AS stress")
+        columns = columns.replace("carried", "x'' AS carried")
+    return f"CREATE TEMP VIEW label AS SELECT {columns} FROM main.label"
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> int:
@@ -305,11 +324,10 @@ def _array(blob: bytes, *shape: int) -> np.ndarray:
 
 def entry_of(row: tuple) -> Entry:
     """A row of COLUMNS as an entry."""
-    number, key, numbers, position, cell, charge, spin, energy, force, stress, status, reason = row[:12]
-    method, version, seconds, host, attempt, created, carried = row[12:]
-    task = Task(
-        np.frombuffer(numbers, "<i8").astype(np.int64), _array(position, -1, 3), _array(cell, 3, 3), charge, spin
-    )
+    number, key, numbers, position, cell, periodic, charge, spin, energy, force, stress, status, reason = row[:13]
+    method, version, seconds, host, attempt, created, carried = row[13:]
+    geometry = np.frombuffer(numbers, "<i8").astype(np.int64), _array(position, -1, 3), _array(cell, 3, 3)
+    task = Task(*geometry, np.array([letter == "T" for letter in periodic]), charge, spin)
     energy = float("nan") if energy is None else energy
     result = Result(energy, _array(force, -1, 3), _array(stress, 3, 3), status == "done", reason, seconds)
     return Entry(number, key, task, result, status, method, version, host, attempt, created, bytes(carried))

@@ -16,6 +16,7 @@ from jaxal.data.frames import with_electrons
 from jaxal.label.store import conversion
 from jaxal.label.store.database import (
     COLUMNS,
+    COUNT,
     INSERT,
     PATIENCE,
     Status,
@@ -28,7 +29,7 @@ from jaxal.label.task import LabelError
 
 RANK: dict[str, int] = {"failed": 0, "rejected": 1, "done": 2}
 KEY, STATUS = (COLUMNS.split(", ").index(name) - 1 for name in ("key", "status"))  # in a row for INSERT
-UPDATE = f"UPDATE label SET ({COLUMNS.removeprefix('row, ')}) = ({', '.join('?' * 18)}) WHERE key = ?"
+UPDATE = f"UPDATE label SET ({COLUMNS.removeprefix('row, ')}) = ({', '.join('?' * COUNT)}) WHERE key = ?"
 
 
 class Added(NamedTuple):

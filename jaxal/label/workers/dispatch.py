@@ -31,7 +31,7 @@ class Landed(NamedTuple):
 class Dispatch(NamedTuple):
     """An open dispatcher. Its functions may be called from any one thread."""
 
-    submit: Callable[[int, Task], None]  # (ticket, task); returns at once
+    submit: Callable[..., None]  # (ticket, task, what it carries = b""); returns at once
     landed: Callable[[float], list[Landed]]  # since the last call; waits at most so many seconds for the first one
     slots: int  # so many tasks are calculated at a time
     trouble: Callable[[], str]  # why no label can be calculated or committed any more, empty while all is well
@@ -40,16 +40,16 @@ class Dispatch(NamedTuple):
 
 def open_dispatch(executor: Executor, keeper: Keeper, ledger: Path) -> Dispatch:
     """Starts the thread. `executor` is closed with the dispatcher, the store of `keeper` is not."""
-    inbox: list[tuple[int, Task]] = []
+    inbox: list[tuple[int, Task, bytes]] = []
     done: list[Landed] = []
     troubles: list[str] = []
     closing, news = threading.Event(), threading.Condition()
     _mend(ledger)
     noted = set(ledger_keys(ledger))  # what a killed process had handed in is handed in again
 
-    def submit(ticket: int, task: Task) -> None:
+    def submit(ticket: int, task: Task, carried: bytes = b"") -> None:
         with news:
-            inbox.append((ticket, task))
+            inbox.append((ticket, task, carried))
             news.notify_all()
 
     def landed(patience: float) -> list[Landed]:
@@ -66,14 +66,14 @@ def open_dispatch(executor: Executor, keeper: Keeper, ledger: Path) -> Dispatch:
             news.notify_all()
 
     def work() -> None:
-        at_work: dict[int, tuple[str, Task]] = {}
+        at_work: dict[int, tuple[str, Task, bytes]] = {}
         wanted: dict[str, list[int]] = {}  # tickets of each key: two walkers may come upon the same frame
         while not closing.is_set():
             with news:
                 if not inbox and not at_work:
                     news.wait(TICK)
                 came, inbox[:] = list(inbox), []
-            for ticket, task in came:
+            for ticket, task, carried in came:
                 key = keeper.key(task)
                 if (hit := keeper.known(key, task)) is not None:
                     finish([ticket], key, hit[1], True)
@@ -83,11 +83,11 @@ def open_dispatch(executor: Executor, keeper: Keeper, ledger: Path) -> Dispatch:
                     if key not in noted:
                         _note(ledger, key)
                         noted.add(key)
-                    wanted[key], at_work[ticket] = [ticket], (key, task)
+                    wanted[key], at_work[ticket] = [ticket], (key, task, carried)
                     executor.submit(ticket, task)
             for ticket, result in executor.landed(TICK) if at_work else ():
-                key, task = at_work.pop(ticket)
-                kept = keeper.committed(task, result)[1]
+                key, task, carried = at_work.pop(ticket)
+                kept = keeper.committed(task, result, carried)[1]
                 finish(wanted.pop(key), key, kept, False)
 
     def guarded() -> None:
