@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Neighbors,
         Potential,
         Prediction,
+        Sampler,
         Structure,
     )
     from jaxal.deploy.calculator import Calculator
@@ -40,6 +41,7 @@ _PUBLIC = {
     "Potential": ("jaxal.core.types", "Potential"),
     "Prediction": ("jaxal.core.types", "Prediction"),
     "Explorer": ("jaxal.core.types", "Explorer"),
+    "Sampler": ("jaxal.core.types", "Sampler"),
     "Gate": ("jaxal.core.types", "Gate"),
     "Candidates": ("jaxal.core.types", "Candidates"),
     "Label": ("jaxal.core.types", "Label"),
@@ -63,6 +65,7 @@ __all__ = [
     "Neighbors",
     "Potential",
     "Prediction",
+    "Sampler",
     "Structure",
     "import_part",
     "load_config",

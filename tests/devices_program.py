@@ -1,6 +1,7 @@
 """Run by test_devices on eight devices in 64 bits: committee, training and segments on meshes against one device.
 
 With `seeking` only segments whose walkers are driven by one member each and by a bias, and whose labels by a bandit.
+With `coupled` only those of walkers whose steps depend on each other.
 """
 
 import sys
@@ -8,8 +9,10 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import samplers
 from ase.build import molecule
 from small_potential import bonds
+from structures import plain
 
 from jaxal.acquire import gate as gates
 from jaxal.acquire import select as selects
@@ -25,6 +28,7 @@ from jaxal.data.structure import from_atoms
 from jaxal.explore.bias_forces import Term
 from jaxal.explore.biases import hyperactive
 from jaxal.explore.dynamics import nvt_langevin
+from jaxal.explore.stepping import per_walker
 from jaxal.explore.variables import NONE
 from jaxal.potential.pair import morse
 from jaxal.program import loop
@@ -82,7 +86,7 @@ def start(mesh, more):
     params = training_data.new_params(of(None), jax.random.key(2), SPEC, structures, labels)
     parts = states.Parts(
         committee=of(mesh),
-        explorers=(nvt_langevin(temperature=300.0),),
+        samplers=(per_walker(nvt_langevin(temperature=300.0)),),
         score=max_force_spread,
         gate=gates.threshold(limit=0.0),
         kernel=mean_feature,
@@ -176,8 +180,26 @@ def seek():
         print(f"{name} alike", flush=True)
 
 
+def coupled():
+    """An exchange of replicas, whose walkers divide over devices and are gathered in every step."""
+    position = jnp.zeros((4, 2, 3)).at[:, 1, 0].set(0.3)
+    none, cell = jnp.zeros(4, jnp.int32), jnp.zeros((4, 3, 3))
+    structures = plain(position, jnp.zeros((4, 2), jnp.int32), cell, none, none)
+    sampler, ends = samplers.exchange(temperatures=(300.0, 400.0, 500.0, 600.0), every=2), []
+    for mesh in (None, mesh_of(4, 2)):
+        state, run = samplers.made(sampler, samplers.HARMONIC, structures, 8, 4, [0.7, 0.9], mesh)
+        ends.append(run(state, limits()._replace(closest=jnp.asarray(0.0))))
+    (one, one_looks), (state, looks) = ends
+    alike(state._replace(near=()), one._replace(near=()), "coupled")
+    alike(looks, one_looks, "coupled")
+    assert looks.ok.any() and jnp.sum(state.walkers[0].swaps) > 0
+    assert all(rows(leaf) == ({1}, 8) for leaf in jax.tree.leaves(state.walkers))
+
+
 def main():
     assert len(jax.devices()) == 8
+    if sys.argv[1:] == ["coupled"]:
+        return coupled()
     if sys.argv[1:] == ["seeking"]:
         return seek()
     # (devices, walkers, members): members divide first, walkers over what is left

@@ -16,6 +16,7 @@ from jaxal.core.types import Label
 from jaxal.data import neighbors
 from jaxal.data.structure import from_atoms
 from jaxal.explore.dynamics import nvt_langevin
+from jaxal.explore.stepping import per_walker
 from jaxal.potential.equivariant import equivariant
 from jaxal.potential.pair import morse
 from jaxal.program import loop
@@ -70,7 +71,7 @@ def made(label=oracle, capacity=64, slots=2, queue=0, drive="mean", gate=None):
         committee=evaluation.Committee(
             equivariant(TABLE, cutoff=4.0, channels=2, l_max=1, layers=1, radial=4, radial_hidden=0), MEMBERS
         ),
-        explorers=(nvt_langevin(temperature=300.0, final_temperature=3e6, ramp=1000.0),),  # 1.5 K in a step
+        samplers=(per_walker(nvt_langevin(temperature=300.0, final_temperature=3e6, ramp=1000.0)),),  # 1.5 K in a step
         score=max_force_spread,
         gate=gate or gates.threshold(limit=0.0),
         kernel=mean_feature,

@@ -28,6 +28,7 @@ from jaxal.data import neighbors
 from jaxal.data.structure import from_atoms
 from jaxal.deploy import model as models
 from jaxal.explore.dynamics import nvt_langevin
+from jaxal.explore.stepping import per_walker
 from jaxal.potential.equivariant import equivariant
 from jaxal.program import loop
 from jaxal.program import state as states
@@ -370,7 +371,7 @@ def test_one_round_on_the_fly(name, waiting):
         method = functions(name)[0]
         parts = states.Parts(
             committee=Committee(POTENTIAL, 1, species=len(TABLE), uncertainty=method),
-            explorers=(nvt_langevin(temperature=300.0),),
+            samplers=(per_walker(nvt_langevin(temperature=300.0)),),
             score=worst,
             gate=gates.conformal(target_error=1e-6),
             kernel=mean_feature,

@@ -26,7 +26,7 @@ from jaxal.config.schema import Part
 from jaxal.config.systems import populations
 from jaxal.core import devices
 from jaxal.core.devices import MEMBERS, WALKERS
-from jaxal.core.types import Label, Neighbors, Params, Structure
+from jaxal.core.types import Label, Neighbors, Params, Start, Structure
 from jaxal.data import buffer as buffers
 from jaxal.data import neighbors
 from jaxal.data.structure import from_atoms, species_table
@@ -103,7 +103,7 @@ def forces(setting: Setting) -> Program:
 def md(setting: Setting) -> Program:
     """Langevin dynamics under the mean force, with the largest force spread of every walker read in every step."""
     model = _model(setting)
-    explorer = nvt_langevin(temperature=300.0, timestep=0.5)
+    sampler = stepping.per_walker(nvt_langevin(temperature=300.0, timestep=0.5))
 
     def step(params: Params, carry, _):
         walkers, near, overflow = carry
@@ -113,10 +113,11 @@ def md(setting: Setting) -> Program:
                 prediction = predict_local(model.committee, params, proposed, close)
             with jax.named_scope("gate"):
                 spread = jax.vmap(max_force_spread)(prediction, proposed)
-            return stepping.Moves(prediction.force.mean(1), prediction.stress.mean(1)), spread
+            mean = prediction.energy.mean(1), prediction.force.mean(1), prediction.stress.mean(1)
+            return stepping.unjudged(*mean), spread
 
-        step = stepping.step(explorer, model.spec, walkers, near, push)
-        return (step.walkers, step.near, overflow | step.close.overflow), step.seen
+        step = stepping.step(sampler, model.spec, walkers, near, push)
+        return (step.walkers, step.near, overflow | step.close.overflow), step.said
 
     def steps(params: Params, carry):
         return jax.lax.scan(lambda c, x: step(params, c, x), carry, None, length=setting.steps)
@@ -130,7 +131,7 @@ def md(setting: Setting) -> Program:
 
     zero = jnp.zeros_like(model.structures.position), jnp.zeros_like(model.structures.cell)
     keys = jax.random.split(jax.random.key(setting.seed), setting.walkers)
-    walkers = jax.jit(jax.vmap(explorer.init))(keys, model.structures, *zero, jnp.zeros(setting.walkers, jnp.int32))
+    walkers = jax.jit(sampler.init)(keys, Start(model.structures, *zero), jnp.zeros(setting.walkers, jnp.int32))
     # all donated: nothing twice
     held = [devices.laid(mesh, own, (walkers, model.near, jnp.zeros_like(model.near.overflow)))]
     compiled, trace, compile_ = _compile(run, model.params, held[0], donate=(1,))

@@ -301,6 +301,8 @@ def _list(given: argparse.Namespace) -> None:
                 what = unit_of(option.annotation) or describe(option.annotation)
                 print(f"    {option.name:<20} {value:<16} {what}")
             print()
+        if given.kind and not registry.names(kind):
+            print(f"no {kind} is registered; docs/add_a_part.md says how one is added")
 
 
 def _plain(default: object) -> object:

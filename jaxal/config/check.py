@@ -17,12 +17,13 @@ from jaxal.config.biases import terms_of
 from jaxal.config.schema import Config, Gate, Part
 from jaxal.config.systems import populations
 from jaxal.core.errors import InputError
-from jaxal.core.types import FORCE, Explorer, Uncertainty
+from jaxal.core.types import FORCE, Sampler, Start, Uncertainty
 from jaxal.data import dataset, lattice
 from jaxal.data import frames as door
 from jaxal.data.electrons import symbol
 from jaxal.data.frames import fixed_atoms, overlap
 from jaxal.data.structure import Table, from_atoms, species_table
+from jaxal.explore import stepping
 from jaxal.explore.timestep import too_long
 from jaxal.label.isolated_atoms import planned
 from jaxal.label.store import conversion
@@ -32,48 +33,50 @@ from jaxal.label.workers.executor import Recipe
 VACUUM = 8.0  # Å; a layer without atoms so thick is no part of a crystal or of a liquid
 
 
-def explorer_of(part: Part, starts: list[ase.Atoms], file: Any, field: str = "system") -> Explorer:
-    """The explorer of a configuration, which can move the start structures of this file, of the system `field`.
+def sampler_of(part: Part, starts: list[ase.Atoms], walkers: int, file: Any, field: str = "system") -> Sampler:
+    """The sampler of a configuration, which can move so many walkers from the start structures of this file, of the
+    system `field`.
 
     It is tried on shapes alone: nothing is computed. Raises InputError for options and structures that do not fit.
     """
     atoms = starts[0]
-    explorer = _built("explore", part.bind())
+    sampler = stepping.sampler(_built("explore", part.bind()))
     if all(fixed_atoms(start).all() for start in starts):
         raise InputError(f"{field}.file: all atoms of {file} are fixed; leave at least one free to move")
-    if explorer.barostat and not atoms.pbc.all():
+    if sampler.barostat and not atoms.pbc.all():
         what = f"{file} is periodic along {lattice.named(atoms.pbc)}"
         raise InputError(f"explore.name: {part.name} needs a cell that is periodic in all three directions, {what}")
-    if explorer.barostat and any(fixed_atoms(start).any() for start in starts):
+    if sampler.barostat and any(fixed_atoms(start).any() for start in starts):
         what = "a changing cell moves all of its atoms; give a dynamics of constant volume, such as nvt_langevin"
         raise InputError(f"explore.name: {part.name} does not fit the fixed atoms of {file}: {what}")
-    for start in starts if explorer.barostat else ():
+    for start in starts if sampler.barostat else ():
         if (empty := float(lattice.empty(start.positions, start.cell.array, start.pbc).max())) > VACUUM:
             what = f"{file} has a vacuum of {empty:.1f} Å, which a pressure would close; give nvt_langevin or another"
             raise InputError(f"explore.name: {part.name} does not fit: {what}")
-    structure = from_atoms(atoms, species_table([atoms]))
+    each = [starts[walker % len(starts)] for walker in range(walkers)]
+    structures = jax.tree.map(jnp.asarray, from_atoms(each, species_table([atoms])))
 
     def begin() -> Any:
-        nothing = jnp.zeros_like(structure.position), jnp.zeros((3, 3), structure.position.dtype)
-        return explorer.init(jax.random.key(0), structure, *nothing, jnp.zeros((), jnp.int32))
+        start = Start(structures, jnp.zeros_like(structures.position), jnp.zeros_like(structures.cell))
+        return sampler.init(jax.random.split(jax.random.key(0), walkers), start, jnp.zeros(walkers, jnp.int32))
 
     _built("explore", lambda: jax.eval_shape(begin))
-    return explorer
+    return sampler
 
 
 def dynamics_of(
-    part: Part, label: Part, weight: float, starts: list[ase.Atoms], file: Any, field: str = "system"
+    part: Part, label: Part, weight: float, starts: list[ase.Atoms], walkers: int, file: Any, field: str = "system"
 ) -> list[str]:
-    """What is to be warned of where walkers of these structures move so under a model of such labels.
+    """What is to be warned of where so many walkers of these structures move so under a model of such labels.
 
-    `weight` is `train.stress_weight`. Raises InputError as `explorer_of`, and where a stress is needed that the labels
+    `weight` is `train.stress_weight`. Raises InputError as `sampler_of`, and where a stress is needed that the labels
     do not have.
     """
-    explorer = explorer_of(part, starts, file, field)
-    reason = too_long(starts, explorer.timestep) if explorer.bath is not None else ""
+    sampler = sampler_of(part, starts, walkers, file, field)
+    reason = too_long(starts, sampler.timestep) if sampler.bath is not None else ""
     cautions = [f"explore.timestep: {reason}"] if reason else []
     if dict(label.options).get("stress") is False:
-        if explorer.barostat:
+        if sampler.barostat:
             raise InputError(
                 f"label.stress: false does not fit explore.name = {part.name}, whose cell follows the stress; "
                 "give true, or a dynamics of constant volume"
@@ -82,7 +85,7 @@ def dynamics_of(
             raise InputError(
                 f"train.stress_weight: {weight:g} does not fit label.stress = false; give 0, or label.stress = true"
             )
-    if explorer.barostat and weight == 0:
+    if sampler.barostat and weight == 0:
         what = f"the cell of {part.name} follows a stress that is never trained on; give such as 1"
         cautions.append(f"train.stress_weight: 0, {what}")
     if weight > 0 and not _has_stress(starts[0]):
@@ -149,7 +152,7 @@ def check(config: Config) -> list[str]:
         _built("executor", config.executor.bind())
     weight = config.train.stress_weight
     cautions = [
-        dynamics_of(system.explore, config.label.part, weight, system.starts, system.file, system.field)
+        dynamics_of(system.explore, config.label.part, weight, system.starts, system.walkers, system.file, system.field)
         for system in systems
     ]
     return list(dict.fromkeys(caution for of_system in cautions for caution in of_system))

@@ -55,7 +55,7 @@ ExecutorPart = Annotated[Part, Kinds(("executor",), "local")]
 UncertaintyPart = Annotated[Part, Kinds(("uncertainty",), "members")]
 KernelPart = Annotated[Part, Kinds(("kernel",), "mean_feature")]
 SelectPart = Annotated[Part, Kinds(("select",), "top_k")]
-ExplorerPart = Annotated[Part, Kinds(("explorer",), "nvt_langevin")]
+ExplorerPart = Annotated[Part, Kinds(("explorer", "sampler"), "nvt_langevin")]
 VariablePart = Annotated[Part, Kinds(("variable",))]
 SchedulePart = Annotated[Part, Kinds(("schedule",), "single")]
 

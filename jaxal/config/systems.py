@@ -11,9 +11,11 @@ from ase.neighborlist import neighbor_list
 
 from jaxal.config.schema import Bias, Config, Part, Structures
 from jaxal.core.errors import InputError
+from jaxal.core.types import Sampler
 from jaxal.data import files, lattice
 from jaxal.data import frames as door
 from jaxal.data.frames import MOST_ATOMS
+from jaxal.explore import stepping
 
 PADDING = 0.15  # of the work of a step may be for atoms and neighbors that there are not
 LAYERS = 8  # neighbors that an atom costs as much as by itself
@@ -34,6 +36,11 @@ class Population(NamedTuple):
     def name(self) -> str:
         """The user's name for it; of a single system `system`."""
         return self.field.removeprefix("systems.")
+
+    @property
+    def sampler(self) -> Sampler:
+        """What moves its walkers."""
+        return stepping.sampler(self.explore.bind()())
 
 
 def populations(config: Config) -> list[Population]:
@@ -151,8 +158,9 @@ def grouped(systems: Sequence[Population], cutoff: float) -> list[list[int]]:
 
 
 def _move_alike(one: Population, other: Population) -> bool:
-    """Whether two systems can be moved by one program: variables are of the atoms of one system."""
-    return one.explore == other.explore and one.bias == other.bias and not any(bias.variables for bias in one.bias)
+    """Whether two systems can be moved by one program: variables, and walkers that are coupled, are of one system."""
+    alike = one.explore == other.explore and one.bias == other.bias
+    return alike and not any(bias.variables for bias in one.bias) and not one.sampler.couples
 
 
 def _size(system: Population, cutoff: float) -> tuple[int, int]:

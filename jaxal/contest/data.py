@@ -210,7 +210,7 @@ def _check_live(name: str, task: Task, live: Live, entered: Sequence[Entrant]) -
         raise InputError(f"tasks.{name}.live.label: {error}") from None
     try:
         weight = task.train.stress_weight if task.train else 0.0
-        cautions = dynamics_of(live.explore.part, live.label, weight, starts, live.system.file)
+        cautions = dynamics_of(live.explore.part, live.label, weight, starts, live.explore.walkers, live.system.file)
     except InputError as error:
         raise InputError(f"tasks.{name}.{_placed(error)}") from None
     terms_of(live.bias, max_force_spread, starts[0], f"tasks.{name}.live.bias")

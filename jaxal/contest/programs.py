@@ -27,8 +27,8 @@ from jaxal.core.types import Candidates, Key, Params, Prediction, Structure
 from jaxal.data import buffer as buffers
 from jaxal.data import neighbors
 from jaxal.data.structure import Table
+from jaxal.explore.stepping import where
 from jaxal.program.selection import Course, arms_of, scheduled, taught
-from jaxal.program.step import where
 from jaxal.run import assembly
 from jaxal.train import fit as training
 from jaxal.train import posterior

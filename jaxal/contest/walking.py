@@ -16,12 +16,13 @@ from jaxal.committee.evaluation import Committee
 from jaxal.config.biases import terms_of
 from jaxal.contest.programs import over_seeds
 from jaxal.contest.schema import Entrant, Live
-from jaxal.core.types import Key, Neighbors, Params, Structure, WalkerState
+from jaxal.core.types import Key, Neighbors, Params, Start, Structure
 from jaxal.data import fragments, neighbors
 from jaxal.data.structure import Table
 from jaxal.explore.bias_forces import begun, rewound
+from jaxal.explore.stepping import sampler, where
 from jaxal.program.reports import Trusted
-from jaxal.program.step import Bounds, Walk, driving, farthest, make_walk, nothing, where
+from jaxal.program.step import Bounds, Walk, driving, farthest, make_walk, nothing, reported
 
 
 class Visited(NamedTuple):
@@ -52,10 +53,10 @@ def make_walking(
 
     def walking(params: Params, factor: Float[Array, ""], starts: Structure, key: Array) -> Visited:
         dtype = starts.position.dtype
-        explorer = live.explore.part.bind()()
+        moving = sampler(live.explore.part.bind()())
         tells = measure_of(entrant.score.name, dict(entrant.score.options)).spread
         judging = conformal() if tells else None
-        walk = make_walk(committee, explorer, score, table, near, live.every, drive, bias, judging)
+        walk = make_walk(committee, moving, score, table, near, live.every, drive, bias, judging)
         gate = conformal().init()._replace(factor=factor)
         number = starts.charge.shape[0]
         listed = neighbors.find(near, starts)
@@ -68,18 +69,19 @@ def make_walking(
         widest = jnp.full(number, farthest(near.cutoff, starts).astype(dtype))
         bounds = Bounds(implausible, closest, hottest, widest, known)
         first, later = jax.random.split(jax.random.wrap_key_data(key))
-        walkers = jax.vmap(explorer.init)(jax.random.split(first, number), *trusted[:3], jnp.zeros(number, jnp.int32))
+        keys = jax.random.split(first, number)
+        walkers = moving.init(keys, Start(*trusted[:3]), jnp.zeros(number, jnp.int32))
+        names = reported(moving, bias, walkers)
 
-        def look(carry: tuple[WalkerState, Neighbors, Trusted, Any], key: Key) -> Any:
+        def look(carry: tuple[Any, Neighbors, Trusted, Any], key: Key) -> Any:
             walkers, listed, trusted, drift = carry
-            begin = Walk(walkers, listed, nothing(*trusted, bias=bias), jnp.zeros(number, bool), drift)
+            begin = Walk(walkers, listed, nothing(*trusted, names=names), jnp.zeros(number, bool), drift)
             end = walk(params, gate, None, bounds, begin)
             now, left = end.candidate, end.candidate.bad | end.full
             seen = jnp.isfinite(now.score) & ~end.full
             trusted = where(seen & ~left, Trusted(now.structure, now.drive, now.stress, now.drift), trusted)
-            fresh = jax.vmap(explorer.init)(jax.random.split(key, number), *trusted[:3], end.walkers.step)
-            walkers = where(left, fresh, end.walkers)
-            time = explorer.timestep * walkers.step.astype(dtype)
+            walkers = moving.rewind(jax.random.split(key, number), end.walkers, left, Start(*trusted[:3]))
+            time = moving.timestep * moving.steps(walkers).astype(dtype)
             drift = rewound(bias, left, end.drift, trusted.drift, trusted.structure, time)
             score = jnp.where(now.unknown, jnp.inf, now.score)
             return (walkers, end.near, trusted, drift), (now.structure, now.force, score, seen, left)

@@ -225,7 +225,30 @@ def gathered(mesh: Mesh | None, axis: str, tree: T) -> T:
     """Inside `split`: the rows [m ...] of all devices along an axis, in order."""
     if mesh is None or mesh.shape[axis] == 1:
         return tree
-    return jax.tree.map(lambda x: jax.lax.all_gather(x, axis, axis=0, tiled=True), tree)
+    return _rows(lambda x: jax.lax.all_gather(x, axis, axis=0, tiled=True), tree)
+
+
+def own(mesh: Mesh | None, axis: str, tree: T) -> T:
+    """Inside `split`: this device's rows, along an axis, of what every device has whole; undoes `gathered`."""
+    if mesh is None or mesh.shape[axis] == 1:
+        return tree
+
+    def cut(x: jax.Array) -> jax.Array:
+        rows = x.shape[0] // mesh.shape[axis]
+        return jax.lax.dynamic_slice_in_dim(x, rows * jax.lax.axis_index(axis), rows)
+
+    return _rows(cut, tree)
+
+
+def _rows(function: Callable[[jax.Array], jax.Array], tree: T) -> T:
+    """`function` on the arrays of a tree, on typed keys of random numbers as their data."""
+
+    def each(x: jax.Array) -> jax.Array:
+        if not jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return function(x)
+        return jax.random.wrap_key_data(function(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+
+    return jax.tree.map(each, tree)
 
 
 def once(mesh: Mesh, function: Callable[..., Any], shapes: Any, *arguments: Any) -> Any:

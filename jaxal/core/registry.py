@@ -14,6 +14,7 @@ KINDS = (
     "labeler",
     "executor",
     "explorer",
+    "sampler",
     "uncertainty",
     "score",
     "variable",

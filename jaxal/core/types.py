@@ -170,6 +170,62 @@ class Explorer(NamedTuple):
     barostat: bool = False  # the cell changes: it needs all three periodic, a stress, and no fixed atom
 
 
+class Start(NamedTuple):
+    """Where walkers [w] begin, or begin again, and what moves them there: the mean or a member, without biases."""
+
+    structure: Structure
+    force: Float[Array, "w n 3"]  # eV/Å
+    stress: Float[Array, "w 3 3"]  # eV/Å^3
+
+
+class Seen(NamedTuple):
+    """What is said of the structures [w] that a sampler asked about."""
+
+    energy: Float[Array, "w"]  # eV, whose slope the force is, with the biases; relative to the reference energies
+    force: Float[Array, "w n 3"]  # eV/Å, that moves the walker
+    stress: Float[Array, "w 3 3"]  # eV/Å^3, of the same
+    score: Float[Array, "w"]  # NaN where nobody judges
+    physical: Bool[Array, "w"]  # False: the walker has left the physical since the last look, and will be rewound
+
+
+class Sampler(NamedTuple):
+    """How the walkers [w] of a group move, together or each for itself, apart from who computes the forces.
+
+    What is asked about in a step is a walker: the images of a band, the replicas of an exchange and both ends of a
+    dimer are walkers each, with a trusted frame, a score and labels of their own. The state is a pytree of arrays
+    of fixed types, each with a row for every walker; what walkers share stands in every row. A number in a row that is
+    not finite takes the walker back. Keys of random numbers are in it, as `init` and `rewind` give them: a step draws
+    from nothing else.
+
+    A step has two halves, as that of an `Explorer`: `propose` says where forces are needed, `advance` ends the step
+    with them. Fixed atoms and padding stay where they are; the forces on them mean nothing. Where a walker has left the
+    physical what is said of it may be no number: no other walker may follow it there. `rewind` takes the walkers of
+    the mask to their trusted frames, where the others are in `Start`, too. Steps that were done count on, and what is
+    not a walker's place (temperature, springs, rungs) is the sampler's to keep. No energy is handed over there: that
+    of a trusted frame is of parameters before a training. What a bias has learned belongs to a walker's number:
+    walkers exchange what acts on them, not their structures.
+
+    An `Explorer`, written for one walker, becomes a sampler by `jaxal.explore.stepping.per_walker`. Raises InputError
+    from `init` where it cannot move so many walkers, or not these.
+    """
+
+    init: Callable[[Key, Start, Int[Array, "w"]], PyTree]  # (keys [w], start, steps that are done)
+    propose: Callable[[PyTree], Structure]  # [w]
+    advance: Callable[[PyTree, Structure, Seen], PyTree]
+    rewind: Callable[[Key, PyTree, Bool[Array, "w"], Start], PyTree]  # (keys [w], state, who, trusted frames)
+    walkers: Callable[[PyTree], Structure]  # [w], where they are
+    steps: Callable[[PyTree], Int[Array, "w"]]  # that they have done
+    kinetic: Callable[[PyTree], Float[Array, "w"]]  # eV
+    degrees: Callable[[PyTree], Int[Array, "w"]]  # of freedom, that have the kinetic energy
+    timestep: float  # fs; of what is no dynamics, what a step counts as in the run's simulated time
+    bath: Callable[[PyTree], Float[Array, "w"]] | None = None  # K, now; None: walkers at rest, or at constant energy
+    # Numbers of each walker by name, for trajectory and metrics, such as its rung; the names of biases are taken
+    report: Callable[[PyTree], dict[str, Float[Array, "w"]]] | None = None
+    over: Callable[[PyTree], Bool[Array, "w"]] | None = None  # a converged band; None: never, as in dynamics
+    couples: bool = False  # a walker's step depends on others: they are of one system, and a mesh gathers them
+    barostat: bool = False  # as of an `Explorer`
+
+
 Score = Callable[[Prediction, Structure], Float[Array, ""]]  # larger = less certain
 
 

@@ -53,6 +53,7 @@ class Push(NamedTuple):
 
     force: Float[Array, "w n 3"]  # eV/Å
     stress: Float[Array, "w 3 3"]  # eV/Å^3
+    energy: Float[Array, "w"]  # eV
     report: dict[str, Float[Array, "w"]]  # energies, eV, and variables, by `names`
 
 
@@ -171,7 +172,7 @@ def push(
     measures = dict.fromkeys(term.bias.measure for term in terms if term.bias.measure is not None)
     up = {each: rise(committee, each, params, structures, neighbors, prediction) for each in measures}
     none = Rise(jnp.zeros_like(time), jnp.zeros_like(force), jnp.zeros_like(structures.cell))
-    total, learned = Push(jnp.zeros_like(force), jnp.zeros_like(structures.cell), {}), []
+    total, learned = Push(none.position, none.strain, none.value, {}), []
     for term, state in zip(terms, states, strict=True):
         higher = none if term.bias.measure is None else up[term.bias.measure]
         values = jax.vmap(term.variables.values)(structures)
@@ -182,7 +183,7 @@ def push(
         kept = jax.tree.map(lambda new, old, ok=sound: jnp.where(_column(ok, new), new, old), after, state)
         learned.append(after if term.bias.shared else kept)
         report = dict(zip(_names(term), (energy, *values.T), strict=True))
-        total = Push(total.force + pull, total.stress + stress, total.report | report)
+        total = Push(total.force + pull, total.stress + stress, total.energy + energy, total.report | report)
     return total, tuple(learned)
 
 

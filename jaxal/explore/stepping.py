@@ -1,47 +1,103 @@
-"""One step of dynamics, whatever asks for it: the program, validation and benchmarks take their steps here."""
+"""One step of all walkers, whatever asks for it: the program, validation and benchmarks take their steps here."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxal.core.types import Explorer, Neighbors, Structure, WalkerState
+from jaxal.core import devices
+from jaxal.core.devices import WALKERS
+from jaxal.core.types import Explorer, Key, Neighbors, Sampler, Seen, Start, Structure, WalkerState
 from jaxal.data import neighbors
+from jaxal.explore.walker import degrees_of_freedom, kinetic_energy
 
 S = TypeVar("S")
 
 
-class Moves(NamedTuple):
-    """What moves walkers [w]."""
+def per_walker(explorer: Explorer) -> Sampler:
+    """The sampler that moves every walker by itself, as an explorer says."""
 
-    force: Float[Array, "w n 3"]  # eV/Å
-    stress: Float[Array, "w 3 3"]  # eV/Å^3
+    def init(keys: Key, start: Start, steps: Int[Array, "w"]) -> WalkerState:
+        return jax.vmap(explorer.init)(keys, *start, steps)
+
+    def advance(walkers: WalkerState, structures: Structure, seen: Seen) -> WalkerState:
+        return jax.vmap(explorer.advance)(walkers, structures, seen.force, seen.stress)
+
+    def rewind(keys: Key, walkers: WalkerState, mask: Bool[Array, "w"], start: Start) -> WalkerState:
+        return where(mask, init(keys, start, walkers.step), walkers)
+
+    def bath(walkers: WalkerState) -> Float[Array, "w"]:
+        assert explorer.bath is not None
+        return jax.vmap(explorer.bath)(walkers.step)
+
+    return Sampler(
+        init=init,
+        propose=jax.vmap(explorer.propose),
+        advance=advance,
+        rewind=rewind,
+        walkers=lambda walkers: walkers.structure,
+        steps=lambda walkers: walkers.step,
+        kinetic=jax.vmap(kinetic_energy),
+        degrees=jax.vmap(degrees_of_freedom),
+        timestep=explorer.timestep,
+        bath=None if explorer.bath is None else bath,
+        barostat=explorer.barostat,
+    )
+
+
+def sampler(part: Explorer | Sampler) -> Sampler:
+    """What moves walkers, of an explorer or a sampler."""
+    return part if isinstance(part, Sampler) else per_walker(part)
+
+
+def unjudged(energy: Float[Array, "w"], force: Float[Array, "w n 3"], stress: Float[Array, "w 3 3"]) -> Seen:
+    """What a field says of structures [w] that no gate judges: all pass for physical."""
+    return Seen(energy, force, stress, jnp.full_like(energy, jnp.nan), jnp.ones(energy.shape, bool))
 
 
 class Step(NamedTuple):
     """Where walkers [w] have come by one step."""
 
-    walkers: WalkerState
+    walkers: PyTree  # the sampler's state
     near: Neighbors  # with their skin, for the next step
     close: Neighbors  # within the cutoff; `overflow` says where there was no room
-    seen: Any  # what `push` said beside
+    said: Any  # what `push` said beside
 
 
 def step(
-    explorer: Explorer,
+    sampler: Sampler,
     spec: neighbors.Spec,
-    walkers: WalkerState,
+    walkers: PyTree,
     near: Neighbors,
-    push: Callable[[Structure, Neighbors], tuple[Moves, S]],
+    push: Callable[[Structure, Neighbors], tuple[Seen, S]],
+    mesh: Mesh | None = None,
 ) -> Step:
     """Proposes, finds the neighbors, takes from `push` what moves the walkers and what else it says, and advances.
 
-    Neighbors are searched anew, for all walkers, where one has outrun its skin.
+    Neighbors are searched anew, for all walkers, where one has outrun its skin. On a mesh, inside of `devices.split`,
+    the rows are those of this device; where the sampler couples walkers, every device moves those of all.
     """
-    proposed = jax.vmap(explorer.propose)(walkers)
+    mesh = mesh if sampler.couples else None
+    walkers = devices.gathered(mesh, WALKERS, walkers)
+    everywhere = sampler.propose(walkers)
+    proposed = devices.own(mesh, WALKERS, everywhere)
     with jax.named_scope("neighbors"):
         near = neighbors.renewed(spec, near, proposed)
         close = neighbors.within(spec, near, proposed)
-    moves, seen = push(proposed, close)
-    return Step(jax.vmap(explorer.advance)(walkers, proposed, *moves), near, close, seen)
+    seen, said = push(proposed, close)
+    after = sampler.advance(walkers, everywhere, devices.gathered(mesh, WALKERS, seen))
+    return Step(devices.own(mesh, WALKERS, after), near, close, said)
+
+
+def where(mask: Bool[Array, "w"], yes: S, no: S) -> S:
+    """Row by row `yes` where the mask is true, else `no`, over a whole pytree [w ...]."""
+
+    def pick(a: Array, b: Array) -> Array:
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(pick(jax.random.key_data(a), jax.random.key_data(b)))
+        return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(pick, yes, no)

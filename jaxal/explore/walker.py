@@ -57,20 +57,17 @@ def temperature(walker: WalkerState) -> Float[Array, ""]:
     return kelvin(kinetic_energy(walker), degrees_of_freedom(walker))
 
 
-def hottest(explorer: Explorer, factor: Float[Array, ""], walker: WalkerState) -> Float[Array, ""]:
-    """The kinetic temperature above which one walker cannot be, K; infinite where it has no bath.
+def hottest(bath: Float[Array, "w"], factor: Float[Array, ""], degrees: Int[Array, "w"]) -> Float[Array, "w"]:
+    """The kinetic temperatures above which walkers in baths of these temperatures (K) cannot be, K.
 
-    `factor` times the temperature T of its bath at its present step, but at least what chance gives: in equilibrium
+    `factor` times the temperature T of the bath, but at least what chance gives: in equilibrium
     2 K / (k_B T) has the chi-square distribution of f degrees of freedom, which exceeds f + 2 sqrt(f t) + 2 t with
     probability below exp(-t) (Laurent and Massart, Ann. Stat. 28, 1302, 2000, lemma 1), and t is `TAIL`. That counts
     for three atoms and fewer. T is at least `ROOM`.
     """
-    if explorer.bath is None:
-        return jnp.asarray(jnp.inf, walker.structure.position.dtype)
-    count = jnp.maximum(degrees_of_freedom(walker), 1).astype(walker.structure.position.dtype)
+    count = jnp.maximum(degrees, 1).astype(factor.dtype)
     chance = 1 + 2 * jnp.sqrt(TAIL / count) + 2 * TAIL / count
-    bath = jnp.maximum(explorer.bath(walker.step), ROOM)
-    return (jnp.maximum(factor, chance) * bath).astype(count.dtype)
+    return (jnp.maximum(factor, chance) * jnp.maximum(bath, ROOM)).astype(factor.dtype)
 
 
 def explorer(

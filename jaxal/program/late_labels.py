@@ -19,11 +19,12 @@ from jaxal.core import devices
 from jaxal.core.types import Label, Neighbors, Prediction, Structure
 from jaxal.data import fragments, neighbors
 from jaxal.data import queue as queues
+from jaxal.explore.stepping import where
 from jaxal.program import lessons, reports
 from jaxal.program import state as states
 from jaxal.program.reports import Lesson
 from jaxal.program.state import Limits, Parts, State, Static
-from jaxal.program.step import driving, where
+from jaxal.program.step import driving
 from jaxal.uncertainty.support import is_supported, novelty
 
 

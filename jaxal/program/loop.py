@@ -19,9 +19,11 @@ from jax.sharding import PartitionSpec as P
 
 from jaxal.acquire.gate import estimated
 from jaxal.core import devices
+from jaxal.core.types import Start
 from jaxal.data import queue as queues
 from jaxal.data import sample as samples
 from jaxal.explore.bias_forces import rewound
+from jaxal.explore.stepping import where
 from jaxal.program.lessons import teach
 from jaxal.program.reports import Lesson, Look, Trusted, cut
 from jaxal.program.selection import Chooser, choose
@@ -38,7 +40,7 @@ from jaxal.program.state import (
     rows_of,
     unless_undone,
 )
-from jaxal.program.step import Bounds, Candidate, Walk, joined, make_walk, nothing, where
+from jaxal.program.step import Bounds, Candidate, Walk, joined, make_walk, nothing, reported
 from jaxal.train import posterior
 from jaxal.uncertainty.support import is_supported
 
@@ -50,15 +52,16 @@ def make_walks(parts: Parts, static: Static) -> Callable[[Limits, State], list[W
     own = rows_of(static.groups)
     walks = [
         make_walk(
-            *(parts.committee, explorer, parts.score, static.table, group.near, static.every),
+            *(parts.committee, sampler, parts.score, static.table, group.near, static.every),
             *(parts.drive, bias, parts.gate, rows.start),
         )
-        for explorer, bias, group, rows in zip(parts.explorers, parts.biases, static.groups, own, strict=True)
+        for sampler, bias, group, rows in zip(parts.samplers, parts.biases, static.groups, own, strict=True)
     ]
 
     def walked(limits: Limits, state: State, number: int) -> Walk:
         group, rows = static.groups[number], own[number]
-        candidate = nothing(*cut(state.trusted, number, rows, group.atoms), bias=parts.biases[number])
+        names = reported(parts.samplers[number], parts.biases[number], state.walkers[number])
+        candidate = nothing(*cut(state.trusted, number, rows, group.atoms), names=names)
         full = jnp.zeros(len(group.systems), bool)
         start = Walk(state.walkers[number], state.near[number], candidate, full, state.drift[number])
         limit = limits.implausible, limits.closest, limits.hottest
@@ -140,6 +143,7 @@ def make_segment(parts: Parts, static: Static) -> Segment:
             factor=state.gate.factor,
             threshold=state.gate.threshold,
             coverage=jnp.where(state.gate.checked > 0, state.gate.covered / state.gate.checked, jnp.nan),
+            over=over(walkers, trust & ~rewind),
         )
         state = state._replace(
             walkers=walkers,
@@ -152,12 +156,21 @@ def make_segment(parts: Parts, static: Static) -> Segment:
 
     def back(state: State, trusted: Trusted, rewind, keys, number: int):
         """The walkers of one group, some of them back at their trusted frames, and what biases have learned of them."""
-        explorer, rows, now = parts.explorers[number], own[number], state.walkers[number]
+        sampler, rows, now = parts.samplers[number], own[number], state.walkers[number]
         place, force, stress, drift = cut(trusted, number, rows, static.groups[number].atoms)
-        fresh = jax.vmap(explorer.init)(keys[rows], place, force, stress, now.step)
-        walkers = where(rewind[rows], fresh, now)
-        time = explorer.timestep * walkers.step.astype(force.dtype)
+        walkers = sampler.rewind(keys[rows], now, rewind[rows], Start(place, force, stress))
+        time = sampler.timestep * sampler.steps(walkers).astype(force.dtype)
         return walkers, rewound(parts.biases[number], rewind[rows], state.drift[number], drift, place, time)
+
+    def over(walkers, trust):
+        """Whether walkers have come to their end, on frames that are trusted; None where no sampler does."""
+        if all(sampler.over is None for sampler in parts.samplers):
+            return None
+        each = [
+            jnp.zeros_like(trust[rows]) if sampler.over is None else sampler.over(now) & trust[rows]
+            for sampler, now, rows in zip(parts.samplers, walkers, own, strict=True)
+        ]
+        return jnp.concatenate(each)
 
     def learn(limits, state: State, candidate: Candidate, chosen, probe, estimate, arm, keys):
         """Labels the chosen walkers' candidates, adds them to the training set and retrains."""

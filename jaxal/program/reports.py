@@ -50,8 +50,10 @@ class Look(NamedTuple):
     coverage: Float[Array, ""]  # labels since the start whose error was within the estimated one; NaN before the first
     loss: Float[Array, ""]  # mean of the members' training losses; NaN where nothing was trained
     fold_rmse: Float[Array, ""]  # force RMSE of the committee mean on the held-out labels; NaN if not evaluated
-    # Energies of the biases, eV, and collective variables of the same frames as the temperature; empty without biases
+    # Energies of the biases, eV, collective variables, and what samplers report, of the same frames as the temperature
     report: dict[str, Float[Array, "w"]]
+    # Whether the walker has come to its end, on a frame that is trusted; None where no sampler comes to an end
+    over: Bool[Array, "w"] | None = None
 
 
 class Lesson(NamedTuple):

@@ -13,7 +13,7 @@ from jaxal.core.types import Candidates, Kernel, Key, Params, Schedule, Select, 
 from jaxal.data import buffer as buffers
 from jaxal.data import neighbors
 from jaxal.data.queue import Queue
-from jaxal.program.step import where
+from jaxal.explore.stepping import where
 
 TOGETHER = 32  # structures of the training set whose features are found at a time
 

@@ -8,24 +8,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxal.committee import evaluation as committees
 from jaxal.core import devices
 from jaxal.core.devices import MEMBERS, WALKERS
 from jaxal.core.types import (
-    Explorer,
     Gate,
     GateState,
     Kernel,
     Key,
     Label,
     Neighbors,
+    Sampler,
     Schedule,
     Score,
     Select,
+    Start,
     Structure,
-    WalkerState,
 )
 from jaxal.data import buffer as buffers
 from jaxal.data import fragments, neighbors
@@ -57,7 +57,7 @@ class Parts(NamedTuple):
     """The interchangeable functions of a run."""
 
     committee: committees.Committee
-    explorers: tuple[Explorer, ...]  # of each group of walkers
+    samplers: tuple[Sampler, ...]  # of each group of walkers
     score: Score
     gate: Gate
     kernel: Kernel
@@ -110,7 +110,7 @@ class Limits(NamedTuple):
 class State(NamedTuple):
     """Everything that goes on from one segment to the next."""
 
-    walkers: tuple[WalkerState, ...]  # [w] of each group
+    walkers: tuple[PyTree, ...]  # [w], what the sampler of each group keeps of them
     trusted: Trusted  # [w] of all groups, padded to the atoms of the largest
     near: tuple[Neighbors, ...]  # [w] of each group
     quiet: Int[Array, "w"]  # steps since the gate last fired
@@ -158,17 +158,18 @@ def start(
     key, *keys = jax.random.split(key, number + 1)
     steps = jnp.zeros(number, jnp.int32) if begun is None else jnp.asarray(begun, jnp.int32)
     walkers, moves, lists = [], [], []
-    for explorer, group, rows in zip(parts.explorers, static.groups, rows_of(static.groups), strict=True):
+    for sampler, group, rows in zip(parts.samplers, static.groups, rows_of(static.groups), strict=True):
         own = structures_to(jax.tree.map(lambda x, rows=rows: x[rows], structures), group.atoms)
         near = neighbors.find(group.near, own)
         prediction = committees.predict(parts.committee, train.average, own, near)
         force, stress = driving(parts.drive, prediction, jnp.arange(rows.start, rows.stop))
-        walkers.append(jax.vmap(explorer.init)(jnp.stack(keys[rows]), own, force, stress, steps[rows]))
+        walkers.append(sampler.init(jnp.stack(keys[rows]), Start(own, force, stress), steps[rows]))
         moves.append((atoms_to(force, structures.species.shape[1]), stress))
         lists.append(near)
     force, stress = jax.tree.map(lambda *x: jnp.concatenate(x), *moves)
     gate = calibrate(judge_of(parts, static), parts.gate.init(), train.average, buffer)[0]
-    drift = tuple(bias_forces.begun(bias, own.structure) for bias, own in zip(parts.biases, walkers, strict=True))
+    each = zip(parts.biases, parts.samplers, walkers, strict=True)
+    drift = tuple(bias_forces.begun(bias, sampler.walkers(own)) for bias, sampler, own in each)
     overflow = jnp.concatenate([near.overflow for near in lists])
     state = State(
         walkers=tuple(walkers),

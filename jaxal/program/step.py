@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ase.data import covalent_radii
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxal.acquire.score import max_force_spread
 from jaxal.committee import evaluation as committees
@@ -25,23 +25,23 @@ from jaxal.core import devices
 from jaxal.core.devices import MEMBERS, WALKERS
 from jaxal.core.types import (
     FORCE,
-    Explorer,
     Gate,
     GateState,
     InputError,
     Neighbors,
     Params,
     Prediction,
+    Sampler,
     Score,
+    Seen,
     Structure,
-    WalkerState,
 )
 from jaxal.data import fragments, neighbors
 from jaxal.data.padding import atoms_to, structures_to
 from jaxal.explore import bias_forces, stepping
 from jaxal.explore.bias_forces import Terms
-from jaxal.explore.stepping import Moves
-from jaxal.explore.walker import hottest, temperature
+from jaxal.explore.stepping import where
+from jaxal.explore.walker import hottest, kelvin
 from jaxal.uncertainty.support import Support, novelty
 
 Drive = Literal["mean", "member"]
@@ -64,7 +64,7 @@ class Candidate(NamedTuple):
     unknown: Bool[Array, ""]  # an atom has no neighbor, and none of its species was trained on so
     cause: Int[Array, ""]  # why the walker has left the physical since, of `CAUSES`
     drift: Any  # what the biases had learned of the walker
-    report: dict[str, Float[Array, ""]]  # energies of the biases (eV) and variables; empty without biases
+    report: dict[str, Float[Array, ""]]  # by `reported`
 
     @property
     def bad(self) -> Bool[Array, ""]:
@@ -77,18 +77,25 @@ def nothing(
     force: Float[Array, "w n 3"],
     stress: Float[Array, "w 3 3"],
     drift: Any = (),
-    bias: Terms = (),
+    names: Sequence[str] = (),
 ) -> Candidate:
     """What walkers [w] have to show before their first step, with what moves them at their trusted frames.
 
+    `names` are those of `reported`.
     A walker may be bad from the first step on: its score is below every threshold, so no gate asks for it.
     """
     number, dtype = structure.charge.shape[0], force.dtype
     absent, none = jnp.full(number, jnp.nan, dtype), jnp.zeros(number, bool)
     low, zero = jnp.full(number, -jnp.inf, dtype), jnp.zeros(number, dtype)
     physical = jnp.zeros(number, jnp.int32)
-    report = dict.fromkeys(bias_forces.names(bias), absent)
+    report = dict.fromkeys(names, absent)
     return Candidate(structure, absent, force, force, stress, low, zero, absent, none, physical, drift, report)
+
+
+def reported(sampler: Sampler, bias: Terms, walkers: PyTree) -> tuple[str, ...]:
+    """Names of what is written down of each walker: energies of the biases, variables, and what the sampler reports."""
+    own = () if sampler.report is None else jax.eval_shape(sampler.report, walkers)
+    return *bias_forces.names(bias), *own
 
 
 def joined(candidates: Sequence[Candidate]) -> Candidate:
@@ -136,7 +143,7 @@ def farthest(cutoff: float, starts: Structure) -> Float[Array, ""]:
 class Walk(NamedTuple):
     """Where the walkers [w] have come."""
 
-    walkers: WalkerState
+    walkers: PyTree  # the sampler's state
     near: Neighbors
     candidate: Candidate
     full: Bool[Array, "w"]  # a physical frame had more neighbors than there is room for
@@ -150,20 +157,24 @@ def driving(
 
     Raises InputError where there is but one member to follow.
     """
+    return _followed(drive, prediction.force, walker), _followed(drive, prediction.stress, walker)
+
+
+def _followed(drive: Drive, values: Float[Array, "w m *x"], walker: Int[Array, "w"]) -> Float[Array, "w *x"]:
+    """What the members say, of the mean or of the member that each walker follows."""
     if drive == "mean":
-        return prediction.force.mean(1), prediction.stress.mean(1)
-    members = prediction.energy.shape[1]
+        return values.mean(1)
+    members = values.shape[1]
     if members == 1:
         raise InputError(
             "explore.drive: member does not fit, there is one member to follow; give mean, or more members"
         )
-    row, member = jnp.arange(walker.shape[0]), walker % members
-    return prediction.force[row, member], prediction.stress[row, member]
+    return values[jnp.arange(walker.shape[0]), walker % members]
 
 
 def make_walk(
     committee: Committee,
-    explorer: Explorer,
+    sampler: Sampler,
     score: Score,
     table: tuple[int, ...],
     near: neighbors.Spec,
@@ -228,12 +239,17 @@ def make_walk(
         found = structure, energy, force, drive, stress, value, new, kelvin, alone, _first(causes)
         return Candidate(*found, (), {})
 
-    def heated(bounds: Bounds, walker: WalkerState, candidate: Candidate) -> Candidate:
-        """The same, now that the walker has the momenta that belong to its frame."""
-        kelvin = temperature(walker)
-        causes = ((NOT_FINITE, ~_finite(walker)), (HOT, ~(kelvin <= hottest(explorer, bounds.hottest, walker))))
-        cause = jnp.where(candidate.bad, candidate.cause, _first(causes))
-        return candidate._replace(temperature=kelvin.astype(candidate.temperature.dtype), cause=cause)
+    def heated(bounds: Bounds, walkers: PyTree, candidate: Candidate) -> Candidate:
+        """The same [w], now that the walkers have the momenta that belong to their frames."""
+        degrees = sampler.degrees(walkers)
+        heat = kelvin(sampler.kinetic(walkers), degrees)
+        most = jnp.inf if sampler.bath is None else hottest(sampler.bath(walkers), bounds.hottest, degrees)
+        too_hot = ~(heat <= most)
+        spoiled = jax.vmap(lambda walker, hot: _first(((NOT_FINITE, ~_finite(walker)), (HOT, hot))))(walkers, too_hot)
+        cause = jnp.where(candidate.bad, candidate.cause, spoiled)
+        own = {} if sampler.report is None else sampler.report(walkers)
+        heat = heat.astype(candidate.temperature.dtype)
+        return candidate._replace(temperature=heat, cause=cause, report=candidate.report | own)
 
     def own(number: int) -> Int[Array, "w"]:
         """The numbers of this device's walkers."""
@@ -242,24 +258,30 @@ def make_walk(
     def step(params: Params, state: GateState, support: Support | None, bounds: Bounds, walk: Walk) -> Walk:
         """One integration step of all walkers."""
 
-        def push(proposed: Structure, close: Neighbors) -> tuple[Moves, tuple[Candidate, Any]]:
+        def push(proposed: Structure, close: Neighbors) -> tuple[Seen, tuple[Candidate, Any]]:
             with jax.named_scope("forces"):
                 prediction = committees.predict_local(committee, params, proposed, close)
-            moves = driving(drive, prediction, own(proposed.charge.shape[0]))
+            walker = own(proposed.charge.shape[0])
+            moves = driving(drive, prediction, walker)
+            energy = _followed(drive, prediction.energy, walker)
             with jax.named_scope("gate"):
                 judged = jax.vmap(lambda s, n, p, m: judge(bounds, state, support, s, n, p, m))
                 now = judged(proposed, close, prediction, moves)
+            physical = ~(now.bad | walk.candidate.bad)
+            seen = Seen(energy, *moves, now.score, physical)
             if not bias:
-                return Moves(*moves), (now, walk.drift)
+                return seen, (now, walk.drift)
             with jax.named_scope("bias"):
-                time = explorer.timestep * (walk.walkers.step + 1).astype(proposed.position.dtype)
-                at = params, proposed, close, prediction, time, ~(now.bad | walk.candidate.bad)
+                time = sampler.timestep * (sampler.steps(walk.walkers) + 1).astype(proposed.position.dtype)
+                at = params, proposed, close, prediction, time, physical
                 extra, drift = bias_forces.push(bias, committee, walk.drift, *at)
             now = now._replace(drift=drift, report=extra.report)
-            return Moves(moves[0] + extra.force, moves[1] + extra.stress), (now, drift)
+            force, stress = seen.force + extra.force, seen.stress + extra.stress
+            return seen._replace(energy=energy + extra.energy, force=force, stress=stress), (now, drift)
 
-        walkers, found, close, (now, drift) = stepping.step(explorer, near, walk.walkers, walk.near, push)
-        now = jax.vmap(lambda w, c: heated(bounds, w, c))(walkers, now)
+        taken = stepping.step(sampler, near, walk.walkers, walk.near, push, committee.mesh)
+        walkers, found, close, (now, drift) = taken
+        now = heated(bounds, walkers, now)
         # from the first unphysical frame to the next look a walker keeps its last physical frame
         cause = jnp.where(walk.candidate.bad, walk.candidate.cause, now.cause)
         candidate = where(cause != PHYSICAL, walk.candidate, now)._replace(cause=cause)
@@ -289,14 +311,3 @@ def _first(causes: tuple[tuple[int, Bool[Array, ""]], ...]) -> Int[Array, ""]:
     """The first cause that holds, PHYSICAL where none does."""
     numbers, holds = zip(*causes, strict=True)
     return jnp.select(list(holds), [jnp.int32(number) for number in numbers], jnp.int32(PHYSICAL))
-
-
-def where(mask: Bool[Array, "w"], yes, no):
-    """Row by row `yes` where the mask is true, else `no`, over a whole pytree [w ...]."""
-
-    def pick(a, b):
-        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(pick(jax.random.key_data(a), jax.random.key_data(b)))
-        return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b)
-
-    return jax.tree.map(pick, yes, no)

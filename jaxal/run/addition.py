@@ -243,7 +243,9 @@ def _walkers(old: Run, run: Run, state: states.State, rows: np.ndarray) -> tuple
     """Where the walkers begin, [w n], and how many steps they have done."""
     size = run.atoms
     trusted = jax.device_get(structures_to(_renamed(state.trusted.structure, rows), size))
-    steps = np.concatenate([np.asarray(walkers.step) for walkers in state.walkers])
+    samplers = [old.systems[group[0]].sampler for group in old.groups]
+    each = zip(samplers, state.walkers, strict=True)
+    steps = np.concatenate([np.asarray(sampler.steps(walkers)) for sampler, walkers in each])
     begin: Any = jax.tree.map(np.array, session.walker_structures(run))
     begun = np.zeros(len(run.walkers), np.int32)
     for at, system in enumerate(run.systems):

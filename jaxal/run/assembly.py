@@ -153,7 +153,7 @@ def parts_of(
     schedule = config.schedule.bind()()
     return states.Parts(
         committee=committee_of(config, table, isolated),
-        explorers=tuple(system.explore.bind()() for system in first),
+        samplers=tuple(system.sampler for system in first),
         score=score,
         gate=config.gate.part.bind()(),
         kernel=config.kernel.bind(),

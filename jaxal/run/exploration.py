@@ -165,7 +165,8 @@ class _Sitting:
                 notes.note(run, progress, state, looks, reasons)
             quiet = float(np.min(np.asarray(state.quiet) * timesteps)) * 1e-3
             due = time.monotonic() - self.saved >= run.config.output.checkpoint
-            return [*stop.verdict(run, progress, quiet), due, dataclasses.asdict(progress)]
+            over = looks is not None and looks.over is not None and bool(np.all(looks.over[-1]))
+            return [*stop.verdict(run, progress, quiet, over), due, dataclasses.asdict(progress)]
 
         why, wrong, self.due, now = devices.from_first(judge)
         vars(progress).update(now)
@@ -216,7 +217,8 @@ class _Sitting:
                 spec = session.spec_in(listed)
                 return devices.from_first(lambda: session.spec_out(neighbors.larger(spec, structures, shrink)))
 
-            moving = [devices.whole(walkers.structure) for walkers in state.walkers]
+            each = zip(self.programs.parts.samplers, state.walkers, strict=True)
+            moving = [devices.whole(sampler.walkers(walkers)) for sampler, walkers in each]
             progress.near = [larger(*each) for each in zip(progress.near, moving, strict=True)]
             together = jax.tree.map(
                 lambda *x: np.concatenate(x), *(jax.device_get(structures_to(each, run.atoms)) for each in moving)
@@ -224,7 +226,7 @@ class _Sitting:
             progress.train_near = larger(progress.train_near, together)
             find = jax.jit(neighbors.find, static_argnums=0)
             specs = map(session.spec_in, progress.near)
-            near = tuple(find(spec, own.structure) for spec, own in zip(specs, state.walkers, strict=True))
+            near = tuple(find(spec, structures) for spec, structures in zip(specs, moving, strict=True))
             state = state._replace(near=devices.laid(run.mesh, states.LAYOUT.near, near))
         if problems & states.BUFFER_FULL:
             grown = buffers.grow(state.buffer, 2 * buffers.capacity(state.buffer))

@@ -74,7 +74,7 @@ def note(
                 "idle": progress.idle,
                 "systems": _by_system(run, looks, lines),
             }
-            | _of_biases(looks)
+            | _of_walkers(looks)
             | _of_pool(progress),
         ],
     )
@@ -104,8 +104,8 @@ def _by_system(run: Run, looks: reports.Look, lines: list[dict[str, Any]]) -> di
     return told
 
 
-def _of_biases(looks: reports.Look) -> dict[str, Any]:
-    """Mean energy of each bias, eV, and lowest and highest value of each variable, where there are biases."""
+def _of_walkers(looks: reports.Look) -> dict[str, Any]:
+    """Mean energy of each bias, eV, and lowest and highest value of each variable and of what samplers report."""
     known = {name: values[np.isfinite(values)] for name, values in looks.report.items()}
     if not known:
         return {}
@@ -114,6 +114,7 @@ def _of_biases(looks: reports.Look) -> dict[str, Any]:
     return {
         "bias": {name.removeprefix(ENERGY): energy for name, energy in energies.items()},
         "variables": {name.removeprefix(VALUE): ends for name, ends in ranges.items() if name.startswith(VALUE)},
+        "sampler": {name: ends for name, ends in ranges.items() if not name.startswith((ENERGY, VALUE))},
     }
 
 

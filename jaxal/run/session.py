@@ -94,7 +94,7 @@ class Run(NamedTuple):
     @property
     def timesteps(self) -> np.ndarray:
         """That of each walker, fs."""
-        return np.array([self.systems[at].explore["timestep"] for at in self.walkers])
+        return np.array([self.systems[at].sampler.timestep for at in self.walkers])
 
     @property
     def store(self) -> Path:

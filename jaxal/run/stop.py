@@ -35,9 +35,11 @@ class Verdict(NamedTuple):
     wrong: str  # the run cannot go on, for this mistake
 
 
-def verdict(run: Run, progress: Progress, quiet: float) -> Verdict:
-    """What follows from `progress` and from the time, `quiet` in ps, since any walker last needed a label."""
-    why = _why(run, progress, quiet)
+def verdict(run: Run, progress: Progress, quiet: float, over: bool = False) -> Verdict:
+    """What follows from `progress`, from the time, `quiet` in ps, since any walker last needed a label, and from
+    whether all walkers have come to their end, `over`.
+    """
+    why = _why(run, progress, quiet) or ("all walkers have come to their end" if over else "")
     wrong = _wrong(run, progress, bool(why))
     return Verdict("", wrong) if wrong else Verdict(why, "")
 
@@ -67,8 +69,8 @@ def _rewound(run: Run, progress: Progress, over: bool) -> str:
         return ""
     order = [int(at) for at in np.argsort(-counts, kind="stable") if counts[at]]
     told = ", ".join(f"{CAUSES[at + 1]} {100 * counts[at] / counts.sum():.0f} %" for at in order)
-    heated = [system for system in run.systems if system.explore.bind()().bath is not None]
-    long = next(filter(None, (too_long(system.starts, system.explore["timestep"]) for system in heated)), "")
+    heated = [system for system in run.systems if system.sampler.bath is not None]
+    long = next(filter(None, (too_long(system.starts, system.sampler.timestep) for system in heated)), "")
     remedy = f"lower explore.timestep: {long}" if long else REMEDIES[CAUSES[order[0] + 1]]
     return (
         f"explore: {100 * part:.0f} % of the last {looks} looks at each walker were rewinds from frames that are not "

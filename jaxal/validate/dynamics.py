@@ -14,11 +14,11 @@ from ase.neighborlist import neighbor_list
 from jaxtyping import Array, Float
 
 from jaxal.committee.evaluation import Committee, predict
-from jaxal.core.types import Explorer, InputError, Key, Neighbors, Params, Structure
+from jaxal.core.types import Explorer, InputError, Key, Neighbors, Params, Sampler, Start, Structure
 from jaxal.data import neighbors as lists
 from jaxal.data.structure import Table, to_atoms
 from jaxal.explore import stepping
-from jaxal.explore.walker import free, kelvin, kinetic_energy
+from jaxal.explore.walker import free, kelvin
 from jaxal.validate.graph import same_skeleton
 
 # Structures [b] and their neighbors -> energies (eV), forces (eV/Å) and stresses (eV/Å^3)
@@ -73,7 +73,7 @@ def mean_field(committee: Committee, params: Params) -> Field:
 def run(
     field: Field,
     cutoff: float,
-    explorer: Explorer,
+    explorer: Explorer | Sampler,
     starts: Structure,
     key: Key,
     *,
@@ -84,33 +84,34 @@ def run(
     """Dynamics of `length` ps from each start [b n ...] in one jitted scan, a frame each `every` steps.
 
     The starts are of the same atoms, unpadded; fixed ones stay where they are.
-    `field` gives energies, forces and stresses of all, `explorer` moves each (jaxal.explore, "nve" say). The
+    `field` gives energies, forces and stresses of all, `explorer` moves each (jaxal.explore, "nve" say), or all. The
     neighbor lists (cutoff and skin in Å) are rebuilt when an atom has moved too far; where one overflows the whole is
     run again with more room. A frame after the forces ceased to be finite holds NaN.
     Raises InputError for less than two frames, and for atoms that collapse into ever smaller space.
     """
-    frames = round(length * 1e3 / (explorer.timestep * every))
+    sampler = stepping.sampler(explorer)
+    frames = round(length * 1e3 / (sampler.timestep * every))
     if frames < 2:
-        raise InputError(f"length: {length} ps is less than two frames of {every} steps of {explorer.timestep} fs")
+        raise InputError(f"length: {length} ps is less than two frames of {every} steps of {sampler.timestep} fs")
 
     def push(structures: Structure, near: Neighbors):
-        energy, *moves = field(structures, near)
-        return stepping.Moves(*moves), energy
+        energy, force, stress = field(structures, near)
+        return stepping.unjudged(energy, force, stress), energy
 
     def all_of(spec: lists.Spec, keys: Key, starts: Structure):
         near = lists.find(spec, starts)
-        moves, energy = push(starts, near)
-        walkers = jax.vmap(explorer.init)(keys, starts, *moves, jnp.zeros(len(keys), jnp.int32))
+        energy, *moves = field(starts, near)
+        walkers = sampler.init(keys, Start(starts, *moves), jnp.zeros(len(keys), jnp.int32))
 
         def step(carry, _):
             walkers, near, _, overflow = carry
-            step = stepping.step(explorer, spec, walkers, near, push)
-            return (step.walkers, step.near, step.seen, overflow | step.close.overflow), None
+            step = stepping.step(sampler, spec, walkers, near, push)
+            return (step.walkers, step.near, step.said, overflow | step.close.overflow), None
 
         def frame(carry, _):
             carry, _ = jax.lax.scan(step, carry, None, length=every)
             walkers, _, energy, _ = carry
-            return carry, (walkers.structure, energy, jax.vmap(kinetic_energy)(walkers))
+            return carry, (sampler.walkers(walkers), energy, sampler.kinetic(walkers))
 
         carry, kept = jax.lax.scan(frame, (walkers, near, energy, near.overflow), None, length=frames)
         return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), kept), carry[-1]
@@ -129,7 +130,7 @@ def run(
                 "the atoms collapse: give a shorter timestep or a lower temperature"
             )
         spec = lists.larger(spec, starts, 0.9 ** (again + 1))
-    time = np.arange(1, frames + 1) * every * explorer.timestep * 1e-3
+    time = np.arange(1, frames + 1) * every * sampler.timestep * 1e-3
     return Trajectory(structure, energy.astype(float), kinetic.astype(float), time)
 
 

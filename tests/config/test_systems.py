@@ -1,6 +1,7 @@
 """Several systems in a configuration: their names, walkers and dynamics, and the groups that they move in."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,11 +9,14 @@ import yaml
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.io import write
+from samplers import band
 
 from jaxal.config.check import check
 from jaxal.config.loading import load, parse
+from jaxal.config.schema import Part
 from jaxal.config.systems import PADDING, Population, _size, _work, grouped, populations, with_electrons
 from jaxal.config.writing import dump, resolved
+from jaxal.core import registry
 from jaxal.core.types import InputError
 from jaxal.data.frames import of_atoms
 
@@ -86,7 +90,7 @@ def test_fixed_atoms_are_those_of_the_file_and_of_the_configuration(folder):
         (["systems.chloride.charge=x"], "systems.chloride.charge: x does not fit; give a whole number or null"),
         (["systems.chloride.explore.temperature=-1"], "systems.chloride.explore.temperature: -1 is too small"),
         (["systems.chloride.charge=-2"], "systems.chloride"),  # an odd number of electrons, and no unpaired one
-        (["systems.complex.supercell=[2, 1, 1]"], "systems.complex.supercell: [2, 1, 1] needs a periodic cell"),
+        (["systems.complex.supercell=[2, 1, 1]"], "systems.complex.supercell: [2, 1, 1] does not fit"),
         (["systems.chloride.index=1"], "systems.chloride.index: 1 does not fit"),
         (["systems.chloride.fixed=[0]"], "systems.chloride.file: all atoms of"),
         (["stop.labels=10"], "label.initial: 18 is too large; give at most stop.labels (10)"),
@@ -111,8 +115,9 @@ def test_frames_take_the_electrons_of_the_system_that_they_are_of(folder):
         with_electrons(both, bare[0])
 
 
-def system(atoms, walkers=2, explore=None):
-    return Population("systems.any", None, [atoms], walkers, explore)  # pyright: ignore
+def system(atoms, walkers=2, explore="nve"):
+    kind = "explorer" if explore in registry.names("explorer") else "sampler"
+    return Population("systems.any", Path("any.xyz"), [atoms], walkers, Part(kind, explore, ()))
 
 
 def waste(systems, groups, cutoff=5.0):
@@ -143,4 +148,15 @@ def test_a_molecule_and_a_crystal_do_not_share_a_group_nor_do_different_dynamics
         grouped([system(water), system(crystal)], 5.0) == [[0, 1]]
         or waste([system(water), system(crystal)], [[0, 1]]) > PADDING
     )
-    assert grouped([system(water, explore=1), system(water, explore=2), system(water, explore=1)], 5.0) == [[0, 2], [1]]
+    others = [system(water, explore=name) for name in ("nve", "nvt_langevin", "nve")]
+    assert grouped(others, 5.0) == [[0, 2], [1]]
+
+
+def test_walkers_that_are_coupled_are_of_one_system_and_as_many_as_fit(folder, monkeypatch):
+    monkeypatch.setitem(registry._table["sampler"], "band", band)
+    assert grouped([system(molecule("H2O"), explore=name) for name in ("band", "band", "nve")], 5.0) == [[0], [1], [2]]
+    config = load("config.yaml", ["systems.complex.explore={name: band, stiffness: 3}"])
+    assert check(config) == [] and populations(config)[0].sampler.couples
+    few = load("config.yaml", ["systems.complex.explore={name: band}", "systems.complex.walkers=2"])
+    with pytest.raises(InputError, match=r"explore\.walkers: 2 is too small; a band has 3 images or more"):
+        check(few)

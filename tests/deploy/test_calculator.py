@@ -133,20 +133,20 @@ def test_stress_is_the_derivative_of_the_energy(model):
 
 @pytest.mark.parametrize("pbc", [(True, True, False), (False, True, False)])
 def test_slabs_and_wires_repeat_where_they_say(model, pbc):
-    """Against ASE in the same directions, wherever the structure stands; a stress needs a volume, and lies in them."""
+    """Against a crystal with much vacuum, wherever the structure stands; a stress needs a volume, and lies in them."""
     atoms = bulk("Cu", "fcc", a=3.4, cubic=True)
     atoms.rattle(0.05, seed=2)
     atoms.pbc = pbc
-    atoms.positions[1] += atoms.cell[1] - [0, 0, 2.0]
+    atoms.positions[1] += atoms.cell[1]
     atoms.calc = Calculator(model)
     energy, force = atoms.get_potential_energy(), atoms.get_forces()
-    reference = 4 * REFERENCE[TABLE.index(29)]
     other = atoms.copy()
-    other.calc = oracle()
-    assert energy - reference == pytest.approx(other.get_potential_energy(), abs=1e-4)
+    other.cell, other.pbc, other.calc = np.diag(np.where(pbc, 3.4, 40.0)), True, atoms.calc
+    assert energy == pytest.approx(other.get_potential_energy(), abs=1e-4)
     np.testing.assert_allclose(force, other.get_forces(), atol=1e-4)
     stress = atoms.get_stress(voigt=False)
-    assert np.all((stress != 0) == np.outer(pbc, pbc))
+    within = np.outer(pbc, pbc)
+    assert np.abs(stress[within]).min() > 1e-4 and np.abs(stress[~within]).max() < 1e-6 * np.abs(stress).max()
     far = atoms.copy()
     far.positions += 40 * far.cell[1] + [0, 0, 300.0]
     far.calc = atoms.calc

@@ -12,7 +12,8 @@ from structures import plain
 from jaxal.acquire.score import max_force_spread
 from jaxal.committee.evaluation import Committee
 from jaxal.config.check import check
-from jaxal.config.loading import dump, load
+from jaxal.config.loading import load
+from jaxal.config.writing import dump
 from jaxal.core.types import InputError, Prediction
 from jaxal.core.units import BOLTZMANN
 from jaxal.explore import bias_forces, stepping
@@ -63,7 +64,7 @@ def push(term, state, structures, time, field=no_field):
     said = Prediction(energy, force[:, None], stress[:, None], jnp.zeros((len(time), 4, 1)))
     at = None, structures, None, said, time, jnp.ones(len(time), bool)
     extra, states = bias_forces.push((term,), NOBODY, (state,), *at)
-    return stepping.Moves(force + extra.force, stress + extra.stress), (states[0], extra.report)
+    return stepping.unjudged(extra.energy, force + extra.force, stress + extra.stress), (states[0], extra.report)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 3, 4, 5))
@@ -77,8 +78,8 @@ def run(term, explorer, start, walkers, steps, field=no_field):
     def body(walkers, _):
         proposed = jax.vmap(explorer.propose)(walkers)
         time = explorer.timestep * (walkers.step + 1.0)
-        moves, (_, report) = push(term, state, proposed, time, field)
-        walkers = jax.vmap(explorer.advance)(walkers, proposed, *moves)
+        seen, (_, report) = push(term, state, proposed, time, field)
+        walkers = jax.vmap(explorer.advance)(walkers, proposed, seen.force, seen.stress)
         return walkers, (report, time, jax.vmap(temperature)(walkers))
 
     report, time, heat = jax.lax.scan(body, jax.vmap(explorer.init)(keys, begun, *zero), length=steps)[1]

@@ -18,6 +18,7 @@ from jaxal.explore import bias_forces, biases
 from jaxal.explore.bias_forces import Term
 from jaxal.explore.descent import descent
 from jaxal.explore.dynamics import nvt_langevin
+from jaxal.explore.stepping import per_walker
 from jaxal.explore.variables import NONE
 from jaxal.potential.equivariant import equivariant
 from jaxal.program.step import Bounds, Walk, make_walk, nothing
@@ -195,7 +196,7 @@ def walked(bias: Bias | None, explorer, score=mean_force_spread, steps=40):
     spec = neighbors.plan(start, 3.0, 0.5)._replace(capacity=ATOMS)
     near = neighbors.find(spec, start)
     terms = () if bias is None else (term(bias),)
-    walk = make_walk(one, explorer, score, TABLE, spec, steps, "mean", terms)
+    walk = make_walk(one, per_walker(explorer), score, TABLE, spec, steps, "mean", terms)
     first = predicted(one, params, start, near)
     force, stress = first.force.mean(1), first.stress.mean(1)
     walkers = jax.vmap(explorer.init)(
@@ -204,7 +205,8 @@ def walked(bias: Bias | None, explorer, score=mean_force_spread, steps=40):
     drift = bias_forces.begun(terms, start)
     gate = threshold(limit=0.1).init()
     bounds = Bounds(*map(jnp.asarray, (1e6, 0.2, 1e6, 1e6)), jnp.ones(2, bool))
-    begun = Walk(walkers, near, nothing(start, force, stress, drift, terms), jnp.zeros(4, bool), drift)
+    unseen = nothing(start, force, stress, drift, bias_forces.names(terms))
+    begun = Walk(walkers, near, unseen, jnp.zeros(4, bool), drift)
     end = jax.jit(walk)(params, gate, None, bounds, begun)
     before = jax.vmap(score)(first, start)
     return end, np.asarray(before), np.asarray(first.energy.mean(1))

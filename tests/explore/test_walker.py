@@ -10,6 +10,7 @@ from structures import plain
 from jaxal.core.units import BOLTZMANN
 from jaxal.explore import dynamics
 from jaxal.explore.descent import descent
+from jaxal.explore.stepping import per_walker
 from jaxal.explore.walker import TAIL, degrees_of_freedom, free, hottest, temperature
 
 MASS = np.array([1.008, 12.011, 15.999, 28.085])  # amu
@@ -67,7 +68,11 @@ def test_momenta_of_a_held_system_are_not_centered():
 
 def limit(explorer, factor, fixed=(), step=0):
     walker = explorer.init(jax.random.key(0), structure(fixed), *NOTHING, jnp.int32(step))
-    return float(hottest(explorer, jnp.float32(factor), walker)), int(degrees_of_freedom(walker))
+    walkers = jax.tree.map(lambda x: x[None], walker)
+    sampler = per_walker(explorer)
+    degrees = sampler.degrees(walkers)
+    bath = jnp.full(1, jnp.inf) if sampler.bath is None else sampler.bath(walkers)
+    return float(hottest(bath, jnp.float32(factor), degrees)[0]), int(degrees[0])
 
 
 def test_no_walker_in_equilibrium_is_too_hot():

@@ -15,6 +15,7 @@ from jaxal.config.schema import Config
 from jaxal.core.types import InputError, Prediction
 from jaxal.data import neighbors
 from jaxal.explore.dynamics import nve
+from jaxal.explore.stepping import per_walker
 from jaxal.program import late_labels, loop
 from jaxal.program.step import Bounds, Walk, driving, make_walk, nothing
 
@@ -38,7 +39,8 @@ def walked(parts, static, params, state, drive, walkers, score=None):
     moves = driving(drive, first, jnp.arange(size))
     keys = jax.random.split(jax.random.key(11), size)
     begun = jax.vmap(explorer.init)(keys, walkers, *moves, jnp.zeros(size, jnp.int32))
-    walk = make_walk(parts.committee, explorer, score or parts.score, static.table, static.groups[0].near, STEPS, drive)
+    judged = score or parts.score, static.table, static.groups[0].near
+    walk = make_walk(parts.committee, per_walker(explorer), *judged, STEPS, drive)
     bounds = Bounds(*map(jnp.float32, (1e6, 0.0, 1e6, 1e6)), state.known)
     start = Walk(begun, near, nothing(walkers, *moves), jnp.zeros(size, bool))
     return jax.jit(walk)(params, state.gate, None, bounds, start)

@@ -90,7 +90,7 @@ def test_a_segment_with_biases_and_bandit_learns_of_both_and_repeats_itself():
     np.testing.assert_allclose(
         np.stack([distance, angle], -1).reshape(-1, 2), jax.vmap(ALONG.values)(frames), rtol=1e-6
     )
-    time = jnp.repeat(jnp.asarray([4, 8, 12]) * parts.explorers[0].timestep, WALKERS)
+    time = jnp.repeat(jnp.asarray([4, 8, 12]) * parts.samplers[0].timestep, WALKERS)
     spring = jax.tree.map(lambda x: jnp.tile(x, 3), begun.drift[0][1])
     energy = jax.vmap(terms()[1].bias.energy)(spring, jax.vmap(ALONG.values)(frames), 0 * time, frames, time)
     np.testing.assert_allclose(looks.report["bias_restraint"].ravel(), energy, rtol=1e-3, atol=1e-6)
@@ -114,7 +114,7 @@ def test_biases_are_rewound_with_their_walkers():
     assert np.all(after.drift[0][2][2] == 24 * WALKERS)
     # the restraint begins where the walker was taken back to
     values = jax.vmap(ALONG.values)(after.trusted.structure)
-    time = parts.explorers[0].timestep * after.walkers[0].step.astype(jnp.float32)
+    time = parts.samplers[0].timestep * after.walkers[0].step.astype(jnp.float32)
     energy = jax.vmap(terms()[1].bias.energy)
     structures = after.trusted.structure
     expected = jax.vmap(terms()[1].bias.rewind)(after.drift[0][1], sure.drift[0][1], structures, time)

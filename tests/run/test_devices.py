@@ -152,6 +152,10 @@ def test_what_drives_walkers_on_every_mesh_is_what_does_on_one_device():
     assert done.stdout.split("\n")[:2] == ["4x2 alike", "2x4 alike"]
 
 
+def test_coupled_walkers_move_on_a_mesh_as_on_one_device():
+    python(HERE / "devices_program.py", "coupled", JAX_ENABLE_X64="1")
+
+
 def test_devices_wait_for_a_label_as_long_as_they_are_told_to():
     impatient = python(HERE / "devices_wait.py", 1, 6, count=2, check=False)
     assert impatient.returncode == -signal.SIGABRT  # that is what the limits are for

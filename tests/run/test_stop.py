@@ -11,6 +11,8 @@ from jaxal.config.systems import populations
 from jaxal.core.types import InputError, WalkerState
 from jaxal.data import neighbors
 from jaxal.data.structure import species_table
+from jaxal.explore.dynamics import nve
+from jaxal.explore.stepping import per_walker
 from jaxal.program import state as states
 from jaxal.program.step import APART, CAUSES, HOT, UNCERTAIN
 from jaxal.run import assembly, exploration, folder, persistence, session, stop
@@ -87,7 +89,8 @@ def test_a_segment_is_replayed_a_bounded_number_of_times(run, monkeypatch):
     def segment(state, limits):
         return state._replace(problems=state.problems | states.NEIGHBORS_FULL), None
 
-    programs = exploration.Programs(None, None, segment, None)  # pyright: ignore
+    parts = states.Parts._make([None] * len(states.Parts._fields))._replace(samplers=(per_walker(nve()),))  # pyright: ignore
+    programs = exploration.Programs(parts, None, segment, None)  # pyright: ignore
     monkeypatch.setattr(exploration, "_compiled", lambda *_: programs)
     spec = session.spec_out(neighbors.Spec(4.0, 0.5, 1, (0, 0, 0)))
     labels = exploration.Labels(None, None, list, float)

@@ -131,7 +131,7 @@ def test_a_system_is_added_with_another_element(tmp_path):
     assert [line["element"] for line in lines] == ["H", "O", "C"] and learned.isolated and grown.isolated
     energies = {line["element"]: line["energy"] for line in lines}
     calculator = Calculator(tmp_path / "run")
-    for names in ("H", "O", "C", "COHH"):
+    for names in ("HH", "O", "C", "COHH"):
         far = Atoms(names, positions=40.0 * np.arange(3 * len(names)).reshape(-1, 3), calculator=calculator)
         atoms = sum(energies[name] for name in far.get_chemical_symbols())
         assert far.get_potential_energy() == pytest.approx(atoms, abs=1e-3)
