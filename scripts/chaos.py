@@ -198,9 +198,10 @@ def broken(mode: str, whole: Whole, most: int, rng: random.Random, home: Path, b
 
 
 def calibrating(run: Path) -> int:
-    """How many labels the bound of a run is from, which it does not learn from."""
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return sum(line["labels"] for line in lines if line["kind"] == "calibration")
+    """How many labels a run does not learn from: those of its bound, and its isolated atoms."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    atoms = sum(line["kind"] == "atom" for line in lines)
+    return atoms + sum(line["labels"] for line in lines if line["kind"] == "calibration")
 
 
 def faults(mode: str, whole: Whole, home: Path, times: int) -> tuple[list[str], int]:

@@ -34,6 +34,7 @@ from jaxal.data import files, neighbors
 from jaxal.data.structure import from_frames, labels_of, species_table
 from jaxal.run import assembly, final_training, training_data
 from jaxal.train import fit as training
+from jaxal.train.reference import reference_energies
 from jaxal.validate.calibration import auroc, likelihood, rank_correlation
 
 POTENTIAL = {"cutoff": 4.5, "channels": 16, "l_max": 2, "layers": 2, "correlation": 2}
@@ -74,7 +75,7 @@ def data_of(given: argparse.Namespace, seed: int) -> Data:
         sets.append([frames[row] for row in np.sort(rng.permutation(len(frames))[:number])])
     table = species_table(sets[0] + sets[1])
     found = [(from_frames(frames, table, dtype=np.float64), labels_of(frames)) for frames in sets]
-    reference = training.reference_energies(found[0][0], found[0][1].energy, len(table))
+    reference = reference_energies(found[0][0], found[0][1].energy, len(table))
     train, test = (training_data.cast(*one, reference, np.dtype("float32")) for one in found)
     both: Any = jax.tree.map(lambda *x: jnp.concatenate(x), train[0], test[0])
     near = neighbors.plan(both, POTENTIAL["cutoff"], 0.0, 1.0)

@@ -37,6 +37,7 @@ from jaxal.program import state as states
 from jaxal.run import assembly, initial_labels, labeling, training_data
 from jaxal.train import fit as training
 from jaxal.train.loss import LossWeights
+from jaxal.train.reference import reference_energies
 
 SCALE = 0.05  # eV, of the random weights: walkers stay near where they started
 SAMPLES = 100  # labeled structures in the training case
@@ -183,11 +184,11 @@ def segment(setting: Setting) -> Program:
         atoms, table = setting.atoms, species_table([setting.atoms])
         systems = populations(config)
         first = initial_labels.first_labels(config, systems, Path(folder) / "labels.sqlite")
-    reference = training.reference_energies(first.structures, first.labels.energy, len(table))
+    reference = reference_energies(first.structures, first.labels.energy, len(table))
     structures, labels = training_data.cast(first.structures, first.labels, reference, config.precision)
     dtype = assembly.dtype_of(config.precision)
     oracle = labeling.oracle_label(config, table, dtype, reference, labeling.oracle_spec(config, table, structures))
-    parts = assembly.parts_of(config, table, oracle, systems, [[0]])
+    parts = assembly.parts_of(config, table, oracle, systems, [[0]], config.label.atoms != "fit")
     near = neighbors.plan(structures, parts.committee.potential.cutoff, assembly.SKIN)
     train_near = neighbors.plan(structures, parts.committee.potential.cutoff, 0.0)
     group = states.Group(near, len(atoms), (0,) * setting.walkers)

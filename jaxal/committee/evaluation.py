@@ -180,8 +180,10 @@ def evaluate_heads(
     One forward pass. The pullback through the backbone is linear in what comes from the heads, so it is mapped over
     the heads, or over their mean and its random combinations.
     """
-    energy, feature, back = pullback(committee.potential, backbone(committee, params), structures, neighbors)
-    added, slope = heads.evaluate(params, feature, structures.species)
+    own = backbone(committee, params)
+    energy, feature, back = pullback(heads.with_isolation(committee.potential), own, structures, neighbors)
+    alone = heads.alone_of(committee.potential, own)
+    added, slope = heads.evaluate(params, feature, structures.species, alone)
     share = jnp.ones_like(added)  # of the backbone's energy
     if committee.signs:
         mean = jnp.full((1, *added.shape), 1 / committee.heads, added.dtype)
@@ -192,7 +194,7 @@ def evaluate_heads(
     energy = share * energy + added
     if committee.signs:
         energy, force, stress = (heads.antithetic(x) for x in (energy, force, stress))
-    return energy, force, stress, feature
+    return energy, force, stress, heads.without_isolation(committee.potential, feature)
 
 
 def one_by_one(batching: Batching) -> bool:

@@ -8,6 +8,9 @@ shallow ensemble of Kellner and Ceriotti, Mach. Learn.: Sci. Technol. 5, 035006 
 Parameters are {"params": {"backbone": ..., "heads": ...}, ...}: the potential's own "params" under "backbone", its
 other collections as they are. The heads' have a leading axis [h] and give energies in units of the constant "scale"
 (eV), where the potential has one.
+
+Where the potential has its isolated atoms exact, so have all its members: an atom as isolated as w (`isolation`) takes
+w of what its head says of such an atom from its energy. The features that heads see then have w as their last column.
 """
 
 from typing import Any, NamedTuple
@@ -70,10 +73,44 @@ def atomic(weights: Weights, feature: Float[Array, "n f"], species: Int[Array, "
 
 
 def readout(
-    weights: Weights, scale: Float[Array, ""], feature: Float[Array, "n f"], species: Int[Array, "n"]
+    weights: Weights,
+    scale: Float[Array, ""],
+    feature: Float[Array, "n f"],
+    species: Int[Array, "n"],
+    alone: Float[Array, "s f"] | None = None,
 ) -> Float[Array, ""]:
-    """What one head adds to the energy of one structure, eV."""
-    return scale * jnp.sum(atomic(weights, feature, species))
+    """What one head adds to the energy of one structure, eV.
+
+    `alone` are the features of isolated atoms, where theirs are exact; `feature` then has a last column more.
+    """
+    if alone is None:
+        return scale * jnp.sum(atomic(weights, feature, species))
+    isolated = atomic(weights, alone, jnp.arange(alone.shape[0]))
+    kind = jax.nn.one_hot(species, alone.shape[0], dtype=feature.dtype)
+    return scale * jnp.sum(atomic(weights, feature[:, :-1], species) - feature[:, -1] * (kind @ isolated))
+
+
+def with_isolation(potential: Potential) -> Potential:
+    """A potential whose isolated atoms are exact, with the isolation of each atom as a last feature."""
+    isolation = potential.isolation
+    if not potential.exact or isolation is None:
+        return potential
+
+    def energies(params: Params, structures: Structure, neighbors: Neighbors):
+        energy, feature, last = isolation(params, structures, neighbors)
+        return energy, jnp.concatenate([feature, last[..., None]], axis=-1)
+
+    return potential._replace(energies=energies)
+
+
+def without_isolation(potential: Potential, feature: Float[Array, "*b f"]) -> Float[Array, "*b g"]:
+    """The features of the potential itself, of those that `with_isolation` gives."""
+    return feature[..., :-1] if potential.exact else feature
+
+
+def alone_of(potential: Potential, params: Params) -> Float[Array, "s f"] | None:
+    """Features of isolated atoms, where those are exact; `params` are the potential's own."""
+    return potential.alone(params)[1] if potential.exact and potential.alone is not None else None
 
 
 def scale_of(params: Params) -> Float[Array, ""]:
@@ -88,32 +125,45 @@ def _of(params: Params) -> tuple[Weights, Float[Array, ""]]:
 
 
 def evaluate(
-    params: Params, feature: Float[Array, "b n f"], species: Int[Array, "b n"]
+    params: Params,
+    feature: Float[Array, "b n f"],
+    species: Int[Array, "b n"],
+    alone: Float[Array, "s f"] | None = None,
 ) -> tuple[Float[Array, "h b"], Float[Array, "h b n f"]]:
-    """What every head adds to the energies (eV), and its derivative with respect to the features."""
-    return added(*_of(params), feature, species)
+    """What every head adds to the energies (eV), and its derivative with respect to the features.
+
+    `alone`: see `readout`.
+    """
+    return added(*_of(params), feature, species, alone)
 
 
 def added(
-    weights: Weights, scale: Float[Array, ""], feature: Float[Array, "b n f"], species: Int[Array, "b n"]
+    weights: Weights,
+    scale: Float[Array, ""],
+    feature: Float[Array, "b n f"],
+    species: Int[Array, "b n"],
+    alone: Float[Array, "s f"] | None = None,
 ) -> tuple[Float[Array, "h b"], Float[Array, "h b n f"]]:
     """`evaluate` with the weights [h] and the scale (eV) given."""
     slopes = jax.value_and_grad(readout, argnums=2)
-    each = jax.vmap(slopes, (None, None, 0, 0))
-    return jax.vmap(each, (0, None, None, None))(weights, scale, feature, species)
+    each = jax.vmap(slopes, (None, None, 0, 0, None))
+    return jax.vmap(each, (0, None, None, None, None))(weights, scale, feature, species, alone)
 
 
 def chosen(potential: Potential, head: Int[Array, "b"]) -> Potential:
     """The potential that gives structure b of a batch the energy of member head[b]: one model's work for each."""
-    energies = potential.energies or jax.vmap(potential.energy, (None, 0, 0))
+    extended = with_isolation(potential)
+    energies = extended.energies or jax.vmap(extended.energy, (None, 0, 0))
 
     def energies_of(params: Params, structures: Structure, neighbors: Neighbors):
         energy, feature = energies(backbone(params), structures, neighbors)
+        alone = alone_of(potential, backbone(params))
         weights, scale = _of(params)
         # a product with ones and zeros: its transpose is one, too, where that of a gather is a scatter
         pick = jax.nn.one_hot(head, weights.bias.shape[0], dtype=feature.dtype)
         mine = jax.tree.map(lambda x: jnp.tensordot(pick, x, 1), weights)
-        return energy + jax.vmap(readout, (0, None, 0, 0))(mine, scale, feature, structures.species), feature
+        more = jax.vmap(readout, (0, None, 0, 0, None))(mine, scale, feature, structures.species, alone)
+        return energy + more, without_isolation(potential, feature)
 
     def none(params: Params, structure: Structure, neighbors: Neighbors):
         raise NotImplementedError("which head belongs to which structure is known of a batch only")

@@ -13,13 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxal.committee.isolated_atoms import ISOLATED
 from jaxal.core.types import InputError, Key, Neighbors, Params, Potential, Structure
 
 TRAINED, CONSTANTS = "params", "constants"  # a mapping with one of these holds collections
 TREE = "tree"  # in "params": the trained leaves of a tree that is no dictionary of them
 REST = "untrained"  # collection of the leaves of "params" that are not trained
 WHOLE = "whole"  # collection of the leaves that are not trained, of a tree without collections
-RESERVED = ("posterior", REST, WHOLE)  # names that a potential's own collections cannot have
+RESERVED = ("posterior", ISOLATED, REST, WHOLE)  # names that a potential's own collections cannot have
 
 
 def collected(potential: Potential) -> Potential:
@@ -28,7 +29,7 @@ def collected(potential: Potential) -> Potential:
     `init` raises InputError for parameters that cannot be trained or kept: without a number to train, with complex
     numbers, random keys or anything that is no array, or with a collection of a name that is taken.
     """
-    energies_of = potential.energies
+    energies_of, alone_of, isolation_of = potential.energies, potential.alone, potential.isolation
 
     def init(key: Key, structure: Structure, neighbors: Neighbors) -> Params:
         own = potential.init(key, structure, neighbors)
@@ -49,7 +50,17 @@ def collected(potential: Potential) -> Potential:
         assert energies_of is not None
         return energies_of(own_tree(params), structures, neighbors)
 
-    return Potential(init, energy, potential.cutoff, None if energies_of is None else energies)
+    def alone(params: Params) -> Any:
+        assert alone_of is not None
+        return alone_of(own_tree(params))
+
+    def isolation(params: Params, structures: Structure, neighbors: Neighbors) -> Any:
+        assert isolation_of is not None
+        return isolation_of(own_tree(params), structures, neighbors)
+
+    batch = None if energies_of is None else energies
+    extra = None if alone_of is None else alone, None if isolation_of is None else isolation
+    return Potential(init, energy, potential.cutoff, batch, *extra)
 
 
 def collections(own: Params) -> Params:

@@ -20,12 +20,15 @@ from jaxal.core.errors import InputError
 from jaxal.core.types import FORCE, Sampler, Start, Uncertainty
 from jaxal.data import dataset, lattice
 from jaxal.data import frames as door
+from jaxal.data.electrons import symbol
 from jaxal.data.frames import fixed_atoms, overlap
 from jaxal.data.structure import Table, from_atoms, species_table
 from jaxal.explore import stepping
 from jaxal.explore.timestep import too_long
+from jaxal.label.isolated_atoms import planned
 from jaxal.label.store import conversion
 from jaxal.label.task import Task, has_stress
+from jaxal.label.workers.executor import Recipe
 
 VACUUM = 8.0  # Å; a layer without atoms so thick is no part of a crystal or of a liquid
 
@@ -144,6 +147,8 @@ def check(config: Config) -> list[str]:
         for system in systems:
             for start in system.starts:
                 _built("label", lambda start=start: backend.check(task_of(start)), system.field)
+        if config.label.atoms == "method":
+            refuse_atoms(config.label.part, table, [int(start.info.get("charge", 0)) for start in starts])
         _built("executor", config.executor.bind())
     weight = config.train.stress_weight
     cautions = [
@@ -160,6 +165,21 @@ def with_inputs(config: Config, starts: Sequence[ase.Atoms]) -> Config:
     """
     states = dataset.states_of([door.of_atoms(start, labeled=False) for start in starts])
     return dataclasses.replace(config, potential=electrons.resolved(config.potential, states))
+
+
+def refuse_atoms(label: Part, table: Table, charges: Sequence[int]) -> None:
+    """Raises InputError where a method cannot calculate the isolated atoms of the elements of a run.
+
+    `charges` are those of its systems: where none is neutral, an atom that leaves may take a charge along.
+    """
+    if 0 not in charges:
+        what = "systems that all have a charge, which one of their atoms may take along; give auto, or fit"
+        raise InputError(f"label.atoms: method does not fit {what}")
+    for number in table:
+        plan = planned(Recipe(label.name, dict(label.options)), number, insist=True)
+        if plan.task is None:
+            what = f"the method cannot calculate {symbol(number)} alone ({plan.reason}); give auto, or fit"
+            raise InputError(f"label.atoms: {what}")
 
 
 def _check_parameters(config: Config, table: Table) -> Uncertainty | None:

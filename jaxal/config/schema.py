@@ -135,6 +135,8 @@ class Label:
     part: Annotated[Part, Kinds(("labeler", "oracle"), "tblite")]
     # labels before the dynamics, of all systems together; default: 10, of several systems 6 of each
     initial: Annotated[int, Unit("", 2)] | None = None
+    # energies of isolated atoms: by the method where it can, by the method or not at all, or none but a fit to labels
+    atoms: Literal["auto", "method", "fit"] = "auto"
     # labels of random frames beyond stop.labels, for the bound; 0: none; default: a quarter of stop.labels, at most 100
     calibration: Annotated[int, Unit("", 0)] | None = None
     mode: Literal["inline", "pooled"] = "inline"  # the dynamics wait for a label, or go on elsewhere until it is there

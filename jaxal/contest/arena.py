@@ -17,7 +17,7 @@ from jaxal.data import neighbors
 from jaxal.data.electrons import states
 from jaxal.data.structure import from_atoms, to_atoms
 from jaxal.run import assembly, initial_labels
-from jaxal.train import fit as training
+from jaxal.train.reference import reference_energies
 
 
 class Arena(NamedTuple):
@@ -63,7 +63,7 @@ def arena(contest: Contest, name: str, task: Task, source: Source) -> Arena:
     structures, labels = jax.tree.map(lambda *x: np.stack(x), *rows)
     reference = np.stack(
         [
-            training.reference_energies(
+            reference_energies(
                 jax.tree.map(lambda x, ok=ok: x[ok], one), label.energy[ok], len(data.table), data.isolated
             )
             for one, label, ok in zip(rows_of(structures), rows_of(labels), labels.ok, strict=True)

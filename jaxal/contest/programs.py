@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 from jaxal.committee import evaluation as committees
 from jaxal.committee import weights
 from jaxal.committee.evaluation import Committee, backbone
+from jaxal.committee.isolated_atoms import exact_when_isolated
 from jaxal.config.schema import Part
 from jaxal.contest.schema import Model, Task
 from jaxal.core.placement import placement
@@ -97,10 +98,11 @@ class Programs(NamedTuple):
     predict: Callable[[Any, Structure], Prediction]  # (weights, structures [s b]) -> [s b ...]
 
 
-def committee_of(model: Model, potential: Part, table: Table) -> Committee:
-    """The committee of a model for the elements of a table."""
+def committee_of(model: Model, potential: Part, table: Table, isolated: bool = False) -> Committee:
+    """The committee of a model for the elements of a table, with exact isolated atoms where `isolated`."""
     given = model.committee
     one = weights.collected(potential.bind()(table))
+    one = exact_when_isolated(one, table) if isolated else one
     heads = given.members if given.kind == "shared" else 1
     method = model.uncertainty.bind()(one, len(table))
     return Committee(one, given.members, given.batching, heads, given.signs, len(table), method)

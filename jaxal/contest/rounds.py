@@ -28,6 +28,7 @@ from jaxal.data.structure import to_atoms
 from jaxal.program.selection import Course
 from jaxal.run import checkpoint, training_data
 from jaxal.train import fit as training
+from jaxal.train.reference import with_isolated
 
 INIT, FIT, ADD, SELECT, WALK = range(5)  # what a key is for
 Records = list[dict[str, Any]]
@@ -102,7 +103,8 @@ def _programs(arena: Arena, model: Model) -> made.Programs:
     assert part is not None
 
     def make() -> made.Programs:
-        committee = made.committee_of(model, part, data.table)
+        exact = bool(data.isolated) and bool(np.any(data.pool.charge == 0))  # what leaves an ion may be one itself
+        committee = made.committee_of(model, part, data.table, exact)
         return made.make_programs(committee, made.recipe_of(arena.task, data.forces, data.stress), arena.near)
 
     return kept(arena, ("programs", model), make)
@@ -128,9 +130,11 @@ def _untrained(arena: Arena, model: Model) -> Standing:
         spread = np.maximum(np.std(np.asarray(label.energy), axis=1), 1e-3)
         label = label._replace(force=np.broadcast_to(spread[:, None, None, None], np.shape(label.force)))
     rows = [
-        training.normalize(weights, labels, structures, float(listed.sum() / atoms.sum()))
-        for weights, labels, structures, listed, atoms in zip(
-            rows_of(params), rows_of(label), rows_of(arena.first), near, real, strict=True
+        with_isolated(
+            training.normalize(weights, labels, structures, float(listed.sum() / atoms.sum())), reference, data.isolated
+        )
+        for weights, labels, structures, listed, atoms, reference in zip(
+            rows_of(params), rows_of(label), rows_of(arena.first), near, real, arena.reference, strict=True
         )
     ]
     train = program.fresh(jax.tree.map(lambda *x: np.stack([np.asarray(y) for y in x]), *rows))

@@ -75,13 +75,21 @@ class Potential(NamedTuple):
     """A model of the energy. `energy` returns eV and the invariant feature of each atom.
 
     `energies` is the same for a batch [b], for models that evaluate it faster as a whole; without it `energy` is
-    vmapped.
+    vmapped. Of an atom without neighbors `alone` says energy and feature, for each species, and `isolation` what
+    `energies` says with the isolation of each atom (`data.fragments`), for models that know either at little cost.
+    A potential of `committee.isolated_atoms`, whose isolated atoms are `exact`, has both.
     """
 
     init: Callable[[Key, Structure, Neighbors], Params]
     energy: Callable[[Params, Structure, Neighbors], tuple[Float[Array, ""], Float[Array, "n f"]]]
     cutoff: float  # Å
     energies: Callable[[Params, Structure, Neighbors], tuple[Float[Array, "b"], Float[Array, "b n f"]]] | None = None
+    alone: Callable[[Params], tuple[Float[Array, "s"], Float[Array, "s f"]]] | None = None  # eV
+    isolation: (
+        Callable[[Params, Structure, Neighbors], tuple[Float[Array, "b"], Float[Array, "b n f"], Float[Array, "b n"]]]
+        | None
+    ) = None
+    exact: bool = False
 
 
 class Distribution(NamedTuple):

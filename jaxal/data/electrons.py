@@ -14,6 +14,19 @@ UNPAIRED = ("spin", "unpaired", "unpaired_electrons", "num_unpaired_electrons", 
 MULTIPLICITY = ("multiplicity", "spin_multiplicity")
 KEYS = frozenset(CHARGE + UNPAIRED + MULTIPLICITY)
 LARGEST = 10**6
+# Unpaired electrons of neutral atoms in their ground states, hydrogen to radon: the multiplicities of the ground levels
+# less 1, in LS coupling. Kramida, Ralchenko, Reader and the NIST ASD Team, NIST Atomic Spectra Database, ground states
+# and ionization energies, https://physics.nist.gov/asd.
+GROUND_SPINS = (
+    *(1, 0),  # H He
+    *(1, 0, 1, 2, 3, 2, 1, 0),  # Li to Ne
+    *(1, 0, 1, 2, 3, 2, 1, 0),  # Na to Ar
+    *(1, 0, 1, 2, 3, 6, 5, 4, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0),  # K to Kr; Cr is 3d5 4s1
+    *(1, 0, 1, 2, 5, 6, 5, 4, 3, 0, 1, 0, 1, 2, 3, 2, 1, 0),  # Rb to Xe; Nb 4d4 5s1, Mo 4d5 5s1, Pd 4d10
+    *(1, 0),  # Cs Ba
+    *(1, 0, 3, 4, 5, 6, 7, 8, 5, 4, 3, 2, 1, 0, 1),  # La to Lu; Ce is a singlet, 4f1 5d1 6s2
+    *(2, 3, 4, 5, 4, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0),  # Hf to Rn
+)
 # what else a name may end in that is meant to say it, as in tot_charge; total_spin may be half of our number
 ALIKE = ("charge", "spin", "multiplicity", "mult", "uhf", "nelectrons", "n_electrons", "nelec")
 
@@ -95,6 +108,11 @@ def check_electrons(numbers: np.ndarray, charge: int, spin: int, neutral: int | 
         right = "0, 2, 4, ..." if count % 2 == 0 else "1, 3, 5, ..."
         where = f"{name} with charge {charge:+d} has {count} electrons"
         raise InputError(f"spin: {spin} unpaired electrons are impossible, {where}; give {right} up to {count}")
+
+
+def ground_spin(number: int) -> int | None:
+    """Unpaired electrons of a neutral atom in its ground state; None beyond the table."""
+    return GROUND_SPINS[number - 1] if 1 <= number <= len(GROUND_SPINS) else None
 
 
 def formula(numbers: np.ndarray) -> str:

@@ -7,6 +7,7 @@ means something only where they were.
 
 import jax
 import jax.numpy as jnp
+from ase.data import covalent_radii
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxal.core.precision import exact
@@ -29,6 +30,31 @@ def isolated_species(
     alone = jax.vmap(lambda s, n: isolated(cutoff, s, n))(structures, near) & rows[:, None]
     species = jnp.where(alone, structures.species, number)
     return jnp.zeros(number, bool).at[species.reshape(-1)].set(True, mode="drop")
+
+
+REACH = 3.0  # of the sum of two covalent radii; farther neighbors bond nothing
+
+
+def isolation(
+    table: tuple[int, ...],
+    cutoff: float,
+    species: Int[Array, "*n"],
+    neighbor: Int[Array, "*n k"],
+    distance: Float[Array, "*n k"],
+    used: Bool[Array, "*n k"],
+) -> Float[Array, "*n"]:
+    """How far atoms are from having a bond: 1 without neighbors, 0 for a bonded atom, with two continuous derivatives.
+
+    It is max(0, 1 - 2 n)^3 for n neighbors, each counted as f(r / 3 (R + R')), with f(u) = 1 - 10 u^3 + 15 u^4 - 6 u^5
+    up to u = 1, covalent radii R (ASE's, Cordero 2008), and no reach beyond the cutoff (Å). One neighbor at 1.5 times
+    the sum of the radii counts 1/2: nearer than that the atom is bonded. `species` and `neighbor` are rows of `table`
+    (atomic numbers), `distance` is positive, Å.
+    """
+    radii = jnp.asarray(covalent_radii[list(table)], distance.dtype)
+    radius, other = radii[jnp.maximum(species, 0)], radii[jnp.maximum(neighbor, 0)]
+    u = jnp.minimum(distance / jnp.minimum(REACH * (radius[..., None] + other), cutoff), 1.0)
+    count = jnp.sum(jnp.where(used, 1.0 - u**3 * (10.0 - 15.0 * u + 6.0 * u**2), 0.0), axis=-1)
+    return jnp.maximum(1.0 - 2.0 * count, 0.0) ** 3
 
 
 def unknown(cutoff: float, structure: Structure, near: Neighbors, known: Bool[Array, "s"]) -> Bool[Array, ""]:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxal.committee import evaluation as committees
 from jaxal.committee import weights
 from jaxal.committee.evaluation import Batching, Committee, predict
+from jaxal.committee.isolated_atoms import exact_when_isolated
 from jaxal.core import discovery, plugins
 from jaxal.core.devices import ready, refuse_fork
 from jaxal.core.types import InputError, Params, Potential, Prediction, Structure
@@ -26,8 +27,8 @@ from jaxal.uncertainty.bound import Calibration
 from jaxal.uncertainty.support import Support, novelty, of_arrays
 
 FILE_NAME = "model.npz"
-FORMAT = 5
-FIELDS = ("potential", "precision", "electrons", "heads", "signs", "uncertainty")  # as they are
+FORMAT = 6
+FIELDS = ("potential", "precision", "electrons", "heads", "signs", "uncertainty", "isolated")  # as they are
 KINDS = ("potential", "uncertainty")  # of the parts a model has
 
 SUPPORT = "support/"  # begins the names of its arrays in a file
@@ -51,6 +52,7 @@ class Model(NamedTuple):
     uncertainty: str = "members"  # name of the registered method
     uncertainty_options: tuple[tuple[str, Any], ...] = ()
     electrons: bool = True  # False: trained on structures that cannot have their charge and spin, as of a closed form
+    isolated: bool = False  # isolated atoms are exact, of those species that its parameters say
     calibration: Calibration | None = None  # None: it has no bound
     support: Support | None = None  # None: it is not known what is supported
 
@@ -63,7 +65,8 @@ def potential(model: Model, sources: Mapping[str, Any] | None = None) -> Potenti
     """
     factory = _part("potential", model.potential, sources)
     try:
-        return weights.collected(factory(model.table, **dict(model.options)))
+        own = weights.collected(factory(model.table, **dict(model.options)))
+        return exact_when_isolated(own, model.table) if model.isolated else own
     except (TypeError, ValueError) as error:
         raise InputError(f"model: the potential {model.potential} cannot be built: {error}") from None
 

@@ -64,7 +64,10 @@ def run_of(config: Config, systems: Sequence[Population], table: Table, factor: 
     cutoff = config.potential.bind()(table).cutoff
     groups = grouped(systems, cutoff)
     label = None if config.label.mode == "pooled" else _stand_in
-    parts = assembly.parts_of(config, table, label, systems, groups)
+    # known are isolated atoms where the method can: what that costs is in the programs
+    neutral = any(not atoms.info.get("charge", 0) for system in systems for atoms in system.starts)
+    exact = config.label.atoms != "fit" and neutral
+    parts = assembly.parts_of(config, table, label, systems, groups, exact)
     near = grouping.neighbor_lists(systems, groups, table, structures, cutoff)
     close = neighbors.plan(structures, cutoff)
     static = assembly.static_of(config, table, grouping.program_groups(systems, groups, near), close)

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from jaxal.core.registry import register
 from jaxal.core.types import Key, Neighbors, Params, Potential, Structure
 from jaxal.core.units import Unit
+from jaxal.data.fragments import isolation
 from jaxal.data.neighbors import inward, vectors
 from jaxal.potential import contraction, cuequivariance
 from jaxal.potential import electrons as inputs
@@ -130,9 +131,17 @@ class _Model(nn.Module):
     electrons: bool
 
     def _electronic(
-        self, structure: Structure, features: contraction.Features, scale: Float[Array, ""]
+        self,
+        structure: Structure,
+        features: contraction.Features,
+        scale: Float[Array, ""],
+        far: Float[Array, "b n"] | None,
     ) -> tuple[contraction.Features, Float[Array, "b"]]:
-        """First features with those of charge and spin, and what these add to the energy of each structure, eV."""
+        """First features with those of charge and spin, and what these add to the energy of each structure, eV.
+
+        Of a neutral structure atoms as isolated as `far` have so much less of them, for its unpaired electrons are not
+        more one atom's than another's: each is as alone. Where all are, so is the structure.
+        """
         dtype, (kinds, channels) = features.dtype, (len(self.table), self.channels)
         first = self.param("electrons", _normal(1.0), (inputs.INPUTS, inputs.UNITS), dtype)
         # zero at first: what is not learned about an ion is as of the neutral
@@ -146,11 +155,19 @@ class _Model(nn.Module):
         each = jnp.einsum("bu,usf->bsf", units, own)
         # a product with ones and zeros: its transpose is one, too, where that of a gather is a scatter
         kind = nn.one_hot(structure.species, kinds, dtype=dtype)
-        added = jnp.einsum("bns,bsf->bnf", kind, each).reshape(features.shape)
-        return features + added, offset[inputs.row(charge, spin)] + scale * (units @ whole)
+        added = jnp.einsum("bns,bsf->bnf", kind, each)
+        energy = offset[inputs.row(charge, spin)] + scale * (units @ whole)
+        if far is not None:
+            alone = jnp.where((charge == 0)[:, None], far, 0.0)
+            added = added * (1.0 - alone)[:, :, None]
+            energy = energy * (1.0 - jnp.prod(jnp.where(structure.species >= 0, alone, 1.0), axis=1))
+        return features + added.reshape(features.shape), energy
 
     @nn.compact
-    def __call__(self, structure: Structure, neighbors: Neighbors) -> tuple[Float[Array, "b"], Float[Array, "b n f"]]:
+    def __call__(
+        self, structure: Structure, neighbors: Neighbors, isolating: bool = False
+    ) -> tuple[Float[Array, "b"], Float[Array, "b n f"], Float[Array, "b n"] | None]:
+        """Energies, features, and where `isolating` how isolated the atoms are."""
         batch, size = structure.species.shape
         number = batch * size
         kinds = len(self.table)
@@ -182,9 +199,12 @@ class _Model(nn.Module):
         }
         embedding = self.param("embedding", _normal(1.0), (kinds, self.channels), dtype)
         features: contraction.Features = embedding[species][None]
-        whole = None
+        far = whole = None
+        if isolating:
+            far = isolation(self.table, self.cutoff, species, species[index], distance, used).reshape(batch, size)
+            far = jnp.where(real, far, 0.0)
         if self.electrons:
-            features, whole = self._electronic(structure, features, constant["scale"])
+            features, whole = self._electronic(structure, features, constant["scale"], far)
         energy = jnp.zeros(number, dtype)
         invariants = []
         for t in range(self.layers):
@@ -203,7 +223,7 @@ class _Model(nn.Module):
         feature = jnp.concatenate(invariants, axis=-1).reshape(batch, size, -1)
         energy = jnp.sum(jnp.where(real, energy.reshape(batch, size), 0.0), axis=1)
         energy = energy if whole is None else energy + whole
-        return energy, jnp.where(real[:, :, None], feature, 0.0)
+        return energy, jnp.where(real[:, :, None], feature, 0.0), far
 
 
 @register("potential")
@@ -261,12 +281,19 @@ def equivariant(
     def init(key: Key, structure: Structure, neighbors: Neighbors) -> Params:
         return model.init(key, *one(structure, neighbors))
 
+    def evaluated(params: Params, structures: Structure, neighbors: Neighbors, free: bool) -> Any:
+        constants = jax.lax.stop_gradient(params["constants"])
+        return model.apply({"params": params["params"], "constants": constants}, structures, neighbors, free)
+
+    def isolating(
+        params: Params, structures: Structure, neighbors: Neighbors
+    ) -> tuple[Float[Array, "b"], Float[Array, "b n f"], Float[Array, "b n"]]:
+        return evaluated(params, structures, neighbors, True)
+
     def energies(
         params: Params, structures: Structure, neighbors: Neighbors
     ) -> tuple[Float[Array, "b"], Float[Array, "b n f"]]:
-        constants = jax.lax.stop_gradient(params["constants"])
-        found: Any = model.apply({"params": params["params"], "constants": constants}, structures, neighbors)
-        return found
+        return evaluated(params, structures, neighbors, False)[:2]
 
     def energy(
         params: Params, structure: Structure, neighbors: Neighbors
@@ -274,4 +301,17 @@ def equivariant(
         found, feature = energies(params, *one(structure, neighbors))
         return found[0], feature[0]
 
-    return Potential(init, energy, cutoff, energies)
+    def alone(params: Params) -> tuple[Float[Array, "s"], Float[Array, "s f"]]:
+        """Without neighbors there are no messages: of each layer the residual connection is left.
+
+        Of an atom of a neutral structure: charge and spin are none of its input.
+        """
+        own, feature, invariants = params["params"], params["params"]["embedding"], []
+        atomic = own["shift"]
+        for t in range(layers):
+            feature = feature @ own[f"layer_{t}"]["keep_0"] * own[f"layer_{t}"]["residual_0"]
+            atomic = atomic + jnp.sum(own[f"readout_{t}"] * feature, axis=-1)
+            invariants.append(feature)
+        return jax.lax.stop_gradient(params["constants"]["scale"]) * atomic, jnp.concatenate(invariants, axis=-1)
+
+    return Potential(init, energy, cutoff, energies, alone, isolating)

@@ -70,3 +70,17 @@ def calibration(validation: Record) -> str:
         )
     head = "<tr><th></th><th>energy</th><th>force</th></tr>"
     return f"<h2>Calibration on test data</h2><table>{head}{cells}</table>"
+
+
+def atoms(energies: list[Record]) -> str:
+    """Energies of isolated atoms, and those of species in the first labels, which the model's are relative to."""
+    cells = ""
+    for atom in energies:
+        values = (atom.get("energy"), atom.get("bonded"))
+        numbers = "".join(f"<td>{x:.3f}</td>" if isinstance(x, int | float) else "<td>–</td>" for x in values)
+        spin = atom.get("spin") if isinstance(values[0], int | float) else "–"
+        words = (html.escape(str(x)) for x in (atom.get("element"), spin, atom.get("reason") or ""))
+        element, spin, reason = words
+        cells += f"<tr><td>{element}</td><td>{spin}</td>{numbers}<td>{reason}</td></tr>"
+    head = "<tr><th></th><th>unpaired electrons</th><th>isolated, eV</th><th>in structures, eV</th><th></th></tr>"
+    return f"<h2>Reference energies</h2><table>{head}{cells}</table>" if cells else ""

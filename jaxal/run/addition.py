@@ -5,7 +5,7 @@ to the new species table and padded size; walkers go on from their trusted frame
 walkers' present frames, such as the queue, begins anew: labels that were at work are found by the ledger of the run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxal.committee.isolated_atoms import ISOLATED
 from jaxal.config import yaml12
 from jaxal.config.loading import FILE_NAME, parse
 from jaxal.config.schema import Config
@@ -26,10 +27,22 @@ from jaxal.data.padding import atoms_to, structures_to
 from jaxal.explore.bias_forces import rewound
 from jaxal.label.task import Enough
 from jaxal.program import state as states
-from jaxal.run import assembly, checkpoint, folder, grouping, initial_labels, notes, persistence, session, training_data
+from jaxal.run import (
+    assembly,
+    checkpoint,
+    folder,
+    grouping,
+    initial_labels,
+    notes,
+    persistence,
+    reference_atoms,
+    session,
+    training_data,
+)
 from jaxal.run.final_training import compiled_fit
 from jaxal.run.session import Progress, Run
 from jaxal.train import fit as training
+from jaxal.train.reference import reference_energies
 
 
 class Before(NamedTuple):
@@ -38,6 +51,13 @@ class Before(NamedTuple):
     run: Run
     progress: Progress
     state: states.State
+
+
+class Labeled(NamedTuple):
+    """What the method of a run says of new systems."""
+
+    first: initial_labels.First
+    atoms: list[reference_atoms.Atom]  # the isolated atoms of new elements
 
 
 def begun_with(run: Run, stored: checkpoint.Stored) -> Config:
@@ -57,26 +77,28 @@ def new_systems(old: Run, run: Run) -> list[Population]:
     return [system for system in run.systems if system.field not in known]
 
 
-def grown(before: Before, run: Run, first: initial_labels.First) -> tuple[Progress, states.State]:
-    """Progress and state of a run with more systems than it had, from the first labels of the new ones.
+def grown(before: Before, run: Run, labels_of_new: Labeled) -> tuple[Progress, states.State]:
+    """Progress and state of a run with more systems than it had, from what its method says of the new ones.
 
     Writes a checkpoint of them.
     """
     old, progress, state = before
-    state = devices.whole(state)
+    state, (first, atoms) = devices.whole(state), labels_of_new
     fresh = new_systems(old, run)
-    reference = _references(old, run, progress, first)
     size, rows = run.atoms, np.array([run.table.index(number) for number in old.table])
+    isolated = _isolated(old, run, progress) | reference_atoms.known(atoms, run.table)
+    reference = _references(old, run, progress, first, isolated)
     structures, labels = training_data.cast(first.structures, first.labels, reference, run.config.precision)
     structures, labels = structures_to(structures, size), labels._replace(force=atoms_to(labels.force, size))
     key, key_add, key_new, key_fit = jax.random.split(jax.device_get(state.key), 4)
     buffer = _training_set(run, fresh, state.buffer, rows, structures, labels, key_add)
-    committee = assembly.committee_of(run.config, run.table)
+    committee = assembly.committee_of(run.config, run.table, bool(isolated))
     cutoff = committee.potential.cutoff
     everything, _ = buffers.rows(buffer, np.arange(int(buffer.count)))
     near = grouping.neighbor_lists(run.systems, run.groups, run.table, everything, cutoff)
     train_near = neighbors.plan(everything, cutoff, 0.0)
-    params = _parameters(committee, key_new, train_near, structures, labels, state.train.average, rows)
+    params = training_data.new_params(committee, key_new, train_near, structures, labels, reference, isolated)
+    params = _learned(params, state.train.average, rows)
     recipe = assembly.recipe(run.config.train)
     limits = assembly.limits_of(run.config, progress.rate, 0.0)
     steps = jnp.asarray(run.config.train.initial_steps, jnp.int32)
@@ -85,7 +107,7 @@ def grown(before: Before, run: Run, first: initial_labels.First) -> tuple[Progre
     train = devices.laid(run.mesh, states.LAYOUT.train, training.init(recipe, params))
     buffer = devices.laid(run.mesh, states.LAYOUT.buffer, buffer)
     train, _ = fit(train, buffer, key_fit, steps, limits.rate, limits.final_rate)
-    parts = assembly.parts_of(run.config, run.table, None, run.systems, run.groups)
+    parts = assembly.parts_of(run.config, run.table, None, run.systems, run.groups, bool(isolated))
     groups = grouping.program_groups(run.systems, run.groups, near)
     static = assembly.static_of(run.config, run.table, groups, train_near)
     walkers, begun = _walkers(old, run, state, rows)
@@ -104,6 +126,7 @@ def grown(before: Before, run: Run, first: initial_labels.First) -> tuple[Progre
         )
 
     progress.reference = [float(x) for x in reference]
+    progress.isolated = [isolated.get(row) for row in range(len(run.table))]
     progress.near, progress.train_near = [session.spec_out(spec) for spec in near], session.spec_out(train_near)
     progress.asked += first.structures.charge.shape[0] + first.failed
     progress.failed += first.failed
@@ -113,13 +136,14 @@ def grown(before: Before, run: Run, first: initial_labels.First) -> tuple[Progre
     made = _with_biases(Before(old, progress, state), run, parts, made)
     made = made._replace(labels=jnp.asarray(progress.asked, jnp.int32))
     folder.append(run.directory, [notes.phase(run, "explore", f"added {', '.join(s.name for s in fresh)}")])
+    folder.append(run.directory, reference_atoms.records(atoms, reference, run.table, session.elapsed(run)))
     made = devices.laid(run.mesh, states.LAYOUT, made)
     persistence.save(run, progress, made)
     return progress, made
 
 
-def first_labels(old: Run, run: Run, progress: Progress) -> initial_labels.First:
-    """The first labels of the new systems, as many as those of a new run.
+def first_labels(old: Run, run: Run, progress: Progress) -> Labeled:
+    """The first labels of the new systems, as many as those of a new run, and the isolated atoms of new elements.
 
     Raises InputError where they cannot be labeled, or nothing is left of the budget for them, and Enough where the run
     is told to end meanwhile.
@@ -146,13 +170,21 @@ def first_labels(old: Run, run: Run, progress: Progress) -> initial_labels.First
     labels = devices.from_first(labeled)
     if labels is None:
         raise Enough
-    return initial_labels.First.heard(labels)
+    return Labeled(initial_labels.First.heard(labels), reference_atoms.of_run(run, _isolated(old, run, progress)))
 
 
-def _references(old: Run, run: Run, progress: Progress, first: initial_labels.First) -> np.ndarray:
+def _isolated(old: Run, run: Run, progress: Progress) -> dict[int, float]:
+    """The isolated atoms that the run knows, eV, by row of the new table."""
+    each = zip(old.table, progress.isolated, strict=True)
+    return {run.table.index(number): energy for number, energy in each if energy is not None}
+
+
+def _references(
+    old: Run, run: Run, progress: Progress, first: initial_labels.First, isolated: Mapping[int, float]
+) -> np.ndarray:
     """Energies of the species, eV: those that the run has, and of new elements by the first labels."""
     known = {run.table.index(number): value for number, value in zip(old.table, progress.reference, strict=True)}
-    return training.reference_energies(first.structures, first.labels.energy, len(run.table), known)
+    return reference_energies(first.structures, first.labels.energy, len(run.table), isolated, known)
 
 
 def _renamed(structures: Structure, rows: np.ndarray) -> Structure:
@@ -183,22 +215,12 @@ def _training_set(
     return jax.jit(buffers.add, static_argnums=6)(buffer, key, structures, labels, labels.ok, held, bootstrap)[0]
 
 
-def _parameters(
-    committee: Any,
-    key: Key,
-    near: neighbors.Spec,
-    structures: Structure,
-    labels: Label,
-    learned: Params,
-    rows: np.ndarray,
-) -> Params:
+def _learned(new: Params, learned: Params, rows: np.ndarray) -> Params:
     """New parameters that are the learned ones wherever these say something.
 
     An axis that has grown is one of species; its new rows keep their initial weights. Raises InputError for parameters
     that have grown in another way.
     """
-    new = training_data.new_params(committee, key, near, structures, labels)
-
     known = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(learned)}
 
     def merged(path: Any, fresh: Any) -> Any:
@@ -218,9 +240,10 @@ def _parameters(
         place = np.ix_(*(rows if axis in axes else np.arange(n) for axis, n in enumerate(old.shape)))
         return jnp.asarray(fresh).at[place].set(old)
 
-    posterior = {name: value for name, value in new.items() if name == "posterior"}  # it is learned again
-    kept = {name: value for name, value in new.items() if name != "posterior"}
-    return jax.tree_util.tree_map_with_path(merged, kept) | posterior
+    # the posterior is learned again, and isolated atoms are as the run knows them now
+    fresh = {name: value for name, value in new.items() if name in ("posterior", ISOLATED)}
+    kept = {name: value for name, value in new.items() if name not in fresh}
+    return jax.tree_util.tree_map_with_path(merged, kept) | fresh
 
 
 def _with_biases(before: Before, run: Run, parts: states.Parts, fresh: states.State) -> states.State:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxal.committee import evaluation as committees
 from jaxal.committee import weights
 from jaxal.committee.evaluation import Committee
+from jaxal.committee.isolated_atoms import exact_when_isolated
 from jaxal.config.biases import terms_of
 from jaxal.config.schema import Config, Offline, Train
 from jaxal.config.systems import Population
@@ -53,11 +54,16 @@ def recipe(train: Train) -> training.Recipe:
     )
 
 
-def committee_of(config: Config | Offline, table: Table) -> Committee:
-    """The committee of a configuration, on the devices of a run. Raises InputError where those do not fit."""
+def committee_of(config: Config | Offline, table: Table, isolated: bool = False) -> Committee:
+    """The committee of a configuration, on the devices of a run. Raises InputError where those do not fit.
+
+    `isolated` says whether isolated atoms are exact, of those species whose energies are known.
+    """
     given, mesh = config.committee, mesh_of(config) if isinstance(config, Config) else None
     heads = given.members if given.kind == "shared" else 1
     potential = weights.collected(config.potential.bind()(table))
+    if isolated:
+        potential = exact_when_isolated(potential, table)
     method = config.uncertainty.bind()(potential, len(table))
     return Committee(potential, given.members, given.batching, heads, given.signs, len(table), method, mesh)
 
@@ -135,17 +141,18 @@ def parts_of(
     label: LabelFunction | None,
     systems: Sequence[Population],
     groups: Sequence[Sequence[int]],
+    isolated: bool = False,
 ) -> states.Parts:
     """The functions of the run; without a `label` what is to be labeled waits in the queue.
 
-    `groups` are the numbers of the systems that move together.
+    `groups` are the numbers of the systems that move together. `isolated`: see `committee_of`.
     """
     dtype_of(config.precision)
     score = config.score.bind()
     first = [systems[group[0]] for group in groups]
     schedule = config.schedule.bind()()
     return states.Parts(
-        committee=committee_of(config, table),
+        committee=committee_of(config, table, isolated),
         samplers=tuple(system.sampler for system in first),
         score=score,
         gate=config.gate.part.bind()(),

@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 
 from jaxal.core.types import InputError
 
-FORMAT = 2
+FORMAT = 3
 KEPT = 2
 DISK = (
     "No space left on device",

@@ -47,6 +47,7 @@ from jaxal.run import (
     lock,
     persistence,
     pooled,
+    reference_atoms,
     session,
     stop,
     training_data,
@@ -54,6 +55,7 @@ from jaxal.run import (
 from jaxal.run.exploration import Labels, assembled, explore
 from jaxal.run.session import CHECKPOINTS, Progress, Run
 from jaxal.train import fit as training
+from jaxal.train.reference import reference_energies
 
 
 def start(config: Config, directory: Path) -> bool:
@@ -219,14 +221,16 @@ def _begin(run: Run) -> tuple[Progress, training.TrainState, buffers.Buffer]:
     if told is None:
         raise Enough
     first = initial_labels.First.heard(told)
-    reference = training.reference_energies(first.structures, first.labels.energy, len(run.table))
+    atoms = reference_atoms.of_run(run)
+    isolated = reference_atoms.known(atoms, run.table)
+    reference = reference_energies(first.structures, first.labels.energy, len(run.table), isolated)
     structures, labels = training_data.cast(first.structures, first.labels, reference, config.precision)
-    committee = assembly.committee_of(config, run.table)
+    committee = assembly.committee_of(config, run.table, bool(isolated))
     near = grouping.neighbor_lists(run.systems, run.groups, run.table, structures, committee.potential.cutoff)
     train_near = neighbors.plan(structures, committee.potential.cutoff, 0.0)
     number = structures.charge.shape[0]
     key, key_set = jax.random.split(jax.random.key(config.seed))
-    params = training_data.new_params(committee, key, train_near, structures, labels)
+    params = training_data.new_params(committee, key, train_near, structures, labels, reference, isolated)
     buffer = training_data.training_set(
         structures,
         labels,
@@ -239,6 +243,7 @@ def _begin(run: Run) -> tuple[Progress, training.TrainState, buffers.Buffer]:
     train = training.init(assembly.recipe(config.train), params)
     progress = Progress(
         reference=[float(x) for x in reference],
+        isolated=[isolated.get(row) for row in range(len(run.table))],
         config=dump(config, run.directory),
         near=[session.spec_out(spec) for spec in near],
         train_near=session.spec_out(train_near),
@@ -246,7 +251,9 @@ def _begin(run: Run) -> tuple[Progress, training.TrainState, buffers.Buffer]:
         asked=number + first.failed,
         failed=first.failed,
     )
-    folder.append(run.directory, [{"kind": "phase", "wall": session.elapsed(run), "phase": "initial", "why": ""}])
+    wall = session.elapsed(run)
+    folder.append(run.directory, [{"kind": "phase", "wall": wall, "phase": "initial", "why": ""}])
+    folder.append(run.directory, reference_atoms.records(atoms, reference, run.table, wall))
     return progress, train, buffer
 
 

@@ -248,7 +248,7 @@ class _Sitting:
 
 def assembled(run: Run, progress: Progress, label: labeling.LabelFunction | None) -> tuple[states.Parts, states.Static]:
     """The parts of a run, and what its programs are compiled for."""
-    parts = assembly.parts_of(run.config, run.table, label, run.systems, run.groups)
+    parts = assembly.parts_of(run.config, run.table, label, run.systems, run.groups, progress.exact)
     near, train_near = map(session.spec_in, progress.near), session.spec_in(progress.train_near)
     groups = grouping.program_groups(run.systems, run.groups, list(near))
     return parts, assembly.static_of(run.config, run.table, groups, train_near)

@@ -204,6 +204,7 @@ def finish(run: Run, progress: Progress, parts: states.Parts, static: states.Sta
             table=run.table,
             reference=reference,
             precision=config.precision,
+            isolated=progress.exact,
         )
         folder.write_training(directory, buffer, run.table, reference)
         folder.append(directory, [_noted(run, bound, labels)])

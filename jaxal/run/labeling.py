@@ -34,6 +34,11 @@ def executor_of(config: Config, directory: Path) -> Opener:
     return opened
 
 
+def recipe_of(config: Config) -> LabelRecipe:
+    """The host method of a run."""
+    return LabelRecipe(config.label.part.name, dict(config.label.part.options))
+
+
 def open_service(
     config: Config,
     table: Table,
@@ -42,15 +47,16 @@ def open_service(
     enough: Callable[[], bool] = lambda: False,
     opener: Opener | None = None,
     retry_failed: bool = False,
+    recipe: LabelRecipe | None = None,
 ) -> Service:
     """The labels of a host method, relative to `reference` (eV per species), kept in `store`, until `enough()`.
 
     `opener` opens the executor; by default it is one of its own, which writes into the folder of the store. With
-    `retry_failed` what the store remembers as failed is calculated again.
+    `retry_failed` what the store remembers as failed is calculated again. `recipe` is the labeler, by default that of
+    the configuration.
     """
-    part = config.label.part
     return label_service(
-        LabelRecipe(part.name, dict(part.options)),
+        recipe or recipe_of(config),
         table=table,
         store=store,
         reference=reference,

@@ -21,6 +21,7 @@ from jaxal.report.display import Status, display
 from jaxal.run import assembly, final_training, folder, training_data
 from jaxal.train import fit as training
 from jaxal.train.bound import bounded
+from jaxal.train.reference import reference_energies
 from jaxal.train.support import learned
 
 
@@ -36,8 +37,11 @@ def train(config: Offline, directory: Path) -> None:
     data = config.data
     frames, held, isolated = _data(data, config.train)
     table = dataset.species_of(frames)
-    potential = electrons.resolved(config.potential, dataset.states_of(frames))
-    structures, labels, reference = _device(config, frames, isolated, table, held, dtype)
+    free = {table.index(z): energy for z, energy in isolated.items() if z in table}
+    states = dataset.states_of(frames)
+    exact = bool(free) and any(charge == 0 for charge, _ in states)  # what leaves an ion may be one itself
+    potential = electrons.resolved(config.potential, states)
+    structures, labels, reference = _device(config, frames, free, table, held, dtype)
     config = dataclasses.replace(resolved(config, directory), potential=potential)
     folder.versions(directory)
     began = time.monotonic()
@@ -52,11 +56,11 @@ def train(config: Offline, directory: Path) -> None:
             folder.append(directory, [line])
 
         status("preparing")
-        committee = assembly.committee_of(config, table)
+        committee = assembly.committee_of(config, table, exact)
         near = neighbors.plan(structures, committee.potential.cutoff, 0.0, 1.0)
         key, key_set, key_fit = jax.random.split(jax.random.key(config.seed), 3)
         recipe = assembly.recipe(config.train)
-        params = training_data.new_params(committee, key, near, structures, labels)
+        params = training_data.new_params(committee, key, near, structures, labels, reference, free)
         last = final_training.split_held(held, dataset.groups(frames))  # known to nothing but the bound
         shares = shares_of(frames)[~last]
         rest = [jax.tree.map(lambda x: x[~last], tree) for tree in (structures, labels)]
@@ -92,6 +96,7 @@ def train(config: Offline, directory: Path) -> None:
             table=table,
             reference=reference,
             precision=config.precision,
+            isolated=exact,
         )
         folder.write_frames(directory / folder.TRAINING, map(folder.marked, frames, held))
         status("validation", error)
@@ -143,17 +148,19 @@ def _data(data: Data, train: Train) -> _Data:
 def _device(
     config: Offline,
     frames: list[Frame],
-    isolated: dict[int, float],
+    free: dict[int, float],
     table: tuple[int, ...],
     held: np.ndarray,
     dtype: np.dtype,
 ):
-    """Structures and labels on the device, energies relative to references fitted to what is trained on."""
+    """Structures and labels on the device, energies relative to references fitted to what is trained on.
+
+    `free` are the energies of free atoms, eV, by row of the table.
+    """
     host, labels = from_frames(frames, table, dtype=np.float64), labels_of(frames)
     periodic = np.any(np.asarray(host.periodic), axis=1) & (np.abs(np.linalg.det(np.asarray(host.cell))) > FLAT)
     if config.train.stress_weight and np.isnan(labels.stress[periodic]).any():
         raise InputError("train.stress_weight: some periodic structures carry no stress; give 0 or data with stress")
     fitted = jax.tree.map(lambda x: x[~held], host)
-    free = {table.index(z): energy for z, energy in isolated.items() if z in table}
-    reference = training.reference_energies(fitted, labels.energy[~held], len(table), free)
+    reference = reference_energies(fitted, labels.energy[~held], len(table), free)
     return *training_data.cast(host, labels, reference, dtype), reference

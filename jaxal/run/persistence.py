@@ -46,8 +46,8 @@ def newest(run: Run) -> checkpoint.Stored:
 
 def restored(run: Run, stored: checkpoint.Stored) -> tuple[Progress, states.State]:
     """State and memory that a checkpoint of this run holds."""
-    state = checkpoint.fitted(stored, _example(run))
     progress = Progress(**stored.record["host"])
+    state = checkpoint.fitted(stored, _example(run, progress))
     return progress, devices.laid(run.mesh, states.LAYOUT, state)
 
 
@@ -84,10 +84,11 @@ def _fields(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield from _fields(value, f"{name}.{key}" if name else key)
 
 
-def _example(run: Run) -> Any:
+def _example(run: Run, progress: Progress) -> Any:
     """A state of the right structure, as shapes; what sizes it has is on disk."""
     config, structures = run.config, walker_structures(run)
-    parts = assembly.parts_of(config, run.table, lambda structures, wanted: None, run.systems, run.groups)  # pyright: ignore
+    label: Any = lambda structures, wanted: None  # noqa: E731
+    parts = assembly.parts_of(config, run.table, label, run.systems, run.groups, progress.exact)
     near = neighbors.plan(structures, parts.committee.potential.cutoff, assembly.SKIN)
     groups = grouping.program_groups(run.systems, run.groups, [near] * len(run.groups))
     return assembly.untrained(parts, assembly.static_of(config, run.table, groups, near), structures, 1)

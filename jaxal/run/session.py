@@ -27,10 +27,11 @@ RECENT = 20  # segments over which rewinds are counted
 class Progress:
     """What the host remembers between segments; all of it goes into the checkpoint as JSON."""
 
-    reference: list[float]
+    reference: list[float]  # eV, of the species in structures
     config: str  # as YAML, its paths relative to the run folder
     near: list[Any]  # the specs of the neighbor lists, of each group of walkers
     train_near: list[Any]
+    isolated: list[float | None] = field(default_factory=list)  # eV, of isolated atoms; None where nobody knows
     phase: str = "explore"
     elapsed: float = 0.0  # s, over all sittings
     look: int = 0
@@ -55,6 +56,11 @@ class Progress:
     dropped: int = 0  # structures of which the committee became sure while they waited
     worked: float = 0.0  # s of calculation that were paid for, over all workers
     slots: int = 0  # labels that are calculated at a time
+
+    @property
+    def exact(self) -> bool:
+        """Whether the energy of an isolated atom is known: then the potential has those that are exact."""
+        return any(energy is not None for energy in self.isolated)
 
 
 class Run(NamedTuple):

@@ -1,5 +1,6 @@
 """Labels as training sets: in the program's precision, relative to references; and the first weights."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jaxal.core.types import Key, Label, Params, Structure
 from jaxal.data import buffer as buffers
 from jaxal.data import neighbors
 from jaxal.train import fit as training
+from jaxal.train.reference import with_isolated
 
 
 def cast(structures: Structure, labels: Label, reference: np.ndarray, dtype: Any) -> tuple[Structure, Label]:
@@ -60,11 +62,23 @@ def spread_hold(number: int, fraction: float, trained: int = 0) -> np.ndarray:
     return held
 
 
-def new_params(committee: Committee, key: Key, spec: neighbors.Spec, structures: Structure, labels: Label) -> Params:
-    """Initial weights, [r] leading, with the constants taken from the data."""
+def new_params(
+    committee: Committee,
+    key: Key,
+    spec: neighbors.Spec,
+    structures: Structure,
+    labels: Label,
+    reference: np.ndarray | None = None,
+    isolated: Mapping[int, float] | None = None,
+) -> Params:
+    """Initial weights, [r] leading, with the constants taken from the data.
+
+    The labels are relative to `reference` [s]; `isolated` are energies of isolated atoms by row of the table, eV.
+    """
     near = jax.jit(neighbors.find, static_argnums=0)(spec, structures)
     atoms = jnp.sum(structures.species >= 0)
     listed = float(jnp.sum(near.index < structures.species.shape[-1]) / atoms)
     first = jax.tree.map(lambda x: x[0], (structures, near))
     params = jax.jit(lambda key, *one: committees.init(committee, key, *one))(key, *first)
-    return training.normalize(params, labels, structures, listed)
+    params = training.normalize(params, labels, structures, listed)
+    return params if reference is None else with_isolated(params, reference, isolated or {})

@@ -7,7 +7,6 @@ compiles anything. The dynamics use the exponential moving average of the weight
 """
 
 import functools
-from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -141,33 +140,6 @@ def _fit_local(
     run = over_members(member, committee.batching)
     weight = buffer.weight.reshape(-1, committee.heads, buffers.capacity(buffer))
     return run(state.params, state.average, state.optimizer, weight, keys)
-
-
-def reference_energies(
-    structures: Structure, energy: Any, kinds: int, isolated: Mapping[int, float] | None = None
-) -> np.ndarray:
-    """Energy per species, eV, float64: that of its free atom where `isolated` has it, by row of the table. Host side.
-
-    The others by least squares over the compositions, of structures whose energy is known. What compositions leave
-    undetermined gets the smallest norm, so a single composition shares its energy among its atoms.
-    """
-    counts = electrons.counted(structures, kinds)
-    energy = np.asarray(energy, float)
-    reference = np.zeros(kinds)
-    free = dict(isolated or {})
-    for kind, value in free.items():
-        reference[kind] = value
-    others = [kind for kind in range(kinds) if kind not in free]
-    there = np.isfinite(energy)
-    if others and there.any():
-        rest = energy - counts @ reference
-        known, cost = electrons.columns(structures)
-        if known:  # what charge and spin cost is not the atoms', where it can be told from them: see `offsets`
-            design = np.concatenate([counts[:, others], electrons.SMALL * cost], axis=1)
-            reference[others] = electrons.solved(design, rest, counts)[: len(others)]
-        else:
-            reference[others] = np.linalg.lstsq(counts[there][:, others], rest[there], rcond=1e-8)[0]
-    return reference
 
 
 def normalize(params: Params, labels: Label, structures: Structure, mean_neighbors: float) -> Params:

@@ -77,7 +77,8 @@ def dropout(
 
     References: Gal and Ghahramani, ICML 2016, arXiv:1506.02142; Wen and Tadmor, npj Comput. Mater. 6, 124 (2020).
     """
-    energies = potential.energies or jax.vmap(potential.energy, (None, 0, 0))
+    extended = heads.with_isolation(potential)
+    energies = extended.energies or jax.vmap(extended.energy, (None, 0, 0))
 
     def init(key: Key, params: Params, structure: Structure, neighbors: Neighbors) -> Params:
         size, dtype = width(potential, params, structure, neighbors), structure.position.dtype
@@ -101,30 +102,35 @@ def dropout(
             energy, feature = energies(params, structures, neighbors)
             number, dtype = energy.shape[0], energy.dtype
             keys = jax.random.split(key)
-            feature_mask = masks(keys[0], rate, (number, feature.shape[-1]), dtype)
+            own = heads.without_isolation(potential, feature)
+            feature_mask = masks(keys[0], rate, (number, own.shape[-1]), dtype)
             weights = members(params, feature_mask, masks(keys[1], rate, (number, units), dtype))
-            extra = jax.vmap(heads.readout, (0, None, 0, 0))(
-                weights, heads.scale_of(params), feature, structures.species
+            extra = jax.vmap(heads.readout, (0, None, 0, 0, None))(
+                weights, heads.scale_of(params), feature, structures.species, heads.alone_of(potential, params)
             )
-            return energy + extra, feature
+            return energy + extra, own
 
         return _of_batch(potential, masked_energies)
 
     def sampled(params: Params) -> heads.Weights:
         return members(params, params["posterior"]["feature"], params["posterior"]["hidden"])
 
+    def added(params: Params, feature: Float[Array, "b n f"], structures: Structure):
+        alone = heads.alone_of(potential, params)
+        return heads.added(sampled(params), heads.scale_of(params), feature, structures.species, alone)
+
     def mean_energies(params: Params, structures: Structure, neighbors: Neighbors):
         energy, feature = energies(params, structures, neighbors)
-        extra = heads.added(sampled(params), heads.scale_of(params), feature, structures.species)[0]
-        return energy + jnp.mean(extra, axis=0), feature
+        extra = added(params, feature, structures)[0]
+        return energy + jnp.mean(extra, axis=0), heads.without_isolation(potential, feature)
 
     def predict(params: Params, structures: Structure, neighbors: Neighbors) -> Distribution:
-        energy, feature, back = pullback(potential, params, structures, neighbors)
-        extra, slope = heads.added(sampled(params), heads.scale_of(params), feature, structures.species)
+        energy, feature, back = pullback(extended, params, structures, neighbors)
+        extra, slope = added(params, feature, structures)
         # energies and slopes of the members about their mean, which are linear in those of the networks
         extra, slope = (_spread(x, params["posterior"]["scale"]) for x in (extra, slope))
         force, stress = over_members(back, "auto")(jnp.ones_like(extra), slope)
-        return Distribution(energy + extra, force, stress, feature)
+        return Distribution(energy + extra, force, stress, heads.without_isolation(potential, feature))
 
     def learn(params: Params, lessons: Lessons) -> Posterior:
         unscaled = {

@@ -64,7 +64,9 @@ def test_everything_a_file_says_counts(folder, capsys):
     assert "19 frames hold 7 different structures" in warnings
     model = jaxal.load_model("out")
     assert model.states == ((1, 1),)
-    np.testing.assert_array_equal(model.reference, [-13.0, -70.0])
+    # of atoms in structures, all as much below free ones; what leaves an ion may be one itself
+    np.testing.assert_allclose(model.reference - [-13.0, -70.0], model.reference[0] + 13.0, rtol=1e-12)
+    assert 2 * model.reference[0] + model.reference[1] == pytest.approx(-100.0, abs=1.0) and not model.isolated
     learned: list = read("out/training.xyz", ":")
     assert len(learned) == 19 and all(a.info["charge"] == 1 for a in learned)
     sides: dict[bytes, set[bool]] = {}
@@ -78,6 +80,19 @@ def test_everything_a_file_says_counts(folder, capsys):
     write("neutral.xyz", frame(1, charge=0))
     assert main(["validate", "out", "--data", "neutral.xyz"]) == 2
     assert "neutral.xyz: frame 0: its charge is 0" in capsys.readouterr().err
+
+
+def test_free_atoms_of_a_file_are_those_of_the_model(folder):
+    atoms = [ase.Atoms([z], info={"config_type": "IsolatedAtom", "REF_energy": e}) for z, e in ((1, -13.0), (8, -70.0))]
+    write("data.xyz", [*(frame(seed) for seed in range(6)), *atoms])
+    assert main(["train", "config.yaml", "--dir", "out"]) == 0
+    model = jaxal.load_model("out")
+    assert model.isolated and 2 * model.reference[0] + model.reference[1] == pytest.approx(-100.0, abs=1.0)
+    far = ase.Atoms("OHH", positions=30.0 * np.eye(3), calculator=jaxal.Calculator("out"))
+    assert far.get_potential_energy() == pytest.approx(-96.0, abs=1e-4) and not far.get_forces().any()
+    water = molecule("H2O")
+    water.calc = far.calc
+    assert water.get_potential_energy() < -98  # bonds are in what the species have in structures
 
 
 def test_several_charges_are_learned_by_one_model(folder, capsys):

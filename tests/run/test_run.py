@@ -50,7 +50,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, instead):
         store = open_store(directory / "labels.sqlite")
         counts.append([entry.row for entry in store.all()])
         store.close()
-    assert len(counts[0]) == len(counts[1]) == 64 + 16  # and those of the bound
+    assert len(counts[0]) == len(counts[1]) == 64 + 16 + 2  # and those of the bound, and the isolated atoms
 
     # and what is left is what the documentation says
     training = read(whole / "training.xyz", ":")

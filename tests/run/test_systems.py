@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import molecule
 from ase.io import read, write
 from commands import SMALL
@@ -168,6 +169,15 @@ def test_a_system_is_added_with_another_element(tmp_path):
     grown = models.load(tmp_path / "run")
     assert learned.table == (1, 8) and grown.table == (1, 6, 8)
     np.testing.assert_array_equal(grown.reference[[0, 2]], learned.reference)
+    # its isolated atoms are known, too, and those of the others stay
+    lines = [line for line in metrics(tmp_path / "run") if line["kind"] == "atom"]
+    assert [line["element"] for line in lines] == ["H", "O", "C"] and learned.isolated and grown.isolated
+    energies = {line["element"]: line["energy"] for line in lines}
+    calculator = Calculator(tmp_path / "run")
+    for names in ("HH", "O", "C", "COHH"):
+        far = Atoms(names, positions=40.0 * np.arange(3 * len(names)).reshape(-1, 3), calculator=calculator)
+        atoms = sum(energies[name] for name in far.get_chemical_symbols())
+        assert far.get_potential_energy() == pytest.approx(atoms, abs=1e-3)
 
 
 @pytest.mark.parametrize(

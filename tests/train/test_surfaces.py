@@ -19,6 +19,7 @@ from jaxal.run import training_data
 from jaxal.train import electrons
 from jaxal.train import fit as training
 from jaxal.train.loss import LossWeights
+from jaxal.train.reference import reference_energies
 
 COSTS = {(0, 0): 0.0, (1, 1): 12.0, (-1, 1): -0.5, (0, 2): 1.5}  # eV
 ATOMS = np.array([-13.6, -430.0])  # eV
@@ -39,7 +40,7 @@ def test_offsets_are_what_differs_between_ions_and_neutrals_of_the_same_atoms():
     states = [state for state in COSTS for _ in range(5)]
     structures = batch_of(names, states)
     energy = counted(structures) + [COSTS[state] for state in states]
-    np.testing.assert_allclose(training.reference_energies(structures, energy, 2), ATOMS, rtol=1e-9)
+    np.testing.assert_allclose(reference_energies(structures, energy, 2), ATOMS, rtol=1e-9)
     binding = -2.0 * (np.asarray(structures.species) >= 0).sum(-1)  # is the model's to learn, whatever the references
     for rest in (energy, energy - counted(structures), energy - counted(structures) + binding):
         table = electrons.offsets(structures, rest, 2)
@@ -48,8 +49,10 @@ def test_offsets_are_what_differs_between_ions_and_neutrals_of_the_same_atoms():
         assert np.count_nonzero(table) == 3
     unknown = np.where(np.arange(20) == 3, np.nan, energy)
     np.testing.assert_allclose(electrons.offsets(structures, unknown, 2), table, atol=1e-5)
-    free = training.reference_energies(structures, energy, 2, {0: -14.0})
+    free = reference_energies(structures, energy, 2, settled={0: -14.0})
     assert free[0] == -14.0 and abs(free[1] - ATOMS[1]) < 1.0  # not an ionization energy off
+    isolated = dict(enumerate(ATOMS + 2.0))  # what binds the atoms is theirs, what a charge costs is not
+    np.testing.assert_allclose(reference_energies(structures, energy, 2, isolated), ATOMS, atol=1e-3)
 
 
 def test_structures_of_one_charge_and_spin_have_no_offset():
@@ -58,7 +61,7 @@ def test_structures_of_one_charge_and_spin_have_no_offset():
     assert electrons.columns(structures)[0] == ()
     assert not np.any(electrons.offsets(structures, energy, 2))
     # whose ionization energy is their atoms'
-    reference = training.reference_energies(structures, energy, 2)
+    reference = reference_energies(structures, energy, 2)
     np.testing.assert_allclose(reference, [ATOMS[0], ATOMS[1] + 12.0], rtol=1e-6)
 
 
@@ -68,7 +71,7 @@ def test_what_only_one_charge_has_is_its_atoms():
     """
     structures = batch_of(["OH", "OH", "H2"], [(-1, 0), (-1, 0), (0, 0)])
     energy = np.array([-440.0, -440.0, -27.2])
-    reference = training.reference_energies(structures, energy, 2)
+    reference = reference_energies(structures, energy, 2)
     np.testing.assert_allclose(reference, [-13.6, -426.4], rtol=1e-4)
     counts = electrons.counted(structures, 2)
     offset = electrons.offsets(structures, energy - counts @ reference, 2)[inputs.row(-1, 0)]
@@ -100,7 +103,7 @@ def learner(structures, table, number, **options):
 
     def learn(known, others, steps, seed=0):
         key = jax.random.key(seed)
-        reference = training.reference_energies(known[0], known[1].energy, len(table))
+        reference = reference_energies(known[0], known[1].energy, len(table))
         kept, truth = (training_data.cast(*pair, reference, np.float32) for pair in (known, others))
         params = training_data.new_params(committee, key, near, *kept)
         held = np.zeros(len(known[1].energy), bool)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import molecule
 
 from jaxal.acquire.gate import conformal
@@ -19,6 +20,7 @@ from jaxal.run import initial_labels, training_data
 from jaxal.train import fit as training
 from jaxal.train.calibrate import Fresh, Judge, calibrate
 from jaxal.train.loss import LossWeights, force_rmse, loss, max_force_error
+from jaxal.train.reference import reference_energies
 
 
 def batch(periodic=False):
@@ -70,9 +72,31 @@ def test_reference_energies_are_least_squares_over_compositions():
     frames = [molecule(name) for name in ("H2O", "H2", "O2", "H2O2")]
     structures = from_atoms(frames, (1, 8))
     energy = [2 * -13.6 - 430, 2 * -13.6, 2 * -430, 2 * -13.6 - 2 * 430]
-    np.testing.assert_allclose(training.reference_energies(structures, energy, 2), [-13.6, -430], rtol=1e-10)
-    one = training.reference_energies(from_atoms([frames[0]] * 3, (1, 8)), [-30.0] * 3, 2)
+    np.testing.assert_allclose(reference_energies(structures, energy, 2), [-13.6, -430], rtol=1e-10)
+    one = reference_energies(from_atoms([frames[0]] * 3, (1, 8)), [-30.0] * 3, 2)
     assert np.all(one < 0) and 2 * one[0] + one[1] == pytest.approx(-30.0)
+
+
+def test_reference_energies_know_isolated_atoms():
+    """What isolated atoms leave is the same for all atoms of one composition; several say it by species."""
+    frames = [molecule(name) for name in ("H2O", "H2", "O2", "H2O2")]
+    structures = from_atoms(frames, (1, 8))
+    energy = [2 * -13.6 - 430, 2 * -13.6, 2 * -430, 2 * -13.6 - 2 * 430]
+    isolated = {0: -11.0, 1: -425.0}
+    np.testing.assert_allclose(reference_energies(structures, energy, 2, isolated), [-13.6, -430], rtol=1e-10)
+    water = from_atoms([frames[0]] * 3, (1, 8))
+    one = reference_energies(water, [-456.0] * 3, 2, isolated)
+    np.testing.assert_allclose(one - [-11.0, -425.0], -3.0, rtol=1e-10)
+    # of an element that is not known all of what is left
+    np.testing.assert_allclose(reference_energies(water, [-456.0] * 3, 2, {0: -11.0}), [-11.0, -434.0], rtol=1e-10)
+    np.testing.assert_array_equal(reference_energies(water, [np.nan] * 3, 2, isolated), [-11.0, -425.0])
+    # a neutral atom among the structures says nothing of bonded ones, an ion does
+    both = from_atoms([frames[0], Atoms("H")], (1, 8))
+    np.testing.assert_allclose(reference_energies(both, [-456.0, -11.0], 2, isolated), one, rtol=1e-10)
+    ion = both._replace(charge=np.array([0, -1], np.int32))
+    assert abs(reference_energies(ion, [-456.0, -20.0], 2, isolated)[0] - one[0]) > 1.0
+    # what a run has settled stays
+    np.testing.assert_allclose(reference_energies(water, [-456.0] * 3, 2, isolated, {0: -13.0}), [-13.0, -430.0])
 
 
 def test_fresh_labels_keep_the_latest_in_order():
