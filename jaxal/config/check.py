@@ -17,6 +17,7 @@ from jaxal.config.biases import terms_of
 from jaxal.config.schema import Config, Gate, Part
 from jaxal.config.systems import populations
 from jaxal.core.errors import InputError
+from jaxal.core.plugins import source_of
 from jaxal.core.types import FORCE, Sampler, Start, Uncertainty
 from jaxal.data import dataset, lattice
 from jaxal.data import frames as door
@@ -185,10 +186,12 @@ def refuse_atoms(label: Part, table: Table, charges: Sequence[int]) -> None:
 def _check_parameters(config: Config, table: Table) -> Uncertainty | None:
     """The method of uncertainty. Raises InputError for a potential whose parameters cannot be trained or kept.
 
-    Nothing is computed.
+    Nothing is computed; parts of the package, which tests hold to that, are not even traced.
     """
     potential = _built("potential", lambda: weights.collected(config.potential.bind()(table)))
     method = _built("uncertainty", lambda: config.uncertainty.bind()(potential, len(table)))
+    if not (source_of("potential", config.potential.name) or source_of("uncertainty", config.uncertainty.name)):
+        return method
     heads = config.committee.members if config.committee.kind == "shared" else 1
     one = committees.Committee(potential, heads, heads=heads, species=len(table), uncertainty=method)
     committees.shapes(one, config.precision)

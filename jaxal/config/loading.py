@@ -13,7 +13,7 @@ import math
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from jaxal.config import yaml12
 from jaxal.config.annotations import describe, has_fields, kinds_of
@@ -30,6 +30,18 @@ INPUTS = "inputs"  # folder of a run folder that holds the files its configurati
 T = TypeVar("T")
 
 
+class Files(NamedTuple):
+    """Where the files of a configuration are looked for."""
+
+    folder: Path
+    typed: tuple[str, ...]  # fields of the command line, whose files may also be relative to the working directory
+
+    def bases(self, field: str) -> list[Path]:
+        """The folders that a path may be relative to."""
+        typed = any(field == key or field.startswith((f"{key}.", f"{key}[")) for key in self.typed)
+        return [self.folder, Path()] if typed else [self.folder]
+
+
 def load(path: str | Path, overrides: Sequence[str] = (), cls: type[T] = Config) -> T:
     """The configuration in a YAML file, checked, with every default filled in.
 
@@ -38,7 +50,8 @@ def load(path: str | Path, overrides: Sequence[str] = (), cls: type[T] = Config)
     path
         The YAML file. Files it names are relative to its folder.
     overrides
-        Each `key.sub=value`, the value in YAML; they replace what the file says.
+        Each `key.sub=value`, the value in YAML; they replace what the file says. Files are looked for in the working
+        directory, too.
     cls
         `schema.Config` for `jaxal run`, `schema.Offline` for `jaxal train`.
 
@@ -80,7 +93,8 @@ def parse(
     for override in overrides:
         raw = _override(dict(raw), override)
     try:
-        return _section(_inherited(raw), cls, "", None if folder is None else Path(folder))
+        typed = tuple(override.partition("=")[0].strip() for override in overrides)
+        return _section(_inherited(raw), cls, "", None if folder is None else Files(Path(folder), typed))
     except InputError as error:
         for override in reversed(overrides):
             key = override.partition("=")[0].strip()
@@ -128,7 +142,7 @@ def _inherited(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**raw, "systems": {name: whole(system) for name, system in systems.items()}}
 
 
-def _section(raw: Any, cls: type[T], field: str, folder: Path | None) -> T:
+def _section(raw: Any, cls: type[T], field: str, files: Files | None) -> T:
     """`raw` as the dataclass `cls`; `field` is its dotted name, empty for the whole configuration."""
     raw = _mapping(raw, field)
     hints = get_type_hints(cls, include_extras=True)
@@ -138,23 +152,23 @@ def _section(raw: Any, cls: type[T], field: str, folder: Path | None) -> T:
     if rest and not part:
         key = next(iter(rest))
         raise InputError(f"{dotted(field, key)}: unknown field; {_closest(key, list(declared))}")
-    values: dict[str, Any] = {"part": _part(rest, part, field, folder, tuple(declared))} if part else {}
+    values: dict[str, Any] = {"part": _part(rest, part, field, files, tuple(declared))} if part else {}
     for name, each in declared.items():
         place, annotation = dotted(field, name), hints[name]
         if kinds := kinds_of(annotation):
-            values[name] = _part(_mapping(raw.get(name), place), kinds, place, folder)
+            values[name] = _part(_mapping(raw.get(name), place), kinds, place, files)
         elif dataclasses.is_dataclass(annotation):
-            values[name] = _section(raw.get(name), annotation, place, folder)  # pyright: ignore[reportArgumentType]
+            values[name] = _section(raw.get(name), annotation, place, files)  # pyright: ignore[reportArgumentType]
         elif (inner := _optional(annotation)) is not None and raw.get(name) is not None:
-            values[name] = _convert(raw[name], inner, place, folder)
+            values[name] = _convert(raw[name], inner, place, files)
         elif name in raw:
-            values[name] = _convert(raw[name], annotation, place, folder)
+            values[name] = _convert(raw[name], annotation, place, files)
         elif each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
             raise InputError(f"{place}: missing; give {describe(annotation)}")
     return cls(**values)
 
 
-def _part(raw: Mapping[str, Any], kinds: Kinds, field: str, folder: Path | None, beside: Sequence[str] = ()) -> Part:
+def _part(raw: Mapping[str, Any], kinds: Kinds, field: str, files: Files | None, beside: Sequence[str] = ()) -> Part:
     """The part that `raw["name"]` chooses with the options in `raw`; `beside` are the section's own fields."""
     import_parts(*kinds.kinds)  # takes seconds the first time: a mistake in the sections before is told at once
     name = raw.get("name", kinds.default)
@@ -175,7 +189,7 @@ def _part(raw: Mapping[str, Any], kinds: Kinds, field: str, folder: Path | None,
     for option in options.values():
         place = f"{field}.{option.name}"
         if option.name in raw:
-            values.append((option.name, _convert(raw[option.name], option.annotation, place, folder)))
+            values.append((option.name, _convert(raw[option.name], option.annotation, place, files)))
         elif option.default is inspect.Parameter.empty:
             raise InputError(f"{place}: missing; {name} needs {describe(option.annotation)}")
         else:
@@ -183,7 +197,7 @@ def _part(raw: Mapping[str, Any], kinds: Kinds, field: str, folder: Path | None,
     return Part(kind_of[name], name, tuple(values))
 
 
-def _convert(value: Any, annotation: Any, field: str, folder: Path | None) -> Any:
+def _convert(value: Any, annotation: Any, field: str, files: Files | None) -> Any:
     """`value` as the annotation wants it. Raises InputError that names the field and what would be right."""
     notes: tuple = ()
     whole_annotation = annotation
@@ -191,9 +205,9 @@ def _convert(value: Any, annotation: Any, field: str, folder: Path | None) -> An
         annotation, *rest = get_args(annotation)
         notes = tuple(rest)
     if kinds := kinds_of(whole_annotation):
-        return _part(_mapping(value, field), kinds, field, folder)
+        return _part(_mapping(value, field), kinds, field, files)
     if dataclasses.is_dataclass(annotation):
-        return _section(value, annotation, field, folder)  # pyright: ignore[reportArgumentType]
+        return _section(value, annotation, field, files)  # pyright: ignore[reportArgumentType]
     origin, arguments = get_origin(annotation), get_args(annotation)
     wrong = InputError(f"{field}: {yaml12.inline(value)} does not fit; give {describe(whole_annotation)}")
     if annotation in (Any, inspect.Parameter.empty):
@@ -204,11 +218,11 @@ def _convert(value: Any, annotation: Any, field: str, folder: Path | None) -> An
         choices = [Annotated[(choice, *notes)] if notes else choice for choice in arguments if choice is not type(None)]
         for choice in choices[:-1]:
             try:
-                return _convert(value, choice, field, folder)
+                return _convert(value, choice, field, files)
             except InputError:
                 continue
         try:
-            return _convert(value, choices[-1], field, folder)
+            return _convert(value, choices[-1], field, files)
         except InputError as error:  # its complaint stands for all, but what would be right is any of them
             own = str(error).startswith(f"{field}: ") and "does not fit; give" in str(error)
             raise (wrong if own else error) from None
@@ -223,16 +237,16 @@ def _convert(value: Any, annotation: Any, field: str, folder: Path | None) -> An
             raise wrong
         return value
     if annotation is Path:
-        return _file(value, field, folder, wrong)
+        return _file(value, field, files, wrong)
     kind = origin or annotation
     if issubclass(kind, Mapping):
         if not isinstance(value, Mapping):
             raise wrong
         inner = arguments[1] if arguments else Any
-        return {key: _convert(each, inner, f"{field}.{key}", folder) for key, each in value.items()}
+        return {key: _convert(each, inner, f"{field}.{key}", files) for key, each in value.items()}
     if issubclass(kind, Sequence):
         if arguments and has_fields(arguments[0]) and isinstance(value, Mapping | None):  # one, or none
-            return () if value is None else (_convert(value, arguments[0], field, folder),)
+            return () if value is None else (_convert(value, arguments[0], field, files),)
         if not isinstance(value, list | tuple):
             raise wrong
         fixed = kind is tuple and arguments and arguments[-1] is not Ellipsis
@@ -240,7 +254,7 @@ def _convert(value: Any, annotation: Any, field: str, folder: Path | None) -> An
             raise InputError(f"{field}: {yaml12.inline(list(value))} does not fit; give a list of {len(arguments)}")
         inner = arguments if fixed else [arguments[0] if arguments else Any] * len(value)
         each = enumerate(zip(value, inner, strict=True))
-        return tuple(_convert(item, wanted, f"{field}[{i}]", folder) for i, (item, wanted) in each)
+        return tuple(_convert(item, wanted, f"{field}[{i}]", files) for i, (item, wanted) in each)
     raise TypeError(f"{field}: a configuration has no rule for {annotation}")  # a mistake of the part's author
 
 
@@ -270,19 +284,23 @@ def _number(value: Any, kind: type, notes: Sequence[Any], field: str, wrong: Inp
     return kind(value)
 
 
-def _file(value: Any, field: str, folder: Path | None, wrong: InputError) -> Path:
+def _file(value: Any, field: str, files: Files | None, wrong: InputError) -> Path:
     if not isinstance(value, str):
         raise wrong
-    if folder is None:
+    if files is None:
         return Path(value)
     try:
-        path = (folder / Path(value).expanduser()).resolve()
-        there = path.is_file()
+        bases = files.bases(field)
+        paths = list(dict.fromkeys((base / Path(value).expanduser()).resolve() for base in bases))
+        there = [path for path in paths if path.is_file()]
     except (OSError, RuntimeError) as error:  # a name that is too long, the home of a user that there is not
         raise InputError(f"{field}: {str(value)[:80]} is no path ({getattr(error, 'strerror', error)})") from None
     if not there:
-        raise InputError(f"{field}: there is no file {path}; paths are relative to the configuration's folder")
-    return path
+        which, what = " nor ".join(map(str, paths)), " or to the working directory" if len(paths) > 1 else ""
+        raise InputError(f"{field}: there is no file {which}; paths are relative to the configuration's folder{what}")
+    if len(there) > 1:
+        raise InputError(f"{field}: there are {there[0]} and {there[1]}; give the whole path of one of them")
+    return there[0]
 
 
 def _mapping(raw: Any, field: str) -> Mapping[str, Any]:

@@ -1,7 +1,8 @@
 """jax-md without the parts of it that take long to import and that dynamics has no use for.
 
 `import jax_md` imports all its modules: three seconds at each start, most of them for the constants of rigid bodies,
-which are compiled one by one, and for potentials. Here these two are loaded when something of theirs is asked for.
+which are compiled one by one, for networks and for potentials. Here these are loaded when something of theirs is
+asked for.
 """
 
 import importlib
@@ -9,7 +10,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-LATER = ("energy", "rigid_body")
+LATER = ("energy", "interpolate", "nn", "rigid_body")
 
 
 def _later(name: str) -> None:

@@ -358,3 +358,19 @@ def test_a_part_without_a_required_option(folder, monkeypatch):
     config = load(write(folder, text + ", exponent: 2}"))
     assert config.score == Part("score", "needy", (("exponent", 2.0), ("note", "")))
     assert complaint(folder, text + ", exponent: 2, note: 5}").startswith("score.note: 5 does not fit; give text")
+
+
+def test_files_of_the_command_line_may_lie_where_it_runs(folder, tmp_path_factory, monkeypatch):
+    here = tmp_path_factory.mktemp("here")
+    monkeypatch.chdir(here)
+    (here / "other.xyz").write_text(WATER)
+    assert load(folder / "config.yaml", ["system.file=other.xyz"]).system.file == (here / "other.xyz").resolve()
+    assert load(folder / "config.yaml", ["system.file=water.xyz"]).system.file == (folder / "water.xyz").resolve()
+    with pytest.raises(InputError, match=r"there is no file .*none.xyz nor .*none.xyz; .* or to the working directory"):
+        load(folder / "config.yaml", ["system.file=none.xyz"])
+    (here / "water.xyz").write_text(WATER)
+    with pytest.raises(InputError, match=r"system.file: there are .* and .*; give the whole path of one of them"):
+        load(folder / "config.yaml", ["system={file: water.xyz}"])
+    text = SECTIONS.replace("water.xyz", "other.xyz")  # in the file a path is relative to the file
+    with pytest.raises(InputError, match=r"other.xyz; paths are relative to the configuration's folder$"):
+        load(write(folder, text))
