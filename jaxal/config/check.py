@@ -89,9 +89,15 @@ def dynamics_of(
     if sampler.barostat and weight == 0:
         what = f"the cell of {part.name} follows a stress that is never trained on; give such as 1"
         cautions.append(f"train.stress_weight: 0, {what}")
-    if weight > 0 and not _has_stress(starts[0]):
-        cautions.append(f"train.stress_weight: {weight:g} has no effect; {file} has no periodic cell with a volume")
     return cautions
+
+
+def idle_weight(weight: float, starts: Sequence[ase.Atoms], files: Sequence[Any]) -> list[str]:
+    """What is to be warned of where the stress has a weight in the training, and no start structure has one."""
+    if weight == 0 or any(map(_has_stress, starts)):
+        return []
+    which = ", ".join(dict.fromkeys(map(str, files)))
+    return [f"train.stress_weight: {weight:g} has no effect; {which}: no periodic cell with a volume"]
 
 
 def _has_stress(atoms: ase.Atoms) -> bool:
@@ -156,6 +162,7 @@ def check(config: Config) -> list[str]:
         dynamics_of(system.explore, config.label.part, weight, system.starts, system.walkers, system.file, system.field)
         for system in systems
     ]
+    cautions.append(idle_weight(weight, starts, [system.file for system in systems]))
     return list(dict.fromkeys(caution for of_system in cautions for caution in of_system))
 
 

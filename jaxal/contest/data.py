@@ -21,7 +21,7 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from jaxal.acquire.score import max_force_spread
 from jaxal.config import electrons
 from jaxal.config.biases import terms_of
-from jaxal.config.check import dynamics_of, task_of
+from jaxal.config.check import dynamics_of, idle_weight, task_of
 from jaxal.config.systems import start_structures
 from jaxal.contest.schema import Entrant, Live, Task
 from jaxal.core.errors import InputWarning
@@ -211,6 +211,7 @@ def _check_live(name: str, task: Task, live: Live, entered: Sequence[Entrant]) -
     try:
         weight = task.train.stress_weight if task.train else 0.0
         cautions = dynamics_of(live.explore.part, live.label, weight, starts, live.explore.walkers, live.system.file)
+        cautions += idle_weight(weight, starts, [live.system.file])
     except InputError as error:
         raise InputError(f"tasks.{name}.{_placed(error)}") from None
     terms_of(live.bias, max_force_spread, starts[0], f"tasks.{name}.live.bias")

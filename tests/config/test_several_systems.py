@@ -52,6 +52,14 @@ def test_each_has_its_structure_electrons_and_share_of_the_walkers(folder):
     assert list(few.walkers.values()) == [5, 1, 1]  # whoever shares has at least one
 
 
+def test_a_weight_of_the_stress_is_idle_where_no_system_has_one(folder):
+    (line,) = check(load("config.yaml", ["train.stress_weight=1"]))
+    assert line.startswith("train.stress_weight: 1 has no effect; ") and line.count(".xyz") == 3
+    write("cu.xyz", bulk("Cu", cubic=True))
+    crystal = "systems.crystal={file: cu.xyz, explore: {name: npt_nose_hoover, temperature: 300}}"
+    assert check(load("config.yaml", ["train.stress_weight=1", crystal])) == []
+
+
 def test_its_own_dynamics_differ_in_what_it_says(folder):
     config = load("config.yaml", ["systems.chloride.explore.temperature=900"])
     own = populations(config)[1].explore
