@@ -36,14 +36,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("gpu.jsonl"))
     parser.add_argument("--largest", type=int, default=32768, help="silicon atoms")
     parser.add_argument("--forces", type=Path, help=argparse.SUPPRESS)  # in a process of its own, on the CPU
-    given = parser.parse_args()
-    if given.forces:
+    arguments = parser.parse_args()
+    if arguments.forces:
         single = {name: forces(name, "float32").tolist() for name in CHECKED}
-        given.forces.write_text(
+        arguments.forces.write_text(
             json.dumps({name: [forces(name, "float64").tolist(), single[name]] for name in CHECKED})
         )
         return 0
-    deadline = time.monotonic() + 60 * given.minutes
+    deadline = time.monotonic() + 60 * arguments.minutes
     if not correct():
         return 1
 
@@ -54,14 +54,14 @@ def main() -> int:
 
     potential = parse({}, cls=Bench).potential
     longest = 0.0
-    for case, system, members, walkers, profiled in points(given.largest):
+    for case, system, members, walkers, profiled in points(arguments.largest):
         if time.monotonic() + longest > deadline:
             print(f"no time left for {case} {system}, {members} members, {walkers} walkers", flush=True)
             continue
         began = time.monotonic()
         setting = Setting(system, systems.build(system), potential, members, walkers, batch=32)
-        record = command.one(case, setting, repeats=5, profiled=profiled)
-        with given.out.open("a") as lines:
+        record = command.record_of(case, setting, repeats=5, profiled=profiled)
+        with arguments.out.open("a") as lines:
             lines.write(json.dumps(record) + "\n")
         print(command.row(record), flush=True)
         for name, source, ms in record.get("kernels", [])[:8]:
@@ -112,7 +112,7 @@ def correct() -> bool:
         expected = {name: np.array(both) for name, both in json.loads(file.read_text()).items()}
     good = True
     for name, (right, single) in expected.items():
-        error, rounding = (float(np.abs(found - right).max()) for found in (forces(name, "float32"), single))
+        error, rounding = (float(np.abs(force - right).max()) for force in (forces(name, "float32"), single))
         good &= error <= TOLERANCE * rounding
         largest = np.abs(right).max()
         what = f"{error:.1e} eV/Å of {largest:.1e} at most, {rounding:.1e} on the CPU"

@@ -42,21 +42,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=[], help="cases such as md-aspirin, train-ethanol, committee")
     parser.add_argument("--out", type=Path, default=Path("peers.jsonl"))
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        systems = _systems(given, Path(folder))
-        for number in range(given.rounds):
-            for case, peer, command in _programs(given, systems):
-                if given.only and case not in given.only:
+        systems = _systems(arguments, Path(folder))
+        for number in range(arguments.rounds):
+            for case, peer, command in _programs(arguments, systems):
+                if arguments.only and case not in arguments.only:
                     continue
                 record = _run(command) | {"case": case, "peer": peer, "round": number}
-                with given.out.open("a") as lines:
+                with arguments.out.open("a") as lines:
                     lines.write(json.dumps(record) + "\n")
                 print(number, case, peer, record.get("cpu_ms", record.get("error")), file=sys.stderr, flush=True)
-    print(table([json.loads(line) for line in given.out.read_text().splitlines()]))
+    print(table([json.loads(line) for line in arguments.out.read_text().splitlines()]))
 
 
-def _systems(given: argparse.Namespace, folder: Path) -> dict[str, str]:
+def _systems(arguments: argparse.Namespace, folder: Path) -> dict[str, str]:
     """The peers' own systems as files, so that all programs see the same atoms."""
     write = (
         "import sys, ase.io, common\n"
@@ -64,11 +64,11 @@ def _systems(given: argparse.Namespace, folder: Path) -> dict[str, str]:
         "    ase.io.write(f'{sys.argv[1]}/{name}.xyz', common.build_system(name), format='extxyz')\n"
     )
     names = (*SYSTEMS, "ethanol")
-    subprocess.run([sys.executable, "-c", write, folder, *names], cwd=given.peers, check=True)
+    subprocess.run([sys.executable, "-c", write, folder, *names], cwd=arguments.peers, check=True)
     return {name: str(folder / f"{name}.xyz") for name in names}
 
 
-def _programs(given: argparse.Namespace, systems: dict[str, str]) -> list[tuple[str, str, list[str]]]:
+def _programs(arguments: argparse.Namespace, systems: dict[str, str]) -> list[tuple[str, str, list[str]]]:
     """(case, program, command) in the order of a round."""
 
     def jaxal(*words: str) -> list[str]:
@@ -76,24 +76,26 @@ def _programs(given: argparse.Namespace, systems: dict[str, str]) -> list[tuple[
         return [sys.executable, "-m", "jaxal", "bench", *words, *with_model]
 
     def peer(name: str, *words: str) -> list[str]:
-        return [str(given.venvs / name / "bin/python"), str(given.peers / f"bench_{name}.py"), *words]
+        return [str(arguments.venvs / name / "bin/python"), str(arguments.peers / f"bench_{name}.py"), *words]
 
-    found = []
+    programs = []
     for name in SYSTEMS:
         md = ["--mode", "md", "--system", name, "--K", "4", "--repeats", "5"]
-        found.append((f"md-{name}", "jaxal", jaxal("md", "--system", systems[name], "--members", "4", "--steps", "10")))
-        found.append((f"md-{name}", "nequix", peer("nequix", *md, "--steps", "10")))
-        found.append((f"md-{name}", "mace-torch", peer("mace", *md, "--steps", str(MACE_STEPS[name]))))
+        programs.append(
+            (f"md-{name}", "jaxal", jaxal("md", "--system", systems[name], "--members", "4", "--steps", "10"))
+        )
+        programs.append((f"md-{name}", "nequix", peer("nequix", *md, "--steps", "10")))
+        programs.append((f"md-{name}", "mace-torch", peer("mace", *md, "--steps", str(MACE_STEPS[name]))))
     train = ["--mode", "train", "--system", "ethanol", "--batch", "5", "--K", "1", "--repeats", "5"]
     own = jaxal("train", "--system", systems["ethanol"], "--members", "1", "--batch", "5", "--steps", "100")
-    found.append(("train-ethanol", "jaxal", own))
-    found.append(("train-ethanol", "nequix", peer("nequix", *train)))
-    found.append(("train-ethanol", "mace-torch", peer("mace", *train)))
+    programs.append(("train-ethanol", "jaxal", own))
+    programs.append(("train-ethanol", "nequix", peer("nequix", *train)))
+    programs.append(("train-ethanol", "mace-torch", peer("mace", *train)))
     kinds = {"1": [], "8": [], "8-shared": ["--kind", "shared"], "8-shared-2": ["--kind", "shared", "--signs", "2"]}
     for name, words in kinds.items():
         own = jaxal("forces", "--system", systems["si216"], "--members", name[0], *words)
-        found.append((f"forces-si216-{name}", "jaxal", own))
-    return found
+        programs.append((f"forces-si216-{name}", "jaxal", own))
+    return programs
 
 
 def _run(command: list[str]) -> dict[str, Any]:
@@ -101,10 +103,10 @@ def _run(command: list[str]) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as out:
         mine = "jaxal" in command
         words = [*command[: -len(MODEL) - 1], "--out", out.name, *command[-len(MODEL) - 1 :]] if mine else command
-        done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"BENCH_THREADS": "1"})
-        lines = Path(out.name).read_text().splitlines() if mine else done.stdout.splitlines()
+        process = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"BENCH_THREADS": "1"})
+        lines = Path(out.name).read_text().splitlines() if mine else process.stdout.splitlines()
     records = [json.loads(line) for line in lines if line.startswith("{")]
-    return records[-1] if records else {"error": f"status {done.returncode}: {done.stderr[-400:]}"}
+    return records[-1] if records else {"error": f"status {process.returncode}: {process.stderr[-400:]}"}
 
 
 def table(records: list[dict[str, Any]]) -> str:

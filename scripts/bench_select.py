@@ -41,20 +41,20 @@ def processor() -> str:
         return platform.processor()
 
 
-def example(given: argparse.Namespace) -> Candidates:
+def example(arguments: argparse.Namespace) -> Candidates:
     """Random candidates and known structures."""
-    rng = np.random.default_rng(given.seed)
-    scale = 1.0 / np.arange(1, given.features + 1)
+    rng = np.random.default_rng(arguments.seed)
+    scale = 1.0 / np.arange(1, arguments.features + 1)
 
     def features(rows: int):
-        return jnp.asarray(3.0 + scale * rng.normal(size=(rows, given.features)), jnp.float32)
+        return jnp.asarray(3.0 + scale * rng.normal(size=(rows, arguments.features)), jnp.float32)
 
     return Candidates(
-        score=jnp.asarray(rng.lognormal(-2.0, 0.7, given.candidates), jnp.float32),
-        feature=features(given.candidates),
-        eligible=jnp.ones(given.candidates, bool),
-        known=features(given.known),
-        labeled=jnp.ones(given.known, bool),
+        score=jnp.asarray(rng.lognormal(-2.0, 0.7, arguments.candidates), jnp.float32),
+        feature=features(arguments.candidates),
+        eligible=jnp.ones(arguments.candidates, bool),
+        known=features(arguments.known),
+        labeled=jnp.ones(arguments.known, bool),
     )
 
 
@@ -69,30 +69,33 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=21)
     parser.add_argument("--limit", type=float, default=50.0, help="ms")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     on_one_core()
     import_parts()
-    names = given.names or registry.names("select")
-    arguments = jax.random.key(given.seed), example(given)
+    names = arguments.names or registry.names("select")
+    inputs = jax.random.key(arguments.seed), example(arguments)
     calls, times = {}, {name: [] for name in names}
     for name in names:
         part = exact(registry.get("select", name))
-        calls[name] = jax.jit(part, static_argnums=2).lower(*arguments, given.size).compile()
-    for turn in range(given.repeats + 1):
+        calls[name] = jax.jit(part, static_argnums=2).lower(*inputs, arguments.size).compile()
+    for turn in range(arguments.repeats + 1):
         for name, call in calls.items():
             began = time.perf_counter(), time.process_time()
-            jax.block_until_ready(call(*arguments))
+            jax.block_until_ready(call(*inputs))
             if turn:  # the first is to warm up
                 times[name].append((1e3 * (time.perf_counter() - began[0]), 1e3 * (time.process_time() - began[1])))
-    print(f"{given.size} of {given.candidates} candidates, {given.features} features, {given.known} known, float32")
-    print(f"one core of {processor()}; jax {jax.__version__}, jaxlib {jaxlib.__version__}, seed {given.seed}")
-    print(f"{given.repeats} repeats; load average {os.getloadavg()[0]:.1f}\n")
+    print(
+        f"{arguments.size} of {arguments.candidates} candidates, {arguments.features} features, "
+        f"{arguments.known} known, float32"
+    )
+    print(f"one core of {processor()}; jax {jax.__version__}, jaxlib {jaxlib.__version__}, seed {arguments.seed}")
+    print(f"{arguments.repeats} repeats; load average {os.getloadavg()[0]:.1f}\n")
     print("| selection | median, ms | smallest, ms | CPU time, ms |\n|---|---|---|---|")
     for name, each in times.items():
         (wall, busy), least = np.median(each, axis=0), min(each)[0]
         print(f"| `{name}` | {wall:.1f} | {least:.1f} | {busy:.1f} |")
-    slow = [name for name, each in times.items() if min(each)[0] > given.limit]
-    verdict = f"above {given.limit:g} ms: {', '.join(slow)}" if slow else f"all within {given.limit:g} ms"
+    slow = [name for name, each in times.items() if min(each)[0] > arguments.limit]
+    verdict = f"above {arguments.limit:g} ms: {', '.join(slow)}" if slow else f"all within {arguments.limit:g} ms"
     print(f"\n{verdict}")
     return int(bool(slow))
 

@@ -69,7 +69,7 @@ class Place(NamedTuple):
     def python(self, code: str, *words: str, timeout: float = 300, **environment: str) -> Said:
         """Code in another Python, with the inputs on its path."""
         path = os.pathsep.join([str(self.data), *sys.path])
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, *(["-c", code] if code else []), *words],
             cwd=self.data,
             env={**os.environ, "PYTHONPATH": path, **environment},
@@ -78,7 +78,7 @@ class Place(NamedTuple):
             errors="replace",
             timeout=timeout,
         )
-        return Said(done.returncode, done.stdout, done.stderr)
+        return Said(process.returncode, process.stdout, process.stderr)
 
     def train(self, file: str, *more: str) -> Said:
         """A small training of a file, into `work/model`."""
@@ -376,8 +376,8 @@ def masked_forces(place: Place) -> str:
     for atoms in free:
         atoms.set_constraint()
     ase.io.write(place.work / "free.xyz", free)
-    told = Place(place.data, place.work / "free").train(str(place.work / "free.xyz"))
-    return done(said) or ("" if "sum to zero" in told.err else f"the net force is not told: {told.err[-300:]}")
+    outcome = Place(place.data, place.work / "free").train(str(place.work / "free.xyz"))
+    return done(said) or ("" if "sum to zero" in outcome.err else f"the net force is not told: {outcome.err[-300:]}")
 
 
 @case
@@ -438,8 +438,8 @@ def several_methods(place: Place) -> str:
     if wrong := done(place.jaxal("store", "export", store, both)):
         return wrong
     method = ase.io.read(both, 0).info["method"]  # pyright: ignore
-    one = done(place.jaxal("store", "export", store, place.work / "one.xyz", "--method", method))
-    return one or refused(place.train(str(both)), "method") or done(place.train(str(place.work / "one.xyz")))
+    reason = done(place.jaxal("store", "export", store, place.work / "one.xyz", "--method", method))
+    return reason or refused(place.train(str(both)), "method") or done(place.train(str(place.work / "one.xyz")))
 
 
 @case
@@ -546,8 +546,8 @@ def plain_terminals(place: Place) -> str:
 @contextlib.contextmanager
 def folder() -> Iterator[Path]:
     """An empty folder that goes in the end."""
-    with tempfile.TemporaryDirectory(prefix="jaxal-cases-") as made:
-        yield Path(made)
+    with tempfile.TemporaryDirectory(prefix="jaxal-cases-") as path:
+        yield Path(path)
 
 
 def main() -> int:
@@ -555,13 +555,13 @@ def main() -> int:
     words = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     words.add_argument("data", type=Path, metavar="DIR")
     words.add_argument("--only", default="", metavar="WORD")
-    given = words.parse_args()
-    wrong, chosen = 0, {name: function for name, function in CASES.items() if given.only in name}
+    arguments = words.parse_args()
+    wrong, chosen = 0, {name: function for name, function in CASES.items() if arguments.only in name}
     for name, function in chosen.items():
         began = time.monotonic()
         with folder() as work:
             try:
-                reason = function(Place(given.data.resolve(), work))
+                reason = function(Place(arguments.data.resolve(), work))
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
         wrong += bool(reason)

@@ -95,28 +95,30 @@ def written(folder: Path, label: str, budget: int, systems: str) -> Path:
 
 def go(*arguments: object) -> None:
     """Runs a command to its end."""
-    done = subprocess.run(command(*arguments), env=ENVIRONMENT, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"chaos: jaxal {' '.join(map(str, arguments))} ended with {done.returncode}:\n{done.stderr}")
+    process = subprocess.run(command(*arguments), env=ENVIRONMENT, capture_output=True, text=True)
+    if process.returncode:
+        raise SystemExit(
+            f"chaos: jaxal {' '.join(map(str, arguments))} ended with {process.returncode}:\n{process.stderr}"
+        )
 
 
 def arrays(run: Path) -> dict[str, np.ndarray]:
     """Model and last checkpoint of a run, array by array."""
     with np.load(run / "model.npz") as file:
-        found = {name: file[name] for name in file.files}
-    return found | {f"checkpoint {k}": v for k, v in checkpoint.newest(run / "checkpoints").arrays.items()}
+        model = {name: file[name] for name in file.files}
+    return model | {f"checkpoint {k}": v for k, v in checkpoint.newest(run / "checkpoints").arrays.items()}
 
 
 def texts(run: Path) -> dict[str, object]:
     """Files of a run that must be the same to the byte, and its metrics without wall times."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    found: dict[str, object] = {name: (run / name).read_bytes() for name in ("training.xyz", "trajectory.xyz")}
-    return found | {"metrics": [{k: v for k, v in line.items() if k not in TIMES} for line in lines]}
+    contents: dict[str, object] = {name: (run / name).read_bytes() for name in ("training.xyz", "trajectory.xyz")}
+    return contents | {"metrics": [{k: v for k, v in line.items() if k not in TIMES} for line in lines]}
 
 
-def same(one: np.ndarray, other: np.ndarray) -> bool:
+def same(array: np.ndarray, other: np.ndarray) -> bool:
     """Whether two arrays are the same to the bit."""
-    return (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
+    return (array.dtype, array.shape, array.tobytes()) == (other.dtype, other.shape, other.tobytes())
 
 
 def differences(run: Path, whole: Path) -> list[str]:
@@ -166,9 +168,9 @@ def unbroken(mode: str, budget: int, folder: Path) -> Whole:
     duration = time.monotonic() - began
     lines = [json.loads(line) for line in (home / "run" / "metrics.jsonl").read_text().splitlines()]
     walls = {line["phase"]: line["wall"] for line in lines if line["kind"] == "phase"}
-    found = Whole(home / "run", duration, walls["done"] - walls["explore"], sorted(keys(home / "run")))
-    print(f"unbroken, {mode}: {duration:.1f} s, {len(found.keys)} labels", flush=True)
-    return found
+    whole = Whole(home / "run", duration, walls["done"] - walls["explore"], sorted(keys(home / "run")))
+    print(f"unbroken, {mode}: {duration:.1f} s, {len(whole.keys)} labels", flush=True)
+    return whole
 
 
 def label_of(mode: str, home: Path) -> str:
@@ -206,26 +208,26 @@ def calibrating(run: Path) -> int:
 
 def faults(mode: str, whole: Whole, home: Path, times: int) -> tuple[list[str], int]:
     """What is wrong with a run that was killed so many times, and how many labels it calculated again."""
-    run, found = home / "run", []
+    run, problems = home / "run", []
     calculated = collections.Counter((home / "log").read_text().split())
     stored = sorted(keys(run))
     again = sum(calculated.values()) - len(calculated)
     if mode == "pooled":  # its order, and with it what it asks for, is a matter of time
         learned, bound = len(read(run / "training.xyz", ":")), calibrating(run)
         if learned + bound != len(stored) or len(stored) < len(whole.keys):
-            found.append(
+            problems.append(
                 f"{len(stored)} labels in the store, {learned} learned from, {bound} for the bound, "
                 f"{len(whole.keys)} to be had"
             )
     else:
-        found += [f"{name} differs" for name in differences(run, whole.run)]
+        problems += [f"{name} differs" for name in differences(run, whole.run)]
         if stored != whole.keys:
-            found.append(f"{len(stored)} labels in the store, {len(whole.keys)} in the unbroken run's")
+            problems.append(f"{len(stored)} labels in the store, {len(whole.keys)} in the unbroken run's")
     if set(stored) ^ set(calculated):
-        found.append("store and labeler do not tell of the same labels")
+        problems.append("store and labeler do not tell of the same labels")
     if again > times * (1 if mode == "inline" else WORKERS):
-        found.append(f"{again} labels calculated twice in {times} kills")
-    return found, again
+        problems.append(f"{again} labels calculated twice in {times} kills")
+    return problems, again
 
 
 def kills(number: int, budget: int, seed: int, folder: Path) -> tuple[bool, str]:
@@ -270,14 +272,14 @@ def frames(number: int, seed: int) -> list:
     rng = np.random.default_rng(seed)
     MaxwellBoltzmannDistribution(atoms, temperature_K=600, rng=rng)
     dynamics = Langevin(atoms, 0.5 * units.fs, temperature_K=600, friction=0.02 / units.fs, rng=rng, fixcm=False)
-    found = []
+    samples = []
     for _ in range(number):
         dynamics.run(40)
         frame = atoms.copy()
         energy, force = atoms.get_potential_energy(), atoms.get_forces()
         frame.calc = SinglePointCalculator(frame, energy=energy, forces=force)
-        found.append(frame)
-    return found
+        samples.append(frame)
+    return samples
 
 
 def labels(share: float, budget: int, seed: int, folder: Path) -> tuple[bool, str]:
@@ -301,8 +303,8 @@ def labels(share: float, budget: int, seed: int, folder: Path) -> tuple[bool, st
             "--dir",
             folder / name / "run",
         )
-        found = json.loads((folder / name / "run" / "validate.json").read_text())
-        error[name] = 1e3 * found["errors"]["force"]["rmse"]
+        validation = json.loads((folder / name / "run" / "validate.json").read_text())
+        error[name] = 1e3 * validation["errors"]["force"]["rmse"]
     chosen = dict(line.split() for line in log.read_text().splitlines())
     store = open_store(folder / "failing" / "run" / "labels.sqlite")
     entries = {entry.key: entry for entry in store.all()}
@@ -334,14 +336,17 @@ def main() -> int:
     words.add_argument("--share", type=float, default=0.3, help="of labels that fail")
     words.add_argument("--budget", type=int, default=64, help="labels of a run")
     words.add_argument("--seed", type=int, default=0)
-    given = words.parse_args()
-    if not given.kills and not given.labels:
+    arguments = words.parse_args()
+    if not arguments.kills and not arguments.labels:
         words.error("give --kills N or --labels")
     good = True
-    for wanted, function, amount in ((given.kills, kills, given.kills), (given.labels, labels, given.share)):
+    for wanted, function, amount in (
+        (arguments.kills, kills, arguments.kills),
+        (arguments.labels, labels, arguments.share),
+    ):
         if wanted:
             with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-                passed, line = function(amount, given.budget, given.seed, Path(folder))
+                passed, line = function(amount, arguments.budget, arguments.seed, Path(folder))
             print(f"{'PASSED' if passed else 'FAILED'}: {line}", flush=True)
             good &= passed
     return 0 if good else 1

@@ -66,42 +66,42 @@ class Trained(NamedTuple):
     spent: float
 
 
-def data_of(given: argparse.Namespace, seed: int) -> Data:
+def data_of(arguments: argparse.Namespace, seed: int) -> Data:
     """Other frames for every seed, the first of them to train on."""
     rng = np.random.default_rng(seed)
     sets = []
-    for path, number in ((given.train, given.frames), (given.test, given.unseen)):
+    for path, number in ((arguments.train, arguments.frames), (arguments.test, arguments.unseen)):
         frames = files.read(path)
         sets.append([frames[row] for row in np.sort(rng.permutation(len(frames))[:number])])
     table = species_table(sets[0] + sets[1])
-    found = [(from_frames(frames, table, dtype=np.float64), labels_of(frames)) for frames in sets]
-    reference = reference_energies(found[0][0], found[0][1].energy, len(table))
-    train, test = (training_data.cast(*one, reference, np.dtype("float32")) for one in found)
+    pairs = [(from_frames(frames, table, dtype=np.float64), labels_of(frames)) for frames in sets]
+    reference = reference_energies(pairs[0][0], pairs[0][1].energy, len(table))
+    train, test = (training_data.cast(*pair, reference, np.dtype("float32")) for pair in pairs)
     both: Any = jax.tree.map(lambda *x: jnp.concatenate(x), train[0], test[0])
     near = neighbors.plan(both, POTENTIAL["cutoff"], 0.0, 1.0)
-    return Data(near, train, training_data.spread_hold(given.frames, 0.1), test)
+    return Data(near, train, training_data.spread_hold(arguments.frames, 0.1), test)
 
 
 def variants() -> dict[str, dict[str, Any]]:
     """Sections of a configuration for each row of the table."""
-    found: dict[str, dict[str, Any]] = {name: {"committee": each} for name, each in COMMITTEES.items()}
+    rows: dict[str, dict[str, Any]] = {name: {"committee": each} for name, each in COMMITTEES.items()}
     for name in registry.names("uncertainty"):
         if name != "members":  # that is what the committees are
-            found[name] = {"committee": {"members": 1}, "uncertainty": {"name": name}}
-    return found
+            rows[name] = {"committee": {"members": 1}, "uncertainty": {"name": name}}
+    return rows
 
 
-def config_of(given: argparse.Namespace, sections: dict[str, Any]) -> Offline:
+def config_of(arguments: argparse.Namespace, sections: dict[str, Any]) -> Offline:
     """A configuration for `sections`; its data are not read."""
     train = {"batch": 8, "learning_rate": 0.01, "energy_weight": 5.0}
-    raw = {"data": {"file": str(given.train)}, "potential": POTENTIAL, "train": train}
+    raw = {"data": {"file": str(arguments.train)}, "potential": POTENTIAL, "train": train}
     return parse(raw | sections, "/", Offline)
 
 
-def train(config: Offline, data: Data, table: tuple[int, ...], steps: int, seed: int, one: bool = False) -> Trained:
-    """`one`: a single model without a method, which no configuration allows, since it has no spread."""
+def train(config: Offline, data: Data, table: tuple[int, ...], steps: int, seed: int, single: bool = False) -> Trained:
+    """`single`: one model without a method, which no configuration allows, since it has no spread."""
     committee = assembly.committee_of(config, table)
-    if one:
+    if single:
         committee = Committee(committee.potential, 1, species=len(table))
     key, key_set, key_fit = jax.random.split(jax.random.key(seed), 3)
     params = training_data.new_params(committee, key, data.near, *data.train)
@@ -110,10 +110,10 @@ def train(config: Offline, data: Data, table: tuple[int, ...], steps: int, seed:
     state = training.init(recipe, params)
     rates = jnp.asarray(config.train.learning_rate), jnp.asarray(config.train.final_learning_rate)
     fit = final_training.compiled_fit(committee, recipe, data.near)
-    given = state, buffer, key_fit, jnp.asarray(steps, jnp.int32), *rates
-    fit = fit.lower(*given).compile()
+    inputs = state, buffer, key_fit, jnp.asarray(steps, jnp.int32), *rates
+    fit = fit.lower(*inputs).compile()
     began = time.process_time()
-    state, _ = jax.block_until_ready(fit(*given))
+    state, _ = jax.block_until_ready(fit(*inputs))
     assert isinstance(buffer, buffers.Buffer)
     return Trained(committee, state.average, time.process_time() - began)
 
@@ -130,8 +130,8 @@ def program(trained: Trained, near: neighbors.Spec, structures: Structure):
     """The compiled prediction of `TOGETHER` structures, by parameters, structures and neighbors."""
     first = jax.tree.map(lambda x: x[:TOGETHER], structures)
     listed = jax.jit(neighbors.find, static_argnums=0)
-    given = trained.params, first, listed(near, first)
-    return jax.jit(committees.predict, static_argnums=0).lower(trained.committee, *given).compile(), given
+    inputs = trained.params, first, listed(near, first)
+    return jax.jit(committees.predict, static_argnums=0).lower(trained.committee, *inputs).compile(), inputs
 
 
 def see(call: Any, params: Params, near: neighbors.Spec, structures: Structure, labels: Label) -> Seen:
@@ -140,9 +140,13 @@ def see(call: Any, params: Params, near: neighbors.Spec, structures: Structure, 
     number, forces, spreads = structures.charge.shape[0], [], []
     for first in range(0, number, TOGETHER):
         some = jax.tree.map(lambda x, first=first: x[np.arange(first, first + TOGETHER) % number], structures)
-        found = call(params, some, listed(near, some))
-        force = np.asarray(found.force, np.float64)
-        spread = np.sqrt(force.var(axis=1).sum(-1)) if found.force_spread is None else np.asarray(found.force_spread)
+        prediction = call(params, some, listed(near, some))
+        force = np.asarray(prediction.force, np.float64)
+        spread = (
+            np.sqrt(force.var(axis=1).sum(-1))
+            if prediction.force_spread is None
+            else np.asarray(prediction.force_spread)
+        )
         forces.append(force.mean(axis=1))
         spreads.append(spread)
     gap = np.concatenate(forces)[:number] - np.asarray(labels.force, np.float64)
@@ -165,10 +169,10 @@ def costs(calls: dict[str, Any], rounds: int) -> dict[str, float]:
     """CPU time of a prediction, s, medians over the rounds, the first of which is to warm up."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
-        for name, (call, given) in calls.items():
+        for name, (call, inputs) in calls.items():
             began = time.process_time()
             for _ in range(5):
-                jax.block_until_ready(call(*given))
+                jax.block_until_ready(call(*inputs))
             if turn:
                 times[name].append((time.process_time() - began) / 5)
     return {name: float(np.median(each)) for name, each in times.items()}
@@ -185,35 +189,41 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500, help="of 8 structures; full members take their own")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=10)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     import_parts()
     rows = variants()
-    if given.only:
-        rows = {name: each for name, each in rows.items() if name.startswith(tuple(given.only))}
-    table = species_table(files.read(given.train)[:1])
-    found: dict[str, list[list[float]]] = {name: [] for name in rows}
-    for seed in range(given.seeds):
-        data = data_of(given, seed)
+    if arguments.only:
+        rows = {name: each for name, each in rows.items() if name.startswith(tuple(arguments.only))}
+    table = species_table(files.read(arguments.train)[:1])
+    results: dict[str, list[list[float]]] = {name: [] for name in rows}
+    for seed in range(arguments.seeds):
+        data = data_of(arguments, seed)
         held: Any = jax.tree.map(lambda x, rows=data.held: x[rows], data.train)
-        single = train(config_of(given, next(iter(rows.values()))), data, table, given.steps, seed, one=True)
+        single = train(config_of(arguments, next(iter(rows.values()))), data, table, arguments.steps, seed, single=True)
         calls = {"": program(single, data.near, data.test[0])}
-        told: dict[str, list[float]] = {}
+        numbers: dict[str, list[float]] = {}
         for name, sections in rows.items():
-            done = train(config_of(given, sections), data, table, given.steps, seed)
-            calls[name] = program(done, data.near, data.test[0])
-            seen = [see(calls[name][0], done.params, data.near, each[0], each[1]) for each in (held, data.test)]
-            told[name] = [done.spent / single.spent, *measures(*seen)]
-            print(f"seed {seed}: {name}: {np.round(told[name], 3)}", file=sys.stderr, flush=True)
-        spent = costs(calls, given.rounds)
-        for name, each in told.items():
-            found[name].append([spent[name] / spent[""], *each])
+            trained = train(config_of(arguments, sections), data, table, arguments.steps, seed)
+            calls[name] = program(trained, data.near, data.test[0])
+            seen = [see(calls[name][0], trained.params, data.near, each[0], each[1]) for each in (held, data.test)]
+            numbers[name] = [trained.spent / single.spent, *measures(*seen)]
+            print(f"seed {seed}: {name}: {np.round(numbers[name], 3)}", file=sys.stderr, flush=True)
+        spent = costs(calls, arguments.rounds)
+        for name, each in numbers.items():
+            results[name].append([spent[name] / spent[""], *each])
     device = jax.devices()[0]
-    print(f"{given.train.name}, {given.frames} frames ({round(0.1 * given.frames)} held out), {given.unseen} unseen of")
-    print(f"{given.test.name}; {given.steps} steps, {given.seeds} seeds; {platform.machine()} {device.device_kind},")
+    print(
+        f"{arguments.train.name}, {arguments.frames} frames ({round(0.1 * arguments.frames)} held out), "
+        f"{arguments.unseen} unseen of"
+    )
+    print(
+        f"{arguments.test.name}; {arguments.steps} steps, {arguments.seeds} seeds; "
+        f"{platform.machine()} {device.device_kind},"
+    )
     print(f"Python {platform.python_version()}, jax {jax.__version__}.\n")
     print("| " + " | ".join(TITLES) + " |\n|" + "---|" * len(TITLES))
     digits = 1, 1, 1, 2, 2, 2, 2
-    for name, each in found.items():
+    for name, each in results.items():
         mean, spread = np.mean(each, axis=0), np.std(each, axis=0)
         cells = [f"{m:.{d}f} ± {s:.{d}f}" for m, s, d in zip(mean, spread, digits, strict=True)]
         print("| " + " | ".join([name, *cells]) + " |")

@@ -68,18 +68,25 @@ class Seen(NamedTuple):
     rmse: float  # eV/Å, of a force component
 
 
-def predicted(given: argparse.Namespace, system: System) -> Seen:
+def predicted(arguments: argparse.Namespace, system: System) -> Seen:
     """Trains a committee on some frames and predicts all others."""
-    frames = files.read(given.data / system.train)
-    rng = np.random.default_rng(given.seed)
+    frames = files.read(arguments.data / system.train)
+    rng = np.random.default_rng(arguments.seed)
     order = rng.permutation(len(frames))
     others = [frames[row] for row in order[system.trained :]]
-    others += [frame for name in system.others for frame in files.read(given.data / name)]
-    others = [others[row] for row in rng.permutation(len(others))[: given.frames]]
+    others += [frame for name in system.others for frame in files.read(arguments.data / name)]
+    others = [others[row] for row in rng.permutation(len(others))[: arguments.frames]]
     with tempfile.TemporaryDirectory() as folder:
         files.write(Path(folder) / "train.xyz", [frames[row] for row in order[: system.trained]])
-        raw = {"data": {"file": "train.xyz"}, "potential": POTENTIAL | {"cutoff": system.cutoff}, "seed": given.seed}
-        raw |= {"committee": {"members": given.members}, "train": TRAIN | {"final_steps": given.steps or system.steps}}
+        raw = {
+            "data": {"file": "train.xyz"},
+            "potential": POTENTIAL | {"cutoff": system.cutoff},
+            "seed": arguments.seed,
+        }
+        raw |= {
+            "committee": {"members": arguments.members},
+            "train": TRAIN | {"final_steps": arguments.steps or system.steps},
+        }
         offline.train(parse(raw, Path(folder), Offline), Path(folder) / "run")
         made = model.load(Path(folder) / "run")
     return measured(made, others)
@@ -88,12 +95,12 @@ def predicted(given: argparse.Namespace, system: System) -> Seen:
 def measured(made: model.Model, frames: list[Frame]) -> Seen:
     """Scores and true errors of labeled frames."""
     structures = from_frames(frames, made.table)
-    labels, told = labels_of(frames), predict_all(made, structures)
+    labels, prediction = labels_of(frames), predict_all(made, structures)
     species = np.asarray(structures.species)
-    error = atom_errors(told.label.force, labels.force, species)
+    error = atom_errors(prediction.label.force, labels.force, species)
     count = (species >= 0).sum(axis=1)
     return Seen(
-        told.spread.max(axis=1),
+        prediction.spread.max(axis=1),
         error.max(axis=1),
         np.asarray(labels.energy) / count,
         float(np.sqrt(np.sum(error**2) / (3 * count.sum()))),
@@ -113,10 +120,10 @@ def coverage(gate: Gate, score: jax.Array, error: jax.Array, number: int) -> jax
     return state.covered / state.checked
 
 
-def drawn(given: argparse.Namespace, seen: Seen, number: int, gate: Gate, shifted: bool) -> np.ndarray:
+def drawn(arguments: argparse.Namespace, seen: Seen, number: int, gate: Gate, shifted: bool) -> np.ndarray:
     """Coverages of many random splits; `shifted`: calibrated on the half of low energy, counted on the other."""
-    rng = np.random.default_rng(given.seed + 1)
-    orders = np.stack([rng.permutation(len(seen.score)) for _ in range(given.splits)])
+    rng = np.random.default_rng(arguments.seed + 1)
+    orders = np.stack([rng.permutation(len(seen.score)) for _ in range(arguments.splits)])
     if shifted:
         low = seen.energy < np.median(seen.energy)
         orders = np.stack([np.r_[row[low[row]][:number], row[~low[row]]] for row in orders])
@@ -134,12 +141,12 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=600, help="to predict, at most")
     parser.add_argument("--splits", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     wrong = 0
     rows = ["| system | gate | frames | nominal, % | realized, % | one split, % | shifted, % |", "|" + "---|" * 7]
-    for name in given.systems:
+    for name in arguments.systems:
         system, began = SYSTEMS[name], time.monotonic()
-        seen = predicted(given, system)
+        seen = predicted(arguments, system)
         number = len(seen.score)
         rho = np.corrcoef(np.argsort(np.argsort(seen.score)), np.argsort(np.argsort(seen.error)))[0, 1]
         print(
@@ -150,14 +157,14 @@ def main() -> None:
         for kind in (conformal, adaptive):
             for miss in MISS:
                 gate = kind(miss_rate=miss)
-                found = drawn(given, seen, system.calibrated, gate, False)
-                moved = drawn(given, seen, system.calibrated, gate, True)
-                mean, spread = found.mean(), found.std(ddof=1)
+                coverages = drawn(arguments, seen, system.calibrated, gate, False)
+                moved = drawn(arguments, seen, system.calibrated, gate, True)
+                mean, spread = coverages.mean(), coverages.std(ddof=1)
                 bad = abs(mean - (1 - miss)) > ALLOWED
                 wrong += bad
                 rows.append(
                     f"| {name} | {kind.__name__} | {system.calibrated} + {number - system.calibrated} | "
-                    f"{100 * (1 - miss):.0f} | {100 * mean:.1f} ± {100 * spread / np.sqrt(len(found)):.1f}"
+                    f"{100 * (1 - miss):.0f} | {100 * mean:.1f} ± {100 * spread / np.sqrt(len(coverages)):.1f}"
                     f"{' (wrong)' if bad else ''} | ± {100 * spread:.1f} | {100 * moved.mean():.1f} |"
                 )
     print("\n".join(rows))

@@ -61,9 +61,9 @@ DIMER = """C 1.90 0.12 0 O 1.18 1.16 0 O 1.44 -1.11 0 H 0.42 -1.16 0 H 2.99 0.18
 C -1.90 -0.12 0 O -1.18 -1.16 0 O -1.44 1.11 0 H -0.42 1.16 0 H -2.99 -0.18 0"""
 
 
-def percent(found: tuple[float, float]) -> str:
+def percent(coverage: tuple[float, float]) -> str:
     """A coverage and its standard error."""
-    return "–" if np.isnan(found[0]) else f"{100 * found[0]:.1f} ± {100 * found[1]:.1f}"
+    return "–" if np.isnan(coverage[0]) else f"{100 * coverage[0]:.1f} ± {100 * coverage[1]:.1f}"
 
 
 # ---------------------------------------------------------------- combinations
@@ -88,25 +88,25 @@ def waters(number: int, seed: int) -> list[ase.Atoms]:
 def splits(rule: Gate, value: jax.Array, error: jax.Array) -> jax.Array:
     """Coverage of each split [r c]: the gate is calibrated on its first rows and the others are counted."""
 
-    def one(value: jax.Array, error: jax.Array) -> jax.Array:
+    def split(value: jax.Array, error: jax.Array) -> jax.Array:
         there = jnp.ones(CALIBRATING, bool)
         state = rule.calibrate(rule.init(), value[:CALIBRATING], error[:CALIBRATING], there)
         return jnp.mean(error[CALIBRATING:] <= estimated(rule, state, value[CALIBRATING:]))
 
-    return jax.vmap(one)(value, error)
+    return jax.vmap(split)(value, error)
 
 
-def combinations(given: argparse.Namespace) -> None:
+def combinations(arguments: argparse.Namespace) -> None:
     """Trains a committee of each method and counts for every score and gate."""
     import_parts()
-    fresh = [of_atoms(atoms) for atoms in waters(CALIBRATING + given.frames, given.seed + 1)]
+    fresh = [of_atoms(atoms) for atoms in waters(CALIBRATING + arguments.frames, arguments.seed + 1)]
     rows = ["| uncertainty | bound of the model | supported | score | " + " | ".join(registry.names("gate")) + " |"]
     rows.append("|" + "---|" * (4 + len(registry.names("gate"))))
     for name, members in METHODS.items():
         with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder) / "train.xyz", waters(120, given.seed), format="extxyz")
+            write(Path(folder) / "train.xyz", waters(120, arguments.seed), format="extxyz")
             raw = {"data": {"file": "train.xyz"}, "committee": {"members": members}, "uncertainty": {"name": name}}
-            raw |= {"potential": {"channels": 8, "l_max": 1, "layers": 1, "cutoff": 4.0}, "seed": given.seed}
+            raw |= {"potential": {"channels": 8, "l_max": 1, "layers": 1, "cutoff": 4.0}, "seed": arguments.seed}
             raw |= {"train": {"final_steps": 400, "learning_rate": 0.01, "batch": 4, "holdout": 0.5}}
             offline.train(parse(raw, Path(folder), Offline), Path(folder) / "run")
             made = model.load(Path(folder) / "run")
@@ -118,7 +118,7 @@ def combinations(given: argparse.Namespace) -> None:
         error = max_force_error(prediction.force.mean(1), structures, labels)
         method = model.committee(made).uncertainty
         spread = FORCE if method is None else method.unit
-        rng = np.random.default_rng(given.seed)
+        rng = np.random.default_rng(arguments.seed)
         orders = np.stack([rng.permutation(len(fresh)) for _ in range(SPLITS)])
         for score in registry.names("score"):
             options = {option.name: option.default for option in registry.options("score", score)}
@@ -134,8 +134,8 @@ def combinations(given: argparse.Namespace) -> None:
                 if gate not in CLAIMS:
                     cells.append("–")
                     continue
-                found = np.asarray(splits(rule, value[orders], error[orders]))
-                cells.append(f"{100 * found.mean():.1f} ± {100 * found.std(ddof=1) / np.sqrt(SPLITS):.1f}")
+                coverages = np.asarray(splits(rule, value[orders], error[orders]))
+                cells.append(f"{100 * coverages.mean():.1f} ± {100 * coverages.std(ddof=1) / np.sqrt(SPLITS):.1f}")
             unit = measure_of(score, options).unit or "no unit"
             rows.append(f"| {name} | {own} | `{score}`, {unit} | " + " | ".join(cells) + " |")
         print(f"{name}: trained and counted", flush=True)
@@ -151,9 +151,9 @@ def start_of(name: str) -> ase.Atoms:
         words = DIMER.split()
         return ase.Atoms(words[::4], np.array([words[1::4], words[2::4], words[3::4]], float).T)
     if name == "malonaldehyde":
-        found = read(Path(__file__).parent.parent / "experiments" / "malonaldehyde" / "malonaldehyde.xyz")
-        assert isinstance(found, ase.Atoms)
-        return found
+        atoms = read(Path(__file__).parent.parent / "experiments" / "malonaldehyde" / "malonaldehyde.xyz")
+        assert isinstance(atoms, ase.Atoms)
+        return atoms
     return molecule("CH3OH")
 
 
@@ -175,19 +175,22 @@ def dynamics(atoms: ase.Atoms, temperature: float, number: int, seed: int) -> li
 HEAD = "| molecule | labels | calibrating | nominal, % | K | supported, % | supported, within the bound, % | all, % |"
 
 
-def counted(name: str, made: model.Model, labels: int, atoms: ase.Atoms, given: argparse.Namespace) -> list[str]:
+def counted(name: str, made: model.Model, labels: int, atoms: ase.Atoms, arguments: argparse.Namespace) -> list[str]:
     """Rows of the table, on the method's own dynamics at the molecule's temperature and at twice that."""
     rows, kelvin = [], TEMPERATURE[name]
     count, nominal = (
         (0, "–") if made.calibration is None else (made.calibration.count, f"{made.calibration.coverage:.1%}")
     )
     for hot in (kelvin, 2 * kelvin):
-        frames = dynamics(atoms, hot, given.frames, given.seed + hot)
-        found = command.measure(made, [of_atoms(frame) for frame in frames])
-        inside, whole = (found.within, found.within_error), (found.structures.covered, found.structures.covered_error)
+        frames = dynamics(atoms, hot, arguments.frames, arguments.seed + hot)
+        measurement = command.measure(made, [of_atoms(frame) for frame in frames])
+        inside, whole = (
+            (measurement.within, measurement.within_error),
+            (measurement.structures.covered, measurement.structures.covered_error),
+        )
         rows.append(
-            f"| {name} | {labels} | {count} | {nominal} | {hot} | {100 * found.support:.1f} | {percent(inside)} | "
-            f"{percent(whole)} |"
+            f"| {name} | {labels} | {count} | {nominal} | {hot} | {100 * measurement.support:.1f} | "
+            f"{percent(inside)} | {percent(whole)} |"
         )
     return rows
 
@@ -202,42 +205,42 @@ def prepared(name: str) -> ase.Atoms:
     return atoms
 
 
-def trainings(given: argparse.Namespace) -> None:
+def trainings(arguments: argparse.Namespace) -> None:
     """Trains on the method's own dynamics and counts on more of it."""
     rows = [HEAD, "|" + "---|" * 8]
-    for name in given.molecules:
+    for name in arguments.molecules:
         began, atoms = time.monotonic(), prepared(name)
         with tempfile.TemporaryDirectory() as folder:
-            frames = dynamics(atoms, TEMPERATURE[name], 300, given.seed + 1)
+            frames = dynamics(atoms, TEMPERATURE[name], 300, arguments.seed + 1)
             files.write(Path(folder) / "train.xyz", map(of_atoms, frames))
-            raw = {"data": {"file": "train.xyz"}, "committee": {"members": 3}, "seed": given.seed}
+            raw = {"data": {"file": "train.xyz"}, "committee": {"members": 3}, "seed": arguments.seed}
             raw |= {"potential": {"channels": 8, "l_max": 1, "layers": 2, "cutoff": 4.5}}
             raw |= {
                 "train": {"final_steps": 800, "learning_rate": 0.01, "energy_weight": 5.0, "holdout": 0.667, "batch": 4}
             }
             offline.train(parse(raw, Path(folder), Offline), Path(folder) / "run")
             made = model.load(Path(folder) / "run")
-        rows += counted(name, made, 300, atoms, given)
+        rows += counted(name, made, 300, atoms, arguments)
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
     print("\n".join(rows))
 
 
-def runs(given: argparse.Namespace) -> None:
+def runs(arguments: argparse.Namespace) -> None:
     """Runs each molecule and counts on the method's own dynamics."""
-    given.dir.mkdir(parents=True, exist_ok=True)
+    arguments.dir.mkdir(parents=True, exist_ok=True)
     rows = [HEAD, "|" + "---|" * 8]
-    for name in given.molecules:
+    for name in arguments.molecules:
         began, atoms = time.monotonic(), prepared(name)
-        write(given.dir / f"{name}.xyz", ase.Atoms(atoms.numbers, atoms.positions), format="extxyz")
-        (given.dir / f"{name}.yaml").write_text(
+        write(arguments.dir / f"{name}.xyz", ase.Atoms(atoms.numbers, atoms.positions), format="extxyz")
+        (arguments.dir / f"{name}.yaml").write_text(
             f"system: {{file: {name}.xyz, charge: 0, spin: 0}}\nexplore: {{temperature: {TEMPERATURE[name]}}}\n"
-            f"label: {{name: tblite, method: GFN2-xTB}}\nseed: {given.seed}\n"
+            f"label: {{name: tblite, method: GFN2-xTB}}\nseed: {arguments.seed}\n"
         )
-        folder = given.dir / name
+        folder = arguments.dir / name
         if not (folder / model.FILE_NAME).is_file():
-            driver.start(load(given.dir / f"{name}.yaml", given.set), folder)
+            driver.start(load(arguments.dir / f"{name}.yaml", arguments.set), folder)
         labels = len(files.read(folder / "training.xyz"))
-        rows += counted(name, model.load(folder), labels, atoms, given)
+        rows += counted(name, model.load(folder), labels, atoms, arguments)
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
     print("\n".join(rows))
 
@@ -251,8 +254,8 @@ def main() -> None:
     parser.add_argument("--set", nargs="+", default=[], help="fields of the run's configuration")
     parser.add_argument("--dir", type=Path, default=Path("runs/coverage"))
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    {"combinations": combinations, "trainings": trainings, "runs": runs}[given.what](given)
+    arguments = parser.parse_args()
+    {"combinations": combinations, "trainings": trainings, "runs": runs}[arguments.what](arguments)
 
 
 if __name__ == "__main__":

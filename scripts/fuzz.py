@@ -105,8 +105,8 @@ def readers(folder: Path) -> list[Reader]:
     def written(atoms: ase.Atoms, form: str) -> bytes:
         buffer = io.BytesIO() if form in ("traj", "cif") else io.StringIO()
         ase.io.write(buffer, atoms, format=form)
-        found = buffer.getvalue()
-        return found if isinstance(found, bytes) else found.encode()
+        content = buffer.getvalue()
+        return content if isinstance(content, bytes) else content.encode()
 
     store = open_store(folder / "store.sqlite")
     task = Task(water.numbers, water.positions, *OPEN, 0, 0)
@@ -222,34 +222,35 @@ def main() -> int:
     words.add_argument("--inputs", type=int, default=20000, help="how many, over all readers")
     words.add_argument("--seed", type=int, default=0)
     words.add_argument("--keep", type=Path, help="folder for the inputs that are faults")
-    given = words.parse_args()
+    arguments = words.parse_args()
     warnings.simplefilter("ignore")
-    rng, began = random.Random(given.seed), time.monotonic()
-    found: collections.Counter[str] = collections.Counter()
+    rng, began = random.Random(arguments.seed), time.monotonic()
+    outcomes: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         folder = Path(name)
         all_readers = readers(folder)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
-        for number in range(given.inputs):
+        for number in range(arguments.inputs):
             reader = all_readers[number % len(all_readers)]
             path = folder / f"input{reader.suffix}"
             path.write_bytes(damaged(rng, reader.seeds))
             result = outcome(reader, path)
-            found[result.partition(":")[0]] += 1
+            outcomes[result.partition(":")[0]] += 1
             if result.startswith("FAULT"):
                 print(f"{number} {reader.suffix} {result}", flush=True)
-                if given.keep is not None:
-                    given.keep.mkdir(parents=True, exist_ok=True)
-                    (given.keep / f"{given.seed}-{number}{reader.suffix}").write_bytes(path.read_bytes())
+                if arguments.keep is not None:
+                    arguments.keep.mkdir(parents=True, exist_ok=True)
+                    (arguments.keep / f"{arguments.seed}-{number}{reader.suffix}").write_bytes(path.read_bytes())
             for rest in folder.glob("input*"):
                 rest.unlink()
-    counts = f"{found['value']} values, {found['error']} errors, {found['FAULT']} faults"
-    passed = "FAILED" if found["FAULT"] else "PASSED"
+    counts = f"{outcomes['value']} values, {outcomes['error']} errors, {outcomes['FAULT']} faults"
+    passed = "FAILED" if outcomes["FAULT"] else "PASSED"
     print(
-        f"{passed}: {given.inputs} inputs over {len(all_readers)} readers in {time.monotonic() - began:.0f} s: {counts}"
+        f"{passed}: {arguments.inputs} inputs over {len(all_readers)} readers in {time.monotonic() - began:.0f} s: "
+        f"{counts}"
     )
-    return 1 if found["FAULT"] else 0
+    return 1 if outcomes["FAULT"] else 0
 
 
 if __name__ == "__main__":

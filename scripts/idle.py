@@ -50,11 +50,11 @@ def delayed(*, seconds: Annotated[float, Unit("s", 0)]) -> Backend:
     return Backend(calculate, inner.check, inner.method, inner.version)
 
 
-def summary(folder: Path, mode: str, given: argparse.Namespace) -> dict:
+def summary(folder: Path, mode: str, arguments: argparse.Namespace) -> dict:
     """The summary of the report of a run."""
     text = CONFIG.replace("STRUCTURE", json.dumps(str(STRUCTURE))).replace("MODE", mode)
     for name in ("seconds", "workers", "labels"):
-        text = text.replace(name.upper(), str(getattr(given, name)))
+        text = text.replace(name.upper(), str(getattr(arguments, name)))
     config = folder / f"{mode}.yaml"
     config.write_text(text)
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
@@ -69,16 +69,16 @@ def main() -> int:
     words.add_argument("--seconds", type=float, default=10.0, help="of a label")
     words.add_argument("--workers", type=int, default=2)
     words.add_argument("--labels", type=int, default=34, help="in all, ten of them before the dynamics")
-    given = words.parse_args()
-    found = {}
+    arguments = words.parse_args()
+    summaries = {}
     with tempfile.TemporaryDirectory(prefix="jaxal-idle-") as folder:
         for mode in ("inline", "pooled"):
-            found[mode] = summary(Path(folder), mode, given)
-            idle, workers = (found[mode][name] for name in ("device_idle", "workers_idle"))
+            summaries[mode] = summary(Path(folder), mode, arguments)
+            idle, workers = (summaries[mode][name] for name in ("device_idle", "workers_idle"))
             beside = "" if workers is None else f", workers idle {100 * workers:.1f} %"
-            said = f"{mode}: device idle {100 * idle:.1f} %{beside}, {found[mode]['labels']} labels while exploring"
-            print(f"{said}, {found[mode]['ps']:.2f} ps of dynamics", flush=True)
-    idle = {mode: 100 * found[mode]["device_idle"] for mode in found}
+            said = f"{mode}: device idle {100 * idle:.1f} %{beside}, {summaries[mode]['labels']} labels while exploring"
+            print(f"{said}, {summaries[mode]['ps']:.2f} ps of dynamics", flush=True)
+    idle = {mode: 100 * summaries[mode]["device_idle"] for mode in summaries}
     good = idle["pooled"] <= 5.0
     print(f"{'PASSED' if good else 'FAILED'}: device idle {idle['pooled']:.1f} % pooled, {idle['inline']:.1f} % inline")
     return 0 if good else 1

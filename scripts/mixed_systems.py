@@ -39,17 +39,17 @@ def structures() -> dict[str, Atoms]:
         "hexamer": np.array([[2.9 * np.cos(a), 2.9 * np.sin(a), 0.0] for a in np.arange(6) * np.pi / 3]),
         "box": np.array([[x, y, z] for x in range(4) for y in range(4) for z in range(2)]) * [2.46, 2.46, 4.93],
     }
-    made = {}
+    systems = {}
     for name, centers in places.items():
         atoms = Atoms()
         for center in centers:
             water = turned(rng)
             water.positions += center
             atoms += water
-        made[name] = atoms
-    made["box"].set_cell([9.86, 9.86, 9.86])
-    made["box"].pbc = True
-    return made
+        systems[name] = atoms
+    systems["box"].set_cell([9.86, 9.86, 9.86])
+    systems["box"].pbc = True
+    return systems
 
 
 def program(folder: Path, names: list[str]) -> tuple[Any, list[list[str]], float]:
@@ -80,10 +80,10 @@ def program(folder: Path, names: list[str]) -> tuple[Any, list[list[str]], float
 
 def main() -> None:
     """Compiles, times and prints."""
-    given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    given.add_argument("--rounds", type=int, default=9)
-    given.add_argument("--threads", type=int, default=1)
-    options = given.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
     if options.threads == 1:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
@@ -92,15 +92,15 @@ def main() -> None:
         for name, each in atoms.items():
             write(Path(folder) / f"{name}.xyz", each, format="extxyz")
         runs = {"together": list(atoms)} | {name: [name] for name in atoms}
-        made = {name: program(Path(folder), names) for name, names in runs.items()}
-    times: dict[str, list[float]] = {name: [] for name in made}
+        programs = {name: program(Path(folder), names) for name, names in runs.items()}
+    times: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(options.rounds + 1):
-        for name, (steps, _, _) in made.items():
+        for name, (steps, _, _) in programs.items():
             began = time.perf_counter()
             steps()
             times[name].append((time.perf_counter() - began) / STEPS)
     medians = {name: float(np.median(values[1:])) for name, values in times.items()}
-    for name, (_, groups, took) in made.items():
+    for name, (_, groups, took) in programs.items():
         print(f"{name:10} {1e3 * medians[name]:9.2f} ms a step, compiled in {took:5.1f} s, groups {groups}")
     apart = sum(medians[name] for name in atoms)
     print(f"together / apart: {medians['together'] / apart:.3f}")

@@ -54,14 +54,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("devices", nargs="+", help="such as h100 v5e")
     parser.add_argument("--only", nargs="*", default=[], help="malonaldehyde, silicon, aspirin")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         aspirin = Path(folder) / "aspirin.yaml"
         aspirin.write_text(ASPIRIN)
         configs = {name: ROOT / f"experiments/{name}/config.yaml" for name in ("malonaldehyde", "silicon")}
-        for device in given.devices:
+        for device in arguments.devices:
             for name, config in (configs | {"aspirin": aspirin}).items():
-                if not given.only or name in given.only:
+                if not arguments.only or name in arguments.only:
                     print(row(name, device, plan(config, device)), flush=True)
 
 

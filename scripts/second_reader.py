@@ -76,12 +76,12 @@ def compare(path: Path) -> None:
     atoms = ase.io.read(path, ":")
     atoms = atoms if isinstance(atoms, list) else [atoms]
     assert len(frames) == len(atoms), f"{len(frames)} frames of {len(atoms)}"
-    for frame, one in zip(frames, atoms, strict=True):
+    for frame, image in zip(frames, atoms, strict=True):
         for name, mine, other in (
-            ("numbers", frame.numbers, one.numbers),
-            ("positions", frame.position, one.positions),
-            ("cell", frame.cell, one.cell.array),
-            ("masses", frame.mass, one.get_masses()),
+            ("numbers", frame.numbers, image.numbers),
+            ("positions", frame.position, image.positions),
+            ("cell", frame.cell, image.cell.array),
+            ("masses", frame.mass, image.get_masses()),
         ):
             assert np.array_equal(mine, other), f"{name}: {mine} is not {other}"
 

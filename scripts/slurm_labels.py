@@ -39,13 +39,13 @@ WATERS = 15
 
 def clusters() -> Atoms:
     """Water molecules on a grid: about a second of GFN2."""
-    made = Atoms()
+    cluster = Atoms()
     for place in np.ndindex(3, 3, 3):
-        if len(made) < 3 * WATERS:
+        if len(cluster) < 3 * WATERS:
             water = molecule("H2O")
             water.translate(3.1 * np.array(place))
-            made += water
-    return made
+            cluster += water
+    return cluster
 
 
 def labeled(name: str, recipe: Recipe, whole: Atoms, number: int, size: float, folder: Path) -> list[str]:
@@ -78,11 +78,11 @@ def labeled(name: str, recipe: Recipe, whole: Atoms, number: int, size: float, f
     try:
         thread.start()
         until(lambda: (service.store.counts()["done"] >= number // 4 and at_work(log)) or not thread.is_alive())
-        jobs = told("squeue", "-h", "-t", "R", "-o", "%i").split()
+        jobs = output("squeue", "-h", "-t", "R", "-o", "%i").split()
         before = service.store.counts()["done"]
-        told("scancel", *jobs)
+        output("scancel", *jobs)
         canceled = time.monotonic()
-        until(lambda: not told("squeue", "-h", "-j", *jobs).strip())
+        until(lambda: not output("squeue", "-h", "-j", *jobs).strip())
         dead = service.store.counts()["done"]
         until(lambda: service.store.counts()["done"] > dead or not thread.is_alive())
         again = time.monotonic() - canceled
@@ -115,7 +115,7 @@ def labeled(name: str, recipe: Recipe, whole: Atoms, number: int, size: float, f
         f"{time.monotonic() - began:.1f} s in all",
         flush=True,
     )
-    left = told("squeue", "-h").strip()
+    left = output("squeue", "-h").strip()
     return [*wrong, *([f"a job is left: {left}"] if left and not gone() else [])]
 
 
@@ -128,7 +128,7 @@ def at_work(log: Path) -> bool:
 def gone() -> bool:
     """Whether the queue is empty within some seconds."""
     end = time.monotonic() + 10.0
-    while told("squeue", "-h").strip():
+    while output("squeue", "-h").strip():
         if time.monotonic() > end:
             return False
         time.sleep(0.2)
@@ -144,7 +144,7 @@ def until(holds: Any, patience: float = 120.0) -> None:
         time.sleep(0.05)
 
 
-def told(*command: str) -> str:
+def output(*command: str) -> str:
     """What one of Slurm's commands says."""
     return subprocess.run(command, capture_output=True, text=True).stdout
 
@@ -154,15 +154,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gfn2", type=int, default=40, help="labels with GFN2-xTB")
     parser.add_argument("--qe", type=int, default=8, help="labels with Quantum ESPRESSO")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     if why := missing():
         sys.exit(why)
     qe = {"pseudopotentials": {"Si": str(PSEUDO)}, "ecutwfc": 16.0, "k_points": [4, 4, 4]}
     cases = {
-        "GFN2-xTB": ("tblite", {}, clusters(), given.gfn2, 0.05),
-        "Quantum ESPRESSO": ("espresso", qe, bulk("Si", "diamond", 5.43), given.qe, 0.03),
+        "GFN2-xTB": ("tblite", {}, clusters(), arguments.gfn2, 0.05),
+        "Quantum ESPRESSO": ("espresso", qe, bulk("Si", "diamond", 5.43), arguments.qe, 0.03),
     }
-    wrong, done = [], []
+    wrong, parts = [], []
     with one_node(WORKERS) as where, tempfile.TemporaryDirectory(prefix="jaxal-slurm-") as folder:
         os.environ.update(where)
         for name, (labeler, options, whole, number, size) in cases.items():
@@ -170,13 +170,13 @@ def main() -> int:
                 continue
             log = str(Path(folder) / f"{labeler}.log")
             recipe = Recipe("counted", {"log": log, "of": labeler, "options": options})
-            found = labeled(name, recipe, whole, number, size, Path(folder) / labeler)
-            wrong += [f"{name}: {each}" for each in found]
-            done.append(f"{number} {name}")
+            problems = labeled(name, recipe, whole, number, size, Path(folder) / labeler)
+            wrong += [f"{name}: {each}" for each in problems]
+            parts.append(f"{number} {name}")
     for each in wrong:
         print(each)
     verdict = "FAILED" if wrong else "PASSED"
-    print(f"{verdict}: {' and '.join(done)} labels over Slurm, a job of each canceled, {len(wrong)} problems")
+    print(f"{verdict}: {' and '.join(parts)} labels over Slurm, a job of each canceled, {len(wrong)} problems")
     return bool(wrong)
 
 

@@ -102,21 +102,21 @@ def one_node(cores: int | None = None) -> Iterator[dict[str, str]]:
                     )
                 )
 
-        def told(*command: str) -> str:
-            done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
-            return done.stdout if done.returncode == 0 else ""
+        def output(*command: str) -> str:
+            result = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+            return result.stdout if result.returncode == 0 else ""
 
         try:
             start("munged", "--foreground", f"--log-file={folder / 'munged.log'}", *munged)
             _wait(lambda: (folder / "munge.socket").exists(), started, folder)
             start("slurmctld", "-D", "-c")
             start("slurmd", "-D", "-N", host)
-            _wait(lambda: told("sinfo", "-h", "-o", "%T").strip() == "idle", started, folder)
+            _wait(lambda: output("sinfo", "-h", "-o", "%T").strip() == "idle", started, folder)
             yield environment
         finally:
-            told("scancel", "--user=root", "--full")
+            output("scancel", "--user=root", "--full")
             end = time.monotonic() + 10.0
-            while told("squeue", "-h") and time.monotonic() < end:
+            while output("squeue", "-h") and time.monotonic() < end:
                 time.sleep(0.2)
             for process in reversed(started):
                 process.terminate()
@@ -128,10 +128,10 @@ def one_node(cores: int | None = None) -> Iterator[dict[str, str]]:
 
 
 def _free_ports() -> tuple[int, int]:
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], other.getsockname()[1]
+    with socket.socket() as first, socket.socket() as second:
+        first.bind(("127.0.0.1", 0))
+        second.bind(("127.0.0.1", 0))
+        return first.getsockname()[1], second.getsockname()[1]
 
 
 def _wait(ready: Callable[[], bool], started: list[subprocess.Popen], folder: Path) -> None:

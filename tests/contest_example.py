@@ -21,19 +21,19 @@ WATER = "tasks: {water: {pool: water.xyz, test: test.xyz}}\n"
 def frames(number: int, seed: int, crystal: bool = False) -> list:
     """Displaced water molecules, or strained cells of copper, with what effective medium theory says of them."""
     rng = np.random.default_rng(seed)
-    found = []
+    images = []
     for _ in range(number):
         atoms = bulk("Cu", cubic=True) if crystal else molecule("H2O")
         if crystal:
             atoms.set_cell(atoms.cell.array @ (np.eye(3) + 0.02 * rng.normal(size=(3, 3))), scale_atoms=True)
         atoms.positions += rng.normal(0, 0.08, atoms.positions.shape)
         atoms.calc = EMT()
-        told = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
+        results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
         if crystal:
-            told["stress"] = atoms.get_stress()
-        atoms.calc = SinglePointCalculator(atoms, **told)
-        found.append(atoms)
-    return found
+            results["stress"] = atoms.get_stress()
+        atoms.calc = SinglePointCalculator(atoms, **results)
+        images.append(atoms)
+    return images
 
 
 def folder_of(path: Path, text: str = CONTEST + WATER) -> Path:

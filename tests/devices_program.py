@@ -106,7 +106,7 @@ def start(mesh, more):
 
 
 def limits():
-    given = {
+    values = {
         "implausible": 1e3,
         "closest": 0.1,
         "hottest": 1e6,
@@ -115,14 +115,14 @@ def limits():
         "holdout": 0.3,
         "steps": 3,
     }
-    given |= {"rate": 1e-3, "final_rate": 1e-4}
+    values |= {"rate": 1e-3, "final_rate": 1e-4}
     return states.Limits(
-        **{n: jnp.asarray(v, jnp.int32 if n in ("budget", "steps") else float) for n, v in given.items()}
+        **{n: jnp.asarray(v, jnp.int32 if n in ("budget", "steps") else float) for n, v in values.items()}
     )
 
 
-def alike(found, expected, what):
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True):
+def alike(result, expected, what):
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(result), jax.tree.leaves(expected), strict=True):
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             x, y = jax.random.key_data(x), jax.random.key_data(y)
         name = f"{what}{jax.tree_util.keystr(path)}"
@@ -133,11 +133,11 @@ def models(mesh, train, buffer):
     """(prediction of 8 and of 3 structures, training) on a mesh."""
     first = jax.tree.map(lambda x: x[:8], buffer.structure)
     near = neighbors.find(SPEC, first)
-    predict = jax.jit(lambda *given: evaluation.predict(of(mesh), *given))
+    predict = jax.jit(lambda *arguments: evaluation.predict(of(mesh), *arguments))
     eight = predict(train.average, first, near)
     three = predict(train.average, *jax.tree.map(lambda x: x[:3], (first, near)))
     rates = jnp.asarray(5, jnp.int32), jnp.asarray(1e-2), jnp.asarray(1e-3)
-    fit = jax.jit(lambda *given: training.fit(of(mesh), RECIPE, SPEC, *given))
+    fit = jax.jit(lambda *arguments: training.fit(of(mesh), RECIPE, SPEC, *arguments))
     return eight, three, *fit(train, buffer, jax.random.key(4), *rates)
 
 
@@ -155,9 +155,9 @@ def rows(array):
     return {shard.data.shape[0] for shard in array.addressable_shards}, len(array.addressable_shards)
 
 
-def refused(*asked):
+def refused(*sizes):
     try:
-        return devices.number(*asked)
+        return devices.number(*sizes)
     except InputError as error:
         return str(error)
 
@@ -168,14 +168,14 @@ def mesh_of(walkers, members):
 
 
 def seek():
-    other, other_looks, other_asked = segment(None, seeking())
-    assert other_asked == [3, 3, 3] and np.all(np.asarray(other.drift[0][0].count) == 12)
+    other, other_looks, other_requests = segment(None, seeking())
+    assert other_requests == [3, 3, 3] and np.all(np.asarray(other.drift[0][0].count) == 12)
     for walkers, members in ((4, 2), (2, 4)):
         name = f"{walkers}x{members}"
-        state, looks, asked = segment(mesh_of(walkers, members), seeking())
+        state, looks, requests = segment(mesh_of(walkers, members), seeking())
         alike(state._replace(near=()), other._replace(near=()), name)
         alike(looks, other_looks, name)
-        assert asked == other_asked
+        assert requests == other_requests
         assert all(rows(leaf) == ({WALKERS // walkers}, 8) for leaf in jax.tree.leaves(state.drift))
         print(f"{name} alike", flush=True)
 
@@ -189,9 +189,9 @@ def coupled():
     for mesh in (None, mesh_of(4, 2)):
         state, run = samplers.made(sampler, samplers.HARMONIC, structures, 8, 4, [0.7, 0.9], mesh)
         ends.append(run(state, limits()._replace(closest=jnp.asarray(0.0))))
-    (one, one_looks), (state, looks) = ends
-    alike(state._replace(near=()), one._replace(near=()), "coupled")
-    alike(looks, one_looks, "coupled")
+    (single, single_looks), (state, looks) = ends
+    alike(state._replace(near=()), single._replace(near=()), "coupled")
+    alike(looks, single_looks, "coupled")
     assert looks.ok.any() and jnp.sum(state.walkers[0].swaps) > 0
     assert all(rows(leaf) == ({1}, 8) for leaf in jax.tree.leaves(state.walkers))
 
@@ -203,30 +203,30 @@ def main():
     if sys.argv[1:] == ["seeking"]:
         return seek()
     # (devices, walkers, members): members divide first, walkers over what is left
-    assert [devices.number("auto", *given) for given in ((8, 4), (8, 3), (3, 4), (5, 5), (1, 2))] == [8, 8, 6, 5, 2]
+    assert [devices.number("auto", *sizes) for sizes in ((8, 4), (8, 3), (3, 4), (5, 5), (1, 2))] == [8, 8, 6, 5, 2]
     assert dict(devices.mesh(8, 4).shape) == {devices.WALKERS: 2, devices.MEMBERS: 4}
     assert "explore.walkers (3) does not divide over 2 rows; give 1, 2, 3, 4, 6" in refused(8, 3, 4)
     assert "devices: 9 is too large, there are 8; give 1, 2, 4, 8" in refused(9, 8, 4)
     state, _, _, buffer = start(None, {})
-    given = jax.device_get((state.train, buffer))
-    expected = models(None, *given), segment(None, {})
+    inputs = jax.device_get((state.train, buffer))
+    expected = models(None, *inputs), segment(None, {})
     assert expected[1][2] == [3, 3, 3]
     segments = ((4, 2), (2, 4)) if sys.argv[1:] == ["all"] else ((4, 2),)
     for walkers, members in ((8, 1), (4, 2), (2, 4)):
         name = f"{walkers}x{members}"
         mesh = mesh_of(walkers, members)
-        found = models(mesh, *given)
-        alike(found, expected[0], name)
+        results = models(mesh, *inputs)
+        alike(results, expected[0], name)
         # what is divided is divided
-        assert rows(found[0].force) == ({8 // walkers}, 8)
-        assert rows(found[1].force) == ({3}, 8)
-        assert all(rows(leaf) == ({MEMBERS // members}, 8) for leaf in jax.tree.leaves(found[2]))
+        assert rows(results[0].force) == ({8 // walkers}, 8)
+        assert rows(results[1].force) == ({3}, 8)
+        assert all(rows(leaf) == ({MEMBERS // members}, 8) for leaf in jax.tree.leaves(results[2]))
         if (walkers, members) in segments:
-            (state, looks, asked), (other, other_looks, _) = segment(mesh, {}), expected[1]
+            (state, looks, requests), (other, other_looks, _) = segment(mesh, {}), expected[1]
             # a device renews the lists of its own walkers only, so their order may be another
             alike(state._replace(near=()), other._replace(near=()), name)
             alike(looks, other_looks, name)
-            assert asked == [3, 3, 3], "each label is asked for once"
+            assert requests == [3, 3, 3], "each label is asked for once"
             own = jax.tree.leaves((state.walkers, state.trusted, state.near))
             assert all(rows(leaf) == ({WALKERS // walkers}, 8) for leaf in own)
             assert all(rows(leaf) == ({MEMBERS // members}, 8) for leaf in jax.tree.leaves(state.train))

@@ -17,11 +17,11 @@ if patience:
     devices.PATIENCE = int(patience)
 devices.prepare()
 mesh = devices.mesh(2, 1)
-asked = []
+calls = []
 
 
 def slow(structures, wanted):
-    asked.append(1)
+    calls.append(1)
     time.sleep(seconds)
     return Label(np.arange(2.0), structures.position, structures.cell, np.asarray(wanted))
 
@@ -35,4 +35,4 @@ def look(total, wants):
 
 
 total, _ = jax.jit(lambda wants: jax.lax.scan(look, 0.0, wants))(jnp.asarray([False, True, False]))
-print(float(total), len(asked))
+print(float(total), len(calls))

@@ -114,7 +114,7 @@ def compiled(label=oracle, **shape):
 
 def limits_of(**limits):
     """Arguments of the programs, in their types."""
-    given = {
+    values = {
         "implausible": 1e3,
         "closest": 0.1,
         "hottest": 1e6,
@@ -123,9 +123,9 @@ def limits_of(**limits):
         "holdout": 0.3,
         "steps": 3,
     }
-    given |= {"rate": 1e-3, "final_rate": 1e-4} | limits
+    values |= {"rate": 1e-3, "final_rate": 1e-4} | limits
     whole = ("budget", "steps")
-    return states.Limits(**{n: jnp.asarray(v, jnp.int32 if n in whole else jnp.float32) for n, v in given.items()})
+    return states.Limits(**{n: jnp.asarray(v, jnp.int32 if n in whole else jnp.float32) for n, v in values.items()})
 
 
 def with_gate(state, threshold, limit=jnp.inf):

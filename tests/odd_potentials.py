@@ -24,34 +24,34 @@ class Held:
     stiffness: Any
 
 
-def one() -> jax.Array:
+def scalar() -> jax.Array:
     return jnp.asarray(1.5)
 
 
 # name -> (parameters, how the stiffness is found in them)
 TREES: dict[str, tuple[Any, Any]] = {
-    "array": (one, lambda p: p),
+    "array": (scalar, lambda p: p),
     "number": (lambda: 1.5, lambda p: p),
-    "list": (lambda: [one(), jnp.ones(2)], lambda p: p[0] + 0 * p[1][0]),
-    "tuple": (lambda: (jnp.ones(3), (one(),)), lambda p: p[1][0]),
-    "named": (lambda: Springs(one(), jnp.asarray(2)), lambda p: p.stiffness + 0 * p.power),
-    "nothing": (lambda: {"a": None, "b": [None, one()]}, lambda p: p["b"][1]),
-    "slashes": (lambda: {"a/b": one(), "a": {"b": jnp.asarray(3.0)}}, lambda p: p["a/b"]),
-    "keys": (lambda: {1: one(), 2: {(3, 4): jnp.ones(())}}, lambda p: p[1]),
-    "whole": (lambda: {"params": {"k": one(), "rows": jnp.arange(4)}}, lambda p: p["params"]["k"]),
-    "collections": (lambda: {"params": Springs(one()), "constants": 2.0}, lambda p: p["params"].stiffness),
-    "flax": (lambda: {"params": {"k": one()}, "constants": {"scale": one()}}, lambda p: p["params"]["k"]),
-    "types": (lambda: {"k": one().astype(jnp.bfloat16), "flag": jnp.asarray(True)}, lambda p: p["k"].astype(float)),
-    "registered": (lambda: Held(one()), lambda p: p.stiffness),
+    "list": (lambda: [scalar(), jnp.ones(2)], lambda p: p[0] + 0 * p[1][0]),
+    "tuple": (lambda: (jnp.ones(3), (scalar(),)), lambda p: p[1][0]),
+    "named": (lambda: Springs(scalar(), jnp.asarray(2)), lambda p: p.stiffness + 0 * p.power),
+    "nothing": (lambda: {"a": None, "b": [None, scalar()]}, lambda p: p["b"][1]),
+    "slashes": (lambda: {"a/b": scalar(), "a": {"b": jnp.asarray(3.0)}}, lambda p: p["a/b"]),
+    "keys": (lambda: {1: scalar(), 2: {(3, 4): jnp.ones(())}}, lambda p: p[1]),
+    "whole": (lambda: {"params": {"k": scalar(), "rows": jnp.arange(4)}}, lambda p: p["params"]["k"]),
+    "collections": (lambda: {"params": Springs(scalar()), "constants": 2.0}, lambda p: p["params"].stiffness),
+    "flax": (lambda: {"params": {"k": scalar()}, "constants": {"scale": scalar()}}, lambda p: p["params"]["k"]),
+    "types": (lambda: {"k": scalar().astype(jnp.bfloat16), "flag": jnp.asarray(True)}, lambda p: p["k"].astype(float)),
+    "registered": (lambda: Held(scalar()), lambda p: p.stiffness),
 }  # fmt: skip
 REFUSED: dict[str, tuple[Any, str]] = {
     "none": (lambda: {}, "no number of floating point to train"),
     "whole numbers": (lambda: [jnp.arange(3)], "no number of floating point to train"),
     "complex": (lambda: {"z": jnp.ones(2, jnp.complex64)}, r"\['z'\] of its parameters is of type complex64"),
-    "key": (lambda: [one(), jax.random.key(0)], r"\[1\] of its parameters is of type key"),
-    "text": (lambda: (one(), "text"), r"\[1\] of its parameters is str 'text'"),
-    "function": (lambda: (one(), jnp.tanh), r"\[1\] of its parameters is "),
-    "name": (lambda: {"params": {"k": one()}, "posterior": {}}, "'posterior' has a name that is taken"),
+    "key": (lambda: [scalar(), jax.random.key(0)], r"\[1\] of its parameters is of type key"),
+    "text": (lambda: (scalar(), "text"), r"\[1\] of its parameters is str 'text'"),
+    "function": (lambda: (scalar(), jnp.tanh), r"\[1\] of its parameters is "),
+    "name": (lambda: {"params": {"k": scalar()}, "posterior": {}}, "'posterior' has a name that is taken"),
 }
 
 

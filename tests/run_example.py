@@ -27,9 +27,9 @@ output: {checkpoint: 0, trajectory: 5}
 
 def jaxal(*arguments: object, check: bool = True, run=here) -> subprocess.CompletedProcess:
     part = ("--part", SMALL) if arguments[0] in ("run", "train") else ()
-    done = run(*arguments, *part)
-    assert not check or done.returncode == 0, done.stderr
-    return done
+    process = run(*arguments, *part)
+    assert not check or process.returncode == 0, process.stderr
+    return process
 
 
 EQUIVARIANT = "{cutoff: 3.0, channels: 2, l_max: 1, layers: 1, radial: 4, radial_hidden: 0}"

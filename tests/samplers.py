@@ -234,5 +234,7 @@ def made(sampler, truth, structures, every, looks, factors, mesh=None):
     labels = label(first, jnp.ones(2, bool))
     buffer = training_data.training_set(first, labels, np.array([False, True]), 2, 64, jax.random.key(1), 1.0)
     train = training.init(recipe, {"params": {"factor": jnp.asarray(factors)}})
-    state = jax.jit(lambda *given: states.start(parts, static, *given))(train, buffer, structures, jax.random.key(3))
+    state = jax.jit(lambda *arguments: states.start(parts, static, *arguments))(
+        train, buffer, structures, jax.random.key(3)
+    )
     return state, jax.jit(loop.make_segment(parts, static))

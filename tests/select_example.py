@@ -33,14 +33,14 @@ class Plain(NamedTuple):
     left: list[int]  # eligible rows
 
 
-def plain(given: Candidates) -> Plain:
+def plain(pool: Candidates) -> Plain:
     """Counted from the mean of all structures, in units of their root mean square distance from it."""
-    feature, known = np.asarray(given.feature, float), np.asarray(given.known, float)[np.asarray(given.labeled)]
-    left = np.flatnonzero(given.eligible)
+    feature, known = np.asarray(pool.feature, float), np.asarray(pool.known, float)[np.asarray(pool.labeled)]
+    left = np.flatnonzero(pool.eligible)
     everything = np.concatenate([feature[left], known])
     mean = everything.mean(axis=0)
     unit = np.sqrt(np.mean(np.sum((everything - mean) ** 2, axis=1)))
-    score = np.asarray(given.score, float)
+    score = np.asarray(pool.score, float)
     return Plain((feature - mean) / unit, (known - mean) / unit, score, [int(row) for row in left])
 
 
@@ -57,15 +57,15 @@ def compiled(part, **options):
     return jax.jit(functools.partial(part, **options), static_argnums=2)
 
 
-def chosen(part, given: Candidates, size: int, key: int = 0, **options) -> list[int]:
+def chosen(part, pool: Candidates, size: int, key: int = 0, **options) -> list[int]:
     """The rows of one batch."""
-    return np.asarray(compiled(part, **options)(jax.random.key(key), given, size)).tolist()
+    return np.asarray(compiled(part, **options)(jax.random.key(key), pool, size)).tolist()
 
 
-def drawn(part, given: Candidates, size: int, draws: int, seed: int = 0) -> list[tuple[int, ...]]:
+def drawn(part, pool: Candidates, size: int, draws: int, seed: int = 0) -> list[tuple[int, ...]]:
     """Many independent batches of a selection."""
     keys = jax.random.split(jax.random.key(seed), draws)
-    rows = jax.jit(jax.vmap(lambda key: part(key, given, size)))(keys)
+    rows = jax.jit(jax.vmap(lambda key: part(key, pool, size)))(keys)
     return [tuple(row) for row in np.asarray(rows).tolist()]
 
 

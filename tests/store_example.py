@@ -32,9 +32,9 @@ def filled(path: Path, *rows: tuple[Task, Result], method: tuple[str, str] = ME)
 
 def entries(path: Path) -> list[Entry]:
     store = open_store(path)
-    found = list(store.all())
+    rows = list(store.all())
     store.close()
-    return found
+    return rows
 
 
 def done(capsys, *arguments: object) -> str:
@@ -59,8 +59,8 @@ def mixed_store(path: Path) -> Path:
     """A store of done, failed and rejected rows of two sizes."""
     filled(path, (water(0), good(-1.0, 1.0)), (water(1), failed(water(1), "no luck", 4.0)))
     filled(path, (water(2), good(-2.0, 3.0)), method=(*ME, b"", "a force is too large"))
-    one = Task(np.array([1]), np.zeros((1, 3)), *OPEN, -1, 0)
-    filled(path, (one, Result(-0.5, np.zeros((1, 3)), NO_STRESS, True, "", 0.25)), method=("other", "2"))
+    hydride = Task(np.array([1]), np.zeros((1, 3)), *OPEN, -1, 0)
+    filled(path, (hydride, Result(-0.5, np.zeros((1, 3)), NO_STRESS, True, "", 0.25)), method=("other", "2"))
     return path
 
 

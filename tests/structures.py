@@ -28,16 +28,16 @@ def plain(
     return Structure(position, species, cell, periodic, mass, fixed, charge, spin)  # pyright: ignore
 
 
-def same_frame(one, other) -> None:
+def same_frame(frame, other) -> None:
     """Two frames are the same to the last bit."""
-    for name in one._fields[:9]:
-        for x, y in zip(*(np.atleast_1d(np.asarray(getattr(f, name), object)) for f in (one, other)), strict=True):
+    for name in frame._fields[:9]:
+        for x, y in zip(*(np.atleast_1d(np.asarray(getattr(f, name), object)) for f in (frame, other)), strict=True):
             np.testing.assert_array_equal(x, y, err_msg=name)
-    for x, y in zip(one.numeric, other.numeric, strict=True):
+    for x, y in zip(frame.numeric, other.numeric, strict=True):
         np.testing.assert_array_equal(x, y)
-    assert one.share == other.share and one.isolated == other.isolated
+    assert frame.share == other.share and frame.isolated == other.isolated
     for kind in ("info", "arrays"):
-        mine, theirs = dict(getattr(one.carried, kind)), dict(getattr(other.carried, kind))
+        mine, theirs = dict(getattr(frame.carried, kind)), dict(getattr(other.carried, kind))
         assert mine.keys() == theirs.keys()
         for name, value in mine.items():
             if isinstance(value, dict):

@@ -11,8 +11,8 @@ from ase import Atoms
 from ase.units import Bohr, Hartree
 from stub_form import ENOUGH, calculated, misbehave, numbers, spoiled, turned
 
-*given, name = sys.argv[1:]
-how = given[0] if given else ""
+*words, name = sys.argv[1:]
+how = words[0] if words else ""
 print("                         Program Version 6.0.1  -  RELEASE   -")
 if not Path(name).exists():
     sys.exit("INPUT FILE NOT FOUND")

@@ -27,8 +27,8 @@ SMALLER = (
 
 
 def block(language: str) -> str:
-    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
-    return found
+    (text,) = re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    return text
 
 
 def test_from_an_empty_file_to_the_leaderboard(tmp_path, monkeypatch):

@@ -10,9 +10,9 @@ CHAOS = Path(__file__).parent.parent / "scripts" / "chaos.py"
 
 
 def chaos(*arguments: object) -> list[str]:
-    done = subprocess.run([sys.executable, CHAOS, *map(str, arguments)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.splitlines()
+    process = subprocess.run([sys.executable, CHAOS, *map(str, arguments)], capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout.splitlines()
 
 
 @pytest.mark.slow

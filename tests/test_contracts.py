@@ -128,13 +128,13 @@ def test_score_reads_a_spread_in_closed_form(name, energy, force):
     """Unanimous pseudo-members with a spread beside them: the gradient is finite, and the spread is what counts."""
     score = registry.get("score", name)
     prediction, structure = prediction_of(jnp.float32, padded=2)
-    given = unanimous(prediction)._replace(energy_spread=jnp.float32(energy), force_spread=jnp.full(8, force))
-    value, slope = jax.value_and_grad(score)(given, structure)
+    closed_form = unanimous(prediction)._replace(energy_spread=jnp.float32(energy), force_spread=jnp.full(8, force))
+    value, slope = jax.value_and_grad(score)(closed_form, structure)
     assert np.isfinite(float(value))
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(slope))
-    other = given._replace(energy_spread=jnp.float32(energy + 0.1), force_spread=jnp.full(8, force + 0.1))
+    other = closed_form._replace(energy_spread=jnp.float32(energy + 0.1), force_spread=jnp.full(8, force + 0.1))
     larger = float(score(at_mean(other, 0.1), structure))
-    assert larger > float(score(at_mean(given, 0.1), structure))
+    assert larger > float(score(at_mean(closed_form, 0.1), structure))
 
 
 def at_mean(prediction: Prediction, energy: float) -> Prediction:
@@ -317,12 +317,12 @@ def candidates_of(eligible, seed=4) -> Candidates:
 @every("select")
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
 def test_a_known_structure_whose_features_are_no_numbers_is_as_if_it_was_not_there(name, bad):
-    given = candidates_of([1, 0, 1, 1, 0, 1, 1, 1])
-    without = given._replace(labeled=given.labeled.at[1].set(False))
-    broken = given._replace(known=given.known.at[1, 2].set(bad))
+    candidates = candidates_of([1, 0, 1, 1, 0, 1, 1, 1])
+    without = candidates._replace(labeled=candidates.labeled.at[1].set(False))
+    broken = candidates._replace(known=candidates.known.at[1, 2].set(bad))
     for size in (1, 4):
-        found, expected = (np.asarray(selection(name)(jax.random.key(3), x, size)) for x in (broken, without))
-        np.testing.assert_array_equal(found, expected)
+        rows, expected = (np.asarray(selection(name)(jax.random.key(3), x, size)) for x in (broken, without))
+        np.testing.assert_array_equal(rows, expected)
 
 
 MASKS = {"some": [1, 0, 1, 1, 0, 0, 1, 0], "none": [0] * 8, "all": [1] * 8, "one": [0, 0, 0, 0, 0, 1, 0, 0]}
@@ -335,8 +335,8 @@ MASKS = {"some": [1, 0, 1, 1, 0, 0, 1, 0], "none": [0] * 8, "all": [1] * 8, "one
 def test_selected_rows_are_eligible_and_distinct(name, size, mask, labeled):
     """As many as there are. Those that leave some out on purpose find none to leave out here."""
     eligible = np.array(MASKS[mask], bool)
-    given = candidates_of(eligible)._replace(labeled=jnp.asarray(labeled, bool))
-    rows = np.asarray(selection(name)(jax.random.key(0), given, size))
+    candidates = candidates_of(eligible)._replace(labeled=jnp.asarray(labeled, bool))
+    rows = np.asarray(selection(name)(jax.random.key(0), candidates, size))
     assert rows.shape == (size,) and rows.dtype == np.int32
     chosen = rows[rows >= 0]
     assert len(chosen) == len(set(chosen)) == min(size, eligible.sum())
@@ -360,13 +360,13 @@ def test_what_is_not_eligible_does_not_matter(name, garbage):
 
 @every("select")
 def test_known_structures_are_a_set_and_features_have_no_unit(name):
-    given = candidates_of(MASKS["all"])
+    candidates = candidates_of(MASKS["all"])
     key = jax.random.key(5)
-    rows = selection(name)(key, given, 3)
+    rows = selection(name)(key, candidates, 3)
     order = jnp.asarray([4, 3, 1, 0, 2])
-    turned = given._replace(known=given.known[order], labeled=given.labeled[order])
+    turned = candidates._replace(known=candidates.known[order], labeled=candidates.labeled[order])
     np.testing.assert_array_equal(selection(name)(key, turned, 3), rows)
-    scaled = given._replace(feature=100.0 * given.feature + 7.0, known=100.0 * given.known + 7.0)
+    scaled = candidates._replace(feature=100.0 * candidates.feature + 7.0, known=100.0 * candidates.known + 7.0)
     np.testing.assert_array_equal(selection(name)(key, scaled, 3), rows)
 
 
@@ -380,11 +380,11 @@ ORIGIN = {"badge"}
 def test_what_is_known_is_not_asked_for_again(name):
     """Half of the candidates are known, and more features than structures: nothing is learned of the others."""
     feature = jnp.asarray(np.random.default_rng(8).normal(size=(8, 20)), jnp.float32)
-    given = candidates_of(MASKS["all"])._replace(score=jnp.ones(8), feature=feature, known=feature[:5])
-    half = given._replace(labeled=jnp.arange(5) < 4)
-    draw = jax.jit(jax.vmap(lambda key, given: registry.get("select", name)(key, given, 3), (0, None)))
+    candidates = candidates_of(MASKS["all"])._replace(score=jnp.ones(8), feature=feature, known=feature[:5])
+    half = candidates._replace(labeled=jnp.arange(5) < 4)
+    draw = jax.jit(jax.vmap(lambda key, batch: registry.get("select", name)(key, batch, 3), (0, None)))
     keys = jax.random.split(jax.random.key(6), 64)
-    none = given._replace(labeled=jnp.zeros(5, bool))
+    none = candidates._replace(labeled=jnp.zeros(5, bool))
     repeated = [np.mean((rows >= 0) & (rows < 4)) for rows in (draw(keys, half), draw(keys, none))]
     if name in BLIND:
         assert repeated[0] == repeated[1]
@@ -395,25 +395,25 @@ def test_what_is_known_is_not_asked_for_again(name):
 @every("select")
 @pytest.mark.parametrize("field", ["score", "feature"])
 def test_a_candidate_that_is_not_finite_spoils_no_other(name, field):
-    given = candidates_of(MASKS["all"])
-    broken = given._replace(**{field: getattr(given, field).at[2].set(jnp.nan)})
+    candidates = candidates_of(MASKS["all"])
+    broken = candidates._replace(**{field: getattr(candidates, field).at[2].set(jnp.nan)})
     rows = np.asarray(selection(name)(jax.random.key(7), broken, 11))
-    found = rows[rows >= 0].tolist()
-    assert len(found) == len(set(found)) and {0, 1, 3, 4, 5, 6, 7} <= set(found)
-    assert np.all(rows[len(found) :] == -1)
+    chosen = rows[rows >= 0].tolist()
+    assert len(chosen) == len(set(chosen)) and {0, 1, 3, 4, 5, 6, 7} <= set(chosen)
+    assert np.all(rows[len(chosen) :] == -1)
 
 
 @every("select")
 def test_single_precision_is_the_same_where_double_is_enabled(name):
-    given = candidates_of(MASKS["some"])
-    rows = selection(name)(jax.random.key(0), given, 3)
+    candidates = candidates_of(MASKS["some"])
+    rows = selection(name)(jax.random.key(0), candidates, 3)
     with jax.enable_x64(True):
         part = jax.jit(registry.get("select", name), static_argnums=2)
-        same = part(jax.random.key(0), given, 3)
-        wide = part(jax.random.key(0), jax.tree.map(lambda x: x if x.dtype == bool else x.astype(float), given), 3)
+        same = part(jax.random.key(0), candidates, 3)
+        wide = part(jax.random.key(0), jax.tree.map(lambda x: x if x.dtype == bool else x.astype(float), candidates), 3)
         assert same.dtype == wide.dtype == jnp.int32
         np.testing.assert_array_equal(same, rows)
-        assert bool(jnp.all(given.eligible[wide]))
+        assert bool(jnp.all(candidates.eligible[wide]))
 
 
 @every("select")
@@ -421,7 +421,7 @@ def test_an_infinite_score_comes_first_and_vmap_passes(name):
     """A probe has an infinite score; selections that read scores must take it."""
     several = jax.tree.map(lambda *x: jnp.stack(x), *(candidates_of([1] * 8, seed) for seed in range(3)))
     keys = jax.random.split(jax.random.key(2), 3)
-    batch = jax.jit(jax.vmap(lambda key, given: registry.get("select", name)(key, given, 3)))(keys, several)
+    batch = jax.jit(jax.vmap(lambda key, candidates: registry.get("select", name)(key, candidates, 3)))(keys, several)
     for row in range(3):
         alone = selection(name)(keys[row], jax.tree.map(lambda x, row=row: x[row], several), 3)
         np.testing.assert_array_equal(batch[row], alone)

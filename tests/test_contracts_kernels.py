@@ -50,8 +50,8 @@ def spec_of(periodic: bool) -> neighbors.Spec:
 
 @functools.cache
 def params_of(dtype):
-    one = jax.tree.map(lambda x: x[0], batch_of(dtype))
-    return jax.jit(potential().init)(jax.random.key(1), one, neighbors.build(spec_of(False), one))
+    structure = jax.tree.map(lambda x: x[0], batch_of(dtype))
+    return jax.jit(potential().init)(jax.random.key(1), structure, neighbors.build(spec_of(False), structure))
 
 
 @functools.cache
@@ -112,10 +112,10 @@ def test_kernel_of_a_batch_is_that_of_each(name):
     near = neighbors.find(spec_of(False), structures)
     part = registry.get("kernel", name)
 
-    def one(given: tuple[Structure, Neighbors]):  # as the training set is taken, a few structures at a time
-        return part(potential(), params, *jax.tree.map(lambda x: x[None], given))[0]
+    def single(pair: tuple[Structure, Neighbors]):  # as the training set is taken, a few structures at a time
+        return part(potential(), params, *jax.tree.map(lambda x: x[None], pair))[0]
 
-    mapped = jax.jit(lambda *given: jax.lax.map(one, given, batch_size=2))(structures, near)
+    mapped = jax.jit(lambda *inputs: jax.lax.map(single, inputs, batch_size=2))(structures, near)
     size = float(jnp.max(jnp.abs(together)))
     np.testing.assert_allclose(mapped, together, rtol=1e-4, atol=1e-5 * size)
 
@@ -146,7 +146,7 @@ def test_kernel_keeps_the_dtype_and_has_a_finite_gradient(name, dtype):
 def features_of(part, dtype=jnp.float64, structures=None, **options):
     structures = batch_of(dtype) if structures is None else structures
     near = neighbors.find(spec_of(bool(np.any(structures.cell))), structures)
-    return jax.jit(lambda *given: part(potential(), *given, **options))(params_of(dtype), structures, near)
+    return jax.jit(lambda *arguments: part(potential(), *arguments, **options))(params_of(dtype), structures, near)
 
 
 @pytest.mark.usefixtures("double")
@@ -170,12 +170,12 @@ def test_last_layer_gradient_of_a_potential_without_weights_has_four_blocks():
     oracle = registry.get("oracle", "morse")(TABLE, cutoff=4.0)
     structures = batch_of(jnp.float64)
     near = neighbors.find(spec_of(False), structures)
-    found = kernel.last_layer_gradient(oracle, {}, structures, near)
+    features = kernel.last_layer_gradient(oracle, {}, structures, near)
     atomic = np.asarray(jax.vmap(lambda s, n: oracle.energy({}, s, n)[1][:, 0])(structures, near))
     expected = np.zeros((3, 4))
     for atom, species in enumerate([0, 1, 2, 0, 1, 0]):
         expected[:, species] += atomic[:, atom]
-    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    np.testing.assert_allclose(features, expected, rtol=1e-9)
 
 
 @pytest.mark.usefixtures("double")
@@ -207,7 +207,7 @@ def legendre_spectra(structures: Structure, radial: int, l_max: int, elements: i
     cutoff = potential().cutoff
     of_neighbor, of_atom = np.random.default_rng(0).normal(size=(2, kernel_soap.ROWS, elements))
     width = cutoff / (radial + 1)
-    found = []
+    spectra = []
     for position, species in zip(np.asarray(structures.position), np.asarray(structures.species), strict=True):
         total = 0.0
         for atom in range(6):
@@ -225,17 +225,17 @@ def legendre_spectra(structures: Structure, radial: int, l_max: int, elements: i
                 products = weight.T @ angular @ weight
                 spectrum += products[np.triu_indices(len(products))].tolist()
             total = total + np.outer(of_atom[species[atom]], np.array(spectrum) / np.linalg.norm(spectrum))
-        found.append(total.ravel() / np.linalg.norm(total))
-    return np.array(found)
+        spectra.append(total.ravel() / np.linalg.norm(total))
+    return np.array(spectra)
 
 
 @pytest.mark.usefixtures("double")
 def test_soap_is_the_sum_over_pairs_of_neighbors_of_legendre_polynomials():
     options = {"radial": 2, "l_max": 2, "elements": 2}
-    found = np.asarray(features_of(kernel_soap.soap, **options))
-    assert found.shape == (3, 2 * 10 * 3)
-    np.testing.assert_allclose(found, legendre_spectra(batch_of(jnp.float64), **options), rtol=1e-7, atol=1e-10)
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0)
+    features = np.asarray(features_of(kernel_soap.soap, **options))
+    assert features.shape == (3, 2 * 10 * 3)
+    np.testing.assert_allclose(features, legendre_spectra(batch_of(jnp.float64), **options), rtol=1e-7, atol=1e-10)
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1.0)
 
 
 def test_soap_does_not_read_the_parameters():

@@ -275,10 +275,10 @@ def test_energy_forces_stress_and_features(kind, name, periodic):
         cell=structure.cell @ turn.T,
     )
     new, _ = compiled(other, spec)
-    for found, expected in zip(
+    for value, expected in zip(
         new, (energy, force[order] @ turn.T, turn @ stress @ turn.T, feature[order]), strict=True
     ):
-        close(found, expected)
+        close(value, expected)
     close(force.sum(axis=0), np.zeros(3))
 
     # padding with garbage in it, in a batch, more room for neighbors, and a walker beside that has gone wrong
@@ -288,13 +288,13 @@ def test_energy_forces_stress_and_features(kind, name, periodic):
     batch = batch._replace(position=batch.position.at[3, 0].set(jnp.nan))
     many = jax.jit(lambda s: evaluation.evaluate_batch(part, params, s, near))(batch)
     for row in range(3):
-        found = [x[row] for x in many]
-        close(found[0], energy)
-        close(found[1][:6], force)
-        close(found[2], stress)
-        close(found[3][:6], feature)
-        assert not np.any(found[1][6:]), "padding has no force"
-        assert not np.any(found[3][6:]), "features of padding are zero: they are summed over all rows"
+        values = [x[row] for x in many]
+        close(values[0], energy)
+        close(values[1][:6], force)
+        close(values[2], stress)
+        close(values[3][:6], feature)
+        assert not np.any(values[1][6:]), "padding has no force"
+        assert not np.any(values[3][6:]), "features of padding are zero: they are summed over all rows"
 
     # charge and spin matter only where they are an input, see tests/potential/test_electrons.py
     (ion, pulled, *_), _ = compiled(structure._replace(charge=jnp.int32(-1), spin=jnp.int32(1)), spec)
@@ -349,11 +349,11 @@ def test_prediction_of_a_committee(name, kind, periodic):
     def predict(batch, near):
         return evaluation.predict(whole, params, batch, near)
 
-    def one(structure, spec):
+    def single(structure, spec):
         batch = jax.tree.map(lambda x: x[None], structure)
         return jax.tree.map(lambda x: x[0], predict(batch, neighbors.find(spec, batch)))
 
-    energy, force, stress, feature, *_ = one(structure, spec)
+    energy, force, stress, feature, *_ = single(structure, spec)
     rows = 2 * signs * whole.replicas or members
     assert energy.shape == (rows,) and force.shape == (rows, 6, 3) and stress.shape == (rows, 3, 3)
     size = float(jnp.max(jnp.abs(force)))
@@ -369,8 +369,8 @@ def test_prediction_of_a_committee(name, kind, periodic):
         cell=structure.cell @ turn.T,
     )
     expected = (energy, force[:, order] @ turn.T, turn @ stress @ turn.T, feature[order])
-    for found, right in zip(one(other, spec)[:4], expected, strict=True):
-        close(found, right)
+    for value, right in zip(single(other, spec)[:4], expected, strict=True):
+        close(value, right)
 
     # padding with garbage in it, in a batch, more room for neighbors, and a walker beside that has gone wrong
     roomy = spec._replace(capacity=spec.capacity + 3)
@@ -412,18 +412,18 @@ def another(annotation: Any, value: Any) -> Any:
 def test_method_names_every_option_that_changes_numbers(name):
     """Labels are kept under method and version: two settings that share them would be taken for one another."""
     factory = registry.get("labeler", name)
-    given = REQUIRED.get(name, {})
-    default = factory(**given)
+    options = REQUIRED.get(name, {})
+    default = factory(**options)
     assert default.method and default.version and "\n" not in default.method + default.version
-    assert factory(**given).method == default.method
+    assert factory(**options).method == default.method
     seen = {(default.method, default.version)}
     for option in registry.options("labeler", name):
         value = OTHERS.get((name, option.name))
         if value is None:
-            value = another(option.annotation, given.get(option.name, option.default))
+            value = another(option.annotation, options.get(option.name, option.default))
         beside = BESIDE.get((name, option.name), {})
-        seen |= {(same.method, same.version) for same in [factory(**given | beside)]}
-        changed = factory(**given | beside | {option.name: value})
+        seen |= {(same.method, same.version) for same in [factory(**options | beside)]}
+        changed = factory(**options | beside | {option.name: value})
         if (name, option.name) in RESOURCES:
             assert changed.method == default.method, f"{option.name} changes no numbers"
         else:

@@ -79,12 +79,12 @@ def functions(name):
     method = registry.get("uncertainty", name)(POTENTIAL, len(TABLE))
 
     def predict(params, structures):
-        found = method.predict(params, structures, near(structures))
-        energy, force = found.energy_spread, found.force_spread
-        energy = jnp.sqrt(jnp.var(found.energy, axis=0)) if energy is None else energy
-        force = jnp.sqrt(jnp.sum(jnp.var(found.force, axis=0), axis=-1)) if force is None else force
+        prediction = method.predict(params, structures, near(structures))
+        energy, force = prediction.energy_spread, prediction.force_spread
+        energy = jnp.sqrt(jnp.var(prediction.energy, axis=0)) if energy is None else energy
+        force = jnp.sqrt(jnp.sum(jnp.var(prediction.force, axis=0), axis=-1)) if force is None else force
         real = structures.species >= 0
-        return {"energy": energy, "force": jnp.where(real, force, 0.0)}, found
+        return {"energy": energy, "force": jnp.where(real, force, 0.0)}, prediction
 
     def update(params, structures, wanted):
         return method.update(params, structures, near(structures), wanted)
@@ -97,12 +97,14 @@ def lessons(dtype) -> Lessons:
     """Five structures trained on, two held out, and two rows of garbage."""
     structures = waters(9, 0, dtype)
     label = jax.jit(oracle)(structures, jnp.ones(9, bool))
-    found = Lessons(structures, near(structures), label, jnp.arange(9) < 5, (jnp.arange(9) >= 5) & (jnp.arange(9) < 7))
+    examples = Lessons(
+        structures, near(structures), label, jnp.arange(9) < 5, (jnp.arange(9) >= 5) & (jnp.arange(9) < 7)
+    )
 
     def spoilt(x):
         return x.at[7:].set(jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
-    return found._replace(structure=jax.tree.map(spoilt, structures), label=jax.tree.map(spoilt, label))
+    return examples._replace(structure=jax.tree.map(spoilt, structures), label=jax.tree.map(spoilt, label))
 
 
 @functools.cache
@@ -145,12 +147,12 @@ def test_types_are_kept_and_everything_is_finite(name, dtype):
     updated = {**after, "posterior": update(after, waters(2, 3, dtype), jnp.ones(2, bool))}
     assert types_of(updated["posterior"]) == types_of(after["posterior"])
     for params in (before, after, updated):
-        spreads, found = predict(params, waters(2, 3, dtype))
-        leaves = jax.tree.leaves((spreads, found))
+        spreads, prediction = predict(params, waters(2, 3, dtype))
+        leaves = jax.tree.leaves((spreads, prediction))
         assert finite(params["posterior"]) and finite(leaves) and all(x.dtype == dtype for x in leaves)
-    members = found.energy.shape[0]
-    assert found.energy.shape == (members, 2) and found.force.shape == (members, 2, ATOMS, 3)
-    assert found.stress.shape == (members, 2, 3, 3) and found.feature.shape[:2] == (2, ATOMS)
+    members = prediction.energy.shape[0]
+    assert prediction.energy.shape == (members, 2) and prediction.force.shape == (members, 2, ATOMS, 3)
+    assert prediction.stress.shape == (members, 2, 3, 3) and prediction.feature.shape[:2] == (2, ATOMS)
     assert spreads["energy"].shape == (2,) and spreads["force"].shape == (2, ATOMS)
     sure, unsure = spreads, predict(after, waters(2, 3, dtype))[0]
     assert np.all(unsure["energy"] > 0) and np.all(unsure["force"][:, :3] > 0)
@@ -162,31 +164,31 @@ def test_the_mean_is_the_plain_model(name):
     """But where a method trains weights of its own, or at random: there only it knows what is plain."""
     method, _, _, predict = functions(name)
     params, structures = taught(name, jnp.float64), waters(2, 4, jnp.float64)
-    _, found = predict(params, structures)
+    _, prediction = predict(params, structures)
     plain = POTENTIAL.init(jax.random.key(0), *jax.tree.map(lambda x: x[0], (structures, near(structures))))
     if method.potential is not None or types_of(plain["params"]) != types_of(params["params"]):
-        inner = found.force[:, :, :3]
+        inner = prediction.force[:, :, :3]
         assert np.all(np.abs(jnp.sum(inner.mean(0), axis=1)) < 1e-8), "at least no net force"
         return
     energy, force, stress, feature = evaluation.evaluate_batch(POTENTIAL, params, structures, near(structures))
-    np.testing.assert_allclose(found.energy.mean(0), energy, rtol=1e-10)
-    np.testing.assert_allclose(found.force.mean(0), force, atol=1e-10)
-    np.testing.assert_allclose(found.stress.mean(0), stress, atol=1e-10)
-    np.testing.assert_allclose(found.feature, feature, atol=1e-10)
+    np.testing.assert_allclose(prediction.energy.mean(0), energy, rtol=1e-10)
+    np.testing.assert_allclose(prediction.force.mean(0), force, atol=1e-10)
+    np.testing.assert_allclose(prediction.stress.mean(0), stress, atol=1e-10)
+    np.testing.assert_allclose(prediction.feature, feature, atol=1e-10)
 
 
 @every
 def test_padding_order_and_orientation_do_not_matter(name):
     predict = functions(name)[3]
     params, structures = taught(name, jnp.float64), waters(2, 5, jnp.float64)
-    spreads, found = predict(params, structures)
+    spreads, prediction = predict(params, structures)
 
     for garbage in (-3.0, 1e4):
         padded = structures._replace(position=structures.position.at[:, 3:].set(garbage))
         again, other = predict(params, padded)
         np.testing.assert_allclose(again["force"], spreads["force"], rtol=1e-6)
         np.testing.assert_allclose(again["energy"], spreads["energy"], rtol=1e-6)
-        np.testing.assert_allclose(other.force[:, :, :3], found.force[:, :, :3], atol=1e-10)
+        np.testing.assert_allclose(other.force[:, :, :3], prediction.force[:, :, :3], atol=1e-10)
     bare = jax.tree.map(lambda x: x, structures)._replace(
         position=structures.position[:, :3], species=structures.species[:, :3]
     )
@@ -202,7 +204,7 @@ def test_padding_order_and_orientation_do_not_matter(name):
     again, other = predict(params, structures._replace(position=structures.position @ turn.T + 0.7))
     np.testing.assert_allclose(again["force"], spreads["force"], rtol=1e-6)
     np.testing.assert_allclose(again["energy"], spreads["energy"], rtol=1e-6)
-    np.testing.assert_allclose(other.force[:, :, :3], found.force[:, :, :3] @ turn.T, atol=1e-9)
+    np.testing.assert_allclose(other.force[:, :, :3], prediction.force[:, :, :3] @ turn.T, atol=1e-9)
 
 
 @every
@@ -224,11 +226,11 @@ def test_sets_of_weights_are_mapped_or_batched_alike(name):
     structures = waters(2, 7, jnp.float64)
     whole = Committee(POTENTIAL, 2, "map", species=len(TABLE), uncertainty=method)
     run = jax.jit(evaluation.predict, static_argnums=0)
-    one = run(whole, params, structures, near(structures))
-    other = run(whole._replace(batching="vmap"), params, structures, near(structures))
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+    mapped = run(whole, params, structures, near(structures))
+    batched = run(whole._replace(batching="vmap"), params, structures, near(structures))
+    for a, b in zip(jax.tree.leaves(mapped), jax.tree.leaves(batched), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9)
-    assert np.all(np.isfinite(one.energy)) and one.energy.shape[0] == 2 and one.energy.shape[1] % 2 == 0
+    assert np.all(np.isfinite(mapped.energy)) and mapped.energy.shape[0] == 2 and mapped.energy.shape[1] % 2 == 0
 
     def learned(params):
         return method.learn(params, lessons(jnp.float64))
@@ -243,10 +245,12 @@ def test_spreads_have_finite_gradients_also_at_a_trained_structure(name):
     predict = functions(name)[3]
 
     def total(params, structures):
-        found = predict(params, structures)[1]
-        closed = [x for x in (found.energy_spread, found.force_spread) if x is not None]
+        prediction = predict(params, structures)[1]
+        closed = [x for x in (prediction.energy_spread, prediction.force_spread) if x is not None]
         return (
-            sum(map(jnp.sum, closed)) + jnp.sum(jnp.var(found.energy, axis=0)) + jnp.sum(jnp.var(found.force, axis=0))
+            sum(map(jnp.sum, closed))
+            + jnp.sum(jnp.var(prediction.energy, axis=0))
+            + jnp.sum(jnp.var(prediction.force, axis=0))
         )
 
     slope = jax.jit(jax.grad(lambda position, params, s: total(params, s._replace(position=position))))
@@ -321,15 +325,15 @@ def test_a_model_file_keeps_the_method(name, tmp_path):
         method = registry.get("uncertainty", name)(potential, len(TABLE))
         structures, unseen = waters(4, 13, atoms=3), waters(4, 14, atoms=3)
         others = unseen, near(unseen)
-        given = Lessons(
+        examples = Lessons(
             structures, near(structures), oracle(structures, jnp.ones(4, bool)), jnp.arange(4) < 3, jnp.arange(4) == 3
         )
 
         @jax.jit
         def made(key):
-            first = jax.tree.map(lambda x: x[0], given[:2])
+            first = jax.tree.map(lambda x: x[0], examples[:2])
             params = method.init(key, potential.init(key, *first), *first)
-            params = {**params, "posterior": method.learn(params, given)}
+            params = {**params, "posterior": method.learn(params, examples)}
             return params, method.predict(params, *others)
 
         params, direct = made(jax.random.key(0))
@@ -347,14 +351,17 @@ def test_a_model_file_keeps_the_method(name, tmp_path):
     models.save(tmp_path / "model.npz", model)
     loaded = models.load(tmp_path / "model.npz")
     assert loaded.uncertainty == name and set(loaded.params) == set(params)
-    found = models.predictor(loaded)(jax.device_get(unseen))
-    assert found.force.dtype == jnp.float32
-    np.testing.assert_allclose(jnp.moveaxis(found.force, 1, 0), direct.force, rtol=1e-3, atol=1e-4)
-    for one, other in ((found.energy_spread, direct.energy_spread), (found.force_spread, direct.force_spread)):
-        assert (one is None) == (other is None)
-        if one is not None:
-            np.testing.assert_allclose(one, other, rtol=0.05, atol=1e-3)  # a small variance has rounding in it
-    assert finite(found)
+    prediction = models.predictor(loaded)(jax.device_get(unseen))
+    assert prediction.force.dtype == jnp.float32
+    np.testing.assert_allclose(jnp.moveaxis(prediction.force, 1, 0), direct.force, rtol=1e-3, atol=1e-4)
+    for spread, expected in (
+        (prediction.energy_spread, direct.energy_spread),
+        (prediction.force_spread, direct.force_spread),
+    ):
+        assert (spread is None) == (expected is None)
+        if spread is not None:
+            np.testing.assert_allclose(spread, expected, rtol=0.05, atol=1e-3)  # a small variance has rounding in it
+    assert finite(prediction)
 
 
 # the others take as long again each: with -m slow

@@ -87,10 +87,10 @@ def test_its_values_have_the_dtype_of_the_positions_and_padding_changes_nothing(
     start = ethanol(True)
     along = bound([(name, example(name))], start, "bias.variables")
     assert len(along.names) == len(along.units) == len(along.periods) and set(along.units) <= {"Å", "rad", ""}
-    found = [along.values(structure_of(moved(), start, dtype, size)) for size in (9, 12)]
-    assert all(x.shape == (len(along.names),) and x.dtype == dtype for x in found)
-    np.testing.assert_allclose(*found, rtol=1e-6)
-    np.testing.assert_allclose(found[0], variable(name, True)(moved()), rtol=3e-5, atol=3e-5)
+    values = [along.values(structure_of(moved(), start, dtype, size)) for size in (9, 12)]
+    assert all(x.shape == (len(along.names),) and x.dtype == dtype for x in values)
+    np.testing.assert_allclose(*values, rtol=1e-6)
+    np.testing.assert_allclose(values[0], variable(name, True)(moved()), rtol=3e-5, atol=3e-5)
 
 
 @every

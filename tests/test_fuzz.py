@@ -35,13 +35,13 @@ ENDLESS = {
 
 @pytest.mark.parametrize("name", ENDLESS)
 def test_extended_xyz_that_lies_about_its_size_is_refused_at_once(tmp_path, name):
-    text, told = ENDLESS[name]
+    text, message = ENDLESS[name]
     path = tmp_path / "lies.xyz"
     path.write_text(text)
     began = time.monotonic()
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         read(path)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         import_labels(tmp_path / "into.sqlite", path, "method", "1", 0, 0)
     assert time.monotonic() - began < 5 and not (tmp_path / "into.sqlite").exists()
 
@@ -128,6 +128,6 @@ def test_a_damaged_model_or_store_is_one_line(tmp_path):
 
 
 def test_fifteen_hundred_made_up_files():
-    done = subprocess.run([sys.executable, FUZZ, "--inputs", "1500", "--seed", "3"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1].startswith("PASSED: 1500 inputs")
+    process = subprocess.run([sys.executable, FUZZ, "--inputs", "1500", "--seed", "3"], capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert process.stdout.splitlines()[-1].startswith("PASSED: 1500 inputs")

@@ -30,7 +30,7 @@ FILES = {path: path.relative_to(ROOT).with_suffix("").parts for path in sorted(R
 
 def imported(path: Path) -> set[str]:
     """First names below `jaxal` of all imports in a file, also inside functions and by importlib."""
-    found = set()
+    packages = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -41,8 +41,8 @@ def imported(path: Path) -> set[str]:
             names = [node.value]
         else:
             continue
-        found |= {name.split(".")[1] for name in names if name.startswith("jaxal.")}
-    return found & {parts[0] for parts in FILES.values()}
+        packages |= {name.split(".")[1] for name in names if name.startswith("jaxal.")}
+    return packages & {parts[0] for parts in FILES.values()}
 
 
 def test_every_room_has_a_layer():

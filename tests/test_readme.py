@@ -44,30 +44,30 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
 
 def commands() -> list[list[str]]:
     """The arguments of every `jaxal ...` line in the shell blocks of all pages."""
-    found = []
+    calls = []
     for page in PAGES:
         for block in blocks(page.read_text(), "sh"):
             for line in block.splitlines():
-                found += [
+                calls += [
                     shlex.split(part, comments=True)[1:]
                     for part in line.split("&&")
                     if re.match(r"\S*\bjaxal\b ", part.strip())
                 ]
-    return found
+    return calls
 
 
 def test_commands_in_the_text_are_right(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert len(commands()) >= 2
-    for arguments in commands():
-        given = parser().parse_args(arguments)
-        if arguments[0] == "bench":
-            assert set(given.cases) <= set(CASES)
-            parse({}, cls=Bench, overrides=given.set)
-        elif arguments[0] == "contest":
-            assert not given.config.parent.parts or given.config.is_file()
-        elif hasattr(given, "config"):
-            load(given.config, given.overrides)
+    for words in commands():
+        arguments = parser().parse_args(words)
+        if words[0] == "bench":
+            assert set(arguments.cases) <= set(CASES)
+            parse({}, cls=Bench, overrides=arguments.set)
+        elif words[0] == "contest":
+            assert not arguments.config.parent.parts or arguments.config.is_file()
+        elif hasattr(arguments, "config"):
+            load(arguments.config, arguments.overrides)
 
 
 def test_every_command_is_in_the_table():

@@ -24,18 +24,18 @@ train: {final_steps: 2, batch: 4, holdout: 0.25}
 
 def entries(path) -> list[Entry]:
     store = open_store(path)
-    found = list(store.all())
+    rows = list(store.all())
     store.close()
-    return found
+    return rows
 
 
 def frames(path) -> dict[bytes, Frame]:
     """The frames of a file by their positions; those of a training without what it adds."""
-    found = {}
+    by_position = {}
     for frame in files.read(path):
         info = {name: value for name, value in dict(frame.carried.info).items() if name != "held_out"}
-        found[frame.position.tobytes()] = frame._replace(carried=frame.carried._replace(info=tuple(info.items())))
-    return found
+        by_position[frame.position.tobytes()] = frame._replace(carried=frame.carried._replace(info=tuple(info.items())))
+    return by_position
 
 
 def test_a_label_of_a_run_is_the_same_wherever_it_goes(tmp_path, monkeypatch):

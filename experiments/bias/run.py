@@ -43,14 +43,14 @@ def measured(directory: Path) -> dict[str, Any]:
     q = coordinate(np.stack([frame.positions for frame in frames]))  # a walker's last physical frame at each look
     look = np.array([frame.info["look"] for frame in frames])
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    asked = [(line["ps"], line["label"]) for line in lines if line["kind"] == "label"]
+    labels = [(line["ps"], line["label"]) for line in lines if line["kind"] == "label"]
     per_look = 20 * 0.5e-3  # ps
     inside = np.flatnonzero(np.abs(q) < REGION)
     first = float(look[inside[0]] + 1) * per_look if inside.size else None
-    before = [label for ps, label in asked if first is not None and ps < first - per_look / 2]
+    before = [label for ps, label in labels if first is not None and ps < first - per_look / 2]
     return {
         "ps": float(look.max() + 1) * per_look,
-        "labels": max((label for _, label in asked), default=0),
+        "labels": max((label for _, label in labels), default=0),
         "low": float(q.min()),
         "high": float(q.max()),
         "inside": float(np.mean(np.abs(q) < REGION)),
@@ -77,8 +77,8 @@ def main(folder: Path, seeds: int) -> None:
         if (path.parent / "trajectory.xyz").exists()
     }
     (folder / "outcome.json").write_text(json.dumps(outcome, indent=1) + "\n")
-    for name, found in outcome.items():
-        print(name, json.dumps(found))
+    for name, figures in outcome.items():
+        print(name, json.dumps(figures))
 
 
 if __name__ == "__main__":

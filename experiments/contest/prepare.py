@@ -30,14 +30,14 @@ SILICON = {"silicon/Si_train.xyz": "silicon/train.xyz", "silicon/Si_test.xyz": "
 
 def with_stress(frames: Any) -> list[ase.Atoms]:
     """The frames with energy, forces and stress (eV/Å^3, tension positive)."""
-    found = []
+    images = []
     for atoms in frames:
         xx, yy, zz, xy, yz, zx = np.array(atoms.info["virial_stress_raw"]) * -0.1 * GPA
         plain = ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
         results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
         plain.calc = SinglePointCalculator(plain, **results, stress=np.array([xx, yy, zz, yz, zx, xy]))
-        found.append(plain)
-    return found
+        images.append(plain)
+    return images
 
 
 def main() -> None:

@@ -34,8 +34,8 @@ class Pulled(LabelCalculator):
     def calculate(self, atoms: ase.Atoms | None = None, properties: Any = None, system_changes: Any = ()) -> None:
         """One label and the spring."""
         super().calculate(atoms, properties, system_changes)
-        given: Any = self.atoms
-        arms = [given.positions[CARBON] - given.positions[other] for other in (LEAVING, COMING)]
+        system: Any = self.atoms
+        arms = [system.positions[CARBON] - system.positions[other] for other in (LEAVING, COMING)]
         lengths = [float(np.linalg.norm(arm)) for arm in arms]
         off = lengths[0] - lengths[1] - self.center
         self.results["energy"] += 0.5 * STIFFNESS * off**2
@@ -70,21 +70,21 @@ def pulled(start: ase.Atoms) -> list[ase.Atoms]:
     return frames
 
 
-def told(name: str, found: Barrier) -> list[ase.Atoms]:
+def images_of(name: str, path: Barrier) -> list[ase.Atoms]:
     """The images of a path; prints its barrier."""
-    state = "converged" if found.converged else "NOT converged"
-    print(f"{name}: barrier {found.energy:.4f} eV, {len(found.images)} images, {state}")
-    return found.images
+    state = "converged" if path.converged else "NOT converged"
+    print(f"{name}: barrier {path.energy:.4f} eV, {len(path.images)} images, {state}")
+    return path.images
 
 
 def main() -> None:
     """Writes all files."""
     enol: Any = ase.io.read(EXPERIMENTS / "malonaldehyde" / "malonaldehyde.xyz")
     path = barrier(lambda: LabelCalculator(tblite()), enol, mirrored_transfer(enol, 5, 4, 3))
-    ase.io.write(HERE / "malonaldehyde_path.xyz", told("malonaldehyde", path), format="extxyz")
+    ase.io.write(HERE / "malonaldehyde_path.xyz", images_of("malonaldehyde", path), format="extxyz")
     complex_: Any = ase.io.read(EXPERIMENTS / "sn2" / "complex.xyz")
     path = barrier(lambda: LabelCalculator(tblite(), charge=-1), complex_, inverted(complex_))
-    images = told("sn2", path)
+    images = images_of("sn2", path)
     ase.io.write(HERE / "sn2_path.xyz", images, format="extxyz")
     ase.io.write(HERE / "sn2_starts.xyz", [images[0], images[-1]], format="extxyz")
     ase.io.write(HERE / "sn2_test.xyz", pulled(images[0]), format="extxyz")

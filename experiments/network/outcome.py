@@ -31,7 +31,7 @@ def energies(calculator: Any, structures: list[Atoms]) -> np.ndarray:
 def main(directory: Path) -> None:
     """Measures, prints and writes."""
     calculator = jaxal.Calculator(directory)
-    told: dict[str, Any] = {}
+    separation: dict[str, Any] = {}
     for name, molecule in (("identity", "chloromethane"), ("exchange", "fluoromethane")):
         frames: Any = read(HERE / f"{name}.xyz", ":")
         pieces: Any = [read(HERE / f"{piece}.xyz") for piece in ("chloride", molecule)]
@@ -39,12 +39,12 @@ def main(directory: Path) -> None:
             np.append(whole[1:], alone.sum()) - whole[0]
             for whole, alone in ((energies(kind, frames), energies(kind, pieces)) for kind in (calculator, None))
         )
-        told[name] = {"distances": [*DISTANCES, None], "model": model.tolist(), "method": method.tolist()}
+        separation[name] = {"distances": [*DISTANCES, None], "model": model.tolist(), "method": method.tolist()}
         for distance, ours, theirs in zip((*DISTANCES, np.inf), model, method, strict=True):
             print(
                 f"{name:10} {distance:5.1f} Å: model {ours:7.2f}, GFN2-xTB {theirs:7.2f}, differ {ours - theirs:6.2f}"
             )
-    command.save(directory, separation=told)
+    command.save(directory, separation=separation)
     page.write(directory)
 
 

@@ -41,7 +41,7 @@ def main(directory: Path) -> None:
         "learned": (dynamics.mean_field(learned, params), learned.potential.cutoff),
         "oracle": (dynamics.mean_field(Committee(oracle, 1, "vmap"), {"none": jnp.zeros(1)}), oracle.cutoff),
     }
-    found, distributions = {}, {}
+    liquid, distributions = {}, {}
     for name, (field, cutoff) in fields.items():
         trajectory = dynamics.run(
             field, cutoff, explorer, structure, jax.random.key(7), length=SETTLE + LENGTH, every=EVERY, skin=1.0
@@ -51,7 +51,7 @@ def main(directory: Path) -> None:
         # a superheated crystal would stay where it is
         moved = float(np.mean(np.sum((frames[-1].positions - frames[0].positions) ** 2, axis=1)))
         distributions[name] = dynamics.radial_distribution(frames, 5.0)
-        found[name] = {
+        liquid[name] = {
             "density": density,
             "density_error": error,
             "moved": moved,
@@ -65,10 +65,10 @@ def main(directory: Path) -> None:
         )
     a, b = distributions["learned"], distributions["oracle"]
     difference = np.abs(a.value - b.value)
-    found["largest_difference"] = float(difference.max())
-    found["mean_difference"] = float(difference.mean())
-    command.save(directory, liquid=found)
-    print(json.dumps({name: found[name] for name in ("largest_difference", "mean_difference")}))
+    liquid["largest_difference"] = float(difference.max())
+    liquid["mean_difference"] = float(difference.mean())
+    command.save(directory, liquid=liquid)
+    print(json.dumps({name: liquid[name] for name in ("largest_difference", "mean_difference")}))
 
 
 if __name__ == "__main__":

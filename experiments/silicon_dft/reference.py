@@ -68,14 +68,14 @@ def main() -> None:
         labeled.append(atoms)
         print(f"{len(labeled)} frames", flush=True)
     write(HERE / "test.xyz", labeled, format="extxyz")
-    told = figures._asdict() | {
+    record = figures._asdict() | {
         "method": calculator.backend.method,
         "version": calculator.backend.version,
         "labels": len(calculator.seconds),
         "seconds": float(np.sum(calculator.seconds)),
     }
-    (HERE / "reference.json").write_text(json.dumps(told, indent=1) + "\n")
-    print(f"{told['labels']} labels in {told['seconds']:.0f} s")
+    (HERE / "reference.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(f"{record['labels']} labels in {record['seconds']:.0f} s")
 
 
 if __name__ == "__main__":

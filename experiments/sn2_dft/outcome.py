@@ -25,14 +25,14 @@ from jaxal.validate.barrier import barrier
 def main(directory: Path, reference: str) -> None:
     """Measures, prints and writes."""
     calculator = jaxal.Calculator(directory)
-    found = points(calculator.share)
-    climbed = barrier(calculator.share, found.complex, other_side(found.complex), images=9)
-    told: dict[str, Any] = {"barrier": found.barrier / KCAL_PER_MOL, "neb": climbed.energy / KCAL_PER_MOL}
-    told["neb converged"] = climbed.converged
-    for point, atoms in (("complex", found.complex), ("saddle", found.saddle)):
+    reaction = points(calculator.share)
+    climbed = barrier(calculator.share, reaction.complex, other_side(reaction.complex), images=9)
+    record: dict[str, Any] = {"barrier": reaction.barrier / KCAL_PER_MOL, "neb": climbed.energy / KCAL_PER_MOL}
+    record["neb converged"] = climbed.converged
+    for point, atoms in (("complex", reaction.complex), ("saddle", reaction.saddle)):
         atoms.calc = calculator
         atoms.get_forces()
-        told[point] = {
+        record[point] = {
             "C-Cl": lengths(atoms),
             "estimated_error": float(calculator.results["estimated_error"]),
             "wavenumbers": np.round(wavenumbers(atoms), 1).tolist(),
@@ -46,11 +46,11 @@ def main(directory: Path, reference: str) -> None:
         stored = json.loads((HERE / "reference.json").read_text())
         expected = stored["barrier"]
         bonds = {point: stored[point]["C-Cl"] for point in ("complex", "saddle")}
-    told |= {"reference": expected, "difference": told["barrier"] - expected, "reference C-Cl": bonds}
-    command.save(directory, sn2=told)
+    record |= {"reference": expected, "difference": record["barrier"] - expected, "reference C-Cl": bonds}
+    command.save(directory, sn2=record)
     page.write(directory)
-    print(json.dumps(told, indent=1))
-    print(f"barrier, kcal/mol: model {told['barrier']:.3f}, by NEB {told['neb']:.3f}, {reference} {expected:.3f}")
+    print(json.dumps(record, indent=1))
+    print(f"barrier, kcal/mol: model {record['barrier']:.3f}, by NEB {record['neb']:.3f}, {reference} {expected:.3f}")
 
 
 if __name__ == "__main__":

@@ -64,8 +64,8 @@ def _saddle(calculator: Any) -> ase.Atoms:
         force = atoms.get_forces()
         return float(atoms.get_potential_energy()), -np.array([np.sum(force * along), np.sum(force * across)])
 
-    found = minimize(slope, np.array([2.32, 1.075]), jac=True, method="BFGS", options={"gtol": FMAX})
-    slope(found.x)
+    optimum = minimize(slope, np.array([2.32, 1.075]), jac=True, method="BFGS", options={"gtol": FMAX})
+    slope(optimum.x)
     left = float(np.linalg.norm(atoms.get_forces(), axis=1).max())
     if left > 2 * FMAX:
         raise RuntimeError(f"a force of {left:.4f} eV/Å is left on the saddle point")

@@ -33,30 +33,30 @@ def labeler(name: str) -> LabelCalculator:
 def main(name: str) -> None:
     """Measures, prints and writes."""
     began, calculator = time.perf_counter(), labeler(name)
-    found = points(lambda: calculator)
-    told: dict[str, Any] = {
+    reaction = points(lambda: calculator)
+    record: dict[str, Any] = {
         "method": calculator.backend.method,
         "version": calculator.backend.version,
-        "barrier": found.barrier / KCAL_PER_MOL,
+        "barrier": reaction.barrier / KCAL_PER_MOL,
     }
-    energies = {"complex": found.complex_energy, "saddle": found.saddle_energy}
-    for point, atoms in (("complex", found.complex), ("saddle", found.saddle)):
-        told[point] = {
+    energies = {"complex": reaction.complex_energy, "saddle": reaction.saddle_energy}
+    for point, atoms in (("complex", reaction.complex), ("saddle", reaction.saddle)):
+        record[point] = {
             "energy": energies[point],
             "fmax": float(np.linalg.norm(atoms.get_forces(), axis=1).max()),
             "C-Cl": lengths(atoms),
             "wavenumbers": np.round(wavenumbers(atoms), 1).tolist(),
             "position": np.round(atoms.positions, 6).tolist(),
         }
-        print(point, json.dumps(told[point]), flush=True)
-    told |= {"labels": len(calculator.seconds), "seconds_per_label": float(np.median(calculator.seconds))}
-    print(f"{told['method']}: barrier {told['barrier']:.3f} kcal/mol")
-    print(f"{told['labels']} labels of {told['seconds_per_label']:.2f} s in {time.perf_counter() - began:.0f} s")
+        print(point, json.dumps(record[point]), flush=True)
+    record |= {"labels": len(calculator.seconds), "seconds_per_label": float(np.median(calculator.seconds))}
+    print(f"{record['method']}: barrier {record['barrier']:.3f} kcal/mol")
+    print(f"{record['labels']} labels of {record['seconds_per_label']:.2f} s in {time.perf_counter() - began:.0f} s")
     if name == "pyscf":
-        start = found.complex.copy()
+        start = reaction.complex.copy()
         start.calc = None
         write(HERE / "complexes.xyz", [start, other_side(start)], format="extxyz")
-        (HERE / "reference.json").write_text(json.dumps(told, indent=1) + "\n")
+        (HERE / "reference.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

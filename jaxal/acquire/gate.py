@@ -72,8 +72,8 @@ def conformal_factor(
     return ratio[jnp.clip(rank, 1, jnp.maximum(number, 1)) - 1]
 
 
-def _refuse_above_one(**given: float) -> None:
-    for name, value in given.items():
+def _refuse_above_one(**options: float) -> None:
+    for name, value in options.items():
         if value >= 1:
             raise ValueError(f"gate.{name} is {value}; it must lie between 0 and 1")
 
@@ -146,8 +146,8 @@ def adaptive(
 
     def step(state: GateState, score: Float[Array, "w"]) -> tuple[GateState, Bool[Array, "w"]]:
         _, flagged = flag(state, score)
-        asked = jnp.mean(flagged, dtype=state.threshold.dtype)
-        moved = jnp.maximum(state.threshold * jnp.exp(asked - budget), target_error)
+        fraction = jnp.mean(flagged, dtype=state.threshold.dtype)
+        moved = jnp.maximum(state.threshold * jnp.exp(fraction - budget), target_error)
         # before the first calibration everything is asked for, whatever the threshold
         moved = jnp.where(jnp.isfinite(state.factor), moved, state.threshold)
         return state._replace(threshold=moved.astype(state.threshold.dtype)), flagged

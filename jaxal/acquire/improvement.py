@@ -56,11 +56,11 @@ Goal = Literal["low", "high"]
 
 
 def _gain(
-    prediction: Prediction, structure: Structure, wanted: str, goal: str, best: float
+    prediction: Prediction, structure: Structure, name: str, goal: str, best: float
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """By how much the mean is better than `best`, and its standard deviation."""
-    found = PROPERTIES[wanted](prediction, structure)
-    return (best - found.mean if goal == "low" else found.mean - best), found.std
+    law = PROPERTIES[name](prediction, structure)
+    return (best - law.mean if goal == "low" else law.mean - best), law.std
 
 
 def _standard(gain: Float[Array, ""], std: Float[Array, ""]) -> tuple[Float[Array, ""], ...]:
@@ -90,8 +90,8 @@ def confidence_bound(
     The lower confidence bound of Cox and John (IEEE Int. Conf. Syst. Man Cybern., 1241, 1992); Srinivas et al.,
     arXiv:0912.3995, say how kappa should grow. At fixed mu it grows with s; it may be negative.
     """
-    found = _energy(prediction, structure)
-    return kappa * found.std - (found.mean - best)
+    energy = _energy(prediction, structure)
+    return kappa * energy.std - (energy.mean - best)
 
 
 @register("score", about=lambda property, **_: _gained(UNITS[property], property))

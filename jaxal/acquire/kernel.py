@@ -88,11 +88,11 @@ def sketched_gradient(
     rng = np.random.default_rng(0)
     order, sign = rng.permutation(count), rng.choice([-1, 1], count)
 
-    def one(given: tuple[Structure, Neighbors]) -> Float[Array, "f"]:
-        slope = jax.grad(lambda weights: potential.energy({**params, "params": weights}, *given)[0])(weights)
+    def sketch(pair: tuple[Structure, Neighbors]) -> Float[Array, "f"]:
+        slope = jax.grad(lambda weights: potential.energy({**params, "params": weights}, *pair)[0])(weights)
         flat = ravel_pytree(slope)[0]
         dealt = jnp.pad(flat[order] * jnp.asarray(sign, flat.dtype), (0, rows * size - count))
         return jnp.sum(dealt.reshape(rows, size), axis=0)
 
     together = 1 if placement().cpu else TOGETHER
-    return jax.lax.map(one, (structures, neighbors), batch_size=together)
+    return jax.lax.map(sketch, (structures, neighbors), batch_size=together)

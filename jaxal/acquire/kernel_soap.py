@@ -49,7 +49,7 @@ def soap(
     degrees = np.repeat(np.arange(l_max + 1), 2 * np.arange(l_max + 1) + 1)
     left, right = np.triu_indices(elements * radial)
 
-    def one(structure: Structure, neighbors: Neighbors) -> Float[Array, "f"]:
+    def descriptor(structure: Structure, neighbors: Neighbors) -> Float[Array, "f"]:
         dtype = structure.position.dtype
         of_neighbor, of_atom = jnp.asarray(weights, dtype)
         species = structure.species
@@ -77,4 +77,4 @@ def soap(
         own = jnp.where(real[:, None], of_atom[jnp.maximum(species, 0)], 0.0)
         return _unit((own.T @ spectrum).reshape(-1))
 
-    return jax.vmap(one)(structures, neighbors)
+    return jax.vmap(descriptor)(structures, neighbors)

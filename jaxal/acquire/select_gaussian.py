@@ -33,9 +33,9 @@ def _informed(pool: Pool, noise: float, probes: bool = False) -> Float[Array, "c
         gram = gram + probe.T @ probe
     # what rounding may have taken from the smallest eigenvalues, so that there always is a factor
     room = noise**2 + jnp.finfo(gram.dtype).eps * jnp.trace(gram)
-    one = jnp.eye(gram.shape[0], dtype=gram.dtype)
-    lower = jnp.linalg.cholesky(gram + room * one)
-    return pool.feature @ (noise * jax.scipy.linalg.solve_triangular(lower, one, lower=True).T)
+    identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
+    lower = jnp.linalg.cholesky(gram + room * identity)
+    return pool.feature @ (noise * jax.scipy.linalg.solve_triangular(lower, identity, lower=True).T)
 
 
 def _by_variance(key: Key, pool: Pool, z: Float[Array, "c f"], noise: float, size: int, gain) -> Int[Array, "k"]:
@@ -98,8 +98,8 @@ def _eigenvectors(key: Key, value: Float[Array, "f"], number: Int[Array, ""], mo
     last, before = jax.lax.scan(add, zeroth, log)
     after = jnp.concatenate([before[1:], last[None]])
 
-    def draw(left, given):
-        log, before, after, chance = given
+    def draw(left, terms):
+        log, before, after, chance = terms
         taken = (left > 0) & (jnp.log(chance) < log + before[jnp.maximum(left - 1, 0)] - after[left])
         return left - taken, taken
 
@@ -188,8 +188,8 @@ def bait(key: Key, candidates: Candidates, size: int, *, noise: Noise = 0.1) -> 
     pool = pooled(candidates)
     z = _informed(pool, noise)
     rows = _by_summed_variance(key, pool, z, noise, 2 * size)
-    found, safe = rows >= 0, jnp.maximum(rows, 0)
-    chosen = jnp.where(found[:, None], z[safe], 0.0)
+    valid, safe = rows >= 0, jnp.maximum(rows, 0)
+    chosen = jnp.where(valid[:, None], z[safe], 0.0)
     # tr(P F) = tr F - tr(Q B) with Q the inverse of the labels' covariance and B = Z F Z^T; an empty row has no effect
     inverse = jnp.linalg.inv(chosen @ chosen.T + noise**2 * jnp.eye(2 * size, dtype=z.dtype))
     reach = chosen @ (z.T @ z) @ chosen.T
@@ -205,6 +205,6 @@ def bait(key: Key, candidates: Candidates, size: int, *, noise: Noise = 0.1) -> 
         enough = jnp.sum(kept) <= size
         return (jnp.where(enough, kept, kept.at[row].set(False)), jnp.where(enough, inverse, less)), None
 
-    (kept, _), _ = jax.lax.scan(drop, (found, inverse), None, length=size)
+    (kept, _), _ = jax.lax.scan(drop, (valid, inverse), None, length=size)
     order = jnp.argsort(~kept, stable=True)[:size]
     return jnp.where(kept[order], rows[order], -1)

@@ -125,16 +125,16 @@ def greedy(
     """Row by row the one of largest gain, probes before all others; a row whose gain is -inf is left out."""
     lowest = jnp.finfo(pool.feature.dtype).min
 
-    def step(carry, given: Step):
+    def step(carry, turn: Step):
         free, state = carry
-        value = gain(state, given)
+        value = gain(state, turn)
         value = jnp.where(jnp.isnan(value), lowest, value)
         value = jnp.where(free, jnp.where(pool.probe, jnp.inf, value), -jnp.inf)
         row = jnp.argmax(value)
-        found = value[row] > -jnp.inf
-        taken = take(state, row, given)
-        state = jax.tree.map(lambda new, old: jnp.where(found, new, old), taken, state)
-        return (free.at[row].set(False), state), jnp.where(found, row, -1).astype(jnp.int32)
+        any_left = value[row] > -jnp.inf
+        taken = take(state, row, turn)
+        state = jax.tree.map(lambda new, old: jnp.where(any_left, new, old), taken, state)
+        return (free.at[row].set(False), state), jnp.where(any_left, row, -1).astype(jnp.int32)
 
     steps = Step(jnp.arange(size), jax.random.split(key, size))
     _, rows = jax.lax.scan(step, (pool.eligible, state), steps)

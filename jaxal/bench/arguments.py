@@ -45,37 +45,37 @@ def _separated(kind: type) -> Callable[[str], list]:
     return values
 
 
-def _bench(given: argparse.Namespace) -> None:
-    if given.threads is not None:  # read when the backend starts, so before jax is imported
-        if given.threads < 1:
+def _bench(arguments: argparse.Namespace) -> None:
+    if arguments.threads is not None:  # read when the backend starts, so before jax is imported
+        if arguments.threads < 1:
             from jaxal.core.types import InputError
 
-            raise InputError(f"bench: --threads {given.threads}: give 1 or more")
+            raise InputError(f"bench: --threads {arguments.threads}: give 1 or more")
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC", "PJRT_NPROC"):
-            os.environ[name] = str(given.threads)
-        if given.threads == 1:
+            os.environ[name] = str(arguments.threads)
+        if arguments.threads == 1:
             os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
     from jaxal.bench import command
     from jaxal.bench.cases import CASES
 
     command.bench(
         command.Sweep(
-            cases=given.cases or list(CASES),
-            systems=given.system,
-            members=given.members,
-            walkers=given.walkers,
-            precisions=given.precision,
-            options=given.set,
-            batching=given.batching,
-            steps=given.steps,
-            batch=given.batch,
-            repeats=given.repeats,
-            seed=given.seed,
-            profile=given.profile,
-            compile=given.compile,
-            kinds=given.kind,
-            signs=given.signs,
-            devices=given.devices,
+            cases=arguments.cases or list(CASES),
+            systems=arguments.system,
+            members=arguments.members,
+            walkers=arguments.walkers,
+            precisions=arguments.precision,
+            options=arguments.set,
+            batching=arguments.batching,
+            steps=arguments.steps,
+            batch=arguments.batch,
+            repeats=arguments.repeats,
+            seed=arguments.seed,
+            profile=arguments.profile,
+            compile=arguments.compile,
+            kinds=arguments.kind,
+            signs=arguments.signs,
+            devices=arguments.devices,
         ),
-        given.out,
+        arguments.out,
     )

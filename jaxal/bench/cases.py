@@ -90,8 +90,8 @@ def forces(setting: Setting) -> Program:
 
     def evaluate(params: Params, structures: Structure, near: Neighbors):
         with jax.named_scope("forces"):
-            found = predict(model.committee, params, structures, near)
-        return found.energy, found.force
+            prediction = predict(model.committee, params, structures, near)
+        return prediction.energy, prediction.force
 
     close = jax.jit(neighbors.within, static_argnums=0)(model.spec, model.near, model.structures)
     arguments = (model.params, model.structures, close)
@@ -200,7 +200,7 @@ def segment(setting: Setting) -> Program:
     buffer = training_data.training_set(structures, labels, held, members, 256, keys[1], 1.0)
     train = training.init(static.recipe, params)
     walkers = jax.tree.map(lambda x: jnp.stack([x[0]] * setting.walkers), structures)
-    state = jax.jit(lambda *given: states.start(parts, static, *given))(train, buffer, walkers, keys[2])
+    state = jax.jit(lambda *arguments: states.start(parts, static, *arguments))(train, buffer, walkers, keys[2])
     limits = assembly.limits_of(config, 1e-3, 0.0)
     # room for one labeling of all walkers, at the first look
     limits = limits._replace(budget=state.labels + setting.walkers)
@@ -270,17 +270,17 @@ def _model(setting: Setting) -> _Model:
     mesh = devices.mesh(setting.devices, setting.members // heads)
     committee = Committee(potential, setting.members, setting.batching, heads, setting.signs, len(table), mesh=mesh)
     # weights and positions are those of float32 in every precision, so that results can be compared
-    one = jax.tree.map(jnp.asarray, from_atoms([setting.atoms], table, dtype=np.dtype(np.float32)))
-    spec = neighbors.plan(one, committee.potential.cutoff, assembly.SKIN)
-    near = jax.jit(neighbors.find, static_argnums=0)(spec, one)
-    first = jax.tree.map(lambda x: x[0], (one, near))
+    structure = jax.tree.map(jnp.asarray, from_atoms([setting.atoms], table, dtype=np.dtype(np.float32)))
+    spec = neighbors.plan(structure, committee.potential.cutoff, assembly.SKIN)
+    near = jax.jit(neighbors.find, static_argnums=0)(spec, structure)
+    first = jax.tree.map(lambda x: x[0], (structure, near))
     params = jax.jit(lambda key, *rest: committees.init(committee, key, *rest))(jax.random.key(setting.seed), *first)
     listed = float(jnp.mean(jnp.sum(near.index < len(setting.atoms), axis=-1)))
-    labels = Label(jnp.zeros(1), jnp.full(one.position.shape, SCALE), jnp.zeros((1, 3, 3)), jnp.ones(1, bool))
-    params = training.normalize(params, labels, one, listed)
+    labels = Label(jnp.zeros(1), jnp.full(structure.position.shape, SCALE), jnp.zeros((1, 3, 3)), jnp.ones(1, bool))
+    params = training.normalize(params, labels, structure, listed)
     cast = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
-    params, one, near = jax.tree.map(cast, (params, one, near))
-    structures, near = jax.tree.map(lambda x: jnp.repeat(x, setting.walkers, axis=0), (one, near))
+    params, structure, near = jax.tree.map(cast, (params, structure, near))
+    structures, near = jax.tree.map(lambda x: jnp.repeat(x, setting.walkers, axis=0), (structure, near))
     params = devices.laid(mesh, P(MEMBERS), params)
     structures, near = devices.laid(mesh, devices.along(mesh, WALKERS, setting.walkers), (structures, near))
     return _Model(table, committee, params, structures, spec, near)

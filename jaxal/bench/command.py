@@ -117,7 +117,7 @@ def bench(sweep: Sweep, out: Path | None = None, show: Callable[[str], None] = p
             signs,
             number,
         )
-        record = one(case, setting, sweep.repeats, sweep.profile, sweep.compile)
+        record = record_of(case, setting, sweep.repeats, sweep.profile, sweep.compile)
         records.append(record)
         show(row(record))
         if out is not None:
@@ -126,7 +126,7 @@ def bench(sweep: Sweep, out: Path | None = None, show: Callable[[str], None] = p
     return records
 
 
-def one(
+def record_of(
     case: str, setting: Setting, repeats: int = 7, profiled: bool = False, compiled: bool = False
 ) -> dict[str, Any]:
     """The record of one combination; with `error` where it could not be measured."""
@@ -146,16 +146,16 @@ def one(
         record["atom_steps_per_s"] = round(per_unit / record["K"] / seconds, 1)
         record["us_per_atom_step_member"] = round(1e6 * seconds / per_unit, 4)
         if case in ("forces", "md"):
-            done = _cost(setting)
-            if done is not None:
-                record |= {"flops": done.flops, "bytes": done.bytes} | roofline.share(done, seconds)
+            cost = _cost(setting)
+            if cost is not None:
+                record |= {"flops": cost.flops, "bytes": cost.bytes} | roofline.share(cost, seconds)
         record |= _memory(program.compiled)
         if profiled or case == "segment":
-            found = profile(program.compiled, program.call)
-            if found is not None:
-                total = sum(found.parts.values())
-                record["parts"] = {part: round(found.parts[part] / total, 4) for part in (*PARTS, "other")}
-                record["kernels"] = [[*names, round(time, 4)] for *names, time in found.kernels]
+            times = profile(program.compiled, program.call)
+            if times is not None:
+                total = sum(times.parts.values())
+                record["parts"] = {part: round(times.parts[part] / total, 4) for part in (*PARTS, "other")}
+                record["kernels"] = [[*names, round(time, 4)] for *names, time in times.kernels]
         if compiled:
             record["kept_s"] = _kept(case, setting)
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
@@ -188,8 +188,8 @@ def _cost(setting: Setting) -> roofline.Cost | None:
     """XLA's count for all members: a loop over members would be counted once, so it is that of one, times them."""
     if setting.kind == "shared":
         return roofline.cost(forces(setting._replace(batching="vmap", devices=1)).compiled)
-    done = roofline.cost(forces(setting._replace(members=1, batching="vmap", devices=1)).compiled)
-    return None if done is None else roofline.Cost(setting.members * done.flops, setting.members * done.bytes)
+    cost = roofline.cost(forces(setting._replace(members=1, batching="vmap", devices=1)).compiled)
+    return None if cost is None else roofline.Cost(setting.members * cost.flops, setting.members * cost.bytes)
 
 
 def _kept(case: str, setting: Setting) -> float:
@@ -216,10 +216,10 @@ def _kept(case: str, setting: Setting) -> float:
 
 def _memory(compiled: Any) -> dict[str, float]:
     """Memory of the program itself, MiB, where XLA tells."""
-    found = compiled.memory_analysis()
-    if found is None:
+    analysis = compiled.memory_analysis()
+    if analysis is None:
         return {}
     return {
-        "arguments_mib": round(found.argument_size_in_bytes / 2**20, 2),
-        "temporary_mib": round(found.temp_size_in_bytes / 2**20, 2),
+        "arguments_mib": round(analysis.argument_size_in_bytes / 2**20, 2),
+        "temporary_mib": round(analysis.temp_size_in_bytes / 2**20, 2),
     }

@@ -40,13 +40,13 @@ class Cost(NamedTuple):
 def cost(compiled: Any) -> Cost | None:
     """XLA's count; None where the backend has none. It counts the body of a loop once, however often it runs."""
     try:
-        found: Any = compiled.cost_analysis()
+        counts: Any = compiled.cost_analysis()
     except (RuntimeError, NotImplementedError, AttributeError):
         return None
-    found = found[0] if isinstance(found, list) and found else found
-    if not found or "flops" not in found:
+    counts = counts[0] if isinstance(counts, list) and counts else counts
+    if not counts or "flops" not in counts:
         return None
-    return Cost(float(found["flops"]), float(found.get("bytes accessed", 0.0)))
+    return Cost(float(counts["flops"]), float(counts.get("bytes accessed", 0.0)))
 
 
 def peak(kind: str | None = None) -> tuple[float, float] | None:
@@ -59,12 +59,12 @@ def peak(kind: str | None = None) -> tuple[float, float] | None:
     return None
 
 
-def share(done: Cost, seconds: float) -> dict[str, float]:
+def share(count: Cost, seconds: float) -> dict[str, float]:
     """Rates, and the fractions of the device's peaks where those are known."""
-    found = {"gflop_per_s": done.flops / seconds / 1e9, "gb_per_s": done.bytes / seconds / 1e9}
+    rates = {"gflop_per_s": count.flops / seconds / 1e9, "gb_per_s": count.bytes / seconds / 1e9}
     best = peak()
     if best is not None:
-        found |= {"flop_share": done.flops / seconds / best[0], "memory_share": done.bytes / seconds / best[1]}
+        rates |= {"flop_share": count.flops / seconds / best[0], "memory_share": count.bytes / seconds / best[1]}
         # the least time the device could have taken, whichever of the two binds
-        found["roofline"] = max(done.flops / best[0], done.bytes / best[1]) / seconds
-    return {name: float(f"{value:.4g}") for name, value in found.items()}
+        rates["roofline"] = max(count.flops / best[0], count.bytes / best[1]) / seconds
+    return {name: float(f"{value:.4g}") for name, value in rates.items()}

@@ -89,7 +89,7 @@ def measure(
     wall, cpu = np.median(times, axis=0)
     ratio, ratio_cpu = np.median(times / beside, axis=0)
     quartiles = np.percentile(times[:, 0], [25, 75])
-    found = {
+    figures = {
         "wall_ms": wall,
         "wall_ms_min": times[:, 0].min(),
         "wall_ms_iqr": quartiles[1] - quartiles[0],
@@ -104,7 +104,7 @@ def measure(
         "first_call_ms": 1e3 * calls[0],
         "warmup_s": warm,
     }
-    rounded = {name: round(float(value), 5) for name, value in found.items()}
+    rounded = {name: round(float(value), 5) for name, value in figures.items()}
     return Timing(**rounded, repeats=repeats, inner=inner)
 
 
@@ -119,7 +119,7 @@ def machine() -> dict[str, Any]:
         "load1": round(os.getloadavg()[0], 2),
         "rss_mib": round(peak_rss() / 2**20, 1),
         "device_mib": None if (peak := peak_device()) is None else round(peak / 2**20, 1),
-        "versions": {name: found for name in PACKAGES if (found := _version(name))}
+        "versions": {name: release for name in PACKAGES if (release := _version(name))}
         | {"python": platform.python_version()},
         "when": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }
@@ -136,8 +136,8 @@ def processor() -> str:
 
 def peak_rss() -> int:
     """Largest resident memory of this process so far, bytes."""
-    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return found if sys.platform == "darwin" else 1024 * found
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else 1024 * size
 
 
 def peak_device() -> int | None:

@@ -27,21 +27,21 @@ def add(label: argparse.ArgumentParser) -> None:
     label.set_defaults(command=_label)
 
 
-def _label(given: argparse.Namespace) -> None:
+def _label(arguments: argparse.Namespace) -> None:
     from jaxal.config.loading import load
     from jaxal.core.types import InputError
 
-    if given.check == (given.data is not None) or (given.data is None) != (given.out is None):
+    if arguments.check == (arguments.data is not None) or (arguments.data is None) != (arguments.out is None):
         raise InputError("label: give --check, or --data FILE and --out FILE")
-    config = load(given.config, given.overrides)
+    config = load(arguments.config, arguments.overrides)
     if config.label.part.kind == "oracle":
         name = config.label.part.name
         raise InputError(f"label.name: {name} is a closed form inside the program, which has no labels to calculate")
-    if given.check:
+    if arguments.check:
         _check(config)
     else:
-        store = given.store or given.out.with_suffix(".sqlite")
-        _file(config, given.data, given.out, store, given.force, given.retry)
+        store = arguments.store or arguments.out.with_suffix(".sqlite")
+        _file(config, arguments.data, arguments.out, store, arguments.force, arguments.retry)
 
 
 def _check(config: Any) -> None:
@@ -147,8 +147,8 @@ def _file(config: Any, data: Path, out: Path, store: Path, force: bool, retry: b
             records = service.drain()
             accepted += [record.ok for record in records]
             failures += [f"frame {row}: {record.reason}" for row, record in enumerate(records, start) if not record.ok]
-            done = min(start + WAIT_AND_SEE, len(frames))
-            print(f"{done} of {len(frames)} frames, {len(failures)} failed", flush=True)
+            end = min(start + WAIT_AND_SEE, len(frames))
+            print(f"{end} of {len(frames)} frames, {len(failures)} failed", flush=True)
 
         def labeled() -> "Iterator[Frame]":
             for frame, task, ok in zip(frames, tasks, accepted, strict=True):

@@ -32,7 +32,7 @@ LONGEST = 2000  # characters of an error, which may repeat what it was given
 OVERRIDES = "fields that replace those of the file, such as explore.temperature=300 or 'stop.quiet=2 ps'"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(command_line: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0, 2 for a mistake of the user, 130 where Ctrl-C cut it off."""
     terminal.prepare()
     # without a home that can be written to it works in a folder of the moment, and nobody needs to know
@@ -44,29 +44,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     words = parser()
-    given, rest = words.parse_known_args(arguments)
-    if rest and hasattr(given, "overrides") and all("=" in word and word[0] != "-" for word in rest):
-        given.overrides = [*given.overrides, *rest]  # argparse leaves those behind that follow an option
+    arguments, rest = words.parse_known_args(command_line)
+    if rest and hasattr(arguments, "overrides") and all("=" in word and word[0] != "-" for word in rest):
+        arguments.overrides = [*arguments.overrides, *rest]  # argparse leaves those behind that follow an option
     elif rest:
         words.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", InputWarning)
             warnings.showwarning = _warned
-            if given.command not in (_run, _resume, plan_command.run):  # whose devices come first
-                _import_parts(given)
-            given.command(given)
+            if arguments.command not in (_run, _resume, plan_command.run):  # whose devices come first
+                _import_parts(arguments)
+            arguments.command(arguments)
         terminal.flush()
     except KeyboardInterrupt:  # not in a run at work, which comes to an end in order
-        terminal.complain(f"\njaxal: interrupted{_how_to_go_on(given)}")
+        terminal.complain(f"\njaxal: interrupted{_how_to_go_on(arguments)}")
         return 130
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         terminal.abandon(sys.stdout)
         return 0
     except Exception as error:
-        reason = _reason(error, given)
+        reason = _reason(error, arguments)
         if reason is None:
-            if getattr(given, "distributed", False):
+            if getattr(arguments, "distributed", False):
                 traceback.print_exc()
                 os._exit(1)  # at once: an ordinary exit waits for the other processes, which wait for this one
             raise
@@ -83,11 +83,11 @@ def _warned(message: Warning | str, category: type[Warning], *where: Any, **more
     terminal.complain(f"jaxal: {name}: {' '.join(str(message).split())[:LONGEST]}")
 
 
-def _reason(error: Exception, given: argparse.Namespace) -> str | None:
+def _reason(error: Exception, arguments: argparse.Namespace) -> str | None:
     """A mistake of the user's, or what the machine refuses, in one line; None for a mistake of the program's."""
     if isinstance(error, OSError) and (error.filename or error.errno in DISK):
-        return f"{error}{_how_to_go_on(given)}"
-    if isinstance(error, LabelError) and getattr(given, "distributed", False):  # of one process
+        return f"{error}{_how_to_go_on(arguments)}"
+    if isinstance(error, LabelError) and getattr(arguments, "distributed", False):  # of one process
         return None
     if isinstance(error, InputError):
         return " ".join(str(error).split())[:LONGEST]
@@ -98,9 +98,9 @@ def _reason(error: Exception, given: argparse.Namespace) -> str | None:
     return no_device()
 
 
-def _import_parts(given: argparse.Namespace) -> None:
+def _import_parts(arguments: argparse.Namespace) -> None:
     """The files with parts of the user's own."""
-    for path in getattr(given, "part", ()):
+    for path in getattr(arguments, "part", ()):
         from jaxal.core.discovery import import_file
 
         import_file(path)
@@ -183,31 +183,31 @@ def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("overrides", metavar="key.sub=value", nargs="*", help=OVERRIDES)
 
 
-def _run(given: argparse.Namespace) -> None:
-    from_first = _processes(given)
-    _import_parts(given)
+def _run(arguments: argparse.Namespace) -> None:
+    from_first = _processes(arguments)
+    _import_parts(arguments)
     from jaxal.config import yaml12
     from jaxal.config.loading import FILE_NAME, load, parse
     from jaxal.config.writing import dump
 
-    config = parse(yaml12.parse(from_first(lambda: dump(load(given.config, given.overrides))), FILE_NAME), None)
-    given.dir = Path(from_first(lambda: str(_new_folder(given))))
+    config = parse(yaml12.parse(from_first(lambda: dump(load(arguments.config, arguments.overrides))), FILE_NAME), None)
+    arguments.dir = Path(from_first(lambda: str(_new_folder(arguments))))
     from jaxal.run import driver
 
-    _say_if_cut(driver.start(config, given.dir), given)
+    _say_if_cut(driver.start(config, arguments.dir), arguments)
 
 
-def _resume(given: argparse.Namespace) -> None:
-    _processes(given, _devices_of(given.dir))(lambda: _old_folder(given.dir))
-    _import_parts(given)
+def _resume(arguments: argparse.Namespace) -> None:
+    _processes(arguments, _devices_of(arguments.dir))(lambda: _old_folder(arguments.dir))
+    _import_parts(arguments)
     from jaxal.run import driver
 
-    _say_if_cut(driver.resume(given.dir, given.overrides), given)
+    _say_if_cut(driver.resume(arguments.dir, arguments.overrides), arguments)
 
 
-def _say_if_cut(ended: bool, given: argparse.Namespace) -> None:
+def _say_if_cut(ended: bool, arguments: argparse.Namespace) -> None:
     if not ended:
-        terminal.complain(f"jaxal: ended as told{_how_to_go_on(given)}")
+        terminal.complain(f"jaxal: ended as told{_how_to_go_on(arguments)}")
 
 
 def _devices_of(folder: Path) -> int:
@@ -222,14 +222,14 @@ def _devices_of(folder: Path) -> int:
     return had if isinstance(had, int) else 1
 
 
-def _processes(given: argparse.Namespace, least: int = 1) -> Callable:
+def _processes(arguments: argparse.Namespace, least: int = 1) -> Callable:
     """Joins the other processes where there are any. Returns how to do something in the first of them alone.
 
     It goes before everything else: importing jax-md already computes something.
     """
     from jaxal.core import compilation, devices
 
-    if given.distributed:
+    if arguments.distributed:
         devices.join()
     devices.prepare(least)
     compilation.keep()
@@ -244,55 +244,55 @@ def _old_folder(folder: Path) -> None:
         raise InputError(f"{folder}: not a run folder, it holds no {FILE_NAME}; `jaxal run CONFIG` starts a run")
 
 
-def _train(given: argparse.Namespace) -> None:
+def _train(arguments: argparse.Namespace) -> None:
     from jaxal.config.loading import load
     from jaxal.config.schema import Offline
 
-    config = load(given.config, given.overrides, Offline)
-    given.dir = _new_folder(given)
+    config = load(arguments.config, arguments.overrides, Offline)
+    arguments.dir = _new_folder(arguments)
     from jaxal.core import compilation
     from jaxal.run import offline
 
     compilation.keep()
-    offline.train(config, given.dir)
+    offline.train(config, arguments.dir)
 
 
-def _validate(given: argparse.Namespace) -> None:
+def _validate(arguments: argparse.Namespace) -> None:
     from jaxal.core import compilation
     from jaxal.validate import command
 
     compilation.keep()
-    found = command.validate(given.run, given.data)
-    print(json.dumps(command.to_json(found), indent=1) if given.json else command.format(found))
+    validation = command.validate(arguments.run, arguments.data)
+    print(json.dumps(command.to_json(validation), indent=1) if arguments.json else command.format(validation))
 
 
-def _report(given: argparse.Namespace) -> None:
+def _report(arguments: argparse.Namespace) -> None:
     from jaxal.config.loading import FILE_NAME
 
-    if not (given.dir / FILE_NAME).is_file():
-        raise InputError(f"{given.dir}: not a run folder, it holds no {FILE_NAME}; give the folder of a run")
+    if not (arguments.dir / FILE_NAME).is_file():
+        raise InputError(f"{arguments.dir}: not a run folder, it holds no {FILE_NAME}; give the folder of a run")
     from jaxal.report import page
 
-    print(page.write(given.dir))
+    print(page.write(arguments.dir))
 
 
-def _status(given: argparse.Namespace) -> None:
+def _status(arguments: argparse.Namespace) -> None:
     from jaxal.report import status
 
-    found = status.gather(given.dir)
-    print(json.dumps(found, indent=1) if given.json else status.text(found))
+    record = status.gather(arguments.dir)
+    print(json.dumps(record, indent=1) if arguments.json else status.text(record))
 
 
-def _list(given: argparse.Namespace) -> None:
+def _list(arguments: argparse.Namespace) -> None:
     from jaxal.config.annotations import describe, unit_of
     from jaxal.config.yaml12 import inline
     from jaxal.core import registry
     from jaxal.core.discovery import import_parts
 
-    if given.kind is not None and given.kind not in registry.KINDS:
-        raise InputError(f"list: unknown kind {given.kind!r}; kinds are {', '.join(registry.KINDS)}")
-    import_parts(*([given.kind] if given.kind else []))
-    for kind in [given.kind] if given.kind else registry.KINDS:
+    if arguments.kind is not None and arguments.kind not in registry.KINDS:
+        raise InputError(f"list: unknown kind {arguments.kind!r}; kinds are {', '.join(registry.KINDS)}")
+    import_parts(*([arguments.kind] if arguments.kind else []))
+    for kind in [arguments.kind] if arguments.kind else registry.KINDS:
         for name in registry.names(kind):
             print(f"{kind} {name}\n  {registry.description(kind, name)}")
             for option in registry.options(kind, name):
@@ -301,7 +301,7 @@ def _list(given: argparse.Namespace) -> None:
                 what = unit_of(option.annotation) or describe(option.annotation)
                 print(f"    {option.name:<20} {value:<16} {what}")
             print()
-        if given.kind and not registry.names(kind):
+        if arguments.kind and not registry.names(kind):
             print(f"no {kind} is registered; docs/add_a_part.md says how one is added")
 
 
@@ -309,11 +309,11 @@ def _plain(default: object) -> object:
     return list(default) if isinstance(default, tuple) else default
 
 
-def _check(given: argparse.Namespace) -> None:
+def _check(arguments: argparse.Namespace) -> None:
     from jaxal.config.loading import load
     from jaxal.config.writing import dump
 
-    config = load(given.config, given.overrides)
+    config = load(arguments.config, arguments.overrides)
     from jaxal.config.check import check
 
     for warning in check(config):
@@ -321,13 +321,13 @@ def _check(given: argparse.Namespace) -> None:
     print(dump(config), end="")
 
 
-def _new_folder(given: argparse.Namespace) -> Path:
+def _new_folder(arguments: argparse.Namespace) -> Path:
     """The folder for the results. Raises InputError where it holds something."""
     from jaxal.config.loading import FILE_NAME
 
-    config = given.config.resolve()
-    folder = given.dir or Path("runs") / (config.parent.name if config.name == FILE_NAME else config.stem)
-    if given.command is _run:
+    config = arguments.config.resolve()
+    folder = arguments.dir or Path("runs") / (config.parent.name if config.name == FILE_NAME else config.stem)
+    if arguments.command is _run:
         from jaxal.run.folder import refuse_used
 
         refuse_used(folder)
@@ -336,10 +336,10 @@ def _new_folder(given: argparse.Namespace) -> Path:
     return folder
 
 
-def _how_to_go_on(given: argparse.Namespace) -> str:
+def _how_to_go_on(arguments: argparse.Namespace) -> str:
     """What to do where a run was ended, if there is something to continue."""
-    folder = getattr(given, "dir", None)
-    if given.command not in (_run, _resume) or folder is None or not (folder / "config.yaml").exists():
+    folder = getattr(arguments, "dir", None)
+    if arguments.command not in (_run, _resume) or folder is None or not (folder / "config.yaml").exists():
         return ""
     return f"; `jaxal resume {folder}` continues"
 

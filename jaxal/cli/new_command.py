@@ -33,40 +33,40 @@ def add(new: argparse.ArgumentParser) -> None:
     new.set_defaults(command=_new)
 
 
-def _new(given: argparse.Namespace) -> None:
+def _new(arguments: argparse.Namespace) -> None:
     from jaxal.config.proposal import configuration, method_of
     from jaxal.data import files, frames
 
-    method = method_of(given.method)
-    out = given.out or Path(f"{given.structure.stem}.yaml")
+    method = method_of(arguments.method)
+    out = arguments.out or Path(f"{arguments.structure.stem}.yaml")
     states = out.with_name(f"{out.stem}_states.xyz")
-    if not given.temperature > 0:
-        raise InputError(f"--temperature: {given.temperature:g} is too small; give a temperature in K, such as 500")
-    for path in (out, *([states] if given.reaction else [])):
-        if path.exists() and not given.force:
+    if not arguments.temperature > 0:
+        raise InputError(f"--temperature: {arguments.temperature:g} is too small; give a temperature in K, such as 500")
+    for path in (out, *([states] if arguments.reaction else [])):
+        if path.exists() and not arguments.force:
             raise InputError(f"{path}: is there already; --force replaces it")
         if not path.parent.is_dir():
             raise InputError(f"{path}: there is no folder {path.parent}; make it, or give another path")
-    sides = [_first(path) for path in (given.structure, given.reaction) if path is not None]
-    _alike(sides, given)
-    sides = _with_electrons(sides, given)
+    sides = [_first(path) for path in (arguments.structure, arguments.reaction) if path is not None]
+    _alike(sides, arguments)
+    sides = _with_electrons(sides, arguments)
     starts = [frames.to_atoms(frames.stripped(frame)) for frame in sides]
     workers = max(1, (os.cpu_count() or 2) - 1)
 
     def text(file: Path, seconds: float | None = None) -> str:
         name = Path(os.path.relpath(file, out.parent)).as_posix()
-        return configuration(starts, name, method, temperature=given.temperature, seconds=seconds, workers=workers)
+        return configuration(starts, name, method, temperature=arguments.temperature, seconds=seconds, workers=workers)
 
     with tempfile.TemporaryDirectory(prefix="jaxal-") as folder:  # until all is well nothing is written or replaced
-        source = Path(folder) / states.name if given.reaction else given.structure
-        if given.reaction:
+        source = Path(folder) / states.name if arguments.reaction else arguments.structure
+        if arguments.reaction:
             files.write(source, sides)
-        seconds = None if method.missing else _cost(text(source), out, not given.no_label)
-    if given.reaction:
-        files.write(states, sides, given.force)
+        seconds = None if method.missing else _cost(text(source), out, not arguments.no_label)
+    if arguments.reaction:
+        files.write(states, sides, arguments.force)
     part = out.with_name(f"{out.name}.part")
     try:
-        part.write_text(text(states if given.reaction else given.structure, seconds), encoding="utf-8")
+        part.write_text(text(states if arguments.reaction else arguments.structure, seconds), encoding="utf-8")
         part.replace(out)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror})") from None
@@ -83,12 +83,12 @@ def _first(path: Path) -> "Frame":
     return frames[0]
 
 
-def _with_electrons(sides: list["Frame"], given: argparse.Namespace) -> list["Frame"]:
+def _with_electrons(sides: list["Frame"], arguments: argparse.Namespace) -> list["Frame"]:
     """The sides with their charge and spin: of the command, the file, or who is asked. Raises InputError for others."""
     from jaxal.data import frames
     from jaxal.data.electrons import formula
 
-    said = {name: getattr(given, name) for name in ("charge", "spin")}
+    said = {name: getattr(arguments, name) for name in ("charge", "spin")}
     for name in said:
         if said[name] is None:
             said[name] = next((getattr(side, name) for side in sides if getattr(side, name) is not None), None)
@@ -101,7 +101,7 @@ def _with_electrons(sides: list["Frame"], given: argparse.Namespace) -> list["Fr
             what = f"{atoms} with charge {said['charge']:+d} has an odd number of electrons"
             raise InputError(f"--spin: {what}; give the number of unpaired ones, such as 1, or another --charge")
         said["spin"] = _asked(f"unpaired electrons of {atoms} with charge {said['charge']:+d}", odd)
-    for path, side in zip((given.structure, given.reaction), sides, strict=False):
+    for path, side in zip((arguments.structure, arguments.reaction), sides, strict=False):
         for name, value in said.items():
             if (own := getattr(side, name)) is not None and own != value:
                 raise InputError(f"{path}: its {name} is {own}, elsewhere it is {value}; give the same")
@@ -126,7 +126,7 @@ def _asked(what: str, default: int) -> int:
             terminal.complain("a whole number, please")
 
 
-def _alike(sides: "Sequence[Frame]", given: argparse.Namespace) -> None:
+def _alike(sides: "Sequence[Frame]", arguments: argparse.Namespace) -> None:
     """Raises InputError where the two sides of a reaction are not the same atoms in the same order."""
     import numpy as np
 
@@ -143,7 +143,7 @@ def _alike(sides: "Sequence[Frame]", given: argparse.Namespace) -> None:
         else:
             row = int(np.flatnonzero(first.numbers != other.numbers)[0])
             what = f"they have other elements from atom {row} on; give the same order"
-        raise InputError(f"--reaction: {given.structure} and {given.reaction} differ: {what}")
+        raise InputError(f"--reaction: {arguments.structure} and {arguments.reaction} differ: {what}")
 
 
 def _cost(text: str, out: Path, measured: bool) -> float | None:

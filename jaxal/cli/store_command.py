@@ -67,12 +67,12 @@ def _store(path: Path) -> Path:
     return store_of(path) if path.is_dir() else path
 
 
-def _list(given: argparse.Namespace) -> None:
+def _list(arguments: argparse.Namespace) -> None:
     from jaxal.label.store import summary
 
-    found = summary.listed(_store(given.path), given.status, given.limit, WAIT)
-    if given.json:
-        print(json.dumps(found, indent=1))
+    listing = summary.listed(_store(arguments.path), arguments.status, arguments.limit, WAIT)
+    if arguments.json:
+        print(json.dumps(listing, indent=1))
         return
     head = ("row", "formula", "charge", "spin", "status", "energy, eV", "s", "attempt", "created", "host", "method")
     rows = [
@@ -82,53 +82,57 @@ def _list(given: argparse.Namespace) -> None:
             *(f"{row['seconds']:.2f}", row["attempt"], row["created"][:19], row["host"], _short(row["method"])),
             _short(row["reason"]),
         )
-        for row in found["rows"]
+        for row in listing["rows"]
     ]
     if rows:
         print(_table((*head, "reason"), rows))
-    print(", ".join(f"{number} {status}" for status, number in found["counts"].items()))
+    print(", ".join(f"{number} {status}" for status, number in listing["counts"].items()))
 
 
-def _cost(given: argparse.Namespace) -> None:
+def _cost(arguments: argparse.Namespace) -> None:
     from jaxal.label.store import summary
 
-    found = summary.cost(_store(given.path), WAIT)
-    if given.json:
-        print(json.dumps(found, indent=1))
+    costs = summary.cost(_store(arguments.path), WAIT)
+    if arguments.json:
+        print(json.dumps(costs, indent=1))
         return
     rows = []
-    for group in found["methods"]:
+    for group in costs["methods"]:
         rows.append((_short(group["method"]), group["status"], "all", *_times(group)))
-        rows += [("", "", one["atoms"], *_times(one)) for one in group["atoms"]]
+        rows += [("", "", entry["atoms"], *_times(entry)) for entry in group["atoms"]]
     if rows:
         print(_table(("method", "status", "atoms", "labels", "total, h", "mean, s", "median, s", "largest, s"), rows))
-    print(f"{found['total']['number']} labels, {found['total']['hours']:.4g} h of wall time")
+    print(f"{costs['total']['number']} labels, {costs['total']['hours']:.4g} h of wall time")
 
 
 def _times(group: dict[str, Any]) -> tuple[Any, ...]:
     return group["number"], f"{group['hours']:.4g}", *(f"{group[name]:.3g}" for name in ("mean", "median", "max"))
 
 
-def _export(given: argparse.Namespace) -> None:
+def _export(arguments: argparse.Namespace) -> None:
     from jaxal.label.store import transfer
 
-    count = transfer.export(_store(given.path), given.file, given.status, given.method, given.force, WAIT)
-    print(f"{given.file}: {count} labels")
+    count = transfer.export(
+        _store(arguments.path), arguments.file, arguments.status, arguments.method, arguments.force, WAIT
+    )
+    print(f"{arguments.file}: {count} labels")
 
 
-def _import(given: argparse.Namespace) -> None:
+def _import(arguments: argparse.Namespace) -> None:
     from jaxal.label.store import transfer
 
-    path = _store(given.path)
-    added = transfer.import_labels(path, given.file, given.method, given.version, given.charge, given.spin, WAIT)
+    path = _store(arguments.path)
+    added = transfer.import_labels(
+        path, arguments.file, arguments.method, arguments.version, arguments.charge, arguments.spin, WAIT
+    )
     print(f"{path}: {added.new} new labels, {added.better} in place of failed ones, {added.known} known before")
 
 
-def _merge(given: argparse.Namespace) -> None:
+def _merge(arguments: argparse.Namespace) -> None:
     from jaxal.label.store import transfer
 
-    path = _store(given.path)
-    added = transfer.merge(path, [_store(source) for source in given.sources], WAIT)
+    path = _store(arguments.path)
+    added = transfer.merge(path, [_store(source) for source in arguments.sources], WAIT)
     print(f"{path}: {added.new} new labels, {added.better} in place of lesser ones, {added.known} known before")
 
 

@@ -58,7 +58,7 @@ class Committee(NamedTuple):
 def init(committee: Committee, key: Key, structure: Structure, neighbors: Neighbors) -> Params:
     """Independent initial weights, [r] leading."""
 
-    def one(key):
+    def replica(key):
         if committee.heads > 1:
             return heads.init(committee.potential, committee.heads, committee.species, key, structure, neighbors)
         params = committee.potential.init(key, structure, neighbors)
@@ -66,7 +66,7 @@ def init(committee: Committee, key: Key, structure: Structure, neighbors: Neighb
             return params
         return committee.uncertainty.init(jax.random.fold_in(key, 1), params, structure, neighbors)
 
-    return jax.vmap(one)(jax.random.split(key, committee.replicas))
+    return jax.vmap(replica)(jax.random.split(key, committee.replicas))
 
 
 def shapes(committee: Committee, precision: str) -> Params:
@@ -93,7 +93,7 @@ def shapes(committee: Committee, precision: str) -> Params:
         )
         index, shift = of((atoms, 1), "int32"), of((atoms, 1, 3), real)
         near = Neighbors(index, shift, index, structure.position, structure.cell, of((), "bool"))
-        return jax.eval_shape(lambda *given: init(committee, jax.random.key(0), *given), structure, near)
+        return jax.eval_shape(lambda *arguments: init(committee, jax.random.key(0), *arguments), structure, near)
 
 
 def backbone(committee: Committee, params: Params) -> Params:
@@ -109,8 +109,8 @@ def evaluate(
     The stress is dE/dstrain over the volume of the cell, its vacuum included: ASE's sign, positive under tension. It
     is zero along open directions, and where the cell has no volume.
     """
-    found = evaluate_batch(potential, params, *jax.tree.map(lambda x: x[None], (structure, neighbors)))
-    energy, force, stress, feature = (x[0] for x in found)
+    batch = evaluate_batch(potential, params, *jax.tree.map(lambda x: x[None], (structure, neighbors)))
+    energy, force, stress, feature = (x[0] for x in batch)
     return energy, force, stress, feature
 
 
@@ -238,7 +238,7 @@ def predict_local(committee: Committee, params: Params, structures: Structure, n
     def group(structures, neighbors) -> Distribution:
         """The sets of weights on as many structures as go together: pseudo-members [r p s ...], the rest [r s ...]."""
 
-        def one(params) -> Distribution:
+        def of_replica(params) -> Distribution:
             if committee.uncertainty is not None:
                 return exact(committee.uncertainty.predict)(params, structures, neighbors)
             if committee.heads > 1:
@@ -246,16 +246,16 @@ def predict_local(committee: Committee, params: Params, structures: Structure, n
             energy, force, stress, feature = evaluate_batch(committee.potential, params, structures, neighbors)
             return Distribution(energy[None], force[None], stress[None], feature)
 
-        return over_members(one, committee.batching)(params)
+        return over_members(of_replica, committee.batching)(params)
 
     number, size = structures.charge.shape[0], _together(committee.batching, neighbors.index)
     if size == number:
-        found = group(structures, neighbors)
+        distribution = group(structures, neighbors)
     else:
         split = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), (structures, neighbors))
-        found = _joined(jax.lax.map(lambda rows: group(*rows), split))
+        distribution = _joined(jax.lax.map(lambda rows: group(*rows), split))
     unit = FORCE if committee.uncertainty is None else committee.uncertainty.unit
-    return _of_all(devices.gathered(committee.mesh, MEMBERS, found), unit == FORCE)
+    return _of_all(devices.gathered(committee.mesh, MEMBERS, distribution), unit == FORCE)
 
 
 def _joined(parts: Distribution) -> Distribution:
@@ -270,7 +270,7 @@ def _joined(parts: Distribution) -> Distribution:
     return Distribution(energy, force, stress, joined(parts.feature, 1), *spreads)
 
 
-def _of_all(found: Distribution, in_force: bool) -> Prediction:
+def _of_all(distribution: Distribution, in_force: bool) -> Prediction:
     """The prediction [b m ...] of all sets of weights, from what each says [r p b ...].
 
     A variance in closed form is the mean of those of the sets plus the variance of the sets' means. Force spreads that
@@ -288,14 +288,16 @@ def _of_all(found: Distribution, in_force: bool) -> Prediction:
         square = jnp.mean(spread**2, axis=0) + variance
         return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
 
-    force_spread = found.force_spread
+    energy_spread, force_spread = distribution.energy_spread, distribution.force_spread
+    if energy_spread is not None:
+        energy_spread = total(energy_spread, distribution.energy.mean(1))
     if force_spread is not None:
-        force_spread = total(force_spread, found.force.mean(1)) if in_force else jnp.max(force_spread, axis=0)
+        force_spread = total(force_spread, distribution.force.mean(1)) if in_force else jnp.max(force_spread, axis=0)
     return Prediction(
-        energy=members(found.energy),
-        force=members(found.force),
-        stress=members(found.stress),
-        feature=found.feature[0],
-        energy_spread=None if found.energy_spread is None else total(found.energy_spread, found.energy.mean(1)),
+        energy=members(distribution.energy),
+        force=members(distribution.force),
+        stress=members(distribution.stress),
+        feature=distribution.feature[0],
+        energy_spread=energy_spread,
         force_spread=force_spread,
     )

@@ -61,20 +61,20 @@ def exact_when_isolated(potential: Potential, table: tuple[int, ...]) -> Potenti
 
     def isolation(params: Params, structures: Structure, neighbors: Neighbors) -> Any:
         energy, feature, far = model(own(params), structures, neighbors)
-        told = jax.lax.stop_gradient(params[ISOLATED])
-        far = far * told["known"][jnp.maximum(structures.species, 0)]
+        isolated = jax.lax.stop_gradient(params[ISOLATED])
+        far = far * isolated["known"][jnp.maximum(structures.species, 0)]
         far = jnp.where((structures.charge == 0)[:, None], far, 0.0)  # what leaves an ion may be one itself
         # a product with ones and zeros: its transpose is one, too, where that of a gather is a scatter
         kind = jax.nn.one_hot(structures.species, len(table), dtype=far.dtype)
-        released = told["energy"] - alone(params)[0]  # [s]
+        released = isolated["energy"] - alone(params)[0]  # [s]
         return energy + jnp.einsum("bn,bns,s->b", far, kind, released), feature, far
 
     def energies(params: Params, structures: Structure, neighbors: Neighbors) -> Any:
         return isolation(params, structures, neighbors)[:2]
 
     def energy(params: Params, structure: Structure, neighbors: Neighbors) -> Any:
-        found = energies(params, *jax.tree.map(lambda x: x[None], (structure, neighbors)))
-        return found[0][0], found[1][0]
+        value, feature = energies(params, *jax.tree.map(lambda x: x[None], (structure, neighbors)))
+        return value[0], feature[0]
 
     return Potential(init, energy, potential.cutoff, energies, alone, isolation, True)
 

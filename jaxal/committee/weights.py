@@ -103,7 +103,7 @@ def _apart(tree: Any) -> tuple[Any, Any]:
 
 
 def _together(trained: Any, rest: Any) -> Any:
-    return jax.tree.map(lambda one, other: other if one is None else one, trained, rest, is_leaf=lambda x: x is None)
+    return jax.tree.map(lambda leaf, other: other if leaf is None else leaf, trained, rest, is_leaf=lambda x: x is None)
 
 
 def _array(path: Any, leaf: Any) -> Any:

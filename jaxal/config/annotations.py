@@ -36,8 +36,8 @@ def describe(annotation: Any) -> str:
 def unit_of(annotation: Any) -> str:
     """The unit of an annotated field, empty where it has none."""
     if get_origin(annotation) is Annotated:
-        found = next((note.symbol for note in get_args(annotation) if isinstance(note, Unit)), "")
-        return found or unit_of(get_args(annotation)[0])
+        symbol = next((note.symbol for note in get_args(annotation) if isinstance(note, Unit)), "")
+        return symbol or unit_of(get_args(annotation)[0])
     return next((unit for unit in map(unit_of, get_args(annotation)) if unit), "")
 
 

@@ -200,8 +200,8 @@ def _check_parameters(config: Config, table: Table) -> Uncertainty | None:
     if not (source_of("potential", config.potential.name) or source_of("uncertainty", config.uncertainty.name)):
         return method
     heads = config.committee.members if config.committee.kind == "shared" else 1
-    one = committees.Committee(potential, heads, heads=heads, species=len(table), uncertainty=method)
-    committees.shapes(one, config.precision)
+    committee = committees.Committee(potential, heads, heads=heads, species=len(table), uncertainty=method)
+    committees.shapes(committee, config.precision)
     return method
 
 

@@ -19,15 +19,15 @@ def resolved(potential: Part, states: Collection[State], field: str = "potential
     for those that are beyond its inputs. A potential without that option is returned as it is.
     """
     several = len(set(states)) > 1
-    wanted = dict(potential.options).get(OPTION)
-    if wanted is None:
+    setting = dict(potential.options).get(OPTION)
+    if setting is None:
         if several:
             what = f"{potential.name} is blind to charge and spin, in which the structures differ ({listed(states)})"
             raise InputError(f"{field}.name: {what}; give one with the option `electrons`, such as equivariant")
         return potential
-    if wanted == "off" and several:
+    if setting == "off" and several:
         raise InputError(f"{field}.electrons: off does not fit structures that differ ({listed(states)}); give auto")
-    chosen = "on" if several or wanted == "on" else "off"
+    chosen = "on" if several or setting == "on" else "off"
     if chosen == "on":
         for state in states:
             try:

@@ -111,13 +111,13 @@ def _override(raw: dict[str, Any], override: str) -> dict[str, Any]:
         raise InputError(f"override {override!r}: give key.sub=value, such as explore.walkers=4")
     value = yaml12.parse(text, f"override {override!r}")
 
-    def replaced(inner: Any, names: list[str], done: str) -> Any:
+    def replaced(inner: Any, names: list[str], prefix: str) -> Any:
         if not names:
             return value
         if not isinstance(inner, Mapping | None):
-            raise InputError(f"override {override!r}: {done} is {yaml12.inline(inner)}, which has no fields")
+            raise InputError(f"override {override!r}: {prefix} is {yaml12.inline(inner)}, which has no fields")
         here = dict(inner or {})
-        here[names[0]] = replaced(here.get(names[0]), names[1:], dotted(done, names[0]))
+        here[names[0]] = replaced(here.get(names[0]), names[1:], dotted(prefix, names[0]))
         return here
 
     return replaced(raw, names, "")
@@ -254,7 +254,7 @@ def _convert(value: Any, annotation: Any, field: str, files: Files | None) -> An
             raise InputError(f"{field}: {yaml12.inline(list(value))} does not fit; give a list of {len(arguments)}")
         inner = arguments if fixed else [arguments[0] if arguments else Any] * len(value)
         each = enumerate(zip(value, inner, strict=True))
-        return tuple(_convert(item, wanted, f"{field}[{i}]", files) for i, (item, wanted) in each)
+        return tuple(_convert(item, expected, f"{field}[{i}]", files) for i, (item, expected) in each)
     raise TypeError(f"{field}: a configuration has no rule for {annotation}")  # a mistake of the part's author
 
 
@@ -270,8 +270,8 @@ def _number(value: Any, kind: type, notes: Sequence[Any], field: str, wrong: Inp
                 value = to_unit(number, symbol, unit.symbol)
             except ValueError as error:
                 raise InputError(f"{field}: {value!r} does not fit: {error}") from None
-    wanted = int if kind is int else int | float
-    if isinstance(value, bool) or not isinstance(value, wanted):
+    expected = int if kind is int else int | float
+    if isinstance(value, bool) or not isinstance(value, expected):
         raise wrong
     if (isinstance(value, int) and abs(value) >= LARGEST) or not math.isfinite(value):
         raise wrong

@@ -120,7 +120,7 @@ def configuration(
     paid = budget + calibrating(budget)
     cost = "" if seconds is None else f"; one label took {_time(seconds)}, so {paid} take {_time(paid * seconds)}"
     dear = seconds is not None and seconds > DEAR
-    given = {"name": method.name, **method.options}
+    fields = {"name": method.name, **method.options}
     lines = [
         f"# {formula(atoms.numbers)}: {len(atoms)} atoms"
         + (f", {len(atoms) - free} of them fixed" if free < len(atoms) else "")
@@ -139,7 +139,7 @@ def configuration(
         lines.append("# for a cell that follows a pressure: explore.name npt_nose_hoover, and train.stress_weight 1")
     lines += ["", f"# The reference method{cost}."]
     lines.append("label:")
-    lines += [f"  {name}: {yaml12.inline(value)}" for name, value in given.items()]
+    lines += [f"  {name}: {yaml12.inline(value)}" for name, value in fields.items()]
     for option in method.missing:
         lines += _blank(option, atoms)
     lines.append(f"  initial: {max(10, 2 * len(starts))}  # labels of displaced copies, before the dynamics")

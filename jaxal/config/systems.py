@@ -140,10 +140,10 @@ def grouped(systems: Sequence[Population], cutoff: float) -> list[list[int]]:
 
     while True:
         alike = [
-            (cost(one + other) - cost(one) - cost(other), at, after)
-            for at, one in enumerate(groups)
+            (cost(group + other) - cost(group) - cost(other), at, after)
+            for at, group in enumerate(groups)
             for after, other in enumerate(groups)
-            if at < after and _move_alike(systems[one[0]], systems[other[0]])
+            if at < after and _move_alike(systems[group[0]], systems[other[0]])
         ]
         spent = sum(map(cost, groups)) - useful
         if not alike or spent + min(alike)[0] > PADDING * useful:
@@ -152,10 +152,10 @@ def grouped(systems: Sequence[Population], cutoff: float) -> list[list[int]]:
         groups[at] = groups[at] + groups.pop(after)
 
 
-def _move_alike(one: Population, other: Population) -> bool:
+def _move_alike(system: Population, other: Population) -> bool:
     """Whether two systems can be moved by one program: variables, and walkers that are coupled, are of one system."""
-    alike = one.explore == other.explore and one.bias == other.bias
-    return alike and not any(bias.variables for bias in one.bias) and not one.sampler.couples
+    alike = system.explore == other.explore and system.bias == other.bias
+    return alike and not any(bias.variables for bias in system.bias) and not system.sampler.couples
 
 
 def _size(system: Population, cutoff: float) -> tuple[int, int]:

@@ -64,9 +64,9 @@ def arena(contest: Contest, name: str, task: Task, source: Source) -> Arena:
     reference = np.stack(
         [
             reference_energies(
-                jax.tree.map(lambda x, ok=ok: x[ok], one), label.energy[ok], len(data.table), data.isolated
+                jax.tree.map(lambda x, ok=ok: x[ok], structure), label.energy[ok], len(data.table), data.isolated
             )
-            for one, label, ok in zip(rows_of(structures), rows_of(labels), labels.ok, strict=True)
+            for structure, label, ok in zip(rows_of(structures), rows_of(labels), labels.ok, strict=True)
         ]
     )
     first, first_label = cast(structures, labels, reference, dtype)
@@ -96,15 +96,15 @@ def cast(structures: Structure, labels: Label, reference: np.ndarray, dtype: Any
     relative = np.where(labels.ok, np.asarray(labels.energy) - offset, 0.0)
     energy: Any = relative.astype(dtype)
     force, stress, ok = (np.asarray(x, kind) for x, kind in zip(labels[1:], (dtype, dtype, bool), strict=True))
-    told: Any = (energy, force, stress, ok)
-    return cast_structures(structures, dtype), Label(*told)
+    fields: Any = (energy, force, stress, ok)
+    return cast_structures(structures, dtype), Label(*fields)
 
 
 def _first_live(contest: Contest, name: str, task: Task, source: Source, seed: int) -> tuple[Structure, Label]:
     """The start structures and displaced copies of them, labeled."""
     assert source.service is not None and task.live is not None
     data = source.data
-    starts = [to_atoms(one, data.table) for one in rows_of(data.pool)]
+    starts = [to_atoms(structure, data.table) for structure in rows_of(data.pool)]
     number = int(np.random.default_rng([contest.seed, seed, datas.key_of(name)]).integers(2**31))
     frames = initial_labels.first_structures(starts, task.budgets[0], number)
     structures = from_atoms(frames, data.table, dtype=np.dtype(contest.precision))

@@ -13,17 +13,17 @@ def add(contest: argparse.ArgumentParser) -> None:
     contest.set_defaults(command=_contest)
 
 
-def _contest(given: argparse.Namespace) -> None:
+def _contest(arguments: argparse.Namespace) -> None:
     from jaxal.contest import schema
     from jaxal.core import compilation
     from jaxal.run import assembly
 
-    contest = schema.load(given.config, given.overrides)
-    folder = given.dir or Path("runs") / given.config.resolve().stem
+    contest = schema.load(arguments.config, arguments.overrides)
+    folder = arguments.dir or Path("runs") / arguments.config.resolve().stem
     assembly.dtype_of(contest.precision)
     compilation.keep()
     try:
-        print(run(contest, folder, tuple(name for name in given.only.split(",") if name)))
+        print(run(contest, folder, tuple(name for name in arguments.only.split(",") if name)))
     except KeyboardInterrupt:
         print(f"\njaxal: the same command goes on with {folder}", file=sys.stderr)
         raise
@@ -74,32 +74,32 @@ def run(contest: Any, folder: Path, only: tuple[str, ...] = ()) -> Path:
         return page.write(folder, contest, entered, records.read(folder))
 
 
-def _finished(found: list[dict[str, Any]], task: Any) -> bool:
-    return bool(found) and found[-1]["round"] == len(task.budgets) - 1
+def _finished(records: list[dict[str, Any]], task: Any) -> bool:
+    return bool(records) and records[-1]["round"] == len(task.budgets) - 1
 
 
 def _compete(arena: Any, entrant: Any, folder: Path, results: dict, show: Any) -> None:
     from jaxal.contest import records, rounds
 
     place = (arena.name, entrant.name)
-    done = 0
+    count = 0
 
-    def told(found: list[dict[str, Any]]) -> None:
-        nonlocal done
-        results[place] = found
+    def report(history: list[dict[str, Any]]) -> None:
+        nonlocal count
+        results[place] = history
         records.write(folder, results)
-        error = [r["energy_rmse"] if r.get("force_rmse") is None else r["force_rmse"] for r in found]
-        last = [e for e, r in zip(error, found, strict=True) if r["round"] == found[-1]["round"]]
-        unit = "meV/atom" if found[-1].get("force_rmse") is None else "meV/Å"
-        number = found[-1]["round"] + 1
-        text = f"{' '.join(place)}: {found[-1]['labels']} labels, {1e3 * sum(last) / len(last):.1f} {unit}"
-        show(text, number - done)
-        done = number
+        error = [r["energy_rmse"] if r.get("force_rmse") is None else r["force_rmse"] for r in history]
+        last = [e for e, r in zip(error, history, strict=True) if r["round"] == history[-1]["round"]]
+        unit = "meV/atom" if history[-1].get("force_rmse") is None else "meV/Å"
+        number = history[-1]["round"] + 1
+        text = f"{' '.join(place)}: {history[-1]['labels']} labels, {1e3 * sum(last) / len(last):.1f} {unit}"
+        show(text, number - count)
+        count = number
 
     def begun(number: int) -> None:
         show(f"{' '.join(place)}: round {number + 1} of {len(arena.task.budgets)}", 0, True)
 
-    rounds.compete(arena, entrant, folder / records.STATES / arena.name / entrant.name, told, begun)
+    rounds.compete(arena, entrant, folder / records.STATES / arena.name / entrant.name, report, begun)
 
 
 def _only(contest: Any, entered: tuple, only: tuple[str, ...]) -> tuple[list[str], list[Any]]:

@@ -77,15 +77,15 @@ def check(name: str, task: Task, entered: Sequence[Entrant]) -> None:
     if task.live is not None:
         _check_live(name, task, task.live, entered)
         return
-    given = _frames(name, task)
-    if len(given.pool) < task.budgets[-1]:
+    frames = _frames(name, task)
+    if len(frames.pool) < task.budgets[-1]:
         raise InputError(
-            f"tasks.{name}.budgets: {task.budgets[-1]} is too large; the pool {task.pool} has {len(given.pool)} frames "
-            f"besides those of the test"
+            f"tasks.{name}.budgets: {task.budgets[-1]} is too large; the pool {task.pool} has {len(frames.pool)} "
+            f"frames besides those of the test"
         )
     if task.potential is not None:
-        electrons.resolved(task.potential, dataset.states_of(given.pool), f"tasks.{name}.potential")
-    if not given.test:
+        electrons.resolved(task.potential, dataset.states_of(frames.pool), f"tasks.{name}.potential")
+    if not frames.test:
         raise InputError(f"tasks.{name}.test: no frame is left for the test; give a file, or a larger pool")
 
 
@@ -152,11 +152,11 @@ def _frames(name: str, task: Task) -> _Files:
         known = np.isin(both[len(pool) :], both[: len(pool)])
         if known.any():
             dataset.tell(f"{section}.test: {int(known.sum())} of {len(test)} frames are in the pool, too; left out")
-            test = [frame for frame, one in zip(test, known, strict=True) if not one]
+            test = [frame for frame, in_pool in zip(test, known, strict=True) if not in_pool]
     else:
         held = np.isin(group, spaced(int(group.max()) + 1, min(task.test_frames, (int(group.max()) + 1) // 3)))
-        test = [frame for frame, one in zip(pool, held, strict=True) if one]
-        pool = [frame for frame, one in zip(pool, held, strict=True) if not one]
+        test = [frame for frame, in_test in zip(pool, held, strict=True) if in_test]
+        pool = [frame for frame, in_test in zip(pool, held, strict=True) if not in_test]
     path = read(task.path).frames if task.path else []
     pool = [pool[row] for row in spaced(len(pool), task.pool_frames)]
     test = [test[row] for row in spaced(len(test), task.test_frames)]

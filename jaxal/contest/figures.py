@@ -36,11 +36,11 @@ def _axes(height: float = 4.0) -> tuple[Figure, Axes]:
 def _bands(axes: Axes, task: dict[str, Any], measure: str, scale: float, others: bool = True) -> None:
     """A measure over the labels, with the band of its 95 % interval for the strategies in color."""
     colors = named(task)
-    for name, found in task["strategies"].items():
-        if measure not in found:
+    for name, strategy in task["strategies"].items():
+        if measure not in strategy:
             continue
-        values = scale * np.array([_numbers(row) for row in found[measure]])
-        labels = _numbers(found["labels"])
+        values = scale * np.array([_numbers(row) for row in strategy[measure]])
+        labels = _numbers(strategy["labels"])
         if name in colors:
             axes.fill_between(labels, values[:, 1], values[:, 2], color=colors[name], alpha=0.13, linewidth=0)
             axes.plot(labels, values[:, 0], color=colors[name], marker=".", label=name, zorder=3)
@@ -62,8 +62,8 @@ def curves(task: dict[str, Any]) -> Figure:
 
 def worst(task: dict[str, Any]) -> Figure:
     """The worst case against the number of labels: largest error on the test frames, and of the barrier."""
-    present = [name for name in WORST if any(name in found for found in task["strategies"].values())][:1]
-    barrier = any("barrier_error" in found for found in task["strategies"].values())
+    present = [name for name in WORST if any(name in strategy for strategy in task["strategies"].values())][:1]
+    barrier = any("barrier_error" in strategy for strategy in task["strategies"].values())
     panels = [*((name, *WORST[name]) for name in present), *([("barrier_error", 1e3, "barrier error, meV")] * barrier)]
     figure = Figure(figsize=(6.6, 3.0 * len(panels) + 0.6), layout="constrained")
     for axes, (name, scale, text) in zip(np.ravel(np.asarray(figure.subplots(len(panels)))), panels, strict=True):
@@ -79,7 +79,7 @@ def calibration(task: dict[str, Any]) -> Figure:
     """How well the spread ranks the errors, how likely it makes them, how often it holds them; over the labels."""
     panels = [("spearman", "Spearman of error and spread"), ("nll", "NLL per force component")]
     panels += [("miscalibration", "miscalibration area, scale fitted")]
-    panels = [panel for panel in panels if any(panel[0] in found for found in task["strategies"].values())]
+    panels = [panel for panel in panels if any(panel[0] in strategy for strategy in task["strategies"].values())]
     figure = Figure(figsize=(6.6, 2.9 * len(panels) + 0.6), layout="constrained")
     for axes, (name, text) in zip(np.ravel(np.asarray(figure.subplots(len(panels)))), panels, strict=True):
         _bands(axes, task, name, 1.0)
@@ -91,10 +91,10 @@ def calibration(task: dict[str, Any]) -> Figure:
 
 def saved(task: dict[str, Any]) -> Figure:
     """Labels saved against random selection with the same model, and their 95 % intervals."""
-    found = {name: each["saved"] for name, each in task["strategies"].items() if each.get("saved")}
-    order = sorted(found, key=lambda name: found[name][0])
+    intervals = {name: each["saved"] for name, each in task["strategies"].items() if each.get("saved")}
+    order = sorted(intervals, key=lambda name: intervals[name][0])
     figure, axes = _axes(0.24 * len(order) + 1.2)
-    values = 100 * np.array([_numbers(found[name]) for name in order]).reshape(-1, 3)
+    values = 100 * np.array([_numbers(intervals[name]) for name in order]).reshape(-1, 3)
     for row, (value, low, high) in enumerate(values):
         color = GREEN if low > 0 else RED if high < 0 else GRAY
         axes.plot([low, high], [row, row], color=color)

@@ -54,12 +54,12 @@ def measure(prediction: Prediction, reference: np.ndarray, data: Data) -> list[d
     """The measures of each seed from what its committee says of the exam [s e ...]; None where there is none."""
     species = np.asarray(data.exam.species)
     energy = np.asarray(prediction.energy, np.float64).mean(2) + offsets(reference, species)
-    found = []
+    measures = []
     for seed in range(len(energy)):
         rows: Any = [None if x is None else np.asarray(x, np.float64)[seed] for x in prediction]
-        one = Prediction(*rows)
-        found.append(_of_seed(one, energy[seed], data))
-    return found
+        seed_prediction = Prediction(*rows)
+        measures.append(_of_seed(seed_prediction, energy[seed], data))
+    return measures
 
 
 def _of_seed(prediction: Prediction, energy: np.ndarray, data: Data) -> dict[str, Any]:
@@ -79,16 +79,16 @@ def _of_seed(prediction: Prediction, energy: np.ndarray, data: Data) -> dict[str
         values |= {"force_rmse": _rms(error), "force_mae": np.mean(np.abs(error)), "force_max": np.max(length)}
         closed = prediction.force_spread
         spread = np.sqrt(members.var(1).sum(-1)) if closed is None else np.asarray(closed)[tests]
-        told = calibration(spread[real], length, factor=1.0)
-        values |= {name: getattr(told, name) for name in ("nll", "nll_constant", "scale")}
+        quality = calibration(spread[real], length, factor=1.0)
+        values |= {name: getattr(quality, name) for name in ("nll", "nll_constant", "scale")}
         law = normal(error, np.repeat(spread[real][:, None] / np.sqrt(3), 3, axis=1))  # of one component
     else:
         members = np.asarray(prediction.energy)[tests]
         closed = prediction.energy_spread
         spread = (members.std(1) if closed is None else np.asarray(closed)[tests]) / atoms
-        told = calibration(spread, np.abs(miss), factor=1.0)
+        quality = calibration(spread, np.abs(miss), factor=1.0)
         law = normal(miss, spread)
-    values |= {"spearman": told.spearman, "auroc": told.auroc}
+    values |= {"spearman": quality.spearman, "auroc": quality.auroc}
     values |= {"crps": law.crps, "miscalibration": law.area, "sharpness": law.sharpness}
     if data.stress:
         error = np.asarray(prediction.stress)[tests].mean(1) - np.asarray(answers.stress)[tests]

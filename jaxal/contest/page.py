@@ -30,13 +30,13 @@ CAPTIONS = {
 
 def write(folder: Path, contest: Contest, entered: Sequence[Entrant], results: Results) -> Path:
     """Writes page, pictures and tables of the results there are; returns the path of the page."""
-    found = summary(contest, entered, results)
-    (folder / SUMMARY).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    numbers = summary(contest, entered, results)
+    (folder / SUMMARY).write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     (folder / CSV).write_text(_csv(results), encoding="utf-8")
-    rows = [(task, *row) for task, one in found["tasks"].items() for row in leaderboard(one)]
+    rows = [(name, *row) for name, task in numbers["tasks"].items() for row in leaderboard(task)]
     (folder / LEADERS).write_text(_lines([("task", *HEAD), *rows]), encoding="utf-8")
     path = folder / PAGE
-    path.write_text(_page(folder, contest, entered, results, found), encoding="utf-8")
+    path.write_text(_page(folder, contest, entered, results, numbers), encoding="utf-8")
     return path
 
 
@@ -60,20 +60,20 @@ def leaderboard(task: dict[str, Any]) -> list[tuple[str, ...]]:
     strategies = task["strategies"]
     scale = 1e3
     for name in sorted(strategies, key=lambda each: strategies[each]["area"][0]):
-        one = strategies[name]
-        worst, unit = (one["force_max"][-1], 1.0) if "force_max" in one else (one["energy_max"][-1], 1e3)
+        strategy = strategies[name]
+        worst, unit = (strategy["force_max"][-1], 1.0) if "force_max" in strategy else (strategy["energy_max"][-1], 1e3)
         rows.append(
             (
                 name,
-                shown(one["area"], scale),
-                shown(one["curve"][-1], scale),
-                shown(one["saved"], 100, 0) if "saved" in one else "",
-                one["baseline"] if one["baseline"] != name else "",
+                shown(strategy["area"], scale),
+                shown(strategy["curve"][-1], scale),
+                shown(strategy["saved"], 100, 0) if "saved" in strategy else "",
+                strategy["baseline"] if strategy["baseline"] != name else "",
                 shown(worst, unit, 2),
-                shown(one["barrier_error"][-1], 1e3) if "barrier_error" in one else "",
-                shown(one["spearman"][-1], 1.0, 2) if "spearman" in one else "",
-                f"{one['choice_s']:.2f}",
-                f"{one['wall_s']:.0f}",
+                shown(strategy["barrier_error"][-1], 1e3) if "barrier_error" in strategy else "",
+                shown(strategy["spearman"][-1], 1.0, 2) if "spearman" in strategy else "",
+                f"{strategy['choice_s']:.2f}",
+                f"{strategy['wall_s']:.0f}",
             )
         )
     return rows
@@ -94,20 +94,22 @@ def _lines(rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _csv(results: Results) -> str:
-    records = [record for found in results.values() for record in found]
+    records = [record for history in results.values() for record in history]
     names = list(dict.fromkeys(name for record in records for name in record))
     return _lines([names, *(["" if record.get(n) is None else record[n] for n in names] for record in records)])
 
 
-def _page(folder: Path, contest: Contest, entered: Sequence[Entrant], results: Results, found: dict[str, Any]) -> str:
+def _page(folder: Path, contest: Contest, entered: Sequence[Entrant], results: Results, numbers: dict[str, Any]) -> str:
     escape = html.escape
     total = len(contest.tasks) * len(entered)
-    done = sum(
-        finished(results.get((name, one.name), []), task) for name, task in contest.tasks.items() for one in entered
+    count = sum(
+        finished(results.get((name, entrant.name), []), task)
+        for name, task in contest.tasks.items()
+        for entrant in entered
     )
     seconds = sum(r.get(k, 0.0) for each in results.values() for r in each if r["seed"] == 0 for k in SECONDS)
     tiles = [
-        (f"{done} of {total}", "strategies finished, over all tasks"),
+        (f"{count} of {total}", "strategies finished, over all tasks"),
         (str(contest.seeds), "seeds"),
         (f"{seconds / 60:.1f}", "minutes of computation"),
     ]
@@ -123,15 +125,15 @@ def _page(folder: Path, contest: Contest, entered: Sequence[Entrant], results: R
         sections.append(
             f"<p><b>{contest.seeds} seeds are few</b>: bootstrap intervals of fewer than {ENOUGH} are too narrow.</p>"
         )
-    if found["ranking"]:
-        sections.append(_ranking(folder, found["ranking"]))
-    for name, task in found["tasks"].items():
+    if numbers["ranking"]:
+        sections.append(_ranking(folder, numbers["ranking"]))
+    for name, task in numbers["tasks"].items():
         sections.append(_task(folder, name, task))
     strategies = "".join(
-        f"<tr><td>{escape(one.name)}</td><td>{escape(one.model.uncertainty.name)}</td>"
-        f"<td>{one.model.committee.kind} {one.model.committee.members}</td><td>{escape(one.score.name)}</td>"
-        f"<td>{escape(one.kernel.name)}</td><td>{escape(one.selection)}</td></tr>"
-        for one in entered
+        f"<tr><td>{escape(entrant.name)}</td><td>{escape(entrant.model.uncertainty.name)}</td>"
+        f"<td>{entrant.model.committee.kind} {entrant.model.committee.members}</td>"
+        f"<td>{escape(entrant.score.name)}</td><td>{escape(entrant.kernel.name)}</td><td>{escape(entrant.selection)}</td></tr>"
+        for entrant in entered
     )
     head = "".join(f"<th>{x}</th>" for x in ("strategy", "uncertainty", "committee", "score", "kernel", "selection"))
     sections.append(f"<h2>Strategies</h2><table><tr>{head}</tr>{strategies}</table>")
@@ -159,7 +161,7 @@ def _ranking(folder: Path, ranking: dict[str, Any]) -> str:
 def _task(folder: Path, name: str, task: dict[str, Any]) -> str:
     plots = ""
     for kind, (title, draw) in figures.FIGURES.items():
-        if kind == "saved" and not any("saved" in one for one in task["strategies"].values()):
+        if kind == "saved" and not any("saved" in strategy for strategy in task["strategies"].values()):
             continue
         picture = figures.png(draw, task)
         (folder / f"{kind}_{name}.png").write_bytes(picture)

@@ -48,7 +48,7 @@ def over_seeds(function: Callable[..., Any], shared: int = 0) -> Callable[..., A
 
     if not placement().cpu:
         return jax.jit(batched)
-    one = jax.jit(function)
+    program = jax.jit(function)
 
     def each(*arguments: Any) -> Any:
         own = len(arguments) - shared
@@ -56,9 +56,9 @@ def over_seeds(function: Callable[..., Any], shared: int = 0) -> Callable[..., A
         seeds = jax.tree.leaves(here)[0].shape[0]
         rows = [(*jax.tree.map(lambda x, seed=seed: x[seed], here), *same) for seed in range(seeds)]
         # the first alone: it may have to be compiled
-        first = jax.block_until_ready(one(*rows[0]))
+        first = jax.block_until_ready(program(*rows[0]))
         with ThreadPoolExecutor(os.cpu_count()) as threads:
-            others = list(threads.map(lambda row: jax.block_until_ready(one(*row)), rows[1:]))
+            others = list(threads.map(lambda row: jax.block_until_ready(program(*row)), rows[1:]))
         return jax.tree.map(lambda *x: np.stack([np.asarray(each) for each in x]), first, *others)
 
     return each
@@ -78,11 +78,11 @@ def in_groups(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def all_of(params: Any, structures: Structure) -> Any:
         number = structures.charge.shape[1]
-        found = []
+        groups = []
         for start in range(0, number, size):
             rows = np.minimum(np.arange(start, start + size), number - 1)
-            found.append(program(params, jax.tree.map(lambda x, rows=rows: x[:, rows], structures)))
-        return jax.tree.map(lambda *x: np.concatenate([np.asarray(y) for y in x], axis=1)[:, :number], *found)
+            groups.append(program(params, jax.tree.map(lambda x, rows=rows: x[:, rows], structures)))
+        return jax.tree.map(lambda *x: np.concatenate([np.asarray(y) for y in x], axis=1)[:, :number], *groups)
 
     return all_of
 
@@ -98,14 +98,14 @@ class Programs(NamedTuple):
     predict: Callable[[Any, Structure], Prediction]  # (weights, structures [s b]) -> [s b ...]
 
 
-def committee_of(model: Model, potential: Part, table: Table, isolated: bool = False) -> Committee:
+def committee_of(model: Model, part: Part, table: Table, isolated: bool = False) -> Committee:
     """The committee of a model for the elements of a table, with exact isolated atoms where `isolated`."""
-    given = model.committee
-    one = weights.collected(potential.bind()(table))
-    one = exact_when_isolated(one, table) if isolated else one
-    heads = given.members if given.kind == "shared" else 1
-    method = model.uncertainty.bind()(one, len(table))
-    return Committee(one, given.members, given.batching, heads, given.signs, len(table), method)
+    settings = model.committee
+    potential = weights.collected(part.bind()(table))
+    potential = exact_when_isolated(potential, table) if isolated else potential
+    heads = settings.members if settings.kind == "shared" else 1
+    method = model.uncertainty.bind()(potential, len(table))
+    return Committee(potential, settings.members, settings.batching, heads, settings.signs, len(table), method)
 
 
 def recipe_of(task: Task, forces: bool, stress: bool) -> training.Recipe:
@@ -169,7 +169,7 @@ def make_select(select: Part, schedule: Part, size: int) -> Callable[..., Any]:
     (key data, score [s c], feature, eligible, known, labeled, state of the schedule, spent fraction of the budget
     [s]) -> rows [s k], -1 = nothing more is worth a label, and the arm of the schedule that picked each, -1 = none.
     """
-    one, several = select.bind(), schedule.bind()()
+    selection, several = select.bind(), schedule.bind()()
     arms = arms_of(several)
 
     @exact
@@ -183,12 +183,12 @@ def make_select(select: Part, schedule: Part, size: int) -> Callable[..., Any]:
         state: Any,
         used: Any,
     ):
-        given = Candidates(score, feature, eligible, known, labeled)
+        candidates = Candidates(score, feature, eligible, known, labeled)
         if several is None:
-            rows = one(jax.random.wrap_key_data(key), given, size)
+            rows = selection(jax.random.wrap_key_data(key), candidates, size)
             arm = jnp.full(size, -1, jnp.int32)
         else:
-            rows, arm = scheduled(several, arms, size, jax.random.wrap_key_data(key), given, state, used)
+            rows, arm = scheduled(several, arms, size, jax.random.wrap_key_data(key), candidates, state, used)
         rows = jnp.where(rows >= 0, jnp.where(eligible[jnp.maximum(rows, 0)], rows, -1), -1)
         return rows, jnp.where(rows >= 0, arm, -1)
 
@@ -197,8 +197,8 @@ def make_select(select: Part, schedule: Part, size: int) -> Callable[..., Any]:
 
 def begun(schedule: Part, seeds: int) -> Course:
     """The course of a schedule before the first label [s]; empty where nothing is scheduled."""
-    one = Course.begun(schedule.bind()())
-    return jax.tree.map(lambda x: np.broadcast_to(np.asarray(x)[None], (seeds, *np.shape(x))), one)
+    course = Course.begun(schedule.bind()())
+    return jax.tree.map(lambda x: np.broadcast_to(np.asarray(x)[None], (seeds, *np.shape(x))), course)
 
 
 def make_lessons(schedule: Part) -> Callable[..., Course]:
@@ -218,10 +218,10 @@ def filled(buffer: buffers.Buffer, example: Structure) -> tuple[Structure, Bool[
 
 def keys(seed: int, seeds: int, *numbers: int) -> np.ndarray:
     """Key data [s 2]: the same for all strategies, another for each seed of the contest and each set of numbers."""
-    made = []
+    data = []
     for row in range(seeds):
         key: Key = jax.random.key(seed)
         for number in (row, *numbers):
             key = jax.random.fold_in(key, number)
-        made.append(np.asarray(jax.random.key_data(key)))
-    return np.stack(made)
+        data.append(np.asarray(jax.random.key_data(key)))
+    return np.stack(data)

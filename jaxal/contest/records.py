@@ -33,9 +33,9 @@ def begin(folder: Path, contest: Contest, entered: tuple[Entrant, ...]) -> None:
         raise InputError(_changed(folder, field, before["all"], now["all"]))
     for kind in ("tasks", "strategies"):
         for name in sorted(set(before[kind]) & set(now[kind])):
-            one, other = before[kind][name], now[kind][name]
-            if (field := _difference(one, other, "")) is not None:
-                raise InputError(_changed(folder, field, one, other, f"{kind}.{name}."))
+            old, new = before[kind][name], now[kind][name]
+            if (field := _difference(old, new, "")) is not None:
+                raise InputError(_changed(folder, field, old, new, f"{kind}.{name}."))
     merged = {"all": now["all"]} | {kind: before[kind] | now[kind] for kind in ("tasks", "strategies")}
     folder.mkdir(parents=True, exist_ok=True)
     _write(path, json.dumps(merged, indent=1) + "\n")
@@ -43,12 +43,12 @@ def begin(folder: Path, contest: Contest, entered: tuple[Entrant, ...]) -> None:
 
 def read(folder: Path) -> dict[tuple[str, str], Records]:
     """The results there are, by task and strategy."""
-    found: dict[tuple[str, str], Records] = {}
+    results: dict[tuple[str, str], Records] = {}
     if (folder / RESULTS).exists():
         for line in (folder / RESULTS).read_text().splitlines():
             record = json.loads(line)
-            found.setdefault((record["task"], record["strategy"]), []).append(record)
-    return found
+            results.setdefault((record["task"], record["strategy"]), []).append(record)
+    return results
 
 
 def write(folder: Path, results: dict[tuple[str, str], Records]) -> None:

@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxal.contest import data as datas
-from jaxal.contest import programs as made
-from jaxal.contest import walking
+from jaxal.contest import programs, walking
 from jaxal.contest.arena import Arena, cast, cast_structures, kept, of_all, rows_of
 from jaxal.contest.measure import measure
 from jaxal.contest.schema import Entrant, Model
@@ -51,13 +50,13 @@ def compete(
     arena: Arena,
     entrant: Entrant,
     folder: Path,
-    told: Callable[[Records], None],
+    report: Callable[[Records], None],
     begun: Callable[[int], None] = lambda _: None,
 ) -> Records:
     """One strategy through all rounds, from its last checkpoint in `folder` on; returns its results.
 
-    `told` is called with all results so far after each round, `begun` with the number of each round before it. When
-    all rounds are done and told, the folder is removed.
+    `report` is called with all results so far after each round, `begun` with the number of each round before it. When
+    all rounds are done and reported, the folder is removed.
     """
     if checkpoint.latest(folder) is None:
         begun(0)
@@ -67,7 +66,7 @@ def compete(
     else:
         standing, host, _ = checkpoint.restore(folder, _entered(_untrained(arena, entrant.model), entrant))
         records = host["records"]
-    told(records)
+    report(records)
     for number in range(records[-1]["round"] + 1, len(arena.task.budgets)):
         begun(number)
         clock = _Clock()
@@ -75,14 +74,14 @@ def compete(
         standing = _trained(arena, entrant.model, standing, number, clock)
         records = records + _results(arena, entrant, standing, number, clock)
         checkpoint.save(folder, number, standing, {"records": records})
-        told(records)
+        report(records)
     shutil.rmtree(folder, ignore_errors=True)
     return records
 
 
 def _entered(standing: Standing, entrant: Entrant) -> Standing:
     """The standing of a model as one strategy begins from it."""
-    return standing._replace(course=made.begun(entrant.schedule, len(standing.paid)))
+    return standing._replace(course=programs.begun(entrant.schedule, len(standing.paid)))
 
 
 class _Clock:
@@ -97,15 +96,15 @@ class _Clock:
         self.last = now
 
 
-def _programs(arena: Arena, model: Model) -> made.Programs:
+def _programs(arena: Arena, model: Model) -> programs.Programs:
     """Those of a model, made once."""
     data, part = arena.source.data, arena.task.potential
     assert part is not None
 
-    def make() -> made.Programs:
+    def make() -> programs.Programs:
         exact = bool(data.isolated) and bool(np.any(data.pool.charge == 0))  # what leaves an ion may be one itself
-        committee = made.committee_of(model, part, data.table, exact)
-        return made.make_programs(committee, made.recipe_of(arena.task, data.forces, data.stress), arena.near)
+        committee = programs.committee_of(model, part, data.table, exact)
+        return programs.make_programs(committee, programs.recipe_of(arena.task, data.forces, data.stress), arena.near)
 
     return kept(arena, ("programs", model), make)
 
@@ -116,12 +115,12 @@ def _untrained(arena: Arena, model: Model) -> Standing:
     seeds, program = arena.seeds, _programs(arena, model)
     assert task.train is not None
     number = datas.key_of(arena.name)
-    one = jax.tree.map(lambda x: x[:, 0], arena.first)
-    listed = made.over_seeds(lambda structure: neighbors.build(arena.near, structure))(one)
-    params = program.init(made.keys(contest.seed, seeds, number, INIT), one, listed)
+    example = jax.tree.map(lambda x: x[:, 0], arena.first)
+    listed = programs.over_seeds(lambda structure: neighbors.build(arena.near, structure))(example)
+    params = program.init(programs.keys(contest.seed, seeds, number, INIT), example, listed)
     real = np.asarray(arena.first.species) >= 0
     near = np.asarray(
-        made.in_groups(lambda _, s: jnp.sum(neighbors.find(arena.near, s).index < s.species.shape[-1], (1, 2)))(
+        programs.in_groups(lambda _, s: jnp.sum(neighbors.find(arena.near, s).index < s.species.shape[-1], (1, 2)))(
             np.zeros(seeds), arena.first
         )
     )
@@ -139,13 +138,13 @@ def _untrained(arena: Arena, model: Model) -> Standing:
     ]
     train = program.fresh(jax.tree.map(lambda *x: np.stack([np.asarray(y) for y in x]), *rows))
     committee = program.committee
-    empty = buffers.init(jax.tree.map(lambda x: x[0], one), committee.members, task.budgets[-1])
+    empty = buffers.init(jax.tree.map(lambda x: x[0], example), committee.members, task.budgets[-1])
     count = np.shape(label.energy)[1]
     held = training_data.spread_hold(count, task.train.holdout) if task.train.holdout else np.zeros(count, bool)
     ok = np.asarray(label.ok)
     buffer = program.add(
         jax.tree.map(lambda x: np.broadcast_to(np.asarray(x)[None], (seeds, *np.shape(x))), empty),
-        made.keys(contest.seed, seeds, number, ADD, 0),
+        programs.keys(contest.seed, seeds, number, ADD, 0),
         arena.first,
         arena.first_label,
         ok,
@@ -186,7 +185,7 @@ def _trained(arena: Arena, model: Model, standing: Standing, number: int, clock:
     assert train is not None
     dtype = np.dtype(arena.contest.precision)
     fit = _programs(arena, model).train
-    key = made.keys(arena.contest.seed, seeds, datas.key_of(arena.name), FIT, number)
+    key = programs.keys(arena.contest.seed, seeds, datas.key_of(arena.name), FIT, number)
     steps = np.int32(train.steps if number else train.initial_steps)
     rate, final = (np.asarray(value, dtype) for value in (train.learning_rate, train.final_learning_rate))
     new = fit(standing.train, standing.buffer, key, steps, rate, final)
@@ -220,16 +219,16 @@ def _bought(arena: Arena, entrant: Entrant, standing: Standing, number: int, clo
     features = kept(
         arena,
         ("features", entrant.model, entrant.kernel),
-        lambda: made.make_features(program.committee, entrant.kernel, arena.near),
+        lambda: programs.make_features(program.committee, entrant.kernel, arena.near),
     )
     among, budgets = offer.structure, arena.task.budgets
-    filled, labeled = made.filled(standing.buffer, jax.tree.map(lambda x: np.asarray(x)[:, 0], among))
+    filled, labeled = programs.filled(standing.buffer, jax.tree.map(lambda x: np.asarray(x)[:, 0], among))
     known, own = features(params, filled), features(params, among)
     clock.took("features_s")
     size = budgets[number] - budgets[number - 1]
     parts = entrant.select, entrant.schedule, size
-    select = kept(arena, ("select", *parts), lambda: made.make_select(*parts))
-    key = made.keys(arena.contest.seed, arena.seeds, datas.key_of(arena.name), SELECT, number)
+    select = kept(arena, ("select", *parts), lambda: programs.make_select(*parts))
+    key = programs.keys(arena.contest.seed, arena.seeds, datas.key_of(arena.name), SELECT, number)
     score, used = np.where(offer.eligible, offer.score, 0), np.asarray(standing.paid / budgets[-1], np.float32)
     chosen = select(key, score, own, offer.eligible, known, labeled, standing.course.schedule, used)
     rows, arm = map(np.asarray, chosen)
@@ -250,7 +249,7 @@ def _offered(arena: Arena, entrant: Entrant, standing: Standing, number: int, cl
         among = of_all(cast_structures(data.pool, arena.contest.precision), arena.seeds)
         prediction = program.predict(params, among)
         clock.took("predict_s")
-        judge = kept(arena, ("score", entrant.score), lambda: made.make_score(entrant.score))
+        judge = kept(arena, ("score", entrant.score), lambda: programs.make_score(entrant.score))
         score = np.asarray(judge(prediction, among))
         eligible = ~np.asarray(standing.taken) & np.isfinite(score)
         energy, force = (np.asarray(x).mean(2) for x in (prediction.energy, prediction.force))
@@ -261,7 +260,7 @@ def _offered(arena: Arena, entrant: Entrant, standing: Standing, number: int, cl
         lambda: walking.make_walking(program.committee, live, entrant, data.table, arena.near, _start(data)),
     )
     factor = np.asarray(standing.factor, arena.contest.precision)
-    key = made.keys(arena.contest.seed, arena.seeds, datas.key_of(arena.name), WALK, number)
+    key = programs.keys(arena.contest.seed, arena.seeds, datas.key_of(arena.name), WALK, number)
     visited = jax.tree.map(np.asarray, walk(params, factor, standing.walkers, key))
     clock.took("walk_s")
     eligible = visited.seen & np.isfinite(visited.score)
@@ -305,12 +304,12 @@ def _labeled(
         error = np.abs(offer.energy[every, row] - np.asarray(labels.energy))
     if visited is not None:
         for seed in range(seeds):
-            told: Any = (np.asarray(visited.score)[seed, row[seed]], error[seed])
-            found = walking.factor_of(*(x[ok[seed]] for x in told))
-            factor[seed] = found if np.isfinite(found) else factor[seed]
-    lessons = kept(arena, ("lessons", entrant.schedule), lambda: made.make_lessons(entrant.schedule))
+            pairs: Any = (np.asarray(visited.score)[seed, row[seed]], error[seed])
+            estimate = walking.factor_of(*(x[ok[seed]] for x in pairs))
+            factor[seed] = estimate if np.isfinite(estimate) else factor[seed]
+    lessons = kept(arena, ("lessons", entrant.schedule), lambda: programs.make_lessons(entrant.schedule))
     course = lessons(standing.course, arm, np.asarray(error, np.float32), ok)
-    key = made.keys(arena.contest.seed, seeds, datas.key_of(arena.name), ADD, number)
+    key = programs.keys(arena.contest.seed, seeds, datas.key_of(arena.name), ADD, number)
     share = np.ones((*ok.shape, 3), labels.energy.dtype) if data.labels is None else _shares(arena, row)
     buffer = _programs(arena, entrant.model).add(standing.buffer, key, structures, labels, ok, np.zeros_like(ok), share)
     clock.took("label_s")
@@ -328,15 +327,15 @@ def _labeled(
 def _results(arena: Arena, entrant: Entrant, standing: Standing, number: int, clock: _Clock) -> Records:
     """What the test frames say of every seed. Raises InputError where a training has come to no finite numbers."""
     prediction = _programs(arena, entrant.model).predict(standing.train.average, arena.exam)
-    found = measure(prediction, arena.reference, arena.source.data)
+    measures = measure(prediction, arena.reference, arena.source.data)
     clock.took("test_s")
     seconds = {name: round(value, 3) for name, value in clock.seconds.items()}
-    if any(each["energy_rmse"] is None for each in found):
+    if any(each["energy_rmse"] is None for each in measures):
         raise InputError(
             f"tasks.{arena.name}: the training of {entrant.name} came to no finite numbers; lower train.learning_rate"
         )
     head = {"task": arena.name, "strategy": entrant.name, "round": number}
     return [
         head | {"seed": seed, "labels": int(standing.paid[seed]), "failed": int(standing.failed[seed])} | each | seconds
-        for seed, each in enumerate(found)
+        for seed, each in enumerate(measures)
     ]

@@ -188,11 +188,11 @@ def _task(contest: Contest, name: str, task: Task, root: Path) -> Task:
         raise InputError(f"{field}: give either pool, a file of labeled frames, or live")
     files = {}
     for each in ("pool", "test", "path"):
-        given = getattr(task, each)
-        found = (root / Path(given).expanduser()).resolve() if given else None
-        if found is not None and not found.is_file():
-            raise InputError(f"{field}.{each}: there is no file {found}; paths are relative to data ({root})")
-        files[each] = str(found or "")
+        entry = getattr(task, each)
+        file = (root / Path(entry).expanduser()).resolve() if entry else None
+        if file is not None and not file.is_file():
+            raise InputError(f"{field}.{each}: there is no file {file}; paths are relative to data ({root})")
+        files[each] = str(file or "")
     if task.live is not None and task.metric == "energy":
         raise InputError(f"{field}.metric: energy does not fit a live task, which has forces; give force")
     return dataclasses.replace(
@@ -210,7 +210,7 @@ def entrants(contest: Contest) -> tuple[Entrant, ...]:
     Those of one model stand together, its random selection first. Raises InputError for what cannot be.
     """
     default = Model(contest.committee, contest.uncertainty)
-    found: dict[str, Entrant] = {}
+    strategies: dict[str, Entrant] = {}
     for name, strategy in _listed(contest):
         model = Model(strategy.committee or contest.committee, strategy.uncertainty or contest.uncertainty)
         score, kernel = strategy.score or contest.score, strategy.kernel or contest.kernel
@@ -218,22 +218,22 @@ def entrants(contest: Contest) -> tuple[Entrant, ...]:
         own = strategy.schedule or SINGLE, strategy.bias, strategy.drive
         entrant = Entrant(name, model, score, kernel, select, *own)
         _fits(contest, strategy, entrant)
-        if found.setdefault(name, entrant) != entrant:
+        if strategies.setdefault(name, entrant) != entrant:
             raise InputError(f"strategies.{name}: two different strategies have this name; give one another")
         try:
             spread_of(*model)
         except InputError as error:
             raise InputError(f"strategies.{name}: {error}") from None
-    models = list(dict.fromkeys([default, *(entrant.model for entrant in found.values())]))
-    if not any(entrant.model == default for entrant in found.values()) and len(models) > 1:
+    models = list(dict.fromkeys([default, *(entrant.model for entrant in strategies.values())]))
+    if not any(entrant.model == default for entrant in strategies.values()) and len(models) > 1:
         models.remove(default)  # nobody uses it
     ordered = []
     for model in models:
-        own = [entrant for entrant in found.values() if entrant.model == model]
+        own = [entrant for entrant in strategies.values() if entrant.model == model]
         for select in BASELINES:
             if not any(entrant.is_plain(select) for entrant in own):
                 name = select if model == default else f"{_model_name(model, default, models)}+{select}"
-                if name in found:
+                if name in strategies:
                     raise InputError(f"strategies.{name}: this name is that of a baseline; give another")
                 part = _default_part("select", select, contest)
                 own.append(Entrant(name, model, contest.score, contest.kernel, part))
@@ -256,8 +256,8 @@ def _fits(contest: Contest, strategy: Strategy, entrant: Entrant) -> None:
     except InputError as error:
         raise InputError(f"{field}: {error}") from None
     pools = [name for name, task in contest.tasks.items() if task.live is None]
-    for name, given in (("bias", bool(entrant.bias)), ("drive", entrant.drive is not None)):
-        if given and pools:
+    for name, is_set in (("bias", bool(entrant.bias)), ("drive", entrant.drive is not None)):
+        if is_set and pools:
             raise InputError(f"{field}.{name}: nothing is driven in tasks.{pools[0]}, which has a pool; leave it out")
     committee = entrant.model.committee
     if entrant.drive == "member" and (committee.members == 1 or committee.signs):
@@ -272,8 +272,8 @@ def _listed(contest: Contest) -> Iterator[tuple[str, Strategy]]:
         field = f"grids[{row}]"
         axes: list[list[Part | None]] = []
         for kind in AXES:
-            wanted = getattr(grid, kind)
-            listed = [n for n in registry.names(kind) if n not in grid.without] if wanted == ALL else wanted
+            names = getattr(grid, kind)
+            listed = [n for n in registry.names(kind) if n not in grid.without] if names == ALL else names
             for name in listed:
                 if name not in registry.names(kind):
                     raise InputError(f"{field}.{kind}: unknown {kind} {name!r}; there are {_all(kind)}")

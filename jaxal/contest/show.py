@@ -26,13 +26,13 @@ def display(total: int) -> Iterator[Show]:
     bar = Progress(*columns, console=console, disable=not live)
     with bar:
         row = bar.add_task("", total=total)
-        done = 0
+        count = 0
 
         def show(text: str, rounds: int = 0, fleeting: bool = False) -> None:
-            nonlocal done
-            done += rounds
+            nonlocal count
+            count += rounds
             bar.update(row, advance=rounds, description=text)
             if not live and not fleeting:
-                console.print(f"{done}/{total}  {text}", markup=False, soft_wrap=True)
+                console.print(f"{count}/{total}  {text}", markup=False, soft_wrap=True)
 
         yield show

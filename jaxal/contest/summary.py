@@ -21,9 +21,9 @@ def summary(contest: Contest, entered: Sequence[Entrant], results: Results) -> d
     """Everything the page says, as JSON knows it. Only finished strategies are compared."""
     tasks = {}
     for name, task in contest.tasks.items():
-        done = [one for one in entered if finished(results.get((name, one.name), []), task)]
-        if done:
-            tasks[name] = _task(task, name, done, entered, results)
+        entrants = [entrant for entrant in entered if finished(results.get((name, entrant.name), []), task)]
+        if entrants:
+            tasks[name] = _task(task, name, entrants, entered, results)
     return {"tasks": tasks, "ranking": _ranking(tasks)}
 
 
@@ -35,11 +35,11 @@ def finished(records: Sequence[dict[str, Any]], task: Task) -> bool:
 def table(records: Sequence[dict[str, Any]], name: str) -> np.ndarray:
     """One measure of a strategy's results as [s r]; NaN where there is none."""
     seeds, rounds = (1 + max(record[key] for record in records) for key in ("seed", "round"))
-    found = np.full((seeds, rounds), np.nan)
+    values = np.full((seeds, rounds), np.nan)
     for record in records:
         if record.get(name) is not None:
-            found[record["seed"], record["round"]] = record[name]
-    return found
+            values[record["seed"], record["round"]] = record[name]
+    return values
 
 
 def metric_of(task: Task, records: Sequence[dict[str, Any]]) -> str:
@@ -49,13 +49,15 @@ def metric_of(task: Task, records: Sequence[dict[str, Any]]) -> str:
     return "energy_rmse" if records[0].get("force_rmse") is None else "force_rmse"
 
 
-def _task(task: Task, name: str, done: list[Entrant], entered: Sequence[Entrant], results: Results) -> dict[str, Any]:
-    metric = metric_of(task, results[name, done[0].name])
+def _task(
+    task: Task, name: str, entrants: list[Entrant], entered: Sequence[Entrant], results: Results
+) -> dict[str, Any]:
+    metric = metric_of(task, results[name, entrants[0].name])
     strategies = {}
-    for one in done:
-        own = baseline(one, entered)
-        against = results[name, own.name] if own in done else None
-        strategies[one.name] = _strategy(results[name, one.name], metric, own.name, against)
+    for entrant in entrants:
+        own = baseline(entrant, entered)
+        against = results[name, own.name] if own in entrants else None
+        strategies[entrant.name] = _strategy(results[name, entrant.name], metric, own.name, against)
     return {"metric": metric, "unit": UNITS[metric], "budgets": list(task.budgets), "strategies": strategies}
 
 
@@ -63,10 +65,10 @@ def _strategy(
     records: list[dict[str, Any]], metric: str, own: str, against: list[dict[str, Any]] | None
 ) -> dict[str, Any]:
     labels, error = table(records, "labels"), table(records, metric)
-    found: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "labels": [float(x) for x in labels.mean(0)],
-        "curve": [told(statistics.geometric_interval(x)) for x in error.T],
-        "area": told(Interval(*map(float, np.exp(statistics.mean_interval(statistics.area(labels, error)))))),
+        "curve": [triple(statistics.geometric_interval(x)) for x in error.T],
+        "area": triple(Interval(*map(float, np.exp(statistics.mean_interval(statistics.area(labels, error)))))),
         "areas": [float(x) for x in statistics.area(labels, error)],
         "baseline": own,
         "failed": float(table(records, "failed")[:, -1].mean()),
@@ -74,23 +76,23 @@ def _strategy(
     }
     # the median round: in its first a model's programs are compiled
     rounds = [sum(r.get(key, 0.0) for key in CHOICE) for r in records if r["seed"] == 0 and r["round"] > 0]
-    found["choice_s"] = float(np.median(rounds))
-    found["wall_s"] = sum(found["seconds"].values())
+    numbers["choice_s"] = float(np.median(rounds))
+    numbers["wall_s"] = sum(numbers["seconds"].values())
     for name in OVER_ROUNDS + SIGNED:
         values = table(records, name)
         if np.isfinite(values).any():
             mean = statistics.mean_interval if name in SIGNED else statistics.geometric_interval
-            found[name] = [told(mean(x)) for x in values.T]
+            numbers[name] = [triple(mean(x)) for x in values.T]
     if against is not None and against is not records:
         other, other_labels = table(against, metric), table(against, "labels")
-        found["saved"] = told(statistics.saved(labels, error, other_labels, other))
-        found["final_ratio"] = told(statistics.ratio(error[:, -1], other[:, -1]))
+        numbers["saved"] = triple(statistics.saved(labels, error, other_labels, other))
+        numbers["final_ratio"] = triple(statistics.ratio(error[:, -1], other[:, -1]))
         for name in ("force_max", "energy_max", "barrier_error"):
-            if name in found and np.isfinite(table(records, name)).any():
-                found[f"{name}_ratio"] = told(
+            if name in numbers and np.isfinite(table(records, name)).any():
+                numbers[f"{name}_ratio"] = triple(
                     statistics.ratio(table(records, name)[:, -1], table(against, name)[:, -1])
                 )
-    return found
+    return numbers
 
 
 def _seconds(records: list[dict[str, Any]], name: str) -> float:
@@ -98,7 +100,7 @@ def _seconds(records: list[dict[str, Any]], name: str) -> float:
     return float(sum(record.get(name, 0.0) for record in records if record["seed"] == 0))
 
 
-def told(interval: Interval) -> list[float | None]:
+def triple(interval: Interval) -> list[float | None]:
     """An interval as JSON: value, low, high."""
     return [float(f"{x:.6g}") if np.isfinite(x) else None for x in interval]
 
@@ -112,13 +114,13 @@ def _ranking(tasks: dict[str, Any]) -> dict[str, Any] | None:
     score = np.concatenate(
         [np.stack([task["strategies"][name]["areas"] for name in names], 1) for task in tasks.values()]
     )
-    found = statistics.ranking(score)
-    order = np.argsort(found.rank, kind="stable")
+    ranking = statistics.ranking(score)
+    order = np.argsort(ranking.rank, kind="stable")
     return {
         "names": [names[row] for row in order],
-        "rank": [float(f"{found.rank[row]:.4g}") for row in order],
-        "critical": found.critical,
-        "p": found.p if np.isfinite(found.p) else None,
-        "blocks": found.blocks,
-        "alike": statistics.cliques(found.rank, found.critical),
+        "rank": [float(f"{ranking.rank[row]:.4g}") for row in order],
+        "critical": ranking.critical,
+        "p": ranking.p if np.isfinite(ranking.p) else None,
+        "blocks": ranking.blocks,
+        "alike": statistics.cliques(ranking.rank, ranking.critical),
     }

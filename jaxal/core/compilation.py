@@ -74,9 +74,9 @@ def _keeping_those_that_call_the_host(
     the segment of a run whose labels come from outside. What is called is no part of a program, it is handed over when
     the program is loaded.
     """
-    given = backend, module, devices, options, callbacks, executable_devices, *more
+    arguments = backend, module, devices, options, callbacks, executable_devices, *more
     if not callbacks or jax.process_count() > 1:
-        return _ordinary(*given)
+        return _ordinary(*arguments)
     key = ""
     try:
         cache: Any = compilation_cache._get_cache(backend)
@@ -84,13 +84,13 @@ def _keeping_those_that_call_the_host(
         if key and (kept := cache.get(key)):
             whole = compilation_cache.decompress_executable(kept)
             program, _ = compilation_cache.extract_executable_and_time(whole)
-            found = backend.deserialize_executable(program, executable_devices, options, callbacks)
+            executable = backend.deserialize_executable(program, executable_devices, options, callbacks)
             jax.monitoring.record_event("/jax/compilation_cache/cache_hits")
-            return found
+            return executable
     except Exception as error:  # a damaged file or folder is no reason to end a run
         warnings.warn(f"no kept program can be loaded ({type(error).__name__}: {error}); compiling it", stacklevel=2)
     began = time.monotonic()
-    compiled = _ordinary(*given)
+    compiled = _ordinary(*arguments)
     took = time.monotonic() - began
     if key and took >= SETTINGS.jax_persistent_cache_min_compile_time_secs:
         try:
@@ -102,10 +102,10 @@ def _keeping_those_that_call_the_host(
 
 def _processor() -> str:
     """What tells processors with different instructions apart: the nodes of a cluster share one home."""
-    found = platform.machine()
+    description = platform.machine()
     try:
         with open("/proc/cpuinfo") as lines:
-            found += next((line for line in lines if line.startswith(("flags", "Features"))), "")
+            description += next((line for line in lines if line.startswith(("flags", "Features"))), "")
     except OSError:
-        found += platform.processor()
-    return hashlib.sha256(found.encode()).hexdigest()[:12]
+        description += platform.processor()
+    return hashlib.sha256(description.encode()).hexdigest()[:12]

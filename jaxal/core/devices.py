@@ -53,11 +53,11 @@ def prepare(least: int = 1) -> None:
     before JAX first uses a device; what stands in XLA_FLAGS already is left as it is.
     """
     before = os.environ.get("XLA_FLAGS")
-    given = (before or "").split()
+    flags = (before or "").split()
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = {"xla_force_host_platform_device_count": max(least, min(there, CORES))} | _limits()
-    more = [f"--{name}={value}" for name, value in wanted.items() if not any(name in flag for flag in given)]
-    os.environ["XLA_FLAGS"] = " ".join([*given, *more])
+    defaults = {"xla_force_host_platform_device_count": max(least, min(there, CORES))} | _limits()
+    more = [f"--{name}={value}" for name, value in defaults.items() if not any(name in flag for flag in flags)]
+    os.environ["XLA_FLAGS"] = " ".join([*flags, *more])
     try:
         ready()  # now XLA has read them; processes that are started for labels may have another XLA
     finally:
@@ -83,10 +83,10 @@ def no_device() -> str | None:
     except Exception as error:  # JAX raises several kinds, some without a word
         text = " ".join(str(error).split())
         platforms = SETTINGS.jax_platforms
-        told = f"JAX_PLATFORMS={platforms}: " if platforms else ""
+        prefix = f"JAX_PLATFORMS={platforms}: " if platforms else ""
         text = text.partition(" (you may need")[0].partition(" (set JAX_PLATFORMS")[0]
         reason = text[:300] or "no such device or plug-in"
-        return f"{told}JAX has no device to compute on ({reason}); set JAX_PLATFORMS=cpu, or install what it needs"
+        return f"{prefix}JAX has no device to compute on ({reason}); set JAX_PLATFORMS=cpu, or install what it needs"
     return None
 
 
@@ -128,9 +128,9 @@ def join() -> None:
     JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0) do. Raises InputError where neither does.
     """
     names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    given = [os.environ.get(name) for name in names]
+    texts = [os.environ.get(name) for name in names]
     try:
-        count, index = (None if text is None else int(text) for text in given)
+        count, index = (None if text is None else int(text) for text in texts)
         jax.distributed.initialize(num_processes=count, process_id=index)
     except ValueError as error:  # JAX's word for what it could not find out
         raise InputError(
@@ -163,15 +163,15 @@ def from_first(function: Callable[[], Any]) -> Any:
     size = int(multihost_utils.broadcast_one_to_all(np.asarray(len(message), np.int32)))
     padded = np.zeros(BLOCK * math.ceil(size / BLOCK), np.uint8)
     padded[: len(message)] = np.frombuffer(message, np.uint8)
-    told = np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8)
-    value, error = msgpack_restore(told[:size].tobytes())
+    payload = np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8)
+    value, error = msgpack_restore(payload[:size].tobytes())
     if error is not None:
         raise InputError(error)
     return value
 
 
-def number(asked: int | str, walkers: int, members: int) -> int:
-    """How many devices a run takes: `asked`, or with "auto" the most that divide evenly.
+def number(count: int | str, walkers: int, members: int) -> int:
+    """How many devices a run takes: `count`, or with "auto" the most that divide evenly.
 
     Members divide over gcd(devices, members) of them, and walkers over the rest; several processes take equally many
     each. Raises InputError for a number that does not divide evenly or that there is not.
@@ -181,22 +181,22 @@ def number(asked: int | str, walkers: int, members: int) -> int:
     fitting = [n for n in range(processes, there + 1, processes) if walkers % (n // math.gcd(n, members)) == 0]
     would = f"give {', '.join(map(str, fitting))}" if fitting else "give other numbers of walkers or members"
     here = f"there {'is 1' if there == 1 else f'are {there}'}" + (f" in {processes} processes" if processes > 1 else "")
-    if asked == "auto" and fitting:
+    if count == "auto" and fitting:
         return max(fitting)
-    if asked == "auto":
+    if count == "auto":
         raise InputError(f"devices: {here}, and no number divides {walkers} walkers and {members} members; {would}")
-    asked = int(asked)
-    if asked > there:
-        raise InputError(f"devices: {asked} is too large, {here}; {would}")
-    if asked % processes:
-        raise InputError(f"devices: {asked} does not divide over {processes} processes; {would}")
-    if asked not in fitting:
-        common = math.gcd(asked, members)
+    count = int(count)
+    if count > there:
+        raise InputError(f"devices: {count} is too large, {here}; {would}")
+    if count % processes:
+        raise InputError(f"devices: {count} does not divide over {processes} processes; {would}")
+    if count not in fitting:
+        common = math.gcd(count, members)
         raise InputError(
-            f"devices: {asked} does not fit: {common} of them in a row share {members} members, and explore.walkers "
-            f"({walkers}) does not divide over {asked // common} rows; {would}"
+            f"devices: {count} does not fit: {common} of them in a row share {members} members, and explore.walkers "
+            f"({walkers}) does not divide over {count // common} rows; {would}"
         )
-    return asked
+    return count
 
 
 def mesh(number: int, members: int) -> Mesh | None:
@@ -260,8 +260,8 @@ def once(mesh: Mesh, function: Callable[..., Any], shapes: Any, *arguments: Any)
     def local(*arguments: Any) -> Any:
         empty = jax.tree.map(lambda s: jax.numpy.zeros(s.shape, s.dtype), shapes)
         mine = jax.lax.axis_index((WALKERS, MEMBERS)) == 0
-        found = jax.lax.cond(mine, function, lambda *_: empty, *arguments)
-        return jax.tree.map(_from_one, found)
+        result = jax.lax.cond(mine, function, lambda *_: empty, *arguments)
+        return jax.tree.map(_from_one, result)
 
     return split(mesh, local, (P(),) * len(arguments), P())(*arguments)
 

@@ -17,14 +17,14 @@ def _later(name: str) -> None:
     """Puts a module in the place of another, which is loaded when the first attribute is asked for."""
     place = ModuleType(name)
 
-    def attribute(wanted: str) -> Any:
-        if wanted.startswith("__"):  # the import system asks for these
-            raise AttributeError(wanted)
+    def attribute(field: str) -> Any:
+        if field.startswith("__"):  # the import system asks for these
+            raise AttributeError(field)
         if sys.modules.get(name) is place:
             del sys.modules[name]
         real = importlib.import_module(name)
         vars(place).update(vars(real))
-        return getattr(real, wanted)
+        return getattr(real, field)
 
     vars(place)["__getattr__"] = attribute
     sys.modules[name] = place

@@ -155,8 +155,8 @@ def part(kind: str, name: str, sources: Mapping[str, Any], where: str) -> Callab
     """
     from jaxal.core.errors import InputError
 
-    given = sources.get(kind) or {}
-    source = Source(*(str(given.get(field, "")) for field in Source._fields))
+    record = sources.get(kind) or {}
+    source = Source(*(str(record.get(field, "")) for field in Source._fields))
     if name not in registry.names(kind) and source.module:
         for entry in entry_points():
             if entry.module == source.module:

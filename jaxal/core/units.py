@@ -81,16 +81,16 @@ def amount(text: str) -> tuple[float, str] | None:
     return (float(match[1]), match[2]) if match else None
 
 
-def to_unit(value: float, given: str, wanted: str) -> float:
-    """`value` in unit `given` expressed in unit `wanted`.
+def to_unit(value: float, unit: str, target: str) -> float:
+    """`value` in `unit`, expressed in the unit `target`.
 
     Raises ValueError where a symbol is unknown or the dimensions differ, with what would be right.
     """
-    for symbol in (given, wanted):
+    for symbol in (unit, target):
         if symbol not in SYMBOLS:
             raise ValueError(f"unknown unit {symbol!r}; known are {', '.join(SYMBOLS)}")
-    (dimension, size), (wanted_dimension, wanted_size) = SYMBOLS[given], SYMBOLS[wanted]
-    if dimension != wanted_dimension:
-        same = [s for s, (d, _) in SYMBOLS.items() if d == wanted_dimension]
-        raise ValueError(f"{given} is a {dimension}, needed is a {wanted_dimension} ({' or '.join(same)})")
-    return value * size / wanted_size
+    (dimension, size), (target_dimension, target_size) = SYMBOLS[unit], SYMBOLS[target]
+    if dimension != target_dimension:
+        same = [s for s, (d, _) in SYMBOLS.items() if d == target_dimension]
+        raise ValueError(f"{unit} is a {dimension}, needed is a {target_dimension} ({' or '.join(same)})")
+    return value * size / target_size

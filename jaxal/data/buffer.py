@@ -132,5 +132,5 @@ def sample(key: Key, buffer: Buffer, weight: Float[Array, "h c"], size: int) -> 
     """
     odds = jnp.cumsum(jnp.where(trainable(buffer), weight, 0.0).reshape(-1))
     draw = jax.random.uniform(key, (size,), odds.dtype) * odds[-1]
-    found = jnp.minimum(jnp.searchsorted(odds, draw, side="right"), weight.size - 1)
-    return found % capacity(buffer), found // capacity(buffer)
+    index = jnp.minimum(jnp.searchsorted(odds, draw, side="right"), weight.size - 1)
+    return index % capacity(buffer), index // capacity(buffer)

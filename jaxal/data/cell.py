@@ -57,9 +57,9 @@ def along_periodic(
     return _product(_product(kept, tensor), kept)
 
 
-def _product(one: Float[Array, "*p 3 3"], other: Float[Array, "*p 3 3"]) -> Float[Array, "*p 3 3"]:
+def _product(left: Float[Array, "*p 3 3"], right: Float[Array, "*p 3 3"]) -> Float[Array, "*p 3 3"]:
     """The matrix product as sums, which take no kernel of their own and are exact where a matrix is the unit matrix."""
-    return jnp.sum(one[..., :, :, None] * other[..., None, :, :], axis=-2)
+    return jnp.sum(left[..., :, :, None] * right[..., None, :, :], axis=-2)
 
 
 def _unit(vector: Float[Array, "*b 3"]) -> Float[Array, "*b 3"]:

@@ -148,14 +148,14 @@ def held_out(frames: Sequence[Frame], group: np.ndarray, fraction: float) -> np.
     count = max(1, round(fraction * number))
     held = np.zeros(number, bool)
 
-    def can(one: int) -> bool:
-        others = [elements[i] for i in range(number) if i != one and not held[i]]
-        return not held[one] and elements[one] <= set[int | State]().union(*others)
+    def can(index: int) -> bool:
+        others = [elements[i] for i in range(number) if i != index and not held[i]]
+        return not held[index] and elements[index] <= set[int | State]().union(*others)
 
     for place in ((np.arange(count) + 0.5) * number / count).astype(int):
-        near = sorted(range(number), key=lambda one, place=place: (abs(one - place), one))
-        if (one := next((one for one in near if can(one)), None)) is not None:
-            held[one] = True
+        near = sorted(range(number), key=lambda index, place=place: (abs(index - place), index))
+        if (choice := next((index for index in near if can(index)), None)) is not None:
+            held[choice] = True
     return held[group]
 
 

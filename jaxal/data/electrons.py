@@ -44,7 +44,7 @@ class Electrons(NamedTuple):
 def states(charge: Any, spin: Any) -> tuple[State, ...]:
     """The pairs of charge and spin that occur among those of structures [b], sorted."""
     pairs = zip(np.ravel(np.asarray(charge)), np.ravel(np.asarray(spin)), strict=True)
-    return tuple(sorted({(int(one), int(other)) for one, other in pairs}))
+    return tuple(sorted({(int(pair[0]), int(pair[1])) for pair in pairs}))
 
 
 def listed(states: Collection[State]) -> str:

@@ -290,15 +290,15 @@ def _reverse(index: Int[Array, "n k"], shift: Int[Array, "n k 3"]) -> Int[Array,
     """Slot of i in the row of its neighbor j with the opposite shift."""
     number, capacity = index.shape
 
-    def row(given):
-        atom, neighbor, to = given
+    def row(entry):
+        atom, neighbor, to = entry
         inside = jnp.minimum(neighbor, number - 1)
         match = (index[inside] == atom) & jnp.all(shift[inside] == -to[:, None, :], axis=-1)  # [k, k]
         return jnp.where(neighbor < number, jnp.argmax(match, axis=-1).astype(jnp.int32), capacity)
 
     rows = (jnp.arange(number, dtype=jnp.int32), index, shift)
     if number <= ROWS:
-        return jax.vmap(lambda *one: row(one))(*rows)
+        return jax.vmap(lambda *entry: row(entry))(*rows)
     return jax.lax.map(row, rows, batch_size=ROWS)
 
 

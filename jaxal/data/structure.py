@@ -47,13 +47,13 @@ def from_atoms(
     if isinstance(structures, ase.Atoms):
         batch = from_atoms([structures], table, charge, spin, size, dtype)
         return Structure(*(leaf[0] for leaf in batch))
-    made = []
+    frame_list = []
     for row, atoms in enumerate(structures):
         try:
-            made.append(frames.of_atoms(atoms, labeled=False))
+            frame_list.append(frames.of_atoms(atoms, labeled=False))
         except InputError as error:
             raise InputError(f"frame {row}: {error}") from None
-    return from_frames(made, table, charge, spin, size, dtype)
+    return from_frames(frame_list, table, charge, spin, size, dtype)
 
 
 def from_frames(

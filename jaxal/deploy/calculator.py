@@ -83,8 +83,8 @@ class Program:
         sources = {kind: plugins.source_of(kind, getattr(model, kind)) for kind in models.KINDS}
         there = {kind: source for kind, source in sources.items() if source is not None}
         files = [plugins.importable(kind, getattr(model, kind)) for kind, source in there.items() if source.file]
-        told = {kind: source._asdict() for kind, source in there.items()}
-        return {"model": model, "specs": dict(self.specs), "sources": told or self._sources, "files": files}
+        fields = {kind: source._asdict() for kind, source in there.items()}
+        return {"model": model, "specs": dict(self.specs), "sources": fields or self._sources, "files": files}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.model, self.specs = state["model"], state["specs"]

@@ -274,8 +274,8 @@ def predictor(
         near = jax.vmap(lambda s: neighbors.build(spec, s))(structures)
         prediction = predict(part, params, structures, near)
         if support is not None:
-            given = support, prediction.feature, structures, near, part.potential.cutoff
-            away = jax.vmap(novelty, (None, 0, 0, 0, None))(*given)
+            inputs = support, prediction.feature, structures, near, part.potential.cutoff
+            away = jax.vmap(novelty, (None, 0, 0, 0, None))(*inputs)
             prediction = prediction._replace(novelty=away)
         return prediction, jnp.any(near.overflow)
 

@@ -67,9 +67,9 @@ def load(path: Path, parts: Sequence[Path] = ()) -> tuple[bytes, Callable[[Task]
             atoms = ase.Atoms(task.numbers, task.position, cell=task.cell, pbc=task.periodic)
             atoms.info = {"charge": task.charge, "spin": task.spin}
             calculator.calculate(atoms)
-            found = calculator.results
-            tensor = voigt_to_matrix(found["stress"]) if has_stress(task) else None
-            return answered(task, found["energy"], found["forces"], tensor)
+            results = calculator.results
+            tensor = voigt_to_matrix(results["stress"]) if has_stress(task) else None
+            return answered(task, results["energy"], results["forces"], tensor)
         except (LabelError, InputError) as error:
             return failed(task, str(error))
         except Exception as error:
@@ -143,7 +143,7 @@ def over_network(path: Path, host: str, port: int, parts: Sequence[Path] = ()) -
             threading.Thread(target=answer, args=(client,), daemon=True).start()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(command_line: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 for a mistake of the user."""
     words = argparse.ArgumentParser(
         prog="python -m jaxal.deploy.teacher", description="Labels from a model, for others."
@@ -152,13 +152,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words.add_argument("--listen", metavar="[HOST:]PORT", help="serve the network (host: 127.0.0.1); 0 takes any port")
     part = "Python file that registers its parts; may be given several times"
     words.add_argument("--part", type=Path, action="append", default=[], metavar="FILE", help=part)
-    given = words.parse_args(arguments)
-    if given.listen is None:
-        over_pipes(given.model, given.part)
+    arguments = words.parse_args(command_line)
+    if arguments.listen is None:
+        over_pipes(arguments.model, arguments.part)
         return 0
-    host, _, port = given.listen.rpartition(":")
+    host, _, port = arguments.listen.rpartition(":")
     try:
-        over_network(given.model, host or "127.0.0.1", int(port), given.part)
+        over_network(arguments.model, host or "127.0.0.1", int(port), arguments.part)
     except (ValueError, OSError, OverflowError) as error:  # InputError is a ValueError
         print(f"jaxal.deploy.teacher: error: {one_line(str(error))}", file=sys.stderr)
         return 2

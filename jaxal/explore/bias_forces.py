@@ -94,8 +94,8 @@ def _differentiated(
 ) -> Rise:
     def total(position: Float[Array, "b n 3"], strain: Float[Array, "b 3 3"]):
         moved = committees.deformed(structures._replace(position=position), strain)
-        found = committees.predict_local(committee, params, moved, neighbors)
-        value = jax.vmap(measure)(found, moved)
+        prediction = committees.predict_local(committee, params, moved, neighbors)
+        value = jax.vmap(measure)(prediction, moved)
         return jnp.sum(value), value
 
     slopes, value = jax.grad(total, argnums=(0, 1), has_aux=True)(structures.position, jnp.zeros_like(structures.cell))

@@ -231,8 +231,8 @@ def _explorer(engine: tuple[Callable, Callable], timestep: float, kT: Schedule) 
 
     def step(walker: WalkerState, force: Float[Array, "n 3"]) -> Any:
         position = walker.structure.position
-        given = {"kT": _kT(kT, walker.step, position), "force": force, "count": free(walker.structure)}
-        return _cast(apply(walker.engine, **given), position.dtype)
+        arguments = {"kT": _kT(kT, walker.step, position), "force": force, "count": free(walker.structure)}
+        return _cast(apply(walker.engine, **arguments), position.dtype)
 
     def propose(walker: WalkerState) -> Structure:
         return walker.structure._replace(position=step(walker, walker.engine.force).position)

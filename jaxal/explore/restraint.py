@@ -121,9 +121,9 @@ def _level(name: str, level: float | str, unit: str) -> float:
     if not isinstance(level, str):
         return float(level)
     parsed = amount(level)
-    wanted = f"a number{f' in {unit}' if unit else ''}"
+    form = f"a number{f' in {unit}' if unit else ''}"
     if parsed is None or not unit:
-        raise InputError(f"{name}: {level!r} does not fit; give {wanted}")
+        raise InputError(f"{name}: {level!r} does not fit; give {form}")
     try:
         return to_unit(*parsed, unit)
     except ValueError as error:

@@ -187,8 +187,8 @@ def _bound(name: str, options: Mapping[str, Any], start: ase.Atoms, field: str) 
 
 def _marks(annotation: Any) -> set[str]:
     """The marks of an option, also inside of a union."""
-    found = {mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, str)}
-    return found.union(*(_marks(inner) for inner in get_args(annotation) if not isinstance(inner, str)))
+    marks = {mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, str)}
+    return marks.union(*(_marks(inner) for inner in get_args(annotation) if not isinstance(inner, str)))
 
 
 def _check_numbers(value: Any, start: ase.Atoms, field: str) -> None:

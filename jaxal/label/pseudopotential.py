@@ -12,8 +12,8 @@ def valence(file: Path) -> float | None:
     """
     text = file.read_text(encoding="utf-8", errors="replace")
     for pattern in (r'z_valence *= *" *([^"\s]+)', r"(\S+) +Z valence", r'<atom [^>]*valence="([^"]+)"'):
-        if found := re.search(pattern, text):
-            return _number(found[1])
+        if match := re.search(pattern, text):
+            return _number(match[1])
     words = "".join(text.splitlines()[1:2]).split()
     return _number(words[1]) if len(words) > 1 and _number(words[0]) else None
 

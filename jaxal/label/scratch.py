@@ -72,7 +72,7 @@ def run(
     one thread unless OMP_NUM_THREADS says otherwise.
     """
     with (
-        open(stdin or os.devnull, "rb") as given,
+        open(stdin or os.devnull, "rb") as source,
         open(folder / OUTPUT, "wb") as output,
         open(folder / ERRORS, "wb") as errors,
     ):
@@ -81,7 +81,7 @@ def run(
                 [_program(command[0]), *command[1:]],
                 cwd=folder,
                 env=_environment(command) | dict(variables or {}),
-                stdin=given,
+                stdin=source,
                 stdout=output,
                 stderr=errors,
                 timeout=patience,
@@ -147,14 +147,14 @@ def _version(command: tuple[str, ...], pattern: str, text: str, name: str) -> st
             ).stdout.decode(errors="replace")
         except (OSError, subprocess.TimeoutExpired):
             return "unknown"
-    found = re.search(pattern, said)
-    return found[1] if found else "unknown"
+    match = re.search(pattern, said)
+    return match[1] if match else "unknown"
 
 
 def _program(name: str) -> str:
     """Where the program lies; a name that is relative to this process's folder must not be sought in the scratch."""
-    found = shutil.which(name)
-    return os.path.abspath(found) if found else name
+    path = shutil.which(name)
+    return os.path.abspath(path) if path else name
 
 
 def _environment(command: Sequence[str]) -> dict[str, str]:

@@ -164,21 +164,21 @@ def label_service(
 
     def answers(tasks: dict[str, Task], own: dict[str, bytes]) -> dict[str, tuple[int, Result, bool]]:
         """(row, result, from the store) of each key. Every landed result is committed at once."""
-        found: dict[str, tuple[int, Result, bool]] = {}
+        outcomes: dict[str, tuple[int, Result, bool]] = {}
         for key, task in tasks.items():
             if (hit := kept.known(key, task)) is not None:
-                found[key] = (*hit, True)
-        todo = ordered({key: task for key, task in tasks.items() if key not in found})
+                outcomes[key] = (*hit, True)
+        todo = ordered({key: task for key, task in tasks.items() if key not in outcomes})
 
         def landed(index: int, result: Result) -> None:
             key = todo[index]
             if result.ok and times:
                 times.append((tasks[key], result.seconds))
             try:
-                found[key] = (*kept.committed(tasks[key], result, own.get(key, b"")), False)
+                outcomes[key] = (*kept.committed(tasks[key], result, own.get(key, b"")), False)
             except Exception as error:  # a full disk: a label that is not committed is not a label
                 troubles.append(f"the label store {store} failed: {one_line(error)}")
-                found[key] = (0, failed(tasks[key], troubles[-1], result.seconds), False)
+                outcomes[key] = (0, failed(tasks[key], troubles[-1], result.seconds), False)
 
         try:
             run_all(place, [tasks[key] for key in todo], landed, no_more)
@@ -186,7 +186,7 @@ def label_service(
             if not troubles:
                 raise
             raise LabelError(troubles[0]) from None
-        return found
+        return outcomes
 
     def label(batch: Batch, wanted: np.ndarray, own: Sequence[bytes] | None = None) -> Labels:
         species = np.asarray(batch.species)
@@ -202,13 +202,13 @@ def label_service(
             try:
                 if troubles:  # nothing more is paid for that could not be kept
                     raise LabelError(troubles[0])
-                found = answers(wanted_tasks, carries)
+                outcomes = answers(wanted_tasks, carries)
             except Exception as error:  # the store or the executor itself: nothing of this call counts as a label
                 reason = f"labeling failed: {one_line(error)}"
                 troubles.append(reason)
-                found = {key: (0, failed(task, reason), False) for key, task in wanted_tasks.items()}
+                outcomes = {key: (0, failed(task, reason), False) for key, task in wanted_tasks.items()}
         for index in chosen:
-            row, result, from_store = found[keys[index]]
+            row, result, from_store = outcomes[keys[index]]
             with noting:
                 records.append(Record(row, result.ok, result.reason, result.seconds, from_store))
             if result.ok:

@@ -91,13 +91,13 @@ def packed(value: Any) -> bytes:
 def unpacked(message: bytes) -> Any:
     """What `packed` packed; a Task or a Result as the list of its fields. It makes no other objects."""
 
-    def made(mapping: dict) -> Any:
+    def value_of(mapping: dict) -> Any:
         if mapping.keys() == {ARRAY}:
             kind, shape, data = mapping[ARRAY]
             return np.frombuffer(data, kind).reshape(shape).copy()
         return mapping
 
-    return msgpack.unpackb(message, object_hook=made, strict_map_key=False)
+    return msgpack.unpackb(message, object_hook=value_of, strict_map_key=False)
 
 
 def failed(task: Task, reason: str, seconds: float = 0.0) -> Result:
@@ -110,13 +110,13 @@ def answered(task: Task, energy: float, force: np.ndarray, stress: np.ndarray | 
 
     A failure where the shapes do not fit or a number is not finite.
     """
-    found = np.asarray(force, float), NO_STRESS.copy() if stress is None else np.asarray(stress, float)
-    if found[0].shape != (len(task.numbers), 3) or found[1].shape != (3, 3):
-        return failed(task, f"the program wrote forces {found[0].shape} for {len(task.numbers)} atoms")
-    there = found if stress is not None else found[:1]
+    arrays = np.asarray(force, float), NO_STRESS.copy() if stress is None else np.asarray(stress, float)
+    if arrays[0].shape != (len(task.numbers), 3) or arrays[1].shape != (3, 3):
+        return failed(task, f"the program wrote forces {arrays[0].shape} for {len(task.numbers)} atoms")
+    there = arrays if stress is not None else arrays[:1]
     if not (np.isfinite(energy) and all(np.all(np.isfinite(values)) for values in there)):
         return failed(task, "the program wrote numbers that are not finite")
-    return Result(float(energy), *found, True, "", 0.0)
+    return Result(float(energy), *arrays, True, "", 0.0)
 
 
 def elsewhere(task: Task, position: np.ndarray) -> bool:

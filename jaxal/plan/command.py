@@ -25,28 +25,28 @@ def add(plan: argparse.ArgumentParser) -> None:
     plan.set_defaults(command=run)
 
 
-def run(given: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
     """Prepares for the devices, then plans for each and prints what it finds."""
     from jaxal.plan import targets
 
-    names = list(dict.fromkeys(given.device.split(",")))
+    names = list(dict.fromkeys(arguments.device.split(",")))
     platforms = {targets.prepare(name).platform if name != "this" else "this" for name in names}
     if len(platforms) > 1:
-        raise InputError(f"--device: {given.device} are of several kinds; give GPUs, TPUs or this alone")
+        raise InputError(f"--device: {arguments.device} are of several kinds; give GPUs, TPUs or this alone")
     from jaxal.config.check import check
     from jaxal.config.loading import load
     from jaxal.config.systems import populations
     from jaxal.core.discovery import import_file
     from jaxal.data.structure import species_table
 
-    for path in given.part:
+    for path in arguments.part:
         import_file(path)
-    config = load(given.config, given.overrides)
+    config = load(arguments.config, arguments.overrides)
     check(config)
     systems = populations(config)
     table = species_table([atoms for system in systems for atoms in system.starts])
     records = [plan(config, systems, table, TARGETS.get(name)) for name in names]
-    print(json.dumps(records, indent=1) if given.json else "\n\n".join(map(text, records)))
+    print(json.dumps(records, indent=1) if arguments.json else "\n\n".join(map(text, records)))
 
 
 def plan(

@@ -50,14 +50,14 @@ def work(text: str) -> Work:
     Of a conditional the branch with fewer kernels counts: neighbors are seldom searched anew.
     """
     computations = dict(_computations(COMMENT.sub("", text)))
-    done: dict[str, Work] = {}
+    works: dict[str, Work] = {}
 
     def of(name: str) -> Work:
-        if name not in done:
+        if name not in works:
             instructions = computations.get(name, [])
             sizes = {each.name: each.size for each in instructions}
-            done[name] = _sum(of_one(each, sizes) for each in instructions)
-        return done[name]
+            works[name] = _sum(of_one(each, sizes) for each in instructions)
+        return works[name]
 
     def of_one(each: _Instruction, sizes: dict[str, int]) -> Work:
         operation, rest = each.operation, each.rest

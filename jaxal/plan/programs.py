@@ -101,8 +101,8 @@ def train(run: Run, device: Any) -> Compiled:
     parts, static, state, limits = run
 
     def fit(state: Any, buffer: Any, key: Any, limits: Any) -> Any:
-        given = limits.steps, limits.rate, limits.final_rate
-        return training.fit(parts.committee, static.recipe, static.train_near, state, buffer, key, *given)
+        schedule = limits.steps, limits.rate, limits.final_rate
+        return training.fit(parts.committee, static.recipe, static.train_near, state, buffer, key, *schedule)
 
     return _compiled(fit, device, state.train, state.buffer, state.key, limits, donated=0)
 

@@ -61,10 +61,10 @@ def prepare(name: str) -> Target:
             f"--device: {name} needs a compiler that is not here ({', '.join(missing)}); "
             f"install it with `pip install 'jaxal[{extra}]'`, no {target.platform.upper()} is needed"
         )
-    package, wanted = compiler(target.platform)
-    if not version(package).startswith(wanted):
+    package, release = compiler(target.platform)
+    if not version(package).startswith(release):
         raise InputError(
-            f"--device: {package} {version(package)} is not for jax {version('jax')}; install version {wanted} of it"
+            f"--device: {package} {version(package)} is not for jax {version('jax')}; install version {release} of it"
         )
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -86,8 +86,8 @@ def compiler(platform: str) -> tuple[str, str]:
     """The package that compiles for a platform, and the version that this jax asks for: another one may crash."""
     if platform == "gpu":
         return "jax-cuda12-plugin", version("jax")
-    asked = next((line for line in requires("jax") or [] if line.startswith("libtpu==")), "libtpu==")
-    return "libtpu", re.split("[*;]", asked.removeprefix("libtpu=="))[0].strip(" .")
+    requirement = next((line for line in requires("jax") or [] if line.startswith("libtpu==")), "libtpu==")
+    return "libtpu", re.split("[*;]", requirement.removeprefix("libtpu=="))[0].strip(" .")
 
 
 def _installed(package: str) -> bool:

@@ -107,8 +107,8 @@ def _in_blocks(function: Callable[..., Array], rows: int, *arrays: Float[Array, 
     rows = -(-number // blocks)
     spare = blocks * rows - number
     cut = [jnp.pad(x, [(0, spare)] + [(0, 0)] * (x.ndim - 1)).reshape(blocks, rows, *x.shape[1:]) for x in arrays]
-    done = jax.lax.map(lambda block: function(*block), tuple(cut))
-    return done.reshape(blocks * rows, *done.shape[2:])[:number]
+    outputs = jax.lax.map(lambda block: function(*block), tuple(cut))
+    return outputs.reshape(blocks * rows, *outputs.shape[2:])[:number]
 
 
 def _weighted_sum(

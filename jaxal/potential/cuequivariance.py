@@ -29,8 +29,8 @@ def trouble() -> str:
     if importlib.util.find_spec("cuequivariance_jax") is None:
         return "needs cuequivariance-jax; give xla, or install it: pip install 'jaxal[cuda]'"
     try:
-        polynomial, one = product_polynomial(0, 0, 1, 1), jnp.ones((1, 1))
-        jax.eval_shape(jax.grad(lambda x: jnp.sum(_evaluated(polynomial, [x, x], 1))), one)
+        polynomial, operand = product_polynomial(0, 0, 1, 1), jnp.ones((1, 1))
+        jax.eval_shape(jax.grad(lambda x: jnp.sum(_evaluated(polynomial, [x, x], 1))), operand)
     except Exception as error:
         return _blamed(error)
     return ""
@@ -104,13 +104,13 @@ def neighbor_contraction(
     by_pair = jnp.swapaxes(weight, 1, 2).reshape(weight.shape[0], -1)  # in the order of `pairs`
     weights = (functions(*pair) @ by_pair).reshape(number * slots, -1)
     to = jnp.repeat(jnp.arange(number, dtype=index.dtype), slots)
-    found = _evaluated(
+    messages = _evaluated(
         message_polynomial(feature_l, l_max, channels),
         [weights, harmonics.reshape(number * slots, -1), jnp.moveaxis(features, 0, 1).reshape(number, -1)],
         number,
         [None, None, index.reshape(-1), to],
     )
-    return sides(jnp.moveaxis(found.reshape(number, -1, channels), 1, 0), feature_l, l_max)
+    return sides(jnp.moveaxis(messages.reshape(number, -1, channels), 1, 0), feature_l, l_max)
 
 
 @cache
@@ -138,8 +138,8 @@ def product_polynomial(l_max: int, l_out: int, correlation: int, channels: int) 
                 product.add_path(*term, c=value)
             first += basis.shape[2]
         operations.append((cue.Operation(tuple(buffers)), product))
-    wanted = [cue.SegmentedOperand(ndim=1, segments=number * [(channels,)]) for number in segments.values()]
-    return cue.SegmentedPolynomial(wanted[:2], wanted[2:], operations)
+    operands = [cue.SegmentedOperand(ndim=1, segments=number * [(channels,)]) for number in segments.values()]
+    return cue.SegmentedPolynomial(operands[:2], operands[2:], operations)
 
 
 def symmetric_product(
@@ -150,5 +150,5 @@ def symmetric_product(
     cases = itertools.product(range(1, correlation + 1), range(l_out + 1))
     weights = jnp.concatenate([weight[case] for case in cases if case in weight], axis=1)
     inputs = [weights.reshape(number, -1), jnp.moveaxis(values, 0, 1).reshape(number, -1)]
-    found = _evaluated(product_polynomial(l_max, l_out, correlation, channels), inputs, number)
-    return jnp.moveaxis(found.reshape(number, -1, channels), 1, 0)
+    products = _evaluated(product_polynomial(l_max, l_out, correlation, channels), inputs, number)
+    return jnp.moveaxis(products.reshape(number, -1, channels), 1, 0)

@@ -275,11 +275,11 @@ def equivariant(
     size = channels, l_max, hidden_l, layers, correlation
     model = _Model(table, cutoff, *size, *network, repulsion, kernels, electrons == "on")
 
-    def one(structure: Structure, neighbors: Neighbors) -> Any:
+    def batch_of(structure: Structure, neighbors: Neighbors) -> Any:
         return jax.tree.map(lambda x: x[None], (structure, neighbors))
 
     def init(key: Key, structure: Structure, neighbors: Neighbors) -> Params:
-        return model.init(key, *one(structure, neighbors))
+        return model.init(key, *batch_of(structure, neighbors))
 
     def evaluated(params: Params, structures: Structure, neighbors: Neighbors, free: bool) -> Any:
         constants = jax.lax.stop_gradient(params["constants"])
@@ -298,8 +298,8 @@ def equivariant(
     def energy(
         params: Params, structure: Structure, neighbors: Neighbors
     ) -> tuple[Float[Array, ""], Float[Array, "n f"]]:
-        found, feature = energies(params, *one(structure, neighbors))
-        return found[0], feature[0]
+        value, feature = energies(params, *batch_of(structure, neighbors))
+        return value[0], feature[0]
 
     def alone(params: Params) -> tuple[Float[Array, "s"], Float[Array, "s f"]]:
         """Without neighbors there are no messages: of each layer the residual connection is left.

@@ -48,11 +48,11 @@ def host_label(
         mask = np.asarray(wanted)
         try:
             answer = label(batch, mask)
-            found = [np.asarray(part, shape.dtype) for part, shape in zip(answer, shapes, strict=True)]
-            for part, shape in zip(found, shapes, strict=True):
+            parts = [np.asarray(part, shape.dtype) for part, shape in zip(answer, shapes, strict=True)]
+            for part, shape in zip(parts, shapes, strict=True):
                 if part.shape != shape.shape:
                     raise ValueError(f"the labeler answered with shape {part.shape}, needed is {shape.shape}")
-            return Label._make(found)
+            return Label._make(parts)
         except Exception:
             logging.getLogger(__name__).exception("labeling failed")
             return Label._make(np.zeros(shape.shape, shape.dtype) for shape in shapes)

@@ -96,9 +96,9 @@ def make_segment(parts: Parts, static: Static) -> Segment:
         probe = jax.random.uniform(key_probe, (number,)) < limits.probe
         wants = flagged | (probe & ~candidate.bad)
         score = jnp.where(probe | candidate.unknown, jnp.inf, candidate.score)
-        given = state.train.average, state.buffer, candidate.structure, score, wants
+        inputs = state.train.average, state.buffer, candidate.structure, score, wants
         used = state.labels / jnp.maximum(limits.budget, 1)
-        chosen, crowded, arm = choose(chooser, key_select, *given, state.course, used, state.queue)
+        chosen, crowded, arm = choose(chooser, key_select, *inputs, state.course, used, state.queue)
         problems |= jnp.where(crowded, NEIGHBORS_FULL, 0)
         left = jnp.maximum(limits.budget - state.labels, 0)
         lost = (problems & UNDONE) != 0  # this segment will be undone: a label asked for now would not be used
@@ -187,11 +187,11 @@ def make_segment(parts: Parts, static: Static) -> Segment:
             label = parts.label(picked.structure, wanted)
             ok = label.ok & wanted
             hold = is_probe | (jax.random.uniform(key_hold, wanted.shape) < limits.holdout)
-            given = picked.structure, picked.score, picked.force, label, ok, hold
-            lesson = Lesson(*given, jnp.where(is_probe, -1, arm))
-            state, told = teach(parts, static, limits, state, lesson, (key_add, key_fit))
+            content = picked.structure, picked.score, picked.force, label, ok, hold
+            lesson = Lesson(*content, jnp.where(is_probe, -1, arm))
+            state, outcome = teach(parts, static, limits, state, lesson, (key_add, key_fit))
             state = state._replace(labels=state.labels + jnp.sum(wanted, dtype=jnp.int32))
-            return state, (ok, told.error, told.rmse, told.loss, told.fold_rmse)
+            return state, (ok, outcome.error, outcome.rmse, outcome.loss, outcome.fold_rmse)
 
         def skip(state: State):
             none = jnp.full(wanted.shape, jnp.nan, candidate.force.dtype)
@@ -218,11 +218,11 @@ def make_segment(parts: Parts, static: Static) -> Segment:
     def put_off(state: State, candidate: Candidate, chosen, probe, arm):
         """The chosen walkers' candidates wait in the queue; no label comes at this look."""
         wanted, row = chosen >= 0, jnp.maximum(chosen, 0)
-        asked = jax.tree.map(lambda x: x[row], candidate.structure)
+        structures = jax.tree.map(lambda x: x[row], candidate.structure)
         score = jnp.where(candidate.unknown, jnp.inf, candidate.score)[row]
-        queue = queues.push(state.queue, asked, score, probe[row], chosen, wanted, arm)
+        queue = queues.push(state.queue, structures, score, probe[row], chosen, wanted, arm)
         # What is asked for counts as known: nobody asks for the like of it before the label is there.
-        train = posterior.updated(parts.committee, static.train_near, state.train, asked, wanted)
+        train = posterior.updated(parts.committee, static.train_near, state.train, structures, wanted)
         none = jnp.full(wanted.shape, jnp.nan, candidate.force.dtype)
         nobody, never = jnp.full(wanted.shape, candidate.score.shape[0]), jnp.zeros(wanted.shape, bool)
         look = {"walker": jnp.full_like(chosen, -1), "probe": never, "ok": never, "label_score": none}

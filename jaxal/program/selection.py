@@ -77,7 +77,9 @@ def choose(
             labeled = jnp.concatenate([labeled, queue.ticket >= 0])
         # a free row is seen as the first candidate
         known = where(labeled, rows, jax.tree.map(lambda x: x[:1], structures))
-        each = jax.lax.map(lambda one: features(jax.tree.map(lambda x: x[None], one))[0][0], known, batch_size=TOGETHER)
+        each = jax.lax.map(
+            lambda structure: features(jax.tree.map(lambda x: x[None], structure))[0][0], known, batch_size=TOGETHER
+        )
         own, crowded = features(structures)
         candidates = Candidates(score, own, wants, each, labeled)
         if chooser.schedule is None:
@@ -123,19 +125,19 @@ def scheduled(
     for number, select in enumerate(arms):
 
         def pick(left: Bool[Array, "c"], select: Select = select, number: int = number) -> Int[Array, "k"]:
-            one = jax.random.fold_in(key, number)
-            return exact(select)(one, candidates._replace(eligible=left), size)
+            key_pick = jax.random.fold_in(key, number)
+            return exact(select)(key_pick, candidates._replace(eligible=left), size)
 
         def nothing(left: Bool[Array, "c"]) -> Int[Array, "k"]:
             del left
             return jnp.full(size, -1, jnp.int32)
 
         taken = jnp.zeros(candidates.eligible.shape, bool).at[_or_out(rows, candidates)].set(True, mode="drop")
-        found = jax.lax.cond(share[number] > 0, pick, nothing, candidates.eligible & ~taken)
-        found = jnp.where(jnp.arange(size) < share[number], found, -1)
-        order = jnp.argsort(jnp.concatenate([rows, found]) < 0, stable=True)[:size]
-        rows = jnp.concatenate([rows, found])[order]
-        picked_by = jnp.concatenate([picked_by, jnp.where(found >= 0, number, -1)])[order]
+        picks = jax.lax.cond(share[number] > 0, pick, nothing, candidates.eligible & ~taken)
+        picks = jnp.where(jnp.arange(size) < share[number], picks, -1)
+        order = jnp.argsort(jnp.concatenate([rows, picks]) < 0, stable=True)[:size]
+        rows = jnp.concatenate([rows, picks])[order]
+        picked_by = jnp.concatenate([picked_by, jnp.where(picks >= 0, number, -1)])[order]
     return rows, picked_by
 
 

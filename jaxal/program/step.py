@@ -236,8 +236,8 @@ def make_walk(
         new = jnp.zeros_like(value) if support is None else away(support, prediction, structure, near_)
         drive, stress = moves
         kelvin = jnp.zeros_like(value)
-        found = structure, energy, force, drive, stress, value, new, kelvin, alone, _first(causes)
-        return Candidate(*found, (), {})
+        fields = structure, energy, force, drive, stress, value, new, kelvin, alone, _first(causes)
+        return Candidate(*fields, (), {})
 
     def heated(bounds: Bounds, walkers: PyTree, candidate: Candidate) -> Candidate:
         """The same [w], now that the walkers have the momenta that belong to their frames."""
@@ -280,13 +280,13 @@ def make_walk(
             return seen._replace(energy=energy + extra.energy, force=force, stress=stress), (now, drift)
 
         taken = stepping.step(sampler, near, walk.walkers, walk.near, push, committee.mesh)
-        walkers, found, close, (now, drift) = taken
+        walkers, new_near, close, (now, drift) = taken
         now = heated(bounds, walkers, now)
         # from the first unphysical frame to the next look a walker keeps its last physical frame
         cause = jnp.where(walk.candidate.bad, walk.candidate.cause, now.cause)
         candidate = where(cause != PHYSICAL, walk.candidate, now)._replace(cause=cause)
         full = walk.full | (close.overflow & (cause == PHYSICAL))
-        return Walk(walkers, found, candidate, full, drift)
+        return Walk(walkers, new_near, candidate, full, drift)
 
     def walk(params: Params, state: GateState, support: Support | None, bounds: Bounds, start: Walk) -> Walk:
         end = jax.lax.fori_loop(0, steps, lambda _, now: step(params, state, support, bounds, now), start)

@@ -156,15 +156,15 @@ def path(data: Data) -> Figure:
     """Energy along the reaction path of the model and of the reference, with their barriers."""
     figure, axes = _axes()
     for name, color, marker in (("reference", "black", "o"), ("model", BLUE, "s")):
-        one = data.get(name)
-        if not one:
+        curve = data.get(name)
+        if not curve:
             continue
-        coordinate, energy = _numbers(one["coordinate"]), _numbers(one["energies"]) / KCAL_PER_MOL
+        coordinate, energy = _numbers(curve["coordinate"]), _numbers(curve["energies"]) / KCAL_PER_MOL
         # Smooth through the images without overshooting them.
         if len(coordinate) > 2 and np.all(np.diff(coordinate) > 0):
             fine = np.linspace(coordinate[0], coordinate[-1], 200)
             axes.plot(fine, PchipInterpolator(coordinate, energy)(fine), color=color, linewidth=1.3)
-        label = f"{one.get('name', name)}: {one['energy'] / KCAL_PER_MOL:.2f} kcal/mol"
+        label = f"{curve.get('name', name)}: {curve['energy'] / KCAL_PER_MOL:.2f} kcal/mol"
         axes.plot(coordinate, energy, marker, color=color, markersize=5, linestyle="", label=label)
     axes.set(xlabel="length of the path, Å", ylabel="energy, kcal/mol")
     axes.margins(y=0.15)

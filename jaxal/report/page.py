@@ -48,10 +48,10 @@ CAPTIONS = {
 
 def _read(path: Path, parse: Any) -> Record:
     try:
-        found = parse(path.read_text(encoding="utf-8"))
+        content = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _column(records: list[Record], name: str) -> list[Any]:
@@ -59,10 +59,10 @@ def _column(records: list[Record], name: str) -> list[Any]:
 
 
 def _inside(record: Record, *names: str) -> Any:
-    found: Any = record
+    value: Any = record
     for name in names:
-        found = found.get(name) if isinstance(found, dict) else None
-    return found
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 def gather(directory: Path) -> Record:
@@ -250,7 +250,7 @@ def _tiles(summary: Record) -> list[tuple[str, str]]:
 
     barrier, reference = show(summary["barrier"], ".2f", 1 / KCAL_PER_MOL), summary["barrier_reference"]
     failed = sum(summary["failed"].values())
-    drift, wanted = summary["drift"], summary["coverage_wanted"]
+    drift, target = summary["drift"], summary["coverage_wanted"]
     drift = max(map(abs, drift)) if isinstance(drift, list) and drift and None not in drift else None
     intact = summary["intact"]
     rows = [
@@ -259,7 +259,7 @@ def _tiles(summary: Record) -> list[tuple[str, str]]:
         ("labels" + (f" ({failed} failed)" if failed else ""), show(summary["labels"] or None, ".0f")),
         ("dynamics of each walker, ps", show(summary["ps"], ".1f")),
         (
-            "labels within their estimated error, %" + (f" (wanted {100 * wanted:g})" if wanted is not None else ""),
+            "labels within their estimated error, %" + (f" (wanted {100 * target:g})" if target is not None else ""),
             show(summary["coverage"], ".1f", 100),
         ),
         *(

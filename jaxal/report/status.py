@@ -42,7 +42,7 @@ def gather(directory: str | Path) -> Record:
     walls = [record["wall"] for record in records if _number(record.get("wall")) is not None]
     store = _store(store_of(directory))
     budgets = {name: _number(_inside(config, "stop", name)) for name in ("labels", "time", "wall")}
-    asked = _number(last.get("labels")) if segments else store["number"] if store else None
+    labels = _number(last.get("labels")) if segments else store["number"] if store else None
     eta, by = _eta(segments, phases, budgets) if phase == "explore" else (None, None)
     return {
         "directory": str(directory),
@@ -53,7 +53,7 @@ def gather(directory: str | Path) -> Record:
         "silent": _age(directory / METRICS),
         "ps": _number(last.get("ps")),
         "ps_budget": budgets["time"],
-        "labels": asked,
+        "labels": labels,
         "labels_budget": budgets["labels"],
         "store": store,
         "flagged": _number(last.get("flagged")),
@@ -76,16 +76,16 @@ def gather(directory: str | Path) -> Record:
     }
 
 
-def text(found: Record) -> str:
+def text(record: Record) -> str:
     """What `gather` found, one thing a line; errors in meV/Å."""
-    store, process, point = found["store"], found["process"], found["checkpoint"]
+    store, process, point = record["store"], record["process"], record["checkpoint"]
     rows = [
-        ("run", found["directory"]),
+        ("run", record["directory"]),
         ("process", _at_work(process)),
-        ("phase", found["phase"] + (f" ({found['why']})" if found["why"] else "")),
-        ("elapsed", _clock(found["elapsed"], f", last news {_span(found['silent'])} ago")),
-        ("dynamics", _of(found["ps"], found["ps_budget"], ".2f", " ps")),
-        ("labels", _of(found["labels"], found["labels_budget"], ".0f", "")),
+        ("phase", record["phase"] + (f" ({record['why']})" if record["why"] else "")),
+        ("elapsed", _clock(record["elapsed"], f", last news {_span(record['silent'])} ago")),
+        ("dynamics", _of(record["ps"], record["ps_budget"], ".2f", " ps")),
+        ("labels", _of(record["labels"], record["labels_budget"], ".0f", "")),
     ]
     if store and "error" in store:
         rows.append(("store", store["error"]))
@@ -93,23 +93,26 @@ def text(found: Record) -> str:
         rows.append(("store", ", ".join(f"{store[status]} {status}" for status in STATUSES)))
         if store["mean"] is not None:
             rows.append(("cost", f"{store['mean']:.3g} s a label, {store['hours']:.3g} h in all"))
-    if found["running"] is not None:
-        sure = f", {found['dropped']:.0f} dropped that the committee has become sure of" if found["dropped"] else ""
-        rows.append(("queue", f"{found['waiting']:.0f} waiting, {found['running']:.0f} at work{sure}"))
+    if record["running"] is not None:
+        sure = f", {record['dropped']:.0f} dropped that the committee has become sure of" if record["dropped"] else ""
+        rows.append(("queue", f"{record['waiting']:.0f} waiting, {record['running']:.0f} at work{sure}"))
     rows += [
-        ("device idle", _scaled(found["device_idle"], 100, ".1f", "% of the exploration")),
-        ("workers idle", _scaled(found["workers_idle"], 100, ".1f", "% of the exploration")),
-        ("gate", _scaled(found["flagged"], 100, ".1f", "% of the looks asked for a label")),
-        ("not physical", _scaled(found["unphysical"] or None, 100, ".1f", f"% of the looks{_causes(found['causes'])}")),
-        ("estimated error", _scaled(found["estimated"], 1e3, ".0f", " meV/Å")),
-        ("error of new labels", _scaled(found["true"], 1e3, ".0f", " meV/Å")),
-        ("error of held-out labels", _scaled(found["holdout_force_rmse"], 1e3, ".0f", " meV/Å")),
-        *((f"  {name}", _of_system(own)) for name, own in found["systems"].items()),
-        ("factor of the gate", _scaled(found["factor"], 1, ".3g", "")),
-        ("threshold of the gate", _scaled(found["threshold"], 1, ".3g", "")),
-        ("realized coverage", _scaled(found["coverage"], 100, ".1f", "% of the labels within their estimated error")),
+        ("device idle", _scaled(record["device_idle"], 100, ".1f", "% of the exploration")),
+        ("workers idle", _scaled(record["workers_idle"], 100, ".1f", "% of the exploration")),
+        ("gate", _scaled(record["flagged"], 100, ".1f", "% of the looks asked for a label")),
+        (
+            "not physical",
+            _scaled(record["unphysical"] or None, 100, ".1f", f"% of the looks{_causes(record['causes'])}"),
+        ),
+        ("estimated error", _scaled(record["estimated"], 1e3, ".0f", " meV/Å")),
+        ("error of new labels", _scaled(record["true"], 1e3, ".0f", " meV/Å")),
+        ("error of held-out labels", _scaled(record["holdout_force_rmse"], 1e3, ".0f", " meV/Å")),
+        *((f"  {name}", _of_system(own)) for name, own in record["systems"].items()),
+        ("factor of the gate", _scaled(record["factor"], 1, ".3g", "")),
+        ("threshold of the gate", _scaled(record["threshold"], 1, ".3g", "")),
+        ("realized coverage", _scaled(record["coverage"], 100, ".1f", "% of the labels within their estimated error")),
         ("checkpoint", f"{point['number']}, {_span(point['age'])} old" if point else None),
-        ("left", _clock(found["eta"], f" of exploration, by the budget of {found['by']}")),
+        ("left", _clock(record["eta"], f" of exploration, by the budget of {record['by']}")),
     ]
     return "\n".join(f"{name:<25}{value}" for name, value in rows if value)
 
@@ -186,23 +189,23 @@ def _store(path: Path) -> Record | None:
     if not path.is_file():
         return None
     try:
-        found = cost(path, WAIT)
+        costs = cost(path, WAIT)
     except LabelError as error:
         return {"number": None, "error": str(error)}
     counts = dict.fromkeys(STATUSES, 0)
-    for group in found["methods"]:
+    for group in costs["methods"]:
         counts[group["status"]] += group["number"]
-    return {name: found["total"][name] for name in ("number", "mean", "hours")} | counts
+    return {name: costs["total"][name] for name in ("number", "mean", "hours")} | counts
 
 
 def _checkpoint(directory: Path) -> Record | None:
     """Number and age of the newest checkpoint; one that is being written has another name."""
-    found = []
+    checkpoints = []
     if directory.is_dir():
-        found = [(int(entry.name), _age(entry)) for entry in directory.iterdir() if entry.name.isdecimal()]
-    if not found:
+        checkpoints = [(int(entry.name), _age(entry)) for entry in directory.iterdir() if entry.name.isdecimal()]
+    if not checkpoints:
         return None
-    number, age = max(found, key=lambda one: one[0])
+    number, age = max(checkpoints, key=lambda checkpoint: checkpoint[0])
     return {"number": number, "age": age}
 
 
@@ -212,7 +215,7 @@ def _eta(segments: Sequence[Record], phases: Sequence[Record], budgets: Record) 
     known = [record for record in [began, *segments] if _number(record.get("wall")) is not None][-RECENT - 1 :]
     if not known:
         return None, None
-    found = []
+    estimates = []
     for name, column in (("labels", "labels"), ("time", "ps")):
         points = [record for record in known if _number(record.get(column)) is not None]
         if budgets[name] is None or len(points) < 2:
@@ -220,10 +223,10 @@ def _eta(segments: Sequence[Record], phases: Sequence[Record], budgets: Record) 
         first, last = points[0], points[-1]
         gain, took = last[column] - first[column], last["wall"] - first["wall"]
         if gain > 0 and took > 0:
-            found.append((max(0.0, (budgets[name] - last[column]) * took / gain), name))
+            estimates.append((max(0.0, (budgets[name] - last[column]) * took / gain), name))
     if budgets["wall"] is not None:
-        found.append((max(0.0, budgets["wall"] - known[-1]["wall"]), "wall"))
-    return min(found) if found else (None, None)
+        estimates.append((max(0.0, budgets["wall"] - known[-1]["wall"]), "wall"))
+    return min(estimates) if estimates else (None, None)
 
 
 def _last_error(records: Sequence[Record]) -> float | None:

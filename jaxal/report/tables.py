@@ -63,8 +63,8 @@ def calibration(validation: Record) -> str:
         f"<tr><td>{name}</td>{cell(energies.get(key), scale)}{cell(components.get(key), scale)}</tr>"
         for name, key, scale in rows
     )
-    for symbol, one in (elements if isinstance(elements, dict) else {}).items():
-        covered = one.get("covered") if isinstance(one, dict) else None
+    for symbol, record in (elements if isinstance(elements, dict) else {}).items():
+        covered = record.get("covered") if isinstance(record, dict) else None
         cells += (
             f"<tr><td>atoms of {html.escape(str(symbol))} within the bound, %</td><td></td>{cell(covered, 100)}</tr>"
         )

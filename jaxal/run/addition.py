@@ -132,14 +132,14 @@ def grown(before: Before, run: Run, labels_of_new: Labeled) -> tuple[Progress, s
     progress.failed += first.failed
     progress.phase, progress.config = "explore", dump(run.config, run.directory)
     progress.begun, progress.waiting, progress.rewinds = [], None, []
-    made = jax.block_until_ready(jax.jit(begin)(train, buffer, key))
-    made = _with_biases(Before(old, progress, state), run, parts, made)
-    made = made._replace(labels=jnp.asarray(progress.asked, jnp.int32))
+    new_state = jax.block_until_ready(jax.jit(begin)(train, buffer, key))
+    new_state = _with_biases(Before(old, progress, state), run, parts, new_state)
+    new_state = new_state._replace(labels=jnp.asarray(progress.asked, jnp.int32))
     folder.append(run.directory, [notes.phase(run, "explore", f"added {', '.join(s.name for s in fresh)}")])
     folder.append(run.directory, reference_atoms.records(atoms, reference, run.table, session.elapsed(run)))
-    made = devices.laid(run.mesh, states.LAYOUT, made)
-    persistence.save(run, progress, made)
-    return progress, made
+    new_state = devices.laid(run.mesh, states.LAYOUT, new_state)
+    persistence.save(run, progress, new_state)
+    return progress, new_state
 
 
 def first_labels(old: Run, run: Run, progress: Progress) -> Labeled:
@@ -164,13 +164,13 @@ def first_labels(old: Run, run: Run, progress: Progress) -> Labeled:
     def labeled() -> list[Any] | None:
         with suppress(Enough):
             how = run.store, run.interrupted, run.opener, number, run.table
-            return initial_labels.first_labels(run.config, fresh, *how).told()
+            return initial_labels.first_labels(run.config, fresh, *how).values()
         return None
 
     labels = devices.from_first(labeled)
     if labels is None:
         raise Enough
-    return Labeled(initial_labels.First.heard(labels), reference_atoms.of_run(run, _isolated(old, run, progress)))
+    return Labeled(initial_labels.First.from_values(labels), reference_atoms.of_run(run, _isolated(old, run, progress)))
 
 
 def _isolated(old: Run, run: Run, progress: Progress) -> dict[int, float]:
@@ -208,8 +208,8 @@ def _training_set(
     buffer = buffer._replace(
         structure=structures_to(_renamed(buffer.structure, rows), size), label=buffer.label._replace(force=force)
     )
-    wanted = max(int(buffer.count) + number, min(run.config.stop.labels, assembly.LARGEST_BUFFER))
-    buffer = buffers.grow(buffer, max(wanted, buffers.capacity(buffer)))
+    capacity = max(int(buffer.count) + number, min(run.config.stop.labels, assembly.LARGEST_BUFFER))
+    buffer = buffers.grow(buffer, max(capacity, buffers.capacity(buffer)))
     held = jnp.asarray(training_data.spread_hold(number, run.config.train.holdout, sum(len(s.starts) for s in fresh)))
     bootstrap = 1.0 if run.config.train.bootstrap else 0.0
     return jax.jit(buffers.add, static_argnums=6)(buffer, key, structures, labels, labels.ok, held, bootstrap)[0]

@@ -59,13 +59,13 @@ def committee_of(config: Config | Offline, table: Table, isolated: bool = False)
 
     `isolated` says whether isolated atoms are exact, of those species whose energies are known.
     """
-    given, mesh = config.committee, mesh_of(config) if isinstance(config, Config) else None
-    heads = given.members if given.kind == "shared" else 1
+    section, mesh = config.committee, mesh_of(config) if isinstance(config, Config) else None
+    heads = section.members if section.kind == "shared" else 1
     potential = weights.collected(config.potential.bind()(table))
     if isolated:
         potential = exact_when_isolated(potential, table)
     method = config.uncertainty.bind()(potential, len(table))
-    return Committee(potential, given.members, given.batching, heads, given.signs, len(table), method, mesh)
+    return Committee(potential, section.members, section.batching, heads, section.signs, len(table), method, mesh)
 
 
 def _replicas(config: Config) -> int:
@@ -110,13 +110,13 @@ def untrained(
     """
 
     def build(structures: Any, key: Any) -> states.State:
-        one = jax.tree.map(lambda x: x[0], structures)
-        params = committees.init(parts.committee, key, one, neighbors.build(static.train_near, one))
-        buffer = buffers.init(one, parts.committee.members, rows)
+        structure = jax.tree.map(lambda x: x[0], structures)
+        params = committees.init(parts.committee, key, structure, neighbors.build(static.train_near, structure))
+        buffer = buffers.init(structure, parts.committee.members, rows)
         return states.start(parts, static, training.init(static.recipe, params), buffer, structures, key)
 
-    given = jax.tree.map(jnp.asarray, structures), jax.random.key(0)
-    return jax.jit(build)(*given) if filled else jax.eval_shape(build, *given)
+    arguments = jax.tree.map(jnp.asarray, structures), jax.random.key(0)
+    return jax.jit(build)(*arguments) if filled else jax.eval_shape(build, *arguments)
 
 
 def limits_of(config: Config, rate: float, probe: float) -> states.Limits:

@@ -212,8 +212,8 @@ def _check_format(number: Any, path: Path) -> None:
     if number == FORMAT:
         return
     age = "a newer" if isinstance(number, int) and number > FORMAT else "an older"
-    told = f"checkpoint format {number}" if number is not None else "no checkpoint format"
-    raise InputError(f"{path}: written by {age} jaxal ({told}); this one reads format {FORMAT}: go on with that one")
+    version = f"checkpoint format {number}" if number is not None else "no checkpoint format"
+    raise InputError(f"{path}: written by {age} jaxal ({version}); this one reads format {FORMAT}: go on with that one")
 
 
 def _digest(record: dict[str, Any], arrays: dict[str, np.ndarray]) -> np.ndarray:
@@ -227,9 +227,9 @@ def fitted(stored: Stored, like: T) -> T:
     """The stored leaves in the structure of `like`. Raises InputError for another structure or dtype."""
     leaves, (_, arrays, source) = stored.record["leaves"], stored
     flat, structure = jax.tree_util.tree_flatten_with_path(like)
-    names, wanted = [leaf[0] for leaf in leaves], [jax.tree_util.keystr(path) for path, _ in flat]
-    if names != wanted:
-        odd = next(iter(sorted(set(names) ^ set(wanted))), "their order")
+    names, paths = [leaf[0] for leaf in leaves], [jax.tree_util.keystr(path) for path, _ in flat]
+    if names != paths:
+        odd = next(iter(sorted(set(names) ^ set(paths))), "their order")
         raise InputError(f"{source}: holds another state than this configuration and version have (differs in {odd})")
     values = []
     for row, ((name, dtype, shape, implementation), (_, example)) in enumerate(zip(leaves, flat, strict=True)):

@@ -32,7 +32,7 @@ from jaxal.data import frames, neighbors
 from jaxal.data.structure import from_atoms, species_table
 from jaxal.label.service import Service
 from jaxal.label.task import Enough
-from jaxal.label.workers.executor import one
+from jaxal.label.workers.executor import shared_executor
 from jaxal.program import state as states
 from jaxal.report.display import Status, display
 from jaxal.run import (
@@ -85,7 +85,7 @@ def start(config: Config, directory: Path) -> bool:
         return dump(resolved(ready, directory))
 
     with stop.interruptible(directory) as interrupted, ExitStack() as open_folder:
-        return _go(_told(prepared), directory, interrupted)
+        return _go(_config_from_first(prepared), directory, interrupted)
 
 
 def resume(directory: Path, overrides: Sequence[str] = ()) -> bool:
@@ -97,7 +97,7 @@ def resume(directory: Path, overrides: Sequence[str] = ()) -> bool:
     """
     directory = Path(directory)
 
-    def found() -> str:
+    def config_text() -> str:
         if not (directory / FILE_NAME).is_file():
             raise InputError(f"{directory}: not a run folder, it holds no {FILE_NAME}; `jaxal run CONFIG` starts a run")
         open_folder.enter_context(lock.held(directory))
@@ -105,7 +105,7 @@ def resume(directory: Path, overrides: Sequence[str] = ()) -> bool:
 
     _import_kept(directory / INPUTS)
     with stop.interruptible(directory) as interrupted, ExitStack() as open_folder:
-        config = _told(found)
+        config = _config_from_first(config_text)
         assembly.dtype_of(config.precision)
         return _go(config, directory, interrupted, bool(overrides))
 
@@ -124,7 +124,7 @@ def _import_kept(inputs: Path) -> None:
             import_file(path)
 
 
-def _told(text: Callable[[], str]) -> Config:
+def _config_from_first(text: Callable[[], str]) -> Config:
     """The configuration that the first process has, from its text."""
     return parse(yaml12.parse(devices.from_first(text), FILE_NAME), None)
 
@@ -133,7 +133,7 @@ def _go(config: Config, directory: Path, interrupted: Callable[[], bool], change
     import_parts()
     assembly.mesh_of(config)  # before anything else: what was there when the run began may be gone when it is resumed
 
-    opening = one(labeling.executor_of(config, directory))
+    opening = shared_executor(labeling.executor_of(config, directory))
     with suppress(Enough), display() if devices.first() else nullcontext(_unseen) as show, opening as opener:
         nothing = Run(config, directory, [], [], (), show, time.monotonic(), interrupted, opener)
         run = _with(nothing, config)
@@ -154,7 +154,7 @@ def _go(config: Config, directory: Path, interrupted: Callable[[], bool], change
             # what cannot be labeled, or not within the budget, leaves the folder as it was
             first = addition.first_labels(before, run, progress) if more else None
             if changed:
-                copied = _told(lambda: dump(resolved(config, directory)))
+                copied = _config_from_first(lambda: dump(resolved(config, directory)))
                 run = run._replace(config=with_inputs(copied, run.starts))
             folder.cut(directory, progress.sizes)
             if first is not None:
@@ -215,12 +215,12 @@ def _begin(run: Run) -> tuple[Progress, training.TrainState, buffers.Buffer]:
 
     def labeled() -> list[Any] | None:
         with suppress(Enough):  # it must be raised in all processes
-            return initial_labels.first_labels(config, run.systems, run.store, run.interrupted, run.opener).told()
+            return initial_labels.first_labels(config, run.systems, run.store, run.interrupted, run.opener).values()
 
-    told = devices.from_first(labeled)
-    if told is None:
+    values = devices.from_first(labeled)
+    if values is None:
         raise Enough
-    first = initial_labels.First.heard(told)
+    first = initial_labels.First.from_values(values)
     atoms = reference_atoms.of_run(run)
     isolated = reference_atoms.known(atoms, run.table)
     reference = reference_energies(first.structures, first.labels.energy, len(run.table), isolated)
@@ -281,7 +281,7 @@ def _labels(run: Run, progress: Progress) -> Iterator[Labels]:
 
     devices.from_first(opening)
 
-    def asked(structures: Any, wanted: np.ndarray) -> Any:
+    def label(structures: Any, wanted: np.ndarray) -> Any:
         began = time.monotonic()
         answer = services[0].label(structures, wanted, carried(structures))
         progress.asked += int(np.sum(wanted))
@@ -300,7 +300,7 @@ def _labels(run: Run, progress: Progress) -> Iterator[Labels]:
         return seconds
 
     try:
-        yield Labels(labeling.host_label_of(asked, run.mesh), None, drained, since)
+        yield Labels(labeling.host_label_of(label, run.mesh), None, drained, since)
     finally:
         for service in services:
             service.close()

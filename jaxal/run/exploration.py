@@ -176,11 +176,11 @@ class _Sitting:
 
     def end_if_told(self) -> None:
         """Writes a checkpoint where one is due; raises Enough in all processes where the first was told to end."""
-        told = devices.from_first(self.run.interrupted)
-        if self.unsaved and (self.due or told):
+        interrupted = devices.from_first(self.run.interrupted)
+        if self.unsaved and (self.due or interrupted):
             persistence.save(self.run, self.progress, self.state)
             self.saved, self.unsaved = time.monotonic(), False
-        if told:
+        if interrupted:
             raise Enough
 
     def _limits(self) -> states.Limits:
@@ -282,11 +282,11 @@ def _first_training(
 
     limits = assembly.limits_of(config, progress.rate, stop.TRICKLE)
     steps = jnp.asarray(config.train.initial_steps, jnp.int32)
-    given = train, buffer, key_train, steps, limits.rate, limits.final_rate
-    fit = final_training.compiled_fit(parts.committee, static.recipe, static.train_near).lower(*given)
+    arguments = train, buffer, key_train, steps, limits.rate, limits.final_rate
+    fit = final_training.compiled_fit(parts.committee, static.recipe, static.train_near).lower(*arguments)
     # Lowering is Python's work, compiling and training XLA's: beside the first training the programs are made ready.
     with ThreadPoolExecutor(1) as beside:
-        fitting = beside.submit(lambda: jax.block_until_ready(fit.compile()(*given)))
+        fitting = beside.submit(lambda: jax.block_until_ready(fit.compile()(*arguments)))
         shapes = devices.shapes(run.mesh, states.LAYOUT, jax.eval_shape(begin, train, buffer, key))
         programs = _compiled(run, progress, labels, shapes)
         train, _ = fitting.result()

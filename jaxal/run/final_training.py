@@ -253,10 +253,10 @@ def sampled(run: Run, progress: Progress, parts: states.Parts, sample: samples.S
     if not rows.size:
         none: Any = np.zeros(0), np.zeros((0, *structures.position.shape[1:])), np.zeros((0, 3, 3)), np.zeros(0, bool)
         return structures, Label(*none)
-    told = devices.from_first(labeled)
-    if told is None:
+    values = devices.from_first(labeled)
+    if values is None:
         raise Enough
-    return structures, Label(*told)
+    return structures, Label(*values)
 
 
 def _noted(run: Run, bound: Bounded, labels: Label) -> dict[str, Any]:
@@ -274,6 +274,6 @@ def split_held(held: np.ndarray, group: np.ndarray) -> np.ndarray:
     Both must not be the same: the weights that are kept are those that suit the rows that choose them. Rows of one
     `group` [c], copies of a structure, stay together.
     """
-    found, first = np.unique(group[held], return_index=True)
-    order = found[np.argsort(first)]  # the groups as they come
+    groups, first = np.unique(group[held], return_index=True)
+    order = groups[np.argsort(first)]  # the groups as they come
     return held & np.isin(group, order[np.arange(order.size) % 3 != 0])

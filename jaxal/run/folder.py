@@ -89,16 +89,16 @@ def cut(directory: Path, sizes: dict[str, int]) -> None:
 
 def versions(directory: Path) -> None:
     """Writes versions.json: machine, Python, packages."""
-    found: dict[str, Any] = {name: metadata.version(name) for name in PACKAGES}
+    record: dict[str, Any] = {name: metadata.version(name) for name in PACKAGES}
     device = jax.devices()[0]
-    found |= {
+    record |= {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "device": f"{len(jax.devices())} x {device.platform} {device.device_kind}",
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
-    found |= {entry.dist.name: entry.dist.version for entry in plugins.entry_points() if entry.dist}
-    (directory / VERSIONS).write_text(json.dumps(found, indent=1) + "\n")
+    record |= {entry.dist.name: entry.dist.version for entry in plugins.entry_points() if entry.dist}
+    (directory / VERSIONS).write_text(json.dumps(record, indent=1) + "\n")
 
 
 def write_training(directory: Path, buffer: Buffer, table: Table, reference: np.ndarray) -> None:

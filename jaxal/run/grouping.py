@@ -40,11 +40,11 @@ def largest(systems: Sequence[Population]) -> int:
 
 def program_groups(systems: Sequence[Population], groups: Groups, near: Sequence[neighbors.Spec]) -> list[Group]:
     """The groups of the walkers, with their neighbor lists."""
-    made = []
+    padded_groups = []
     for group, spec in zip(groups, near, strict=True):
         own = tuple(at for at in group for _ in range(systems[at].walkers))
-        made.append(Group(spec, largest([systems[at] for at in group]), own))
-    return made
+        padded_groups.append(Group(spec, largest([systems[at] for at in group]), own))
+    return padded_groups
 
 
 def neighbor_lists(

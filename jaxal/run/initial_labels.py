@@ -28,14 +28,14 @@ class First(NamedTuple):
     labels: Label  # [k] numpy
     failed: int
 
-    def told(self) -> list[Any]:
+    def values(self) -> list[Any]:
         """As one process tells another."""
         return [list(self.structures), list(self.labels), self.failed]
 
     @classmethod
-    def heard(cls, told: list[Any]) -> "First":
-        """What `told` told."""
-        return cls(Structure(*told[0]), Label(*told[1]), told[2])
+    def from_values(cls, values: list[Any]) -> "First":
+        """From what `values` returns."""
+        return cls(Structure(*values[0]), Label(*values[1]), values[2])
 
 
 def first_structures(atoms: ase.Atoms | Sequence[ase.Atoms], number: int, seed: int) -> list[ase.Atoms]:
@@ -72,11 +72,11 @@ def first_of_all(systems: Sequence[Population], number: int, seed: int) -> list[
     A system has at least its start structures; an isolated atom, which nothing displaces, has no copies.
     """
     least = [len(system.starts) for system in systems]
-    wanted = [0 if len(system.starts[0]) == 1 else 1 for system in systems]
+    movable = [0 if len(system.starts[0]) == 1 else 1 for system in systems]
     shares = list(least)
-    for turn in range(max(0, number - sum(least)) if any(wanted) else 0):
+    for turn in range(max(0, number - sum(least)) if any(movable) else 0):
         # the next one goes to the system that has the fewest copies so far
-        at = min((share - few, at) for at, (share, few) in enumerate(zip(shares, least, strict=True)) if wanted[at])[1]
+        at = min((share - few, at) for at, (share, few) in enumerate(zip(shares, least, strict=True)) if movable[at])[1]
         shares[at] += 1
         del turn
     frames = [
@@ -135,22 +135,22 @@ def first_labels(
     wanted = np.ones(len(frames), bool)
     if config.label.part.kind == "oracle":
         dtype = dtype_of(config.precision)
-        given = jax.tree.map(lambda x: jnp.asarray(x, dtype) if x.dtype == np.float64 else jnp.asarray(x), structures)
-        label = jax.jit(oracle_label(config, table, dtype, zero, oracle_spec(config, table, given)))
-        labels = label(given, jnp.asarray(wanted))
-        told: Any = jax.device_get(labels)
-        energy, force, stress = (x.astype(np.float64) for x in told[:3])
-        labels = Label(energy, force, stress, told.ok)
+        inputs = jax.tree.map(lambda x: jnp.asarray(x, dtype) if x.dtype == np.float64 else jnp.asarray(x), structures)
+        label = jax.jit(oracle_label(config, table, dtype, zero, oracle_spec(config, table, inputs)))
+        labels = label(inputs, jnp.asarray(wanted))
+        values: Any = jax.device_get(labels)
+        energy, force, stress = (x.astype(np.float64) for x in values[:3])
+        labels = Label(energy, force, stress, values.ok)
         reasons = ["the force cap label.max_force"] * len(frames)
     else:
         service = open_service(config, table, store, zero, enough, opener)
         try:
             # the program will ask in its own precision: the first structures are rounded to it, too
             rounded: Any = structures._replace(position=np.float64(np.asarray(structures.position, config.precision)))
-            told: Any = service.label(rounded, wanted, carriers(starts, table)(structures))
+            answer: Any = service.label(rounded, wanted, carriers(starts, table)(structures))
             if trouble := service.trouble():
                 raise InputError(trouble)
-            labels = Label(*told)
+            labels = Label(*answer)
             reasons = [record.reason for record in service.drain()]
         finally:
             service.close()

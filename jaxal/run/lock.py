@@ -43,7 +43,7 @@ def held(directory: Path) -> Iterator[None]:
 
 def _holder(path: Path) -> str:
     try:
-        found = json.loads(path.read_text())
-        return f"process {int(found['pid'])} on {found['host']}"
+        holder = json.loads(path.read_text())
+        return f"process {int(holder['pid'])} on {holder['host']}"
     except (OSError, ValueError, KeyError, TypeError):  # it has the lock and has not written yet
         return "another process"

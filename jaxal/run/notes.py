@@ -29,12 +29,12 @@ def note(
     per_look = config.gate.every * run.timesteps * 1e-3  # ps, of each walker
     ps = (progress.look + 1 + np.arange(number))[:, None] * per_look
     wall = elapsed(run)
-    asked = int(np.sum(looks.walker >= 0))
+    label_count = int(np.sum(looks.walker >= 0))
     names = [run.systems[at].name for at in run.walkers]
-    lines = folder.label_records(looks, wall, ps, int(state.labels) - asked + 1, reasons, names)
+    lines = folder.label_records(looks, wall, ps, int(state.labels) - label_count + 1, reasons, names)
     good = [line["rmse"] for line in lines if line["ok"]]
     progress.asked = int(state.labels)
-    progress.failed += asked - len(good) if run.config.label.part.kind == "oracle" else 0
+    progress.failed += label_count - len(good) if run.config.label.part.kind == "oracle" else 0
     progress.true = float(np.mean(good)) if good else progress.true
     progress.flagged = float(np.mean(looks.flagged))
     estimate = looks.estimate[~looks.unphysical & np.isfinite(looks.estimate)]

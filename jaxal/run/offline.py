@@ -141,7 +141,7 @@ def _data(data: Data, train: Train) -> _Data:
         raise InputError(f"data.validation: {data.validation} holds no structure that is not in data.file, too")
     if known.any():
         dataset.tell(f"data.validation: {int(known.sum())} of {len(extra)} frames are in data.file, too; left out")
-    extra = [frame for frame, one in zip(extra, known, strict=True) if not one]
+    extra = [frame for frame, is_known in zip(extra, known, strict=True) if not is_known]
     return _Data([*frames, *extra], np.r_[np.zeros(len(frames), bool), np.ones(len(extra), bool)], more | isolated)
 
 

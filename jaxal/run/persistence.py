@@ -62,10 +62,10 @@ def check_changes(begun: str, now: str, source: Path) -> None:
         differ = [name for name in differ if (name, present.get(name)) != ("potential.electrons", "on")]
     wrong = [name for name in differ if not name.startswith(MAY_CHANGE)]
     if wrong:
-        told = "; ".join(f"{name} was {was.get(name)}, is {present.get(name)}" for name in wrong)
+        changes = "; ".join(f"{name} was {was.get(name)}, is {present.get(name)}" for name in wrong)
         may = ", ".join(name + "*" * name.endswith(".") for name in MAY_CHANGE)
         raise InputError(
-            f"{source}: the run was begun otherwise: {told}. Set it back, or start a new run; {may} may change, and "
+            f"{source}: the run was begun otherwise: {changes}. Set it back, or start a new run; {may} may change, and "
             "systems may be added"
         )
 

@@ -63,14 +63,14 @@ class Came(NamedTuple):
     reasons: list[str]
     seconds: float  # of calculation, all together; what the store had took none
 
-    def told(self) -> list[Any]:
+    def values(self) -> list[Any]:
         """As one process tells another."""
         return [list(self.structure), *self[1:]]
 
     @classmethod
-    def heard(cls, told: list[Any] | None) -> "Came | None":
-        """What `told` told, if anything."""
-        return None if told is None else cls(Structure(*told[0]), *told[1:])
+    def from_values(cls, values: list[Any] | None) -> "Came | None":
+        """From what `values` returns, if anything."""
+        return None if values is None else cls(Structure(*values[0]), *values[1:])
 
 
 class _Item(NamedTuple):
@@ -111,7 +111,7 @@ def recovered(run: Run, progress: Progress, desk: Desk | None, state: states.Sta
     """
     held, training = jax.device_get(devices.whole((state.queue, state.buffer)))
 
-    def found() -> list[Any] | None:
+    def lost_labels() -> list[Any] | None:
         assert desk is not None
         rows = [int(row) for row in np.flatnonzero(held.sent)]
         sent = {int(held.ticket[row]): _task(run, held.structure, row) for row in rows}
@@ -135,9 +135,9 @@ def recovered(run: Run, progress: Progress, desk: Desk | None, state: states.Sta
                 structure = jax.tree.map(lambda x, row=row: np.asarray(x)[row], held.structure)
                 whose = int(held.ticket[row]), bool(held.probe[row]), int(held.walker[row])
                 lost.append(_Item(structure, entry.task, entry.result, *whose, 0.0))
-        return _came(run, progress, lost).told() if lost else None
+        return _came(run, progress, lost).values() if lost else None
 
-    return Came.heard(devices.from_first(found))
+    return Came.from_values(devices.from_first(lost_labels))
 
 
 def arrived(run: Run, progress: Progress, desk: Desk | None, state: states.State, last: bool) -> Came | None:
@@ -148,7 +148,7 @@ def arrived(run: Run, progress: Progress, desk: Desk | None, state: states.State
     """
     held = jax.device_get(devices.whole(state.queue))
 
-    def found() -> list[Any] | None:
+    def new_labels() -> list[Any] | None:
         assert desk is not None
         lag, begun = run.config.label.lag, [ticket for ticket, _ in progress.begun]
         due = (
@@ -178,9 +178,9 @@ def arrived(run: Run, progress: Progress, desk: Desk | None, state: states.State
             structure = jax.tree.map(lambda x, row=row: np.asarray(x)[row], held.structure)
             whose = ticket, bool(held.probe[row]), int(held.walker[row])
             items.append(_Item(structure, task, landed.result, *whose, paid))
-        return _came(run, progress, items).told() if items else None
+        return _came(run, progress, items).values() if items else None
 
-    return Came.heard(devices.from_first(found))
+    return Came.from_values(devices.from_first(new_labels))
 
 
 def arrivals(run: Run, came: Came, size: int) -> Iterator[tuple[Arrivals, Came]]:
@@ -295,11 +295,11 @@ def _ahead(run: Run, progress: Progress, slots: int) -> int:
     """How many labels may be handed out at a time."""
     if run.config.label.lag is not None:
         return slots * run.config.label.lag
-    done = progress.asked - progress.failed - run.config.initial
-    if done <= 0 or not progress.worked or not progress.look:
+    count = progress.asked - progress.failed - run.config.initial
+    if count <= 0 or not progress.worked or not progress.look:
         return 2 * slots
     # while a segment goes on each worker ends so many
-    label, segment = progress.worked / done, progress.busy / (progress.look / assembly.LOOKS)
+    label, segment = progress.worked / count, progress.busy / (progress.look / assembly.LOOKS)
     return slots * (1 + int(np.ceil(segment / label)))
 
 

@@ -67,10 +67,10 @@ def of_run(run: Run, isolated: Mapping[int, float] | None = None) -> list[Atom]:
                 print(f"jaxal: {line}", file=sys.stderr)
             return [list(atom) for atom in atoms]
 
-    told = devices.from_first(calculated)
-    if told is None:
+    values = devices.from_first(calculated)
+    if values is None:
         raise Enough
-    return [Atom(*atom) for atom in told]
+    return [Atom(*atom) for atom in values]
 
 
 def plans(config: Config, numbers: Sequence[int], charges: Sequence[int]) -> list[Plan]:
@@ -141,8 +141,8 @@ def _of_closed_form(config: Config, table: Table) -> list[Atom]:
     structures, neighbors = lone_atoms(table, np.dtype(config.precision))
     atoms = []
     for row, number in enumerate(table):
-        one: Any = [type(tree)(*(leaf[row] for leaf in tree)) for tree in (structures, neighbors)]
-        energy = float(oracle.energy({}, *one)[0])
+        inputs: Any = [type(tree)(*(leaf[row] for leaf in tree)) for tree in (structures, neighbors)]
+        energy = float(oracle.energy({}, *inputs)[0])
         atoms.append(Atom(number, 0, energy, "" if np.isfinite(energy) else "the energy is not finite", 0.0, False))
     return atoms
 

@@ -146,8 +146,8 @@ def show(run: Run, progress: Progress, phase: str, message: str = "", eta: float
     ps = picoseconds(run, progress)
     if phase == "explore":
         limits = [(progress.asked, stop.labels), (ps, stop.time), (wall, stop.wall)]
-        done = max(now / end for now, end in limits if end)
-        eta = wall * (1 - done) / done if done > 0.05 else None
+        fraction = max(now / end for now, end in limits if end)
+        eta = wall * (1 - fraction) / fraction if fraction > 0.05 else None
     run.show(
         Status(
             phase=phase,

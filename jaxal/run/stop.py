@@ -68,13 +68,13 @@ def _rewound(run: Run, progress: Progress, over: bool) -> str:
     if part <= 0.5:
         return ""
     order = [int(at) for at in np.argsort(-counts, kind="stable") if counts[at]]
-    told = ", ".join(f"{CAUSES[at + 1]} {100 * counts[at] / counts.sum():.0f} %" for at in order)
+    shares = ", ".join(f"{CAUSES[at + 1]} {100 * counts[at] / counts.sum():.0f} %" for at in order)
     heated = [system for system in run.systems if system.sampler.bath is not None]
     long = next(filter(None, (too_long(system.starts, system.sampler.timestep) for system in heated)), "")
     remedy = f"lower explore.timestep: {long}" if long else REMEDIES[CAUSES[order[0] + 1]]
     return (
         f"explore: {100 * part:.0f} % of the last {looks} looks at each walker were rewinds from frames that are not "
-        f"physical ({told}); in a new run {remedy}"
+        f"physical ({shares}); in a new run {remedy}"
     )
 
 
@@ -90,9 +90,9 @@ def _why(run: Run, progress: Progress, quiet: float) -> str:
         return f"{stop.wall:g} s of wall time"
     if stop.error is not None:
         if len(progress.probes) >= stop.probes:
-            found = float(np.sqrt(np.mean(progress.probes)))
-            if found <= stop.error:
-                return f"force RMSE {1e3 * found:.0f} meV/Å on {len(progress.probes)} fresh probe labels"
+            rmse = float(np.sqrt(np.mean(progress.probes)))
+            if rmse <= stop.error:
+                return f"force RMSE {1e3 * rmse:.0f} meV/Å on {len(progress.probes)} fresh probe labels"
             progress.probing, progress.probes = False, []
         elif not progress.probing and progress.fold is not None:
             progress.probing = progress.fold <= stop.error
@@ -114,11 +114,11 @@ def interruptible(directory: Path) -> Iterator[Callable[[], bool]]:
     lost, and one inside a callback ends as an error of XLA. Told again, the process ends at once, with status 130:
     what is on disk is whole at any moment. Not in the main thread, where Python hears no signals, it is never told.
     """
-    told = threading.Event()
+    event = threading.Event()
 
     def handler(number: int, _: Any) -> None:
-        again = told.is_set()
-        told.set()
+        again = event.is_set()
+        event.set()
         name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
         if again:
             more = f"; `jaxal resume {directory}` continues" if (directory / FILE_NAME).exists() else ""
@@ -127,11 +127,11 @@ def interruptible(directory: Path) -> Iterator[Callable[[], bool]]:
         _say(f"\njaxal: {name}: ends after the present segment (once more: at once)\n")
 
     if threading.current_thread() is not threading.main_thread():
-        yield told.is_set
+        yield event.is_set
         return
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield told.is_set
+        yield event.is_set
     finally:
         for number, what in before.items():
             signal.signal(number, what)

@@ -79,6 +79,6 @@ def new_params(
     atoms = jnp.sum(structures.species >= 0)
     listed = float(jnp.sum(near.index < structures.species.shape[-1]) / atoms)
     first = jax.tree.map(lambda x: x[0], (structures, near))
-    params = jax.jit(lambda key, *one: committees.init(committee, key, *one))(key, *first)
+    params = jax.jit(lambda key, *example: committees.init(committee, key, *example))(key, *first)
     params = training.normalize(params, labels, structures, listed)
     return params if reference is None else with_isolated(params, reference, isolated or {})

@@ -63,8 +63,8 @@ def bounded(
         return Bounded(None, support, float("nan"))
     structures, label = jax.tree.map(lambda x: x[ok], (structures, label))
     spec = neighbors.plan(structures, committee.potential.cutoff, 0.0, 1.0)
-    found = jax.jit(measured, static_argnums=(0, 1))(committee, spec, params, support, structures, label)
-    spread, error, new, rmse = (np.asarray(x, np.float64) for x in found)
+    measurement = jax.jit(measured, static_argnums=(0, 1))(committee, spec, params, support, structures, label)
+    spread, error, new, rmse = (np.asarray(x, np.float64) for x in measurement)
     finite = np.sort(new[np.isfinite(new)])
     if finite.size:
         rank = min(int(np.ceil((finite.size + 1) * LEVEL - 1e-6)), finite.size)

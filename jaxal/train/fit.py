@@ -122,8 +122,8 @@ def _fit_local(
             chosen, head = buffers.sample(key, buffer, weight, recipe.batch)
             structures, labels = buffers.rows(buffer, chosen)
             mask = jax.random.fold_in(key, 1)
-            given = structures, labels, buffer.share[chosen]
-            value, slope = jax.value_and_grad(batch_loss)(trained, constants, head, mask, *given)
+            batch = structures, labels, buffer.share[chosen]
+            value, slope = jax.value_and_grad(batch_loss)(trained, constants, head, mask, *batch)
             update, memory = transformation.update(slope, memory, trained)
             progress = i / jnp.maximum(steps, 1)
             now = final_rate + 0.5 * (rate - final_rate) * (1 + jnp.cos(np.pi * progress))

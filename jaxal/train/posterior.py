@@ -33,10 +33,10 @@ def updated(
         return train
     near = neighbors.find(spec, structures)
 
-    def one(params: Params):
+    def posterior_of(params: Params):
         return exact(method.update)(params, structures, near, wanted)
 
-    return _with(train, over_members(one, committee.batching)(train.average))
+    return _with(train, over_members(posterior_of, committee.batching)(train.average))
 
 
 def _with(train: TrainState, posterior: dict[str, Array]) -> TrainState:

@@ -40,7 +40,7 @@ def _atoms(
     first, cutoff = backbone(committee, jax.tree.map(lambda x: x[0], params)), committee.potential.cutoff
 
     @exact
-    def one(structure: Structure) -> tuple[Float[Array, "n f"], Bool[Array, "n"]]:
+    def atoms_of(structure: Structure) -> tuple[Float[Array, "n f"], Bool[Array, "n"]]:
         alone = jax.tree.map(lambda x: x[None], structure)
         listed = neighbors.find(spec, alone)
         near = jax.tree.map(lambda x: x[0], listed)
@@ -48,7 +48,7 @@ def _atoms(
         lonely = without_neighbors(structure, near, cutoff)
         return described(feature, structure, near, cutoff, committee.species), lonely
 
-    return jax.lax.map(one, structures, batch_size=TOGETHER)
+    return jax.lax.map(atoms_of, structures, batch_size=TOGETHER)
 
 
 def learned(committee: Committee, spec: neighbors.Spec, params: Params, buffer: buffers.Buffer) -> Support:

@@ -60,10 +60,10 @@ def d_optimality(
     ) -> Posterior:
         """With the rows that make the volumes larger; rows of species -1 are none."""
 
-        def one(kind: Int[Array, ""]) -> Float[Array, "p p"]:
+        def active_of(kind: Int[Array, ""]) -> Float[Array, "p p"]:
             return maxvol(active[kind], rows, kinds == kind, tolerance)
 
-        active = jax.lax.map(one, jnp.arange(species))
+        active = jax.lax.map(active_of, jnp.arange(species))
         return {**posterior, "active": active, "inverse": jnp.linalg.inv(active)}
 
     def grade(posterior: Posterior, feature: Float[Array, "b n f"], kinds: Int[Array, "b n"]) -> Float[Array, "b n"]:

@@ -63,8 +63,8 @@ def density(
         points = jnp.sum(moments.count, axis=-1)  # [s]
         whole = jnp.sum(points * mixture.variance(mixture.pooled(moments))) / jnp.maximum(jnp.sum(points), 1.0)
         least = mixture.LEAST * jnp.where(whole > 0, whole, 1.0)
-        found = jax.vmap(lambda one: mixture.density(one, least, strength))(moments)
-        return {**posterior, **moments._asdict(), **found._asdict()}
+        densities = jax.vmap(lambda statistics: mixture.density(statistics, least, strength))(moments)
+        return {**posterior, **moments._asdict(), **densities._asdict()}
 
     def moments_of(posterior: Posterior) -> Moments:
         return Moments(*(posterior[name] for name in Moments._fields))
@@ -90,10 +90,10 @@ def density(
         whole = jnp.sum(square) / (jnp.maximum(jnp.sum(there), 1) * points.shape[1])
         least = mixture.LEAST * jnp.where(whole > 0, whole, 1.0)
 
-        def one(kind: Int[Array, ""]) -> Moments:
+        def mixture_of(kind: Int[Array, ""]) -> Moments:
             return mixture.fitted(points, taught == kind, components, least, strength)
 
-        new = ready(old, jax.lax.map(one, jnp.arange(species)))
+        new = ready(old, jax.lax.map(mixture_of, jnp.arange(species)))
         errors = residuals(potential, params, lessons)
         square = jnp.where(errors.real, distances(new, feature, kinds)[errors.row], 0.0)
         return {**new, "scale": scales(errors, jnp.sum(square, axis=-1), square)}
@@ -106,11 +106,11 @@ def density(
         kinds = structures.species.reshape(-1)
         evaluated = moments_of(old), Density(*(old[name] for name in Density._fields))
 
-        def one(moments: Moments, density: Density, kind: Int[Array, ""]) -> Moments:
+        def extended(moments: Moments, density: Density, kind: Int[Array, ""]) -> Moments:
             share = jax.nn.softmax(mixture.logs(moments, density, points), axis=-1)
             return mixture.added(moments, points, jnp.where((kinds == kind)[:, None], share, 0.0))
 
-        return if_any(wanted, ready(old, jax.vmap(one)(*evaluated, jnp.arange(species))), old)
+        return if_any(wanted, ready(old, jax.vmap(extended)(*evaluated, jnp.arange(species))), old)
 
     def predict(params: Params, structures: Structure, neighbors: Neighbors) -> Distribution:
         scale = params["posterior"]["scale"]

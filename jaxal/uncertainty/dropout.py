@@ -141,12 +141,12 @@ def dropout(
         judging = jax.tree.map(lambda x: x[errors.row], used(lessons)[:2])
 
         def variance(structure: Structure, neighbors: Neighbors) -> Float[Array, "n"]:
-            found = predict(unscaled, *jax.tree.map(lambda x: x[None], (structure, neighbors)))
-            return jnp.sum(jnp.var(found.force[:, 0], axis=0), axis=-1)
+            prediction = predict(unscaled, *jax.tree.map(lambda x: x[None], (structure, neighbors)))
+            return jnp.sum(jnp.var(prediction.force[:, 0], axis=0), axis=-1)
 
         square = jnp.sum(errors.force**2, axis=-1)
-        told = (x.reshape(-1) for x in (square, each(variance, *judging), errors.real))
-        return {**params["posterior"], "scale": likelihood_scale(*told)}
+        observations = (x.reshape(-1) for x in (square, each(variance, *judging), errors.real))
+        return {**params["posterior"], "scale": likelihood_scale(*observations)}
 
     def update(params: Params, structures: Structure, neighbors: Neighbors, wanted: Bool[Array, "k"]) -> Posterior:
         del structures, neighbors, wanted
@@ -165,7 +165,7 @@ def _of_batch(potential: Potential, energies) -> Potential:
     """The potential with other energies of a batch; that of one structure is of a batch of one."""
 
     def energy(params: Params, structure: Structure, neighbors: Neighbors):
-        found, feature = energies(params, *jax.tree.map(lambda x: x[None], (structure, neighbors)))
-        return found[0], feature[0]
+        value, feature = energies(params, *jax.tree.map(lambda x: x[None], (structure, neighbors)))
+        return value[0], feature[0]
 
     return potential._replace(energy=energy, energies=energies)

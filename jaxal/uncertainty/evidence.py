@@ -11,18 +11,18 @@ STRENGTHS = 13  # of the prior that are compared
 
 
 def fitted(
-    rows: Float[Array, "t d"], told: Float[Array, "q d"], gap: Float[Array, "q"], there: Bool[Array, "q"]
+    rows: Float[Array, "t d"], design: Float[Array, "q d"], gap: Float[Array, "q"], there: Bool[Array, "q"]
 ) -> tuple[Float[Array, "d d"], Float[Array, ""]]:
     """Root of the covariance (strength + rows^T rows)^-1 and the scale of its spreads.
 
     `rows` are observed with unit variance. `gap` are errors, in their own units, of what the weights contribute along
-    `told`, where they are `there`: strength and scale are those under which these errors, normal with variance
-    scale^2 told (strength + rows^T rows)^-1 told, are most likely. Strengths reach from the smallest that rounding
+    `design`, where they are `there`: strength and scale are those under which these errors, normal with variance
+    scale^2 design (strength + rows^T rows)^-1 design, are most likely. Strengths reach from the smallest that rounding
     leaves to tell from nothing up to the largest eigenvalue. With nothing to judge by, strength and scale are 1.
     """
     values, vectors = jnp.linalg.eigh(rows.T @ rows)
     values = jnp.maximum(values, 0.0)
-    part = (told @ vectors) ** 2
+    part = (design @ vectors) ** 2
     top = jnp.where(values[-1] > 0, values[-1], 1.0)
     least = -6 if rows.dtype == jnp.float32 else -8
     strengths = top * jnp.logspace(least, 0, STRENGTHS, dtype=rows.dtype)

@@ -55,8 +55,8 @@ def negative_log_likelihood(evidence: Evidence, error: Float[Array, "..."]) -> F
     nu, alpha, beta = evidence
     omega = 2 * beta * (1 + nu)
     # alpha cancels between the two logarithms of Omega: one quotient rounds less
-    found = 0.5 * jnp.log(jnp.pi / nu) + (alpha + 0.5) * jnp.log1p(nu * error**2 / omega) + 0.5 * jnp.log(omega)
-    return found + gammaln(alpha) - gammaln(alpha + 0.5)
+    logarithms = 0.5 * jnp.log(jnp.pi / nu) + (alpha + 0.5) * jnp.log1p(nu * error**2 / omega) + 0.5 * jnp.log(omega)
+    return logarithms + gammaln(alpha) - gammaln(alpha + 0.5)
 
 
 def epistemic(evidence: Evidence) -> Float[Array, "..."]:
@@ -176,12 +176,12 @@ def evidential(
         judging = jax.tree.map(lambda x: x[errors.row], used(lessons)[:2])
         energies = potential.energies or jax.vmap(potential.energy, (None, 0, 0))
 
-        def one(structure: Structure, neighbors: Neighbors):
+        def variances_of(structure: Structure, neighbors: Neighbors):
             single = jax.tree.map(lambda x: x[None], (structure, neighbors))
-            found = variances(params, energies(params, *single)[1], single[0].species)
-            return found[0][0], found[1][0]
+            energy, force = variances(params, energies(params, *single)[1], single[0].species)
+            return energy[0], force[0]
 
-        return {"scale": scales(errors, *each(one, *judging))}
+        return {"scale": scales(errors, *each(variances_of, *judging))}
 
     def update(params: Params, structures: Structure, neighbors: Neighbors, wanted: Bool[Array, "k"]) -> Posterior:
         del structures, neighbors, wanted

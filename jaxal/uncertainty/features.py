@@ -23,11 +23,11 @@ def width(potential: Potential, params: Params, structure: Structure, neighbors:
     return jax.eval_shape(potential.energy, params, structure, neighbors)[1].shape[-1]
 
 
-def projection(key: Key, size: int, wanted: int, dtype) -> Float[Array, "f p"]:
-    """Random orthonormal columns from `size` features to at most `wanted`; as they are where there are no more."""
-    if size <= wanted:
+def projection(key: Key, size: int, limit: int, dtype) -> Float[Array, "f p"]:
+    """Random orthonormal columns from `size` features to at most `limit`; as they are where there are no more."""
+    if size <= limit:
         return jnp.eye(size, dtype=dtype)
-    return jnp.linalg.qr(jax.random.normal(key, (size, wanted), dtype))[0]
+    return jnp.linalg.qr(jax.random.normal(key, (size, limit), dtype))[0]
 
 
 def kept(structures: Structure, neighbors: Neighbors, keep: Bool[Array, "b"]) -> tuple[Structure, Neighbors]:
@@ -44,16 +44,16 @@ def kept(structures: Structure, neighbors: Neighbors, keep: Bool[Array, "b"]) ->
 
 def each(function, *rows):
     """`function` of one structure and more, over rows [c], some at a time."""
-    return jax.lax.map(lambda one: function(*one), rows, batch_size=TOGETHER)
+    return jax.lax.map(lambda row: function(*row), rows, batch_size=TOGETHER)
 
 
 def of_lessons(potential: Potential, params: Params, lessons: Lessons) -> Float[Array, "c n f"]:
     """Features of all atoms of the training set, zero where there is none."""
 
-    def one(structure: Structure, neighbors: Neighbors) -> Float[Array, "n f"]:
+    def features_of(structure: Structure, neighbors: Neighbors) -> Float[Array, "n f"]:
         return atom_features(potential, params, *jax.tree.map(lambda x: x[None], (structure, neighbors)))[0]
 
-    return each(one, *used(lessons)[:2])
+    return each(features_of, *used(lessons)[:2])
 
 
 def used(lessons: Lessons) -> Lessons:
@@ -75,18 +75,18 @@ class Residuals(NamedTuple):
 def residuals(potential: Potential, params: Params, lessons: Lessons) -> Residuals:
     """Errors on the latest held-out structures; on the latest trained ones where none is held out."""
     number = lessons.held.shape[0]
-    asked = jnp.where(jnp.any(lessons.held), lessons.held, lessons.trained)
-    (back,) = jnp.nonzero(asked[::-1], size=min(JUDGED, number), fill_value=number)
+    judges = jnp.where(jnp.any(lessons.held), lessons.held, lessons.trained)
+    (back,) = jnp.nonzero(judges[::-1], size=min(JUDGED, number), fill_value=number)
     valid = back < number
     row = jnp.where(valid, number - 1 - back, 0)
     structures, neighbors, label = jax.tree.map(lambda x: x[row], lessons[:3])
     structures, neighbors = kept(structures, neighbors, valid)
 
-    def one(structure: Structure, neighbors: Neighbors):
-        found = evaluate_batch(potential, params, *jax.tree.map(lambda x: x[None], (structure, neighbors)))
-        return found[0][0], found[1][0]
+    def evaluated(structure: Structure, neighbors: Neighbors):
+        batch = evaluate_batch(potential, params, *jax.tree.map(lambda x: x[None], (structure, neighbors)))
+        return batch[0][0], batch[1][0]
 
-    energy, force = each(one, structures, neighbors)
+    energy, force = each(evaluated, structures, neighbors)
     real = structures.species >= 0
     known = real[..., None] & jnp.isfinite(label.force)
     gap = jnp.where(known, force - jnp.where(known, label.force, 0.0), 0.0)
@@ -127,11 +127,11 @@ def directions(structure: Structure, rows: str, probes: int) -> Float[Array, "r 
     number, dtype = structure.position.shape[0], structure.position.dtype
     real = structure.species >= 0
     if rows == "forces":
-        found = jnp.eye(3 * number, dtype=dtype).reshape(-1, number, 3)
+        vectors = jnp.eye(3 * number, dtype=dtype).reshape(-1, number, 3)
     else:
         bits = jax.lax.bitcast_convert_type(structure.position.astype(jnp.float32), jnp.uint32)
         odd = 2 * jnp.arange(3 * number, dtype=jnp.uint32).reshape(number, 3) + 1
         seed = jnp.sum(jnp.where(real[:, None], bits * odd, jnp.uint32(0)), dtype=jnp.uint32)
         key = jax.random.fold_in(jax.random.key(0), seed)
-        found = jax.random.rademacher(key, (probes, number, 3), dtype)
-    return jnp.where(real[:, None], found, 0.0)
+        vectors = jax.random.rademacher(key, (probes, number, 3), dtype)
+    return jnp.where(real[:, None], vectors, 0.0)

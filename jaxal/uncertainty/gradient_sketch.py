@@ -91,8 +91,8 @@ def gradient_sketch(
         if not directions:
             return slope
         size, dtype = slope.shape[-1], slope.dtype
-        found = jax.lax.map(lambda j: slope @ signs(seed, j, size, dtype), jnp.arange(directions))
-        return jnp.moveaxis(found, 0, -1) * directions**-0.5
+        products = jax.lax.map(lambda j: slope @ signs(seed, j, size, dtype), jnp.arange(directions))
+        return jnp.moveaxis(products, 0, -1) * directions**-0.5
 
     def expanded(delta: Float[Array, "k d"], size: int) -> Float[Array, "k t"]:
         """The transpose of `sketched`."""
@@ -140,24 +140,24 @@ def gradient_sketch(
 
     def learn(params: Params, lessons: Lessons) -> Posterior:
         structures, neighbors = used(lessons)[:2]
-        row = each(lambda *one: observed(params, *one), structures, neighbors)  # [c q d]
+        row = each(lambda *pair: observed(params, *pair), structures, neighbors)  # [c q d]
         trained = jnp.where(lessons.trained[:, None, None], row, 0.0).reshape(-1, row.shape[-1])
         errors = residuals(potential, params, lessons)
-        told, there = row[errors.row], errors.valid[:, None]
+        design, there = row[errors.row], errors.valid[:, None]
         if probes:
             judging = jax.tree.map(lambda x: x[errors.row], structures)
-            along = jax.vmap(lambda one: displacements(one, "probes", probes))(judging)
+            along = jax.vmap(lambda frame: displacements(frame, "probes", probes))(judging)
             gap = jnp.einsum("jrnx,jnx->jr", along, errors.force) / (force_noise * probes**0.5)
-            told, there = told[:, 1:], there & jnp.any(along != 0, axis=(2, 3))
+            design, there = design[:, 1:], there & jnp.any(along != 0, axis=(2, 3))
         else:
             gap = (errors.energy / (energy_noise * jnp.maximum(jnp.sum(errors.real, axis=1), 1)))[:, None]
-        told = told.reshape(-1, row.shape[-1])
-        covariance_root, scale = evidence.fitted(trained, told, gap.reshape(-1), there.reshape(-1))
+        design = design.reshape(-1, row.shape[-1])
+        covariance_root, scale = evidence.fitted(trained, design, gap.reshape(-1), there.reshape(-1))
         return {**params["posterior"], "root": covariance_root, "scale": scale}
 
     def update(params: Params, structures: Structure, neighbors: Neighbors, wanted: Bool[Array, "k"]) -> Posterior:
         old = params["posterior"]
-        row = each(lambda *one: observed(params, *one), *kept(structures, neighbors, wanted))
+        row = each(lambda *pair: observed(params, *pair), *kept(structures, neighbors, wanted))
         row = jnp.where(wanted[:, None, None], row, 0.0).reshape(-1, row.shape[-1])
         return if_any(wanted, {**old, "root": gaussian.updated(old["root"], row)}, old)
 
@@ -176,7 +176,7 @@ def gradient_sketch(
         both: Any = potential._replace(energies=with_gradient)
         pulled: Any = pullback(both, params, structures, neighbors)  # its features are a pair
         energy, (feature, slope), back = pulled
-        phi = sketched(over_members(lambda *one: gradient(params, *one), "auto")(structures, neighbors))  # [b d]
+        phi = sketched(over_members(lambda *pair: gradient(params, *pair), "auto")(structures, neighbors))  # [b d]
         delta = posterior["scale"] * posterior["draw"] @ posterior["root"].T  # [k d]
         moves = expanded(delta, slope.shape[-1])
         # the first way back is of the plain model, the others of what the moves add to it

@@ -110,24 +110,24 @@ def laplace(
 
     def learn(params: Params, lessons: Lessons) -> Posterior:
         structure, neighbors = used(lessons)[:2]
-        row = each(lambda *one: observed(params, *one), structure, neighbors)  # [c q d]
+        row = each(lambda *pair: observed(params, *pair), structure, neighbors)  # [c q d]
         trained = jnp.where(lessons.trained[:, None, None], row, 0.0).reshape(-1, row.shape[-1])
         errors = residuals(potential, params, lessons)
-        told, there = row[errors.row], errors.valid[:, None]
+        design, there = row[errors.row], errors.valid[:, None]
         if rows == "energy":
             gap = (errors.energy / (energy_noise * jnp.maximum(jnp.sum(errors.real, axis=1), 1)))[:, None]
         else:
             judging = jax.tree.map(lambda x: x[errors.row], structure)
-            along = jax.vmap(lambda one: directions(one, rows, probes))(judging)
+            along = jax.vmap(lambda frame: directions(frame, rows, probes))(judging)
             gap = jnp.einsum("jrnx,jnx->jr", along, errors.force) / noise_along()
-            told, there = told[:, 1:], there & jnp.any(along != 0, axis=(2, 3))
-        told = told.reshape(-1, row.shape[-1])
-        covariance_root, scale = evidence.fitted(trained, told, gap.reshape(-1), there.reshape(-1))
+            design, there = design[:, 1:], there & jnp.any(along != 0, axis=(2, 3))
+        design = design.reshape(-1, row.shape[-1])
+        covariance_root, scale = evidence.fitted(trained, design, gap.reshape(-1), there.reshape(-1))
         return {**params["posterior"], "root": covariance_root, "scale": scale}
 
     def update(params: Params, structures: Structure, neighbors: Neighbors, wanted: Bool[Array, "k"]) -> Posterior:
         old = params["posterior"]
-        row = each(lambda *one: observed(params, *one), *kept(structures, neighbors, wanted))
+        row = each(lambda *pair: observed(params, *pair), *kept(structures, neighbors, wanted))
         row = jnp.where(wanted[:, None, None], row, 0.0).reshape(-1, row.shape[-1])
         return if_any(wanted, {**old, "root": gaussian.updated(old["root"], row)}, old)
 

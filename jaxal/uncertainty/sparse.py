@@ -70,11 +70,11 @@ def grown(
     def step(_, search: Search) -> Search:
         row = jnp.argmax(search.left)
         slot = jnp.sum(search.species != EMPTY)
-        found = (search.left[row] > resolution(psi.dtype)) & (slot < slots)
-        place = jnp.where(found, slot, slots)  # out of range: dropped
-        length = jnp.sqrt(jnp.where(found, search.left[row], 1.0))
+        accepted = (search.left[row] > resolution(psi.dtype)) & (slot < slots)
+        place = jnp.where(accepted, slot, slots)  # out of range: dropped
+        length = jnp.sqrt(jnp.where(accepted, search.left[row], 1.0))
         column = jnp.where(atoms.species == atoms.species[row], kernel(atoms.feature, atoms.feature[row]), 0.0)
-        column = jnp.where(found, (column - search.psi @ search.psi[row]) / length, 0.0)
+        column = jnp.where(accepted, (column - search.psi @ search.psi[row]) / length, 0.0)
         unit = jax.nn.one_hot(place, slots, dtype=psi.dtype)
         left = jnp.maximum(search.left - column**2, 0.0)
         return Search(
@@ -82,7 +82,7 @@ def grown(
             search.species.at[place].set(atoms.species[row], mode="drop"),
             search.whiten.at[place].set((unit - search.psi[row] @ search.whiten) / length, mode="drop"),
             search.psi.at[:, place].set(column, mode="drop"),
-            left.at[row].set(jnp.where(found, 0.0, left[row])),
+            left.at[row].set(jnp.where(accepted, 0.0, left[row])),
         )
 
     start = Search(posterior["inducing"], posterior["species"], posterior["whiten"], psi, unexplained(psi, atoms))

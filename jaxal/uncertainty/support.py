@@ -95,7 +95,7 @@ def fitted(
         product = (scaled * mask[:, None]).T @ scaled
         return (product + STRENGTH * unit) / (number + STRENGTH) * size
 
-    whiten = inverse_root(jax.lax.map(lambda one: correlated(*one), (kind.T, count))) / std[:, None, :]
+    whiten = inverse_root(jax.lax.map(lambda pair: correlated(*pair), (kind.T, count))) / std[:, None, :]
     alone = jnp.einsum("as,a->s", kind, lonely.reshape(-1).astype(rows.dtype)) > 0
     return Support(mean, whiten, alone, count > 0, jnp.ones((), rows.dtype))
 

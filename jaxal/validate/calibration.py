@@ -177,12 +177,12 @@ def coverage_by(
     group: np.ndarray, spread: np.ndarray, error: np.ndarray, factor: float | np.ndarray
 ) -> dict[str, Covered]:
     """Coverage of each group of atoms, `group` [c] being their symbols, in the order of the names."""
-    found, bound = {}, factor * spread
+    coverages, bound = {}, factor * spread
     for name in np.unique(group):
         rows = group == name
         covered = coverage(bound[rows], error[rows])
-        found[str(name)] = Covered(*covered, likelihood(spread[rows], error[rows])[0], int(rows.sum()))
-    return found
+        coverages[str(name)] = Covered(*covered, likelihood(spread[rows], error[rows])[0], int(rows.sum()))
+    return coverages
 
 
 def auroc(spread: np.ndarray, positive: np.ndarray) -> float:

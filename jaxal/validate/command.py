@@ -75,18 +75,19 @@ def _predict_all(model: models.Model, structure: Structure, predict: Callable[[S
     labels, spreads, energy_spreads, novelties = [], [], [], []
     for first in range(0, total, part):
         rows = np.arange(first, first + part) % total  # the last part is filled up: one shape, one program
-        found = predict(Structure(*(leaf[rows] for leaf in structure)))
-        energy, force, stress = (np.asarray(value, np.float64) for value in found[:3])
+        prediction = predict(Structure(*(leaf[rows] for leaf in structure)))
+        energy, force, stress = (np.asarray(value, np.float64) for value in prediction[:3])
         used = slice(0, min(part, total - first))
         labels.append((energy.mean(axis=1)[used], force.mean(axis=1)[used], stress.mean(axis=1)[used]))
         # those of the method in closed form, else those of the members
         own, each = (
-            None if x is None else np.asarray(x, np.float64) for x in (found.energy_spread, found.force_spread)
+            None if x is None else np.asarray(x, np.float64)
+            for x in (prediction.energy_spread, prediction.force_spread)
         )
         spreads.append((np.sqrt(force.var(axis=1).sum(axis=-1)) if each is None else each)[used])
         energy_spreads.append((energy.std(axis=1) if own is None else own)[used])
         none = np.full(part, np.nan)
-        novelties.append((none if found.novelty is None else np.asarray(found.novelty, np.float64))[used])
+        novelties.append((none if prediction.novelty is None else np.asarray(prediction.novelty, np.float64))[used])
     energy, force, stress = (np.concatenate(parts) for parts in zip(*labels, strict=True))
     species = structure.species
     energy = energy + np.where(species >= 0, model.reference[np.maximum(species, 0)], 0.0).sum(axis=-1)

@@ -21,7 +21,7 @@ STRUCTURE = plain(jnp.zeros((5, 3)), jnp.asarray([0, 0, 1, -1, -1]), jnp.zeros((
 def test_scores_are_what_they_say():
     mean = FORCE.mean(axis=0)
     # the mean over members of the squared distance of an atom's force vector from the committee's
-    spread = np.sqrt(np.mean([np.sum((one - mean) ** 2, axis=-1) for one in FORCE], axis=0))
+    spread = np.sqrt(np.mean([np.sum((member - mean) ** 2, axis=-1) for member in FORCE], axis=0))
     np.testing.assert_allclose(score.atom_spread(PREDICTION), spread, rtol=1e-5)
     assert float(score.max_force_spread(PREDICTION, STRUCTURE)) == pytest.approx(spread[:REAL].max(), rel=1e-5)
     rms = np.sqrt(np.mean(spread[:REAL] ** 2))

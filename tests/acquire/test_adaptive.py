@@ -47,30 +47,30 @@ SHIFTS = {
 @pytest.mark.parametrize("shift", SHIFTS)
 @pytest.mark.parametrize("miss_rate", [0.05, 0.1, 0.2])
 def test_coverage_is_nominal_whatever_shifts_where_split_conformal_fails(shift, miss_rate):
-    found = {}
+    coverage = {}
     for kind in (conformal, adaptive):
         gate = kind(miss_rate=miss_rate)
         state, _ = followed(gate, stream(np.ones(HELD), 1), stream(SHIFTS[shift], 2))
         assert int(state.checked) == STEPS
-        found[kind] = int(state.covered) / STEPS
+        coverage[kind] = int(state.covered) / STEPS
         if kind is adaptive:
             # an identity: what was missed beyond the rate is what the bound has been moved by
-            missed = 1 - found[kind] - miss_rate
+            missed = 1 - coverage[kind] - miss_rate
             assert float(state.correction) == pytest.approx(0.1 * missed * STEPS, abs=0.01)
-    assert abs(found[adaptive] - (1 - miss_rate)) < 0.02
+    assert abs(coverage[adaptive] - (1 - miss_rate)) < 0.02
     if shift in ("jump", "drift"):
-        assert found[conformal] < 1 - miss_rate - 0.1
+        assert coverage[conformal] < 1 - miss_rate - 0.1
     if shift == "fall":  # bounds that are far too wide cost labels
-        assert found[conformal] > 1 - miss_rate / 2
+        assert coverage[conformal] > 1 - miss_rate / 2
 
 
 def test_the_bound_is_that_of_the_errors_after_a_jump():
     """Not only the mean: in the end the factor is the quantile of the ratios as they then are."""
     _, factors = followed(adaptive(miss_rate=0.1), stream(np.ones(HELD), 1), stream(SHIFTS["jump"], 2))
     score, error = stream(np.full(200_000, 3.0), 5)
-    wanted = np.quantile(np.asarray(error / score), 0.9)
-    assert np.mean(np.asarray(factors)[STEPS // 2 :]) == pytest.approx(wanted, rel=0.15)
-    assert float(factors[0]) < 0.6 * wanted
+    quantile = np.quantile(np.asarray(error / score), 0.9)
+    assert np.mean(np.asarray(factors)[STEPS // 2 :]) == pytest.approx(quantile, rel=0.15)
+    assert float(factors[0]) < 0.6 * quantile
 
 
 def test_a_new_calibration_keeps_what_was_observed():
@@ -99,10 +99,10 @@ def test_the_budget_is_kept_and_spent_where_there_is_need(budget, walkers):
     # estimated errors far above the target, and ten times as large from the middle on
     scores = np.exp(rng.normal(-1, 0.5, (looks, walkers))) * np.where(np.arange(looks) < looks // 2, 1, 10)[:, None]
     last, flagged = jax.jit(lambda s, x: jax.lax.scan(gate.step, s, x))(state, jnp.asarray(scores, jnp.float32))
-    asked = np.asarray(flagged).sum() / walkers
+    labels = np.asarray(flagged).sum() / walkers
     # the bound that is promised, and that the budget is not left unspent
-    assert asked <= budget * looks + np.log(float(last.threshold) / 0.05) + 1e-2
-    assert asked == pytest.approx(budget * looks, rel=0.1, abs=8)
+    assert labels <= budget * looks + np.log(float(last.threshold) / 0.05) + 1e-2
+    assert labels == pytest.approx(budget * looks, rel=0.1, abs=8)
     worst = scores[np.asarray(flagged)].mean() / scores.mean()
     assert worst > 1.2, "it is the worst that are asked for"
 

@@ -25,7 +25,7 @@ def test_every_score_says_what_it_measures(name):
 
 
 @pytest.mark.parametrize(
-    ("score", "more", "gate", "spread", "biases", "told"),
+    ("score", "more", "gate", "spread", "biases", "message"),
     [
         ("confidence_bound", {}, conformal(), FORCE, (), r"^gate\.name: conformal .*eV per atom.*threshold"),
         ("expected_improvement", {}, conformal(), FORCE, (), r"^gate\.name: .*max_force_spread"),
@@ -38,10 +38,10 @@ def test_every_score_says_what_it_measures(name):
         ("confidence_bound", {}, threshold(), FORCE, ["hyperactive", "adversarial"], r"^bias\.name: adversarial"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused_with_what_would(score, more, gate, spread, biases, told):
+def test_what_does_not_fit_is_refused_with_what_would(score, more, gate, spread, biases, message):
     method = "members" if spread else "d_optimality"
     name = "conformal" if gate.estimates else "threshold"
-    with pytest.raises(InputError, match=told) as refused:
+    with pytest.raises(InputError, match=message) as refused:
         refuse_misfits(score, options_of(score, **more), name, gate, method, spread, biases)
     assert "\n" not in str(refused.value)
 

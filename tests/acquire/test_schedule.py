@@ -100,7 +100,7 @@ def scheduled(schedule_of, **options):
     schedule = schedule_of(of=OF, **options)
     arms = selection.arms_of(schedule)
     state = schedule.init()
-    return jax.jit(lambda key, given, used: selection.scheduled(schedule, arms, 6, key, given, state, used))
+    return jax.jit(lambda key, pool, used: selection.scheduled(schedule, arms, 6, key, pool, state, used))
 
 
 @pytest.mark.parametrize("eligible", [0, 1, 4, 12])
@@ -115,12 +115,12 @@ def test_several_arms_pick_each_candidate_once(eligible):
 
 
 def test_one_arm_alone_picks_what_its_selection_does():
-    given = candidates()
-    rows, arms = scheduled(annealed)(jax.random.key(6), given, jnp.asarray(0.0))
-    np.testing.assert_array_equal(rows, select.top_k(jax.random.key(0), given, 6))
+    pool = candidates()
+    rows, arms = scheduled(annealed)(jax.random.key(6), pool, jnp.asarray(0.0))
+    np.testing.assert_array_equal(rows, select.top_k(jax.random.key(0), pool, 6))
     assert np.all(arms == 0)
-    rows, arms = scheduled(annealed)(jax.random.key(6), given, jnp.asarray(0.5))
-    np.testing.assert_array_equal(rows, select_distance.farthest(jax.random.key(0), given, 6))
+    rows, arms = scheduled(annealed)(jax.random.key(6), pool, jnp.asarray(0.5))
+    np.testing.assert_array_equal(rows, select_distance.farthest(jax.random.key(0), pool, 6))
     assert np.all(arms == 1)
 
 

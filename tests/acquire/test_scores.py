@@ -19,7 +19,7 @@ ENERGY = RNG.normal(size=MEMBERS)
 SPECIES = np.array([0, 0, 1, 1, -1, -1])
 
 
-def given(**more) -> tuple[Prediction, Structure]:
+def example(**more) -> tuple[Prediction, Structure]:
     single = functools.partial(jnp.asarray, dtype=jnp.float32)
     prediction = Prediction(single(ENERGY), single(FORCE), jnp.zeros((MEMBERS, 3, 3)), single(FEATURE))
     room = plain(jnp.zeros((TOTAL, 3)), jnp.asarray(SPECIES), jnp.zeros((3, 3)), jnp.int32(0), jnp.int32(0))
@@ -38,7 +38,7 @@ OWN = np.array(CLOSED["force_spread"][:REAL])
 
 @pytest.mark.parametrize(("more", "spread"), [({}, SPREAD), (CLOSED, OWN)])
 def test_force_scores_are_what_they_say(more, spread):
-    prediction, room = given(**more)
+    prediction, room = example(**more)
     np.testing.assert_allclose(score.atom_spread(prediction)[:REAL], spread, rtol=1e-5)
     expected = {
         score.max_force_spread: spread.max(),
@@ -51,24 +51,24 @@ def test_force_scores_are_what_they_say(more, spread):
             spread**5 / (spread**5 + 0.3**5)
         ),
     }
-    for one, value in expected.items():
-        assert float(one(prediction, room)) == pytest.approx(value, rel=1e-5), one
+    for function, value in expected.items():
+        assert float(function(prediction, room)) == pytest.approx(value, rel=1e-5), function
 
 
 def test_entropy_is_the_difference_of_two_normal_entropies():
     noise = 0.05
     for more, spread in (({}, SPREAD), (CLOSED, OWN)):
-        told = [
+        entropies = [
             stats.multivariate_normal(np.zeros(3), np.eye(3) * (s**2 / 3 + noise**2)).entropy()
             - stats.multivariate_normal(np.zeros(3), np.eye(3) * noise**2).entropy()
             for s in spread
         ]
-        found = float(score.committee_entropy(*given(**more), noise=noise))
-        assert found == pytest.approx(np.mean(told), rel=1e-5)
+        entropy = float(score.committee_entropy(*example(**more), noise=noise))
+        assert entropy == pytest.approx(np.mean(entropies), rel=1e-5)
 
 
 def test_a_steep_novelty_counts_the_atoms_above_the_limit():
-    prediction, room = given(**CLOSED)
+    prediction, room = example(**CLOSED)
     count = functools.partial(environments.environment_novelty, prediction, room, steepness=500.0)
     assert float(count(limit=0.25)) == pytest.approx(2, abs=1e-3)
     assert float(count(limit=0.25, count="fraction")) == pytest.approx(0.5, abs=1e-3)
@@ -83,35 +83,35 @@ def test_a_steep_novelty_counts_the_atoms_above_the_limit():
 @pytest.mark.parametrize("more", [{}, CLOSED])
 def test_model_change_is_the_mean_length_of_the_gradient(more):
     """By drawing labels: the gradient of half the squared error per atom with respect to the last layer's weights."""
-    prediction, room = given(**more)
+    prediction, room = example(**more)
     rng = np.random.default_rng(3)
     sigma = more.get("energy_spread", ENERGY.std())
     error = rng.normal(0, sigma, 200_000)
     gradient = np.sum(FEATURE[:REAL], axis=0)
     lengths = np.abs(error)[:, None] * np.linalg.norm(gradient) / REAL**2
-    found = float(environments.expected_model_change(prediction, room))
-    assert found == pytest.approx(lengths.mean(), rel=0.01)
-    assert found == pytest.approx(np.sqrt(2 / np.pi) * sigma * np.linalg.norm(gradient) / REAL**2, rel=1e-5)
+    change = float(environments.expected_model_change(prediction, room))
+    assert change == pytest.approx(lengths.mean(), rel=0.01)
+    assert change == pytest.approx(np.sqrt(2 / np.pi) * sigma * np.linalg.norm(gradient) / REAL**2, rel=1e-5)
 
 
 @pytest.mark.parametrize("more", [{}, CLOSED])
 @pytest.mark.parametrize("best", [-2.0, -0.1, 0.0, 0.05, 3.0])
 @pytest.mark.parametrize("goal", ["low", "high"])
 def test_improvement_of_the_energy_against_scipy_and_by_drawing(more, best, goal):
-    prediction, room = given(**more)
+    prediction, room = example(**more)
     mean, std = ENERGY.mean() / REAL, more.get("energy_spread", ENERGY.std()) / REAL
     d = best - mean if goal == "low" else mean - best
     options = {"best": best, "goal": goal}
     probability = stats.norm.cdf(d / std)
     gained = d * probability + std * stats.norm.pdf(d / std)
-    found = float(improvement.expected_improvement(prediction, room, **options))
-    assert found == pytest.approx(gained, rel=1e-3, abs=1e-9)
+    value = float(improvement.expected_improvement(prediction, room, **options))
+    assert value == pytest.approx(gained, rel=1e-3, abs=1e-9)
     assert float(improvement.probability_of_improvement(prediction, room, **options)) == pytest.approx(
         probability, rel=1e-3, abs=1e-9
     )
     drawn = np.random.default_rng(4).normal(mean, std, 400_000)
     gains = np.maximum(best - drawn if goal == "low" else drawn - best, 0)
-    assert abs(found - gains.mean()) < 5 * gains.std() / np.sqrt(len(gains)) + 1e-6
+    assert abs(value - gains.mean()) < 5 * gains.std() / np.sqrt(len(gains)) + 1e-6
     bound = float(improvement.confidence_bound(prediction, room, kappa=1.7, best=best))
     assert bound == pytest.approx(1.7 * std - (mean - best), rel=1e-4)
     # a lower confidence bound is a quantile
@@ -119,7 +119,7 @@ def test_improvement_of_the_energy_against_scipy_and_by_drawing(more, best, goal
 
 
 def test_low_and_unsure_energies_have_the_highest_bound():
-    prediction, room = given(**CLOSED)
+    prediction, room = example(**CLOSED)
     bound = functools.partial(improvement.confidence_bound, structure=room)
     lower = prediction._replace(energy=prediction.energy - 1.0)
     unsure = prediction._replace(energy_spread=jnp.float32(0.9))
@@ -129,37 +129,37 @@ def test_low_and_unsure_energies_have_the_highest_bound():
 @pytest.mark.parametrize(("more", "atom"), [({}, None), (CLOSED, None)])
 def test_the_largest_force_as_a_property(more, atom):
     del atom
-    prediction, room = given(**more)
+    prediction, room = example(**more)
     mean = FORCE.mean(0)[:REAL]
     worst = np.argmax(np.linalg.norm(mean, axis=-1))
     size = np.linalg.norm(mean[worst])
     std = OWN[worst] / np.sqrt(3) if more else (FORCE[:, worst] @ (mean[worst] / size)).std()
-    found = improvement.PROPERTIES["largest_force"](prediction, room)
-    assert float(found.mean) == pytest.approx(size, rel=1e-5) and float(found.std) == pytest.approx(std, rel=1e-5)
+    largest = improvement.PROPERTIES["largest_force"](prediction, room)
+    assert float(largest.mean) == pytest.approx(size, rel=1e-5) and float(largest.std) == pytest.approx(std, rel=1e-5)
     options = {"property": "largest_force", "goal": "high", "best": 1.0}
     d = size - 1.0
     expected = d * stats.norm.cdf(d / std) + std * stats.norm.pdf(d / std)
     assert float(improvement.expected_improvement(prediction, room, **options)) == pytest.approx(expected, rel=1e-4)
-    told = float(improvement.probability_of_improvement(prediction, room, **options))
-    assert told == pytest.approx(stats.norm.cdf(d / std), rel=1e-4)
+    probability = float(improvement.probability_of_improvement(prediction, room, **options))
+    assert probability == pytest.approx(stats.norm.cdf(d / std), rel=1e-4)
 
 
 @pytest.mark.parametrize("std", [0.0, 1e-38, 1e-20, 1e-3, 1.0, 1e10])
 @pytest.mark.parametrize("mean", [-1.0, -1e-30, 0.0, 1e-30, 1.0])
 def test_improvements_and_their_gradients_are_finite_at_any_spread(mean, std):
-    prediction, room = given(energy=[mean], force=FORCE[:1], energy_spread=std, force_spread=np.zeros(TOTAL))
-    for one in (improvement.expected_improvement, improvement.probability_of_improvement):
-        value, slope = jax.value_and_grad(one)(prediction, room)
+    prediction, room = example(energy=[mean], force=FORCE[:1], energy_spread=std, force_spread=np.zeros(TOTAL))
+    for function in (improvement.expected_improvement, improvement.probability_of_improvement):
+        value, slope = jax.value_and_grad(function)(prediction, room)
         assert np.isfinite(value) and value >= 0
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
     if std == 0:
-        found = float(improvement.expected_improvement(prediction, room))
-        assert found == pytest.approx(max(-mean / REAL, 0), rel=1e-6)
+        gain = float(improvement.expected_improvement(prediction, room))
+        assert gain == pytest.approx(max(-mean / REAL, 0), rel=1e-6)
 
 
 def test_the_gradient_of_improvement_is_the_closed_one():
     """d EI / d mean = -Phi and d EI / d std = phi (Jones et al., eq. 16 ff)."""
-    prediction, room = given(energy=[0.4], force=FORCE[:1], energy_spread=0.5, force_spread=np.zeros(TOTAL))
+    prediction, room = example(energy=[0.4], force=FORCE[:1], energy_spread=0.5, force_spread=np.zeros(TOTAL))
     slope = jax.grad(improvement.expected_improvement)(prediction, room)
     z = -0.4 / 0.5
     assert float(slope.energy[0]) == pytest.approx(-stats.norm.cdf(z) / REAL, rel=1e-4)

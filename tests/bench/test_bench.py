@@ -22,8 +22,8 @@ PEERS |= {"load1", "threads", "cpu", "when", *Timing._fields}  # the fields of t
 
 
 def sweep(case, **changes):
-    given = {"systems": ["ethanol"], "members": [2], "walkers": [2], "precisions": ["float32"], "options": SMALL}
-    return command.Sweep(cases=[case], **given | {"steps": 2, "batch": 2, "repeats": 1} | changes)
+    defaults = {"systems": ["ethanol"], "members": [2], "walkers": [2], "precisions": ["float32"], "options": SMALL}
+    return command.Sweep(cases=[case], **defaults | {"steps": 2, "batch": 2, "repeats": 1} | changes)
 
 
 class Clock:
@@ -52,13 +52,13 @@ class Clock:
 def test_measure_counts_units_beside_the_reference(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(timing, "time", clock)
-    found = timing.measure(clock.work, units=4, repeats=3, least=0.1, warmup=2)
-    assert (found.repeats, found.inner) == (3, 5) and clock.calls == 2 + 3 * 5
-    assert found.wall_ms == pytest.approx((5 * 20 + 1) / (5 * 4))
-    assert found.cpu_ms == pytest.approx((5 * 5 + 1) / (5 * 4))
-    assert found.wall_ms_iqr == pytest.approx(0.0, abs=1e-9) and found.first_call_ms == pytest.approx(21.0)
-    assert found.ref_ms == pytest.approx(1.0) and found.ratio == pytest.approx(found.wall_ms)
-    assert found.per_s == pytest.approx(1e3 / found.wall_ms) and found.ratio_cpu == pytest.approx(found.cpu_ms)
+    times = timing.measure(clock.work, units=4, repeats=3, least=0.1, warmup=2)
+    assert (times.repeats, times.inner) == (3, 5) and clock.calls == 2 + 3 * 5
+    assert times.wall_ms == pytest.approx((5 * 20 + 1) / (5 * 4))
+    assert times.cpu_ms == pytest.approx((5 * 5 + 1) / (5 * 4))
+    assert times.wall_ms_iqr == pytest.approx(0.0, abs=1e-9) and times.first_call_ms == pytest.approx(21.0)
+    assert times.ref_ms == pytest.approx(1.0) and times.ratio == pytest.approx(times.wall_ms)
+    assert times.per_s == pytest.approx(1e3 / times.wall_ms) and times.ratio_cpu == pytest.approx(times.cpu_ms)
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_every_case_gives_a_whole_record(case, tmp_path):
 
 @pytest.mark.slow
 def test_committees_of_both_kinds_are_swept(tmp_path):
-    given = {"kinds": ["full", "shared"], "signs": [0, 2], "members": [1, 6], "walkers": [1]}
-    records = command.bench(sweep("forces", **given), tmp_path / "records.jsonl", lambda line: None)
+    axes = {"kinds": ["full", "shared"], "signs": [0, 2], "members": [1, 6], "walkers": [1]}
+    records = command.bench(sweep("forces", **axes), tmp_path / "records.jsonl", lambda line: None)
     assert not any("error" in record for record in records), records
     points = [(record["K"], record["kind"], record["signs"]) for record in records]
     assert points == [(1, "full", 0), (6, "full", 0), (6, "shared", 0), (6, "shared", 2)]
@@ -169,8 +169,8 @@ def test_parts_are_named_by_the_innermost_scope():
 def test_roofline_counts_a_matrix_product():
     size = 256
     x = jnp.ones((size, size))
-    done = roofline.cost(jax.jit(lambda x: x @ x).lower(x).compile())
-    assert done is not None and done.flops == pytest.approx(2 * size**3, rel=0.1)
+    cost = roofline.cost(jax.jit(lambda x: x @ x).lower(x).compile())
+    assert cost is not None and cost.flops == pytest.approx(2 * size**3, rel=0.1)
     assert roofline.peak("NVIDIA H100 80GB HBM3") == (67e12, 3.35e12)
     assert roofline.peak("NVIDIA H200") == (67e12, 4.8e12)
     assert roofline.peak("TPU v5 lite")[1] == 0.819e12
@@ -195,18 +195,18 @@ def test_command_line(tmp_path):
 
 @pytest.mark.slow
 def test_precisions_share_weights_and_positions(monkeypatch):
-    found = {}
+    forces = {}
     calculate = CASES["forces"]
 
     def kept(setting):
         program = calculate(setting)
-        found.setdefault(setting.precision, np.asarray(program.call()[1]))
+        forces.setdefault(setting.precision, np.asarray(program.call()[1]))
         return program
 
     monkeypatch.setitem(command.CASES, "forces", kept)
     records = command.bench(sweep("forces", precisions=["float64", "float32"]), show=lambda line: None)
     assert not any("error" in record for record in records)
-    exact, single = found["float64"], found["float32"]
+    exact, single = forces["float64"], forces["float32"]
     assert (exact.dtype, single.dtype) == (np.float64, np.float32)
     assert 0 < np.abs(single - exact).max() < 1e-4 * np.abs(exact).max()
     assert jnp.ones(()).dtype == jnp.float32, "64 bits end with the case that asked for them"

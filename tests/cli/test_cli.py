@@ -38,10 +38,10 @@ gate: {implausible: 1000}
 
 def refused(*arguments: object, folder: Path, run: Callable[..., subprocess.CompletedProcess] = here) -> str:
     """The one line of a command that is refused."""
-    done = run(*arguments, folder=folder)
-    assert done.returncode == 2 and done.stdout == "", done.stderr
-    assert done.stderr.startswith("jaxal: error: ") and done.stderr.count("\n") == 1
-    return done.stderr.removeprefix("jaxal: error: ").rstrip()
+    process = run(*arguments, folder=folder)
+    assert process.returncode == 2 and process.stdout == "", process.stderr
+    assert process.stderr.startswith("jaxal: error: ") and process.stderr.count("\n") == 1
+    return process.stderr.removeprefix("jaxal: error: ").rstrip()
 
 
 @pytest.fixture
@@ -66,10 +66,10 @@ def labeled(path: Path, count: int = 12) -> Path:
 
 def test_help_answers_at_once(tmp_path):
     start = time.perf_counter()
-    done = alone("--help", folder=tmp_path)
-    assert done.returncode == 0 and time.perf_counter() - start < 1.0
+    process = alone("--help", folder=tmp_path)
+    assert process.returncode == 0 and time.perf_counter() - start < 1.0
     for command in ("run", "resume", "train", "validate", "report", "list", "check"):
-        assert f"    {command} " in done.stdout
+        assert f"    {command} " in process.stdout
     assert "key.sub=value" in alone("run", "--help", folder=tmp_path).stdout
     # JAX takes a second to import: nothing but a command may do it.
     probe = "import sys, jaxal.cli.main; sys.exit('jax' in sys.modules)"
@@ -78,8 +78,8 @@ def test_help_answers_at_once(tmp_path):
 
 @pytest.mark.parametrize("arguments", [(), ("fly",), ("run",), ("resume",), ("validate", "x"), ("list", "a", "b")])
 def test_wrong_arguments_get_the_usage(tmp_path, arguments):
-    done = here(*arguments, folder=tmp_path)
-    assert done.returncode == 2 and done.stderr.startswith("usage: jaxal")
+    process = here(*arguments, folder=tmp_path)
+    assert process.returncode == 2 and process.stderr.startswith("usage: jaxal")
 
 
 def test_list_shows_every_part_and_option(tmp_path):
@@ -99,11 +99,11 @@ def test_list_shows_every_part_and_option(tmp_path):
 
 
 def test_check_prints_the_resolved_configuration(folder):
-    done = alone("check", "config.yaml", "explore.timestep=0.25 fs", "seed=7", folder=folder)
-    assert done.returncode == 0, done.stderr
-    (folder / "printed.yaml").write_text(done.stdout)
+    process = alone("check", "config.yaml", "explore.timestep=0.25 fs", "seed=7", folder=folder)
+    assert process.returncode == 0, process.stderr
+    (folder / "printed.yaml").write_text(process.stdout)
     assert load(folder / "printed.yaml") == load(folder / "config.yaml", ["explore.timestep=0.25", "seed=7"])
-    assert yaml.safe_load(done.stdout)["explore"]["timestep"] == 0.25
+    assert yaml.safe_load(process.stdout)["explore"]["timestep"] == 0.25
 
 
 def test_every_command_refuses_in_one_line(folder):
@@ -190,14 +190,14 @@ def test_validate_refuses_what_is_no_model(folder):
 
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
     command = f"{sys.executable} -m jaxal list | head -n 1"
-    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout.startswith("potential ") and done.stderr == ""
+    process = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert process.stdout.startswith("potential ") and process.stderr == ""
 
 
 def test_run_report_validate_resume(folder):
     (folder / "config.yaml").write_text(WATER.replace("{labels: 64}", "{labels: 8}"))
-    done = alone("run", "config.yaml", "--part", SMALL, "--dir", "out", folder=folder)
-    assert done.returncode == 0, done.stderr
+    process = alone("run", "config.yaml", "--part", SMALL, "--dir", "out", folder=folder)
+    assert process.returncode == 0, process.stderr
     assert yaml.safe_load((folder / "out" / "config.yaml").read_text())["stop"]["labels"] == 8
     assert "already holds a run" in refused("run", "config.yaml", "--part", SMALL, "--dir", "out", folder=folder)
     assert here("resume", "out", folder=folder).returncode == 0  # a finished run: nothing is left to do
@@ -207,8 +207,8 @@ def test_run_report_validate_resume(folder):
     validate = ("validate", "out", "--data", "data.xyz", "--part", SMALL)
     text = here(*validate, folder=folder)
     assert text.returncode == 0 and "force, meV/Å" in text.stdout
-    found = json.loads(here(*validate, "--json", folder=folder).stdout)
-    assert found["errors"]["structures"] == 12
+    validation = json.loads(here(*validate, "--json", folder=folder).stdout)
+    assert validation["errors"]["structures"] == 12
     assert "there is no such file" in refused("validate", "out", "--data", "none.xyz", "--part", SMALL, folder=folder)
 
 
@@ -218,8 +218,8 @@ def test_train_from_a_file(folder):
         "data: {file: data.xyz}\ncommittee: {kind: shared, members: 3}\ntrain: {final_steps: 10, batch: 2}\n"
         "potential: {cutoff: 3.0, channels: 4, l_max: 1, layers: 1, correlation: 1}\n"
     )
-    done = here("train", "train.yaml", folder=folder)
-    assert done.returncode == 0, done.stderr
+    process = here("train", "train.yaml", folder=folder)
+    assert process.returncode == 0, process.stderr
     text = here("validate", "runs/train", "--data", "data.xyz", folder=folder)
     assert text.returncode == 0 and "12 structures" in text.stdout
 

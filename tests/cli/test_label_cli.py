@@ -166,17 +166,17 @@ def test_every_frame_is_labeled_in_order_and_paid_for_once(folder, capsys):
     assert label("--data", "data.xyz", "--out", "labeled.xyz", "label.workers=2") == 0
     assert "5 of 5 frames, 0 failed\nlabeled.xyz: 5 labels; labeled.sqlite has them, too\n" in capsys.readouterr().out
     assert paid(folder) == 5
-    found = files.read("labeled.xyz")
-    labels = labels_of(found)
+    results = files.read("labeled.xyz")
+    labels = labels_of(results)
     from ase.calculators.emt import EMT as Emt
 
-    for row, (before, after) in enumerate(zip(frames, found, strict=True)):
+    for row, (before, after) in enumerate(zip(frames, results, strict=True)):
         before.calc = Emt()
         np.testing.assert_allclose(after.position, before.positions, atol=1e-7)
         assert labels.energy[row] == pytest.approx(before.get_potential_energy(), abs=1e-6)
         np.testing.assert_allclose(labels.force[row, : len(after.numbers)], before.get_forces(), atol=1e-6)
     np.testing.assert_allclose(labels.stress[4], frames[4].get_stress(voigt=False), atol=1e-8)
-    assert (found[1].charge, found[1].spin, found[0].charge) == (3, 1, 0)
+    assert (results[1].charge, results[1].spin, results[0].charge) == (3, 1, 0)
 
     assert "is there already; --force replaces it" in refusal(capsys, "--data", "data.xyz", "--out", "labeled.xyz")
     assert label("--data", "data.xyz", "--out", "labeled.xyz", "--force") == 0

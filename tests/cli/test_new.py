@@ -26,18 +26,18 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def new(*words: object) -> str:
-    done = here("new", *words)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    process = here("new", *words)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 def refused(*words: object) -> str:
     before = sorted(Path().iterdir())
-    done = here("new", *words)
-    own = [line for line in done.stderr.splitlines() if line.startswith("jaxal: error: ")]
-    assert done.returncode == 2 and len(own) == 1 and "Traceback" not in done.stderr
+    process = here("new", *words)
+    own = [line for line in process.stderr.splitlines() if line.startswith("jaxal: error: ")]
+    assert process.returncode == 2 and len(own) == 1 and "Traceback" not in process.stderr
     assert sorted(Path().iterdir()) == before, "a mistake leaves nothing behind"
-    return done.stderr
+    return process.stderr
 
 
 def test_a_molecule_has_a_configuration_that_can_be_run():

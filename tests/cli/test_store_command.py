@@ -107,7 +107,7 @@ def test_a_read_only_folder_is_read_and_not_written(tmp_path, capsys, mixed):
 
 
 def test_a_store_that_may_not_be_written_is_read(capsys, monkeypatch, mixed):
-    monkeypatch.setattr(os, "access", lambda *given: False)
+    monkeypatch.setattr(os, "access", lambda *arguments: False)
     assert done(capsys, "store", "list", mixed).endswith("2 done, 1 rejected, 1 failed\n")
     assert not list(mixed.parent.glob("labels.sqlite-*"))
 
@@ -131,9 +131,9 @@ def test_no_label_is_lost_between_processes(tmp_path, capsys, path):
     for child in children:
         child.communicate(timeout=60)
         assert child.returncode == 0
-    wanted = [*range(120), *range(500, 530)]
+    expected = [*range(120), *range(500, 530)]
     for store in (path, tmp_path / "copy.sqlite"):
-        assert sorted(entry.result.energy for entry in entries(store)) == wanted
+        assert sorted(entry.result.energy for entry in entries(store)) == expected
 
 
 def test_list_and_cost(capsys, mixed):
@@ -142,12 +142,12 @@ def test_list_and_cost(capsys, mixed):
     assert "no luck" in lines[2] and "-1.000000" in lines[1] and lines[-1] == "2 done, 1 rejected, 1 failed"
     (row,) = json.loads(done(capsys, "store", "list", mixed, "--limit", 1, "--json"))["rows"]
     assert (row["row"], row["formula"], row["charge"], row["method"], row["energy"]) == (4, "H", -1, "other", -0.5)
-    found = json.loads(done(capsys, "store", "list", mixed, "--status", "rejected", "--json"))
-    assert [row["reason"] for row in found["rows"]] == ["a force is too large"]
-    assert found["counts"] == {"done": 2, "rejected": 1, "failed": 1}
-    found = json.loads(done(capsys, "store", "cost", mixed, "--json"))
-    assert (found["total"]["number"], found["total"]["total"]) == (4, 8.25)
-    groups = {(group["method"], group["status"]): group for group in found["methods"]}
+    listing = json.loads(done(capsys, "store", "list", mixed, "--status", "rejected", "--json"))
+    assert [row["reason"] for row in listing["rows"]] == ["a force is too large"]
+    assert listing["counts"] == {"done": 2, "rejected": 1, "failed": 1}
+    costs = json.loads(done(capsys, "store", "cost", mixed, "--json"))
+    assert (costs["total"]["number"], costs["total"]["total"]) == (4, 8.25)
+    groups = {(group["method"], group["status"]): group for group in costs["methods"]}
     assert set(groups) == {("method", "done"), ("method", "rejected"), ("method", "failed"), ("other", "done")}
     assert groups["method", "failed"]["mean"] == 4.0 and groups["other", "done"]["atoms"][0]["atoms"] == 1
     text = done(capsys, "store", "cost", mixed).splitlines()

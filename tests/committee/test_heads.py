@@ -58,13 +58,13 @@ def test_structures_in_groups_are_as_those_all_together(members, count, signs, m
     whole = Committee(POTENTIAL, members, "map", count, signs, len(TABLE))
     params = random_params(whole)
     four = jax.tree.map(lambda x: jnp.concatenate([x, x[:1]]), system(False)[:2])
-    together = jax.jit(lambda *given: evaluation.predict(whole, *given))(params, *four)
+    together = jax.jit(lambda *arguments: evaluation.predict(whole, *arguments))(params, *four)
     _, atoms, slots = four[1].index.shape
     monkeypatch.setattr(evaluation, "CACHED", 3 * atoms * slots)  # room for three: two divide four
-    grouped = jax.jit(lambda *given: evaluation.predict(whole, *given))
+    grouped = jax.jit(lambda *arguments: evaluation.predict(whole, *arguments))
     assert str(jax.make_jaxpr(grouped)(params, *four)).count("length=2") > 0
-    for one, other in zip(jax.tree.leaves(grouped(params, *four)), jax.tree.leaves(together), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+    for value, other in zip(jax.tree.leaves(grouped(params, *four)), jax.tree.leaves(together), strict=True):
+        np.testing.assert_allclose(value, other, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.usefixtures("double")
@@ -74,11 +74,11 @@ def test_members_are_single_models(members, count, periodic):
     structures, near, _ = system(periodic)
     whole = Committee(POTENTIAL, members, "map", count, 0, len(TABLE))
     params = random_params(whole, periodic)
-    found = predict(whole, params, structures, near)
+    prediction = predict(whole, params, structures, near)
     wide = predict(whole._replace(batching="vmap"), params, structures, near)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wide), strict=True):
+    for a, b in zip(jax.tree.leaves(prediction), jax.tree.leaves(wide), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
-    assert found.force.shape == (3, members, *structures.position.shape[1:])
+    assert prediction.force.shape == (3, members, *structures.position.shape[1:])
 
     @jax.jit
     def alone(params, head, structures, near):
@@ -91,15 +91,15 @@ def test_members_are_single_models(members, count, periodic):
     for m in range(members):
         mine = jax.tree.map(lambda x, m=m: x[m // count], params)
         (energy, force, stress, feature), bare = alone(mine, m % count, structures, near)
-        np.testing.assert_allclose(found.energy[:, m], energy, rtol=1e-11)
-        np.testing.assert_allclose(found.force[:, m], force, atol=1e-11)
-        np.testing.assert_allclose(found.stress[:, m], stress, atol=1e-12)
+        np.testing.assert_allclose(prediction.energy[:, m], energy, rtol=1e-11)
+        np.testing.assert_allclose(prediction.force[:, m], force, atol=1e-11)
+        np.testing.assert_allclose(prediction.stress[:, m], stress, atol=1e-12)
         weight = {name: np.asarray(x[m % count]) for name, x in mine["params"]["heads"].items()}
         hidden = np.asarray(feature) @ weight["first"] + weight["bias"]
         hidden = 1.6765 * hidden * expit(hidden)
         atom = np.einsum("bnq,bnq->bn", hidden, np.moveaxis(weight["last"], 0, 1)[species]) + weight["shift"][species]
         np.testing.assert_allclose(energy - bare[0], 1.7 * atom.sum(-1), rtol=1e-10)
-    assert float(jnp.max(jnp.std(found.force[-1], axis=0))) > 1e-3
+    assert float(jnp.max(jnp.std(prediction.force[-1], axis=0))) > 1e-3
 
 
 @pytest.mark.usefixtures("double")
@@ -107,7 +107,7 @@ def test_forces_and_stress_are_slopes_of_the_energies():
     structures, near, spec = system(True)
     whole = Committee(POTENTIAL, 3, "map", 3, 2, len(TABLE))  # of the members' as well, by the test above
     params = random_params(whole, True)
-    found = predict(whole, params, structures, near)
+    prediction = predict(whole, params, structures, near)
     h = 1e-5  # Å; energies move by less than the step within which signs stay the same
     evaluate = jax.jit(lambda p, s: evaluation.predict(whole, p, s, neighbors.find(spec, s)).energy)
 
@@ -115,7 +115,7 @@ def test_forces_and_stress_are_slopes_of_the_energies():
         return (evaluate(params, change(h)) - evaluate(params, change(-h))) / (2 * h)
 
     moved = slope(lambda h: structures._replace(position=structures.position.at[:, 1, 2].add(h)))
-    np.testing.assert_allclose(-moved, found.force[:, :, 1, 2], rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(-moved, prediction.force[:, :, 1, 2], rtol=1e-6, atol=1e-7)
     strain = np.zeros((3, 3))
     strain[0, 1] = strain[1, 0] = 0.5
 
@@ -124,7 +124,7 @@ def test_forces_and_stress_are_slopes_of_the_energies():
         return structures._replace(position=structures.position @ bend, cell=structures.cell @ bend)
 
     volume = np.abs(np.linalg.det(structures.cell))[:, None]
-    np.testing.assert_allclose(slope(strained) / volume, found.stress[:, :, 0, 1], rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(slope(strained) / volume, prediction.stress[:, :, 0, 1], rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("count", [2, 5, 8])
@@ -158,21 +158,21 @@ def test_the_mean_is_exact_and_the_spread_is_right_on_average():
 
     @jax.jit
     def variances(shifts, params, structures, near):
-        def one(shift):
+        def sample(shift):
             moved = params["params"]["backbone"]
             moved = params["params"] | {"backbone": moved | {"shift": moved["shift"] + shift}}
-            found = evaluation.predict(cheap, params | {"params": moved}, structures, near)
-            means = found.force.mean(1), found.stress.mean(1)
-            return means, (found.energy.var(1), jnp.var(found.force, axis=1)), found.force
+            prediction = evaluation.predict(cheap, params | {"params": moved}, structures, near)
+            means = prediction.force.mean(1), prediction.stress.mean(1)
+            return means, (prediction.energy.var(1), jnp.var(prediction.force, axis=1)), prediction.force
 
-        return jax.lax.map(one, shifts)
+        return jax.lax.map(sample, shifts)
 
     means, (energy, force), members_of = variances(jnp.linspace(0.0, 40.0, draws), params, structures, near)
     assert members_of.shape[2] == 8, "two sets of weights, two pairs for each"
     np.testing.assert_allclose(means[0], jnp.broadcast_to(expected.force.mean(1), means[0].shape), atol=1e-10)
-    for found, right in ((energy, expected.energy.var(1)), (force, jnp.var(expected.force, axis=1))):
-        error = found.std(0) / np.sqrt(draws)
-        assert np.all(np.abs(found.mean(0) - right) <= 5 * error + 1e-12)
+    for variance, right in ((energy, expected.energy.var(1)), (force, jnp.var(expected.force, axis=1))):
+        error = variance.std(0) / np.sqrt(draws)
+        assert np.all(np.abs(variance.mean(0) - right) <= 5 * error + 1e-12)
         scale = np.mean(error) / np.mean(right)
         assert scale < 0.06, "the test sees a bias of a few percent"
     assert len(np.unique(np.round(np.asarray(force[:, 1].sum((1, 2))), 12))) > 4, "signs differ between structures"
@@ -183,15 +183,15 @@ def test_the_same_structure_gets_the_same_signs():
     structures, near, _ = system(False)
     whole = Committee(POTENTIAL, 8, "map", 8, 2, len(TABLE))
     params = random_params(whole)
-    found = predict(whole, params, structures, near)
+    prediction = predict(whole, params, structures, near)
     rows = np.array([1, 2, 1])
     again = predict(whole, params, *jax.tree.map(lambda x: x[rows], (structures, near)))
-    np.testing.assert_allclose(again.force, found.force[rows], atol=1e-11)
+    np.testing.assert_allclose(again.force, prediction.force[rows], atol=1e-11)
     repeated = predict(whole, params, structures, near)
-    np.testing.assert_array_equal(found.force, repeated.force)
+    np.testing.assert_array_equal(prediction.force, repeated.force)
     # a nudge well within a grain changes no sign: the estimate moves as little as the atoms
     nudged = predict(whole, params, structures._replace(position=structures.position + 1e-7), near)
-    np.testing.assert_allclose(nudged.force, found.force, atol=1e-5)
+    np.testing.assert_allclose(nudged.force, prediction.force, atol=1e-5)
 
 
 def training_set(members):
@@ -200,8 +200,8 @@ def training_set(members):
     structures = jax.tree.map(jnp.asarray, from_atoms(frames, TABLE))
     truth = morse(TABLE, sigma=1.2, epsilon=2.0, alpha=1.5, cutoff=CUTOFF)
     near = neighbors.find(neighbors.plan(structures, CUTOFF), structures)
-    found = jax.jit(lambda s, n: evaluation.evaluate_batch(truth, {}, s, n))(structures, near)
-    labels = Label(*found[:3], jnp.ones(6, bool))
+    values = jax.jit(lambda s, n: evaluation.evaluate_batch(truth, {}, s, n))(structures, near)
+    labels = Label(*values[:3], jnp.ones(6, bool))
     held = np.arange(6) == 4
     return structures, labels, training_data.training_set(structures, labels, held, members, 8, jax.random.key(5), 1.0)
 
@@ -225,17 +225,17 @@ def test_a_step_trains_the_backbone_and_the_heads_that_are_drawn():
     whole = Committee(POTENTIAL, 2, "map", 2, 0, len(TABLE))
     params = training_data.new_params(whole, jax.random.key(1), spec, structures, labels)
     only = buffer._replace(weight=buffer.weight.at[0].set(0.0))
-    found, loss = fitted(whole, params, only, spec, 5, recipe)
+    state, loss = fitted(whole, params, only, spec, 5, recipe)
     single = Committee(heads.chosen(POTENTIAL, jnp.ones(3, jnp.int32)), 1, "map")
     alone, loss_alone = fitted(single, params, buffer._replace(weight=buffer.weight[1:]), spec, 5, recipe)
     assert loss.shape == (1,) and float(loss[0]) == pytest.approx(float(loss_alone[0]), rel=1e-4)
-    for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(alone.params), strict=True):
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(alone.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4)
-    before, after = params["params"]["heads"], found.params["params"]["heads"]
+    before, after = params["params"]["heads"], state.params["params"]["heads"]
     for name in before:
         np.testing.assert_array_equal(after[name][:, 0], before[name][:, 0])
         assert not np.array_equal(after[name][:, 1], before[name][:, 1])
-    np.testing.assert_array_equal(found.params["constants"]["scale"], params["constants"]["scale"])
+    np.testing.assert_array_equal(state.params["constants"]["scale"], params["constants"]["scale"])
 
 
 def test_every_member_learns():
@@ -260,12 +260,12 @@ def test_a_model_file_keeps_heads_and_signs(tmp_path, signs):
         whole = Committee(POTENTIAL, 4, "auto", 4, signs, len(TABLE))
         params = jax.device_get(random_params(whole))
     options = tuple(OPTIONS.items())
-    given = models.Model("equivariant", options, TABLE, params, np.zeros(3), "float64", ((0, 0),), 4, signs)
-    models.save(tmp_path / "model.npz", given)
+    model = models.Model("equivariant", options, TABLE, params, np.zeros(3), "float64", ((0, 0),), 4, signs)
+    models.save(tmp_path / "model.npz", model)
     loaded = models.load(tmp_path / "model.npz")
     assert (loaded.heads, loaded.signs) == (4, signs)
-    found = models.committee(loaded)
-    assert found[1:] == whole[1:] and found.replicas == 1
+    committee = models.committee(loaded)
+    assert committee[1:] == whole[1:] and committee.replicas == 1
     atoms = molecule("H2O")
     atoms.positions += 0.1 * np.random.default_rng(1).normal(size=(3, 3))
     atoms.calc = Calculator(tmp_path / "model.npz")

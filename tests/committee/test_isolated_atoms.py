@@ -85,7 +85,7 @@ def test_fragments_far_apart_have_the_sum_of_their_energies(name):
     params = params_of(committee)
     atoms, water = far_apart([1, 8, 8]), molecule("H2O")
     both = water + Atoms("OH", positions=[[0, 0, FAR], [0, FAR, 0]])
-    said = jax.jit(lambda *given: evaluation.predict(committee, params, *given))(*asked([atoms, water, both]))
+    said = jax.jit(lambda *batch: evaluation.predict(committee, params, *batch))(*asked([atoms, water, both]))
     energy = np.asarray(said.energy)  # [3 m]
     np.testing.assert_allclose(energy[0], GAIN[0] + 2 * GAIN[1], rtol=1e-10)
     assert np.ptp(energy[1]) > 1e-3 and not np.any(said.force[0])
@@ -97,8 +97,8 @@ def test_fragments_far_apart_have_the_sum_of_their_energies(name):
 
 
 def evaluated(potential, frames):
-    given = single(), *asked(frames)
-    return jax.jit(lambda *given: evaluation.evaluate_batch(potential, *given))(*given)
+    arguments = single(), *asked(frames)
+    return jax.jit(lambda *inputs: evaluation.evaluate_batch(potential, *inputs))(*arguments)
 
 
 def test_bonded_atoms_are_as_without():
@@ -141,8 +141,8 @@ def test_neutral_structures_only(heads):
     atoms, water = far_apart([1, 8]), molecule("H2O")
     frames = [*[atoms] * 4, far_apart([8]), far_apart([8]), water, water, water + Atoms("O", positions=[[0, 0, FAR]])]
     states = [(0, 0), (0, 2), (1, 1), (-1, 1), (0, 2), (-1, 1), (0, 2), (0, 0), (0, 2)]
-    given = asked(frames, states)
-    predicted = jax.jit(lambda params: evaluation.predict(committee, params, *given))
+    batch = asked(frames, states)
+    predicted = jax.jit(lambda params: evaluation.predict(committee, params, *batch))
     energy = np.asarray(predicted(params).energy)
     np.testing.assert_allclose(energy[:2], GAIN[0] + GAIN[1], rtol=1e-10)
     np.testing.assert_allclose(energy[4], GAIN[1], rtol=1e-10)

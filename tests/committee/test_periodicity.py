@@ -159,9 +159,9 @@ def test_loss_counts_the_components_of_what_repeats():
     errors = [lattice.along_periodic(rng.normal(size=(3, 3)), *map(np.asarray, row[2:4])) for row in rows]
     zeros = jnp.zeros((3, 6, 3))
     label = Label(jnp.zeros(3), zeros, jnp.zeros((3, 3, 3)), jnp.ones(3, bool))
-    found = loss(
+    value = loss(
         LossWeights(0.0, 0.0, 2.0, None), jnp.zeros(3), zeros, jnp.asarray(errors), structures, label, jnp.ones((3, 3))
     )
     volume = [abs(np.linalg.det(np.asarray(row.cell))) for row in rows]
     squares = [np.sum((error * v / 6) ** 2) for error, v in zip(errors, volume, strict=True)]
-    assert float(found) == pytest.approx(2.0 * (squares[0] + squares[1]) / 13)
+    assert float(value) == pytest.approx(2.0 * (squares[0] + squares[1]) / 13)

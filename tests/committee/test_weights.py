@@ -42,9 +42,9 @@ def water():
     return structures, neighbors.plan(structures, 3.0, 0.0)
 
 
-def assert_same(one, other):
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+def assert_same(tree, other):
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
         assert (a.dtype, a.shape, np.asarray(a).tobytes()) == (b.dtype, b.shape, np.asarray(b).tobytes())
 
 
@@ -71,7 +71,7 @@ def test_any_tree_is_trained_saved_and_loaded_bit_for_bit(registered, tmp_path, 
     recipe = training.Recipe(batch=2, ema=0.5)
     params = training.normalize(params, labels, structures, 2.0)
     state = training.init(recipe, params)
-    fit = jax.jit(lambda *given: training.fit(committee, recipe, spec, *given)[0])
+    fit = jax.jit(lambda *arguments: training.fit(committee, recipe, spec, *arguments)[0])
     rate = jnp.asarray(0.05)
     state = fit(state, buffer, jax.random.key(1), jnp.asarray(20), rate, rate)
 
@@ -86,7 +86,7 @@ def test_any_tree_is_trained_saved_and_loaded_bit_for_bit(registered, tmp_path, 
     models.save(tmp_path / "model.npz", model)
     loaded = models.load(tmp_path / "model.npz")
     assert_same(loaded.params, state.average)
-    energies = [Calculator(one).get_potential_energy(molecule("H2O")) for one in (model, loaded)]
+    energies = [Calculator(version).get_potential_energy(molecule("H2O")) for version in (model, loaded)]
     assert energies[0] == energies[1] > 0
 
 

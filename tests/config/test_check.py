@@ -178,8 +178,8 @@ def test_stress_and_time_step(folder, overrides, refused, warned):
             check(config)
         assert "\n" not in str(caught.value)
         return
-    told = check(config)
-    assert len(told) == bool(warned) and all(warned in line and "\n" not in line for line in told)
+    lines = check(config)
+    assert len(lines) == bool(warned) and all(warned in line and "\n" not in line for line in lines)
 
 
 @pytest.mark.parametrize(

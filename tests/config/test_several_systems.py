@@ -114,8 +114,8 @@ def test_mistakes_name_the_system(folder, overrides, expected):
 def test_frames_take_the_electrons_of_the_system_that_they_are_of(folder):
     config = load("config.yaml")
     bare = [of_atoms(atoms, labeled=False) for atoms in (Atoms("Cl"), molecule("CH3Cl"), molecule("H2O"))]
-    told = [with_electrons(config, populations(config), frame) for frame in bare[:2]]
-    assert [(frame.charge, frame.spin) for frame in told] == [(-1, 0), (0, 0)]
+    frames = [with_electrons(config, populations(config), frame) for frame in bare[:2]]
+    assert [(frame.charge, frame.spin) for frame in frames] == [(-1, 0), (0, 0)]
     with pytest.raises(InputError, match="it has the atoms of none of the systems; give `charge` and `spin`"):
         with_electrons(config, populations(config), bare[2])
     both = load("config.yaml", ["systems.atom={file: cl.xyz, charge: 0, spin: 1}"])

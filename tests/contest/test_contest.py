@@ -33,8 +33,8 @@ def held(folder, dir, *overrides, only=()):
 
 def numbers(dir):
     return {
-        place: [{name: value for name, value in record.items() if not name.endswith("_s")} for record in found]
-        for place, found in records.read(dir).items()
+        place: [{name: value for name, value in record.items() if not name.endswith("_s")} for record in results]
+        for place, results in records.read(dir).items()
     }
 
 
@@ -51,12 +51,12 @@ def whole(folder):
 
 def test_every_strategy_and_both_baselines_come_through(folder, whole):
     assert [strategy for _, strategy in whole] == ["random", "farthest", "greedy", "energetic"]
-    for found in whole.values():
-        assert [(r["round"], r["seed"], r["labels"]) for r in found] == [
+    for results in whole.values():
+        assert [(r["round"], r["seed"], r["labels"]) for r in results] == [
             (number, seed, labels) for number, labels in enumerate((5, 8, 11)) for seed in range(2)
         ]
-        assert all(np.isfinite(r[name]) for r in found for name in ("force_rmse", "force_max", "energy_rmse", "nll"))
-        assert all(0 < r["miscalibration"] < 0.5 and 0 < r["crps"] < r["force_mae"] for r in found)
+        assert all(np.isfinite(r[name]) for r in results for name in ("force_rmse", "force_max", "energy_rmse", "nll"))
+        assert all(0 < r["miscalibration"] < 0.5 and 0 < r["crps"] < r["force_mae"] for r in results)
 
 
 def test_strategies_begin_alike_and_choose_differently(whole):
@@ -75,22 +75,22 @@ def test_strategies_begin_alike_and_choose_differently(whole):
 
 
 def test_what_a_contest_leaves_behind(folder, whole):
-    made = folder / "whole"
+    output = folder / "whole"
     pictures = {f"{kind}_water.png" for kind in ("curves", "saved", "worst", "calibration")} | {"ranking.png"}
-    assert pictures <= {path.name for path in made.iterdir()}
-    assert all((made / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
-    assert not any((made / "states").rglob("*.json")) or not list((made / "states" / "water").iterdir())
-    table = list(csv.DictReader((made / "results.csv").open()))
+    assert pictures <= {path.name for path in output.iterdir()}
+    assert all((output / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+    assert not [path for path in (output / "states").rglob("*") if path.is_file()]  # of strategies that have ended
+    table = list(csv.DictReader((output / "results.csv").open()))
     assert len(table) == 4 * 3 * 2
     assert float(table[0]["force_rmse"]) == whole["water", "random"][0]["force_rmse"]
-    told = json.loads((made / "summary.json").read_text())["tasks"]["water"]["strategies"]
+    strategies = json.loads((output / "summary.json").read_text())["tasks"]["water"]["strategies"]
     error = np.log([[r["force_rmse"] for r in whole["water", "greedy"] if r["seed"] == s] for s in range(2)])
-    assert told["greedy"]["curve"][2][0] == pytest.approx(np.exp(error[:, 2].mean()), rel=1e-4)
-    assert set(told["greedy"]["saved"]) != {None} and "saved" not in told["random"]
-    leaders = list(csv.DictReader((made / "leaderboard.csv").open()))
-    assert {row["strategy"] for row in leaders} == set(told)
+    assert strategies["greedy"]["curve"][2][0] == pytest.approx(np.exp(error[:, 2].mean()), rel=1e-4)
+    assert set(strategies["greedy"]["saved"]) != {None} and "saved" not in strategies["random"]
+    leaders = list(csv.DictReader((output / "leaderboard.csv").open()))
+    assert {row["strategy"] for row in leaders} == set(strategies)
     assert all(re.fullmatch(r"[\d.]+ \[[\d.]+, [\d.]+\]", row["area"]) for row in leaders)
-    page = (made / "contest.html").read_text()
+    page = (output / "contest.html").read_text()
     for text in ("greedy", "labels saved", "Friedman", "4 of 4", "2 seeds are few"):
         assert text in page
 
@@ -98,10 +98,10 @@ def test_what_a_contest_leaves_behind(folder, whole):
 def test_seeds_as_one_batch_come_to_the_same(folder, whole, tmp_path, monkeypatch):
     """What accelerators do, here: seeds and members vmapped. Only rounding differs."""
     monkeypatch.setattr(jax, "default_backend", lambda: "batched")
-    found = held(folder, tmp_path / "batched", only=("random",))
-    for one, other in zip(found["water", "random"], whole["water", "random"], strict=True):
-        assert one["force_rmse"] == pytest.approx(other["force_rmse"], rel=1e-3)
-        assert one["energy_rmse"] == pytest.approx(other["energy_rmse"], rel=1e-2)
+    results = held(folder, tmp_path / "batched", only=("random",))
+    for record, other in zip(results["water", "random"], whole["water", "random"], strict=True):
+        assert record["force_rmse"] == pytest.approx(other["force_rmse"], rel=1e-3)
+        assert record["energy_rmse"] == pytest.approx(other["energy_rmse"], rel=1e-2)
 
 
 class Killed(BaseException):
@@ -129,8 +129,8 @@ def test_a_killed_contest_ends_with_the_same_numbers(folder, whole, tmp_path, mo
         with pytest.raises(Killed):
             held(folder, dir, only=only)
     assert 0 < sum(map(len, numbers(dir).values())) < 3 * 3 * 2
-    found = held(folder, dir, only=only)
-    assert found == {place: whole[place] for place in found} and len(found) == 3
+    results = held(folder, dir, only=only)
+    assert results == {place: whole[place] for place in results} and len(results) == 3
 
 
 def test_a_changed_contest_is_refused_and_a_larger_one_goes_on(folder, whole):
@@ -144,8 +144,8 @@ def test_a_changed_contest_is_refused_and_a_larger_one_goes_on(folder, whole):
         with pytest.raises(InputError, match=re.escape(field)):
             held(folder, dir, override)
     assert (dir / "results.jsonl").read_bytes() == before
-    found = held(folder, dir, "strategies.late.select.name=top_k", "strategies.late.score.name=mean_force_spread")
-    assert {place: found[place] for place in whole} == whole and len(found["water", "late"]) == 6
+    results = held(folder, dir, "strategies.late.select.name=top_k", "strategies.late.score.name=mean_force_spread")
+    assert {place: results[place] for place in whole} == whole and len(results["water", "late"]) == 6
 
 
 def test_energies_without_forces_and_a_barrier(tmp_path):
@@ -156,23 +156,21 @@ def test_energies_without_forces_and_a_barrier(tmp_path):
             atoms.calc.results.pop("forces")
         write(folder / name, bare, format="extxyz")
     write(folder / "path.xyz", frames(4, 2), format="extxyz")
-    found = held(folder, folder / "out", "tasks.water.path=path.xyz", "budgets=[5,8]", only=("random",))
-    for record in found["water", "random"]:
+    results = held(folder, folder / "out", "tasks.water.path=path.xyz", "budgets=[5,8]", only=("random",))
+    for record in results["water", "random"]:
         assert "force_rmse" not in record and np.isfinite([record["energy_rmse"], record["barrier_error"]]).all()
-    told = json.loads((folder / "out" / "summary.json").read_text())["tasks"]["water"]
-    assert told["metric"] == "energy_rmse"
-    first, last = (np.mean([r["energy_rmse"] for r in found["water", "random"] if r["round"] == n]) for n in (0, 1))
+    summary = json.loads((folder / "out" / "summary.json").read_text())["tasks"]["water"]
+    assert summary["metric"] == "energy_rmse"
+    first, last = (np.mean([r["energy_rmse"] for r in results["water", "random"] if r["round"] == n]) for n in (0, 1))
     assert max(first, last) < 0.5  # eV/atom: references and offsets fit
 
 
 def test_stress_is_learned_where_there_is_some(tmp_path):
     write(tmp_path / "copper.xyz", frames(24, 0, crystal=True), format="extxyz")
     text = CONTEST.replace("cutoff: 3.0", "cutoff: 3.2").replace("holdout: 0.2", "holdout: 0.2, stress_weight: 5.0")
-    (tmp_path / "contest.yaml").write_text(
-        text + "tasks: {copper: {pool: copper.xyz}}\nbudgets: [5, 8]\n".replace("budgets: [5, 8]\n", "")
-    )
-    found = held(tmp_path, tmp_path / "out", "tasks.copper.budgets=[5,8]", only=("random",))
-    assert all(0 < record["stress_rmse"] < 1 for record in found["copper", "random"])
+    (tmp_path / "contest.yaml").write_text(text + "tasks: {copper: {pool: copper.xyz}}\n")
+    results = held(tmp_path, tmp_path / "out", "tasks.copper.budgets=[5,8]", only=("random",))
+    assert all(0 < record["stress_rmse"] < 1 for record in results["copper", "random"])
 
 
 LIVE = """
@@ -205,8 +203,8 @@ def test_a_live_task_pays_for_no_label_twice(tmp_path, monkeypatch):
     write(tmp_path / "start.xyz", molecule("H2O"))
     write(tmp_path / "path.xyz", [molecule("H2O"), Atoms("OHH", [[0, 0, 0.12], [0, 0.8, -0.5], [0, -0.75, -0.45]])])
     monkeypatch.setattr("jaxal.contest.data.SETTLE", 5)
-    found = held(tmp_path, tmp_path / "one", only=("random",))
-    for record in found["water", "random"]:
+    results = held(tmp_path, tmp_path / "one", only=("random",))
+    for record in results["water", "random"]:
         assert record["failed"] == 0 and record["labels"] == (5, 8, 11)[record["round"]]
         assert np.isfinite([record["force_rmse"], record["barrier_error"]]).all()
 
@@ -220,14 +218,14 @@ def test_a_live_task_pays_for_no_label_twice(tmp_path, monkeypatch):
     for name in (STORE, "test.xyz"):
         (tmp_path / "two" / "data" / "water" / name).write_bytes((store.parent / name).read_bytes())
     (tmp_path / "two" / "contest.json").write_bytes((tmp_path / "one" / "contest.json").read_bytes())
-    assert held(tmp_path, tmp_path / "two", only=("random",)) == found
+    assert held(tmp_path, tmp_path / "two", only=("random",)) == results
     opened = open_store(tmp_path / "two" / "data" / "water" / STORE)
     assert len(list(opened.all())) == rows
     opened.close()
 
 
 @pytest.mark.parametrize(
-    "override, told",
+    "override, message",
     [
         ("tasks.water.pool=missing.xyz", "tasks.water.pool: there is no file"),
         ("data=nowhere", "data: there is no folder"),
@@ -247,10 +245,10 @@ def test_a_live_task_pays_for_no_label_twice(tmp_path, monkeypatch):
         ("tasks.water.test=contest.yaml", "contest.yaml: ASE cannot read it"),
     ],
 )
-def test_a_mistake_is_one_line_before_anything_is_computed(folder, tmp_path, capsys, override, told):
+def test_a_mistake_is_one_line_before_anything_is_computed(folder, tmp_path, capsys, override, message):
     assert main(["contest", str(folder / "contest.yaml"), override, "--dir", str(tmp_path / "new")]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("jaxal: error: ") and error.count("\n") == 1 and told in error, error
+    assert error.startswith("jaxal: error: ") and error.count("\n") == 1 and message in error, error
     assert not (tmp_path / "new").exists()
 
 
@@ -275,11 +273,11 @@ def test_a_pool_of_two_charges_is_two_surfaces_of_each_model(tmp_path):
 
 def test_parts_that_no_line_names_are_there_in_a_process_of_its_own(folder, tmp_path):
     """Others have imported all of them in this one."""
-    done = alone("contest", folder / "contest.yaml", "budgets=[5,400]", "--dir", tmp_path / "new")
-    assert done.returncode == 2 and done.stderr.startswith("jaxal: error: ") and done.stderr.count("\n") == 1, (
-        done.stderr
-    )
-    assert "tasks.water.budgets: 400 is too large" in done.stderr
+    process = alone("contest", folder / "contest.yaml", "budgets=[5,400]", "--dir", tmp_path / "new")
+    assert (
+        process.returncode == 2 and process.stderr.startswith("jaxal: error: ") and process.stderr.count("\n") == 1
+    ), process.stderr
+    assert "tasks.water.budgets: 400 is too large" in process.stderr
 
 
 def test_a_folder_of_something_else_is_refused(folder, tmp_path):
@@ -295,12 +293,12 @@ def test_grids_name_their_strategies_and_every_model_has_baselines(folder):
         ["strategies={}", "grids=[{select: all}, {select: [top_k], committee: {members: 3}}]"],
     )
     entered = schema.entrants(contest)
-    names = [one.name for one in entered]
+    names = [entrant.name for entrant in entered]
     assert len(set(names)) == len(names) and {"random", "farthest", "top_k"} <= set(names)
     assert {"full3+top_k", "full3+random", "full3+farthest"} <= set(names)
-    for one in entered:
-        own = schema.baseline(one, entered)
-        assert own.model == one.model and own.select.name == "random"
+    for entrant in entered:
+        own = schema.baseline(entrant, entered)
+        assert own.model == entrant.model and own.select.name == "random"
 
 
 SEEKING = {
@@ -311,15 +309,15 @@ SEEKING = {
 
 def test_schedules_choose_by_their_arms(folder, whole, tmp_path):
     """A bandit begins with its first arm and then plays the other; on its way from random the second is a mixture."""
-    found = held(folder, tmp_path / "out", f"strategies={json.dumps(SEEKING)}", only=("annealed", "learned"))
+    results = held(folder, tmp_path / "out", f"strategies={json.dumps(SEEKING)}", only=("annealed", "learned"))
 
     def part(records, number):
         return [{k: v for k, v in r.items() if k != "strategy"} for r in records if r["round"] == number]
 
-    assert part(found["water", "learned"], 1) == part(whole["water", "greedy"], 1)
-    assert part(found["water", "learned"], 2) != part(whole["water", "greedy"], 2)
-    assert part(found["water", "annealed"], 1) != part(whole["water", "greedy"], 1)
-    labels = [[r["labels"] for r in found["water", name] if r["seed"] == 0] for name in SEEKING]
+    assert part(results["water", "learned"], 1) == part(whole["water", "greedy"], 1)
+    assert part(results["water", "learned"], 2) != part(whole["water", "greedy"], 2)
+    assert part(results["water", "annealed"], 1) != part(whole["water", "greedy"], 1)
+    labels = [[r["labels"] for r in results["water", name] if r["seed"] == 0] for name in SEEKING]
     assert labels == [[5, 8, 11]] * 2
 
 
@@ -332,15 +330,15 @@ def test_walkers_of_a_live_task_may_be_driven(tmp_path, monkeypatch):
     select = {"select": {"name": "random"}}
     strategies = {"pushed": select | {"bias": {"name": "hyperactive"}}, "thompson": select | {"drive": "member"}}
     override = f"strategies={json.dumps(strategies)}"
-    found = held(tmp_path, tmp_path / "out", override, only=("random", "pushed", "thompson"))
-    first = [[r["force_rmse"] for r in found["water", name] if r["round"] == 0] for name in ("random", *strategies)]
-    last = [[r["force_rmse"] for r in found["water", name] if r["round"] == 2] for name in ("random", *strategies)]
-    assert first[0] == first[1] == first[2] and len({tuple(one) for one in last}) == 3
+    results = held(tmp_path, tmp_path / "out", override, only=("random", "pushed", "thompson"))
+    first = [[r["force_rmse"] for r in results["water", name] if r["round"] == 0] for name in ("random", *strategies)]
+    last = [[r["force_rmse"] for r in results["water", name] if r["round"] == 2] for name in ("random", *strategies)]
+    assert first[0] == first[1] == first[2] and len({tuple(errors) for errors in last}) == 3
     assert np.all(np.isfinite(last))
 
 
 @pytest.mark.parametrize(
-    "strategy, told",
+    "strategy, message",
     [
         (
             {"schedule": SEEKING["learned"]["schedule"], "select": {"name": "top_k"}},
@@ -351,9 +349,9 @@ def test_walkers_of_a_live_task_may_be_driven(tmp_path, monkeypatch):
         ({"schedule": {"name": "bandit", "of": ["top_k", "nothing"]}}, "schedule.of: unknown select 'nothing'"),
     ],
 )
-def test_what_a_strategy_cannot_be_is_one_line(folder, tmp_path, capsys, strategy, told):
+def test_what_a_strategy_cannot_be_is_one_line(folder, tmp_path, capsys, strategy, message):
     override = f"strategies={json.dumps({'one': strategy})}"
     assert main(["contest", str(folder / "contest.yaml"), override, "--dir", str(tmp_path / "new")]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and told in error, error
+    assert error.count("\n") == 1 and message in error, error
     assert not (tmp_path / "new").exists()

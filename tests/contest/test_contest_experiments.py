@@ -25,7 +25,7 @@ def raw(name: str, tmp_path: Path, *overrides: str) -> schema.Contest:
 def test_it_loads_and_has_its_strategies(name, tmp_path):
     contest = raw(name, tmp_path)
     assert contest.seeds >= 5
-    names = {one.name for one in schema.entrants(contest)}
+    names = {entrant.name for entrant in schema.entrants(contest)}
     assert names == {"random", "farthest"}
     text = (FOLDER / name).read_text()
     assert "{select: all}" in text
@@ -54,8 +54,8 @@ def test_silicons_stress_is_ases(monkeypatch):
     atoms = Atoms("Si", cell=np.eye(3) * 3, pbc=True)
     atoms.calc = SinglePointCalculator(atoms, energy=1.0, forces=np.zeros((1, 3)))
     atoms.info["virial_stress_raw"] = [10.0, 20.0, 30.0, 1.0, 2.0, 3.0]  # VASP: xx yy zz xy yz zx, kbar, compressed
-    (found,) = prepare.with_stress([atoms])
-    assert found.get_stress() == pytest.approx(-GPA * np.array([1.0, 2, 3, 0.2, 0.3, 0.1]))  # ASE: xx yy zz yz xz xy
+    (frame,) = prepare.with_stress([atoms])
+    assert frame.get_stress() == pytest.approx(-GPA * np.array([1.0, 2, 3, 0.2, 0.3, 0.1]))  # ASE: xx yy zz yz xz xy
 
 
 def test_without_a_test_file_a_part_of_the_pool_is_held_out(tmp_path):
@@ -67,9 +67,9 @@ def test_without_a_test_file_a_part_of_the_pool_is_held_out(tmp_path):
     write(tmp_path / "pool.xyz", frames, format="extxyz")
     task = schema.Task(pool=str(tmp_path / "pool.xyz"), budgets=(2, 4), test_frames=8, pool_frames=15)
     with data.opened("h2", task, tmp_path, "float32") as source:
-        found = source.data
-    assert source.service is None and found.labels is not None
-    assert found.tests == 8 and len(found.labels.energy) == 15
-    assert not set(found.answers.energy) & set(found.labels.energy)
-    assert set(found.answers.energy) | set(found.labels.energy) <= set(range(30))
-    assert np.diff(found.answers.energy).max() <= 5  # spread over the whole file
+        split = source.data
+    assert source.service is None and split.labels is not None
+    assert split.tests == 8 and len(split.labels.energy) == 15
+    assert not set(split.answers.energy) & set(split.labels.energy)
+    assert set(split.answers.energy) | set(split.labels.energy) <= set(range(30))
+    assert np.diff(split.answers.energy).max() <= 5  # spread over the whole file

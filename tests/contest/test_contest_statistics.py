@@ -21,10 +21,10 @@ def test_the_area_is_the_mean_of_the_logarithm():
 
 def test_students_interval_is_scipys():
     values = np.random.default_rng(0).normal(2, 1, 7)
-    found = ours.mean_interval(values)
+    interval = ours.mean_interval(values)
     oracle = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert found == pytest.approx((values.mean(), oracle.low, oracle.high))
-    assert ours.geometric_interval(np.exp(values)) == pytest.approx(np.exp(found))
+    assert interval == pytest.approx((values.mean(), oracle.low, oracle.high))
+    assert ours.geometric_interval(np.exp(values)) == pytest.approx(np.exp(interval))
     assert np.isnan(ours.mean_interval(np.ones(1))[1:]).all()
 
 
@@ -34,8 +34,8 @@ def test_labels_saved_of_curves_with_a_known_answer(factor):
     labels = np.tile(np.geomspace(50, 400, 7), (5, 1))
     other = 4.0 * labels**-0.5
     error = 4.0 * (labels / factor) ** -0.5
-    found = ours.saved(labels, error, labels, other)
-    assert found == pytest.approx([1 - factor] * 3, abs=1e-9)
+    interval = ours.saved(labels, error, labels, other)
+    assert interval == pytest.approx([1 - factor] * 3, abs=1e-9)
 
 
 def test_needed_labels():
@@ -49,8 +49,8 @@ def test_needed_labels():
 
 
 def test_all_resamples_of_few_seeds_are_taken_once():
-    found = ours.resamples(3)
-    assert sorted(map(tuple, found)) == sorted(itertools.product(range(3), repeat=3))
+    rows = ours.resamples(3)
+    assert sorted(map(tuple, rows)) == sorted(itertools.product(range(3), repeat=3))
     assert ours.resamples(12).shape == (ours.DRAWS, 12)
 
 
@@ -59,8 +59,8 @@ def test_a_pair_of_seeds_is_resampled_together():
     rng = np.random.default_rng(1)
     labels = np.tile(np.geomspace(50, 400, 6), (5, 1))
     other = np.exp(rng.normal(0, 1, (5, 1))) * labels**-0.5
-    found = ours.saved(labels, other * 0.8**0.5, labels, other)
-    assert found == pytest.approx([0.2] * 3, abs=1e-9)
+    interval = ours.saved(labels, other * 0.8**0.5, labels, other)
+    assert interval == pytest.approx([0.2] * 3, abs=1e-9)
 
 
 @pytest.mark.parametrize("seeds, low, high", [(5, 0.91, 0.98), (10, 0.92, 0.975)])
@@ -72,8 +72,8 @@ def test_the_bootstrap_covers_what_it_says(seeds, low, high):
     for _ in range(1000):
         values = rng.normal(0, 1, seeds)
         means = values[rows].mean(1)
-        found = ours.bootstrap(means, values.mean(), seeds)
-        hits += found.low <= 0 <= found.high
+        interval = ours.bootstrap(means, values.mean(), seeds)
+        hits += interval.low <= 0 <= interval.high
         plain += np.quantile(means, 0.025) <= 0 <= np.quantile(means, 0.975)
     assert low < hits / 1000 < high
     assert hits > plain + 15
@@ -85,20 +85,20 @@ def test_the_bootstrap_covers_what_it_says(seeds, low, high):
 def test_nemenyis_critical_values_are_those_of_demsars_table(strategies, q):
     """Table 5a of Demsar, JMLR 7, 1 (2006), alpha = 0.05."""
     blocks = 14
-    found = ours.critical_difference(strategies, blocks)
-    assert found / np.sqrt(strategies * (strategies + 1) / (6 * blocks)) == pytest.approx(q, abs=1.1e-3)
+    difference = ours.critical_difference(strategies, blocks)
+    assert difference / np.sqrt(strategies * (strategies + 1) / (6 * blocks)) == pytest.approx(q, abs=1.1e-3)
 
 
 def test_ranks_and_friedmans_test_are_scipys():
     rng = np.random.default_rng(3)
     score = rng.normal(size=(8, 4)) + np.array([0, 0.5, 1, 2])
     score[0, 1] = score[0, 2]
-    found = ours.ranking(score)
-    assert found.p == stats.friedmanchisquare(*score.T).pvalue and found.blocks == 8
+    ranking = ours.ranking(score)
+    assert ranking.p == stats.friedmanchisquare(*score.T).pvalue and ranking.blocks == 8
     brute = [
         [1 + sum(o < x for o in row) + 0.5 * (sum(o == x for o in row) - 1) for x in row] for row in score.tolist()
     ]
-    assert found.rank == pytest.approx(np.mean(brute, axis=0))
+    assert ranking.rank == pytest.approx(np.mean(brute, axis=0))
 
 
 def test_alike_strategies_are_told_apart_in_one_of_twenty_contests():
@@ -106,15 +106,15 @@ def test_alike_strategies_are_told_apart_in_one_of_twenty_contests():
     rng = np.random.default_rng(4)
     wrong = 0
     for _ in range(2000):
-        found = ours.ranking(rng.normal(size=(40, 5)))
-        wrong += np.ptp(found.rank) > found.critical
+        ranking = ours.ranking(rng.normal(size=(40, 5)))
+        wrong += np.ptp(ranking.rank) > ranking.critical
     assert 0.03 < wrong / 2000 < 0.07
 
 
 def test_cliques_are_the_longest_runs_within_the_difference():
     ranks = np.array([3.0, 1.0, 1.4, 5.0, 2.1, 5.2])
-    found = ours.cliques(ranks, 1.2)
+    cliques = ours.cliques(ranks, 1.2)
     order = np.sort(ranks)
     runs = [(i, j) for i, j in itertools.combinations(range(6), 2) if order[j] - order[i] <= 1.2]
     longest = [r for r in runs if not any(o != r and o[0] <= r[0] and r[1] <= o[1] for o in runs)]
-    assert sorted(found) == sorted(longest)
+    assert sorted(cliques) == sorted(longest)

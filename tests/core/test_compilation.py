@@ -17,27 +17,27 @@ jax.monitoring.register_event_listener(lambda event, **_: hits.append(event.ends
 print(compilation.keep())
 jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((8, 8))).block_until_ready()
 print(sum(hits))
-told = []
+inputs = []
 def host(x):
-    told.append(x.copy())
+    inputs.append(x.copy())
     return 2 * x
 def ask(x, _):
     y = jax.experimental.io_callback(host, x, x, ordered=True)
     return jnp.cos(y), jnp.sum(y)
-print(*(f"{x:.6f}" for x in jax.jit(lambda x: jax.lax.scan(ask, x, length=3))(jnp.arange(2.0))[1]), len(told))
+print(*(f"{x:.6f}" for x in jax.jit(lambda x: jax.lax.scan(ask, x, length=3))(jnp.arange(2.0))[1]), len(inputs))
 print(sum(hits))
 """
 
 
-def run(**given):
+def run(**variables):
     """(folder, programs taken from it, what the host was asked, programs taken now) of a fresh process."""
     settings = {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     environment = os.environ | settings
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # that of the session
-    environment |= {name: str(value) for name, value in given.items()}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    folder, hits, asked, more = done.stdout.splitlines()
+    environment |= {name: str(value) for name, value in variables.items()}
+    result = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    folder, hits, asked, more = result.stdout.splitlines()
     return folder, int(hits), asked, int(more)
 
 
@@ -100,5 +100,6 @@ def test_kept_programs_are_loaded_without_a_word(tmp_path):
     for _ in range(2):
         command = [sys.executable, "-c", program]
         said.append(subprocess.run(command, env=os.environ | settings, capture_output=True, text=True))
-    assert all(done.returncode == 0 for done in said)
-    assert any(tmp_path.iterdir()) and not any("cpu_aot_loader" in done.stderr for done in said), said[-1].stderr[:500]
+    assert all(process.returncode == 0 for process in said)
+    errors = [process.stderr for process in said]
+    assert any(tmp_path.iterdir()) and not any("cpu_aot_loader" in error for error in errors), errors[-1][:500]

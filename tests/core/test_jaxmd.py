@@ -20,5 +20,5 @@ except AttributeError:
 
 
 def test_what_dynamics_does_not_need_is_loaded_when_it_is_asked_for():
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
-    assert done.stdout == "well\n", done.stderr
+    result = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
+    assert result.stdout == "well\n", result.stderr

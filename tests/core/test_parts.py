@@ -63,18 +63,18 @@ def listed(site: Path) -> subprocess.CompletedProcess:
 
 
 def test_an_installed_package_registers_its_parts(tmp_path):
-    done = listed(installed(tmp_path, "mine_of_another", SELECT.format(name="last_of_another")))
-    assert done.returncode == 0, done.stderr
-    assert "select last_of_another\n  The last ones: a test.\n" in done.stdout and "select random\n" in done.stdout
+    result = listed(installed(tmp_path, "mine_of_another", SELECT.format(name="last_of_another")))
+    assert result.returncode == 0, result.stderr
+    assert "select last_of_another\n  The last ones: a test.\n" in result.stdout and "select random\n" in result.stdout
 
 
 def test_a_package_that_cannot_be_imported_is_one_line(tmp_path):
-    done = listed(installed(tmp_path, "broken_of_another", "import there_is_no_such_module\n"))
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith(
+    result = listed(installed(tmp_path, "broken_of_another", "import there_is_no_such_module\n"))
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert result.stderr.startswith(
         "jaxal: error: jaxal.parts: broken_of_another of broken_of_another-package cannot"
-    ) or ("broken-of-another-package" in done.stderr)
-    assert "No module named 'there_is_no_such_module'" in done.stderr
+    ) or ("broken-of-another-package" in result.stderr)
+    assert "No module named 'there_is_no_such_module'" in result.stderr
 
 
 def test_every_module_of_parts_is_found_by_its_source():
@@ -117,7 +117,7 @@ def test_a_file_hides_no_module_of_its_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name, text, told",
+    "name, text, message",
     [
         ("missing.py", None, "there is no such file"),
         ("broken.py", "def broken(:\n", "SyntaxError"),
@@ -125,12 +125,12 @@ def test_a_file_hides_no_module_of_its_name(tmp_path, monkeypatch):
         ("data.xyz", "3\n", "not a Python file"),
     ],
 )
-def test_a_file_that_is_none_is_one_line(tmp_path, name, text, told):
+def test_a_file_that_is_none_is_one_line(tmp_path, name, text, message):
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(InputError) as caught:
         import_file(tmp_path / name)
-    assert told in str(caught.value) and "\n" not in str(caught.value) and name in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value) and name in str(caught.value)
     assert not [module for module in sys.modules if module.startswith(f"jaxal_part_{Path(name).stem}_")]
 
 
@@ -201,12 +201,12 @@ def test_a_model_of_a_package_is_loaded_wherever_the_package_is(tmp_path, monkey
         path = os.pathsep.join([*([str(site)] if there else []), *(x for x in sys.path if x and x != str(site))])
         command = [sys.executable, "-c", ASKED, "model.npz"]
         environment = os.environ | {"PYTHONPATH": path}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert (done.returncode == 0) is there, done.stderr
+        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert (result.returncode == 0) is there, result.stderr
         if there:
-            assert float(done.stdout) > 0
+            assert float(result.stdout) > 0
         else:
-            assert done.stderr.splitlines()[-1] == (
+            assert result.stderr.splitlines()[-1] == (
                 "jaxal.core.errors.InputError: model.npz: unknown potential 'springs_of_another'; "
                 "it is registered by the package springs_of_another-package 1: install it"
             )

@@ -102,24 +102,24 @@ def of_a_shell(command: str, folder: Path, **environment: str) -> subprocess.Com
 
 
 def test_a_full_disk_and_a_closed_output_are_no_tracebacks(folder):
-    done = of_a_shell("status . > /dev/full", folder)
-    assert done.returncode == 2 and done.stderr.startswith("jaxal: error: ") and done.stderr.count("\n") == 1
-    assert "No space left on device" in done.stderr
+    result = of_a_shell("status . > /dev/full", folder)
+    assert result.returncode == 2 and result.stderr.startswith("jaxal: error: ") and result.stderr.count("\n") == 1
+    assert "No space left on device" in result.stderr
     assert of_a_shell("status . >&-", folder).stderr == ""
-    done = of_a_shell("status nothing 2>&-", folder)
-    assert done.returncode == 2 and done.stdout == ""
+    result = of_a_shell("status nothing 2>&-", folder)
+    assert result.returncode == 2 and result.stdout == ""
     assert of_a_shell("status nothing 2> /dev/full", folder).returncode == 2
 
 
 def test_a_platform_that_is_not_there_is_one_line(folder):
-    done = of_a_shell("run config.yaml", folder, JAX_PLATFORMS="cuda", CUDA_VISIBLE_DEVICES="")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith("jaxal: error: JAX_PLATFORMS=cuda: JAX has no device to compute on (")
+    result = of_a_shell("run config.yaml", folder, JAX_PLATFORMS="cuda", CUDA_VISIBLE_DEVICES="")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.startswith("jaxal: error: JAX_PLATFORMS=cuda: JAX has no device to compute on (")
     assert not (folder / "runs").exists()
     code = "import jaxal; jaxal.Calculator('model.npz')"
     environment = os.environ | {"JAX_PLATFORMS": "nonsense"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    last = done.stderr.splitlines()[-1]
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    last = result.stderr.splitlines()[-1]
     assert last.startswith("jaxal.core.errors.InputError: JAX_PLATFORMS=nonsense: JAX has no device to compute on (")
 
 

@@ -140,11 +140,11 @@ def test_samples_follow_the_weights_and_are_never_held_out():
     # members that draw together: pairs in proportion to the weights of all
     several = jnp.stack([weight, 0 * weight, weight[::-1] / 10])
     pairs = sample(jax.random.key(2), buffer, several, draws)
-    found = np.histogram2d(pairs[1], pairs[0], bins=[np.arange(4) - 0.5, np.arange(9) - 0.5])[0]
+    histogram = np.histogram2d(pairs[1], pairs[0], bins=[np.arange(4) - 0.5, np.arange(9) - 0.5])[0]
     odds = np.where(np.asarray(buffers.trainable(buffer)), several, 0.0)
     expected = draws * odds / odds.sum()
-    assert np.all(found[expected == 0] == 0)
-    assert np.all(abs(found - expected) <= 4 * np.sqrt(expected))
+    assert np.all(histogram[expected == 0] == 0)
+    assert np.all(abs(histogram - expected) <= 4 * np.sqrt(expected))
 
 
 def test_double_precision_is_kept():

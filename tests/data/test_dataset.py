@@ -39,12 +39,12 @@ def read(path, atoms, **options):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         data = dataset.labeled(path, "data", **options)
-    return data, [str(one.message) for one in caught if one.category is InputWarning]
+    return data, [str(warning.message) for warning in caught if warning.category is InputWarning]
 
 
 def test_good_frames_say_nothing(path):
-    data, told = read(path, [frame(seed) for seed in range(4)])
-    assert len(data.frames) == 4 and told == [] and data.isolated == {}
+    data, messages = read(path, [frame(seed) for seed in range(4)])
+    assert len(data.frames) == 4 and messages == [] and data.isolated == {}
 
 
 # ---------------------------------------------------------------- what belongs together
@@ -87,8 +87,8 @@ def test_free_atoms_are_references_and_no_frames(path):
 
 
 def test_frames_of_weight_zero_are_left_out_and_told(path):
-    data, told = read(path, [frame(0), frame(1, energy=1e5, config_weight=0.0)])
-    assert len(data.frames) == 1 and "frame 1 is left out, of weight 0" in told[0] and len(told) == 1
+    data, messages = read(path, [frame(0), frame(1, energy=1e5, config_weight=0.0)])
+    assert len(data.frames) == 1 and "frame 1 is left out, of weight 0" in messages[0] and len(messages) == 1
 
 
 def test_what_is_missing_is_named_with_what_looks_like_it(path):
@@ -102,7 +102,7 @@ def test_what_is_missing_is_named_with_what_looks_like_it(path):
 
 
 def held(atoms, fraction=0.25):
-    frames = [files.frames.of_atoms(one) for one in atoms]
+    frames = [files.frames.of_atoms(structure) for structure in atoms]
     group = dataset.groups(frames)
     return dataset.held_out(frames, group, fraction), group
 
@@ -134,15 +134,16 @@ def test_without_copies_the_rows_are_evenly_spaced():
 
 
 def test_an_energy_below_all_that_electrons_can_have_is_told(path):
-    _, told = read(path, [frame(0, energy=-76.4 * 627.5), frame(1, energy=-76.4 * 627.5)])  # kcal/mol
-    assert len(told) == 1 and "the energy of frame 0, -47941 eV, is below what all its electrons can have" in told[0]
-    _, told = read(path, [frame(0, energy=-76.4 * 27.2114), frame(1, energy=-76.4 * 27.2114)])
-    assert not told
+    _, messages = read(path, [frame(0, energy=-76.4 * 627.5), frame(1, energy=-76.4 * 627.5)])  # kcal/mol
+    assert len(messages) == 1
+    assert "the energy of frame 0, -47941 eV, is below what all its electrons can have" in messages[0]
+    _, messages = read(path, [frame(0, energy=-76.4 * 27.2114), frame(1, energy=-76.4 * 27.2114)])
+    assert not messages
 
 
 def test_a_name_like_a_charge_or_a_spin_that_is_not_read_is_told(path):
-    _, told = read(path, [frame(0), frame(1, total_spin=0.5), frame(2, mulliken_charge=[0.1, 0.2])])
-    assert len(told) == 1 and "frame 1 carries total_spin: nothing about electrons is read from it" in told[0]
+    _, messages = read(path, [frame(0), frame(1, total_spin=0.5), frame(2, mulliken_charge=[0.1, 0.2])])
+    assert len(messages) == 1 and "frame 1 carries total_spin: nothing about electrons is read from it" in messages[0]
 
 
 def test_copies_are_told_and_so_are_their_different_energies(path):
@@ -167,10 +168,10 @@ def copper(seed: int, scale: float) -> ase.Atoms:
     return result(atoms, **results, stress=atoms.get_stress() * scale)
 
 
-@pytest.mark.parametrize(("scale", "told"), [(1.0, False), (10 / GPA, True), (1 / GPA, True)])
-def test_stresses_in_other_units_are_told(path, scale, told):
+@pytest.mark.parametrize(("scale", "implausible"), [(1.0, False), (10 / GPA, True), (1 / GPA, True)])
+def test_stresses_in_other_units_are_told(path, scale, implausible):
     _, said = read(path, [copper(seed, scale) for seed in range(3)])
-    assert any("eV/Å^3" in line and "not plausible" in line for line in said) == told
+    assert any("eV/Å^3" in line and "not plausible" in line for line in said) == implausible
 
 
 def test_implausible_forces_energies_and_distances_are_told(path):

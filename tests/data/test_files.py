@@ -91,9 +91,9 @@ def test_six_and_nine_numbers_are_the_same_tensor(path, name):
         head = head.replace("forces", "REF_forces").replace("energy", "REF_energy")
     frames = [f'3\n{head} {name}="{" ".join(map(str, np.ravel(values)))}"\n{WATER}' for values in (six, nine)]
     path.write_text("".join(frames))
-    one, other = (frame.numeric.stress for frame in files.read(path))
-    np.testing.assert_allclose(one, other, atol=1e-18)
-    np.testing.assert_allclose(one, nine if "stress" in name else -nine / 729, atol=1e-18)
+    first, second = (frame.numeric.stress for frame in files.read(path))
+    np.testing.assert_allclose(first, second, atol=1e-18)
+    np.testing.assert_allclose(first, nine if "stress" in name else -nine / 729, atol=1e-18)
 
 
 def test_types_of_a_dump_are_no_elements(tmp_path):

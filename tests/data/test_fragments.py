@@ -31,8 +31,8 @@ def test_the_gap_is_the_longest_edge_of_the_spanning_tree(cell):
 
 
 def test_the_gap_of_one_atom_and_of_what_is_not_a_number():
-    one = plain(jnp.zeros((1, 3)), jnp.zeros(1, jnp.int32), jnp.zeros((3, 3)))
-    assert float(gap(one)) == 0.0
+    single = plain(jnp.zeros((1, 3)), jnp.zeros(1, jnp.int32), jnp.zeros((3, 3)))
+    assert float(gap(single)) == 0.0
     two = plain(jnp.asarray([[0.0, 0, 0], [jnp.nan, 0, 0]]), jnp.zeros(2, jnp.int32), jnp.zeros((3, 3)))
     assert not float(gap(two)) <= 1e6
 

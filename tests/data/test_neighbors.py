@@ -71,13 +71,13 @@ def assert_pairs(spec, structure, atoms: Atoms, cutoff: float):
     used = used[: len(atoms)]
     i, j, expected = neighbour_list("ijD", atoms, cutoff)
     rows = np.broadcast_to(np.arange(len(atoms))[:, None], used.shape)[used]
-    found = np.column_stack(
+    pairs = np.column_stack(
         [rows, np.asarray(near.index)[: len(atoms)][used], np.round(np.asarray(vector)[: len(atoms)][used], 6)]
     )
-    wanted = np.column_stack([i, j, np.round(expected, 6)])
-    assert len(found) == len(wanted)
+    reference = np.column_stack([i, j, np.round(expected, 6)])
+    assert len(pairs) == len(reference)
     order = lambda x: x[np.lexsort((x + 0.0).T)]  # noqa: E731
-    np.testing.assert_allclose(order(found), order(wanted), atol=2e-6)
+    np.testing.assert_allclose(order(pairs), order(reference), atol=2e-6)
 
 
 def large_cell(rng, density: float = 0.06, pbc=True) -> Atoms:
@@ -135,8 +135,8 @@ def test_bins_and_all_pairs_make_the_same_list():
     spec = neighbors.plan(structure, 4.2)
     assert spec.bins is not None
     lists = [neighbors.build(each, structure) for each in (spec, spec._replace(bins=None))]
-    for one, other in zip(*lists, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for binned, direct in zip(*lists, strict=True):
+        np.testing.assert_array_equal(binned, direct)
 
 
 def test_reversed_pairs_in_pieces(monkeypatch):

@@ -26,13 +26,13 @@ def followed(seed, eligible=True):
 
 def test_late_frames_are_drawn_more_often():
     """The place s / t of a frame has the density a s^(a-1): its mean is a / (a + 1)."""
-    found = jax.jit(jax.vmap(followed))(jnp.arange(50))
-    assert np.all(found.there) and np.all(np.asarray(found.seen) == WALKERS * LOOKS)
-    place = np.asarray(found.structure.position)[:, :, 0, 0] / (WALKERS * LOOKS)
+    sample = jax.jit(jax.vmap(followed))(jnp.arange(50))
+    assert np.all(sample.there) and np.all(np.asarray(sample.seen) == WALKERS * LOOKS)
+    place = np.asarray(sample.structure.position)[:, :, 0, 0] / (WALKERS * LOOKS)
     for power in (1, 2, 6):
-        wanted = samples.RECENT / (samples.RECENT + power)
+        expected = samples.RECENT / (samples.RECENT + power)
         error = (place**power).std() / np.sqrt(place.size)
-        assert abs((place**power).mean() - wanted) < 4 * error + 2e-3, power
+        assert abs((place**power).mean() - expected) < 4 * error + 2e-3, power
     assert all(len(set(row.tolist())) == CAPACITY for row in place), "a frame is kept once"
 
 

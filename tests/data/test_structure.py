@@ -73,10 +73,10 @@ def test_slabs_and_wires_go_there_and_back(tmp_path, kind, name):
     structure = from_atoms(frames.to_atoms(frame), (1, 8), dtype=np.float64)
     assert structure.periodic.tolist() == pbc and structure.cell.tolist() == np.array(cell, float).tolist()
     back = to_atoms(structure, (1, 8))
-    for one in (frames.to_atoms(frame), back):
-        np.testing.assert_array_equal(one.positions, atoms.positions)
-        np.testing.assert_array_equal(one.cell.array, atoms.cell.array)
-        np.testing.assert_array_equal(one.pbc, atoms.pbc)
+    for copy in (frames.to_atoms(frame), back):
+        np.testing.assert_array_equal(copy.positions, atoms.positions)
+        np.testing.assert_array_equal(copy.cell.array, atoms.cell.array)
+        np.testing.assert_array_equal(copy.pbc, atoms.pbc)
     (plain,) = ase.io.iread(tmp_path / name)  # and what ASE makes of it
     np.testing.assert_array_equal(plain.pbc, pbc)
 
@@ -122,9 +122,9 @@ def test_frames_are_read_in_order(tmp_path):
     path = tmp_path / "frames.xyz"
     structures = [molecule("H2O"), crystal(), molecule("NH3")]
     ase.io.write(path, structures)
-    found = files.read(path)
-    assert [len(frame.numbers) for frame in found] == [3, 4, 4]
-    np.testing.assert_allclose(found[1].position, structures[1].positions, atol=1e-7)
+    rows = files.read(path)
+    assert [len(frame.numbers) for frame in rows] == [3, 4, 4]
+    np.testing.assert_allclose(rows[1].position, structures[1].positions, atol=1e-7)
 
 
 def broken(name: str, atoms: Atoms) -> Atoms:
@@ -186,14 +186,14 @@ def read(*structures: Atoms):
 def test_labels_are_read_from_results_of_any_size_and_cell(tmp_path):
     structures = [labeled(molecule("H2O")), labeled(crystal())]
     ase.io.write(tmp_path / "data.xyz", structures)
-    found = labels_of(files.read(tmp_path / "data.xyz"), size=6)
-    assert found.force.shape == (2, 6, 3) and found.ok.all()
+    labels = labels_of(files.read(tmp_path / "data.xyz"), size=6)
+    assert labels.force.shape == (2, 6, 3) and labels.ok.all()
     for row, atoms in enumerate(structures):
-        assert found.energy[row] == pytest.approx(atoms.get_potential_energy(), abs=1e-7)
-        np.testing.assert_allclose(found.force[row, : len(atoms)], atoms.get_forces(), atol=1e-7)
-        assert not found.force[row, len(atoms) :].any()
-    np.testing.assert_allclose(found.stress[1], structures[1].get_stress(voigt=False), atol=1e-9)
-    assert np.isnan(found.stress[0]).all(), "an open structure has no stress"
+        assert labels.energy[row] == pytest.approx(atoms.get_potential_energy(), abs=1e-7)
+        np.testing.assert_allclose(labels.force[row, : len(atoms)], atoms.get_forces(), atol=1e-7)
+        assert not labels.force[row, len(atoms) :].any()
+    np.testing.assert_allclose(labels.stress[1], structures[1].get_stress(voigt=False), atol=1e-9)
+    assert np.isnan(labels.stress[0]).all(), "an open structure has no stress"
 
 
 @pytest.mark.parametrize("names", [("REF_energy", "REF_forces", "REF_stress"), ("energy", "forces", "stress")])
@@ -204,15 +204,15 @@ def test_labels_are_read_from_info_and_arrays(tmp_path, names, voigt):
     atoms.info[names[0]] = truth.get_potential_energy()
     atoms.arrays[names[1]] = truth.get_forces()
     atoms.info[names[2]] = truth.get_stress(voigt=voigt)
-    found = read(atoms)
-    assert found.energy[0] == truth.get_potential_energy()
-    np.testing.assert_array_equal(found.force[0], truth.get_forces())
-    np.testing.assert_allclose(found.stress[0], truth.get_stress(voigt=False), atol=1e-15)
+    labels = read(atoms)
+    assert labels.energy[0] == truth.get_potential_energy()
+    np.testing.assert_array_equal(labels.force[0], truth.get_forces())
+    np.testing.assert_allclose(labels.stress[0], truth.get_stress(voigt=False), atol=1e-15)
     # and through a file
     ase.io.write(tmp_path / "data.xyz", atoms)
     again = labels_of(files.read(tmp_path / "data.xyz"))
-    np.testing.assert_allclose(again.force, found.force, atol=1e-7)
-    np.testing.assert_allclose(again.stress, found.stress, atol=1e-9)
+    np.testing.assert_allclose(again.force, labels.force, atol=1e-7)
+    np.testing.assert_allclose(again.stress, labels.stress, atol=1e-9)
 
 
 def test_what_is_missing_is_named_with_its_frame(tmp_path):

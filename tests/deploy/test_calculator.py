@@ -77,10 +77,10 @@ def test_energy_forces_and_spread_are_those_of_the_committee(model):
     atoms.positions += 1e4  # far from the origin, where float32 has a resolution of 1e-3 Å
     atoms.calc = Calculator(model)
     truth = [atoms.copy() for _ in DEPTH]
-    for one, depth in zip(truth, DEPTH, strict=True):
-        one.calc = oracle(depth)
-    energies = np.array([one.get_potential_energy() for one in truth])
-    forces = np.array([one.get_forces() for one in truth])
+    for member, depth in zip(truth, DEPTH, strict=True):
+        member.calc = oracle(depth)
+    energies = np.array([member.get_potential_energy() for member in truth])
+    forces = np.array([member.get_forces() for member in truth])
     spread = np.sqrt(forces.var(axis=0).sum(axis=-1))
 
     assert atoms.get_potential_energy() == pytest.approx(energies.mean() + 3 * REFERENCE.sum(), abs=2e-5)
@@ -197,18 +197,18 @@ def test_number_of_atoms_does_not_change_energies(model):
 def test_shared_calculators_in_threads(model):
     calculator = Calculator(model)
     frames = [cluster(seed) for seed in range(4)]
-    found = {}
+    energies = {}
 
     def work(number):
         frames[number].calc = calculator.share()
-        found[number] = frames[number].get_potential_energy()
+        energies[number] = frames[number].get_potential_energy()
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     for number, frame in enumerate(frames):
         frame.calc = oracle()
-        assert found[number] == pytest.approx(frame.get_potential_energy() + 3 * REFERENCE.sum(), abs=1e-4)
+        assert energies[number] == pytest.approx(frame.get_potential_energy() + 3 * REFERENCE.sum(), abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -268,12 +268,12 @@ def test_drives_a_path(model):
     side = R0 * np.array([[0, 0, 0], [1, 0, 0], [0.5, np.sqrt(3) / 2, 0], [0.5, np.sqrt(3) / 6, np.sqrt(2 / 3)]])
     start, end = Atoms("Ar4", side), Atoms("Ar4", side * [1, 1, -1])
     calculator = Calculator(model)
-    found = barrier(calculator.share, start, end, images=5, fmax=0.02)
+    band = barrier(calculator.share, start, end, images=5, fmax=0.02)
     truth = barrier(oracle, start, end, images=5, fmax=0.02)
-    assert found.converged and truth.converged
+    assert band.converged and truth.converged
     assert truth.energy > 0.1
-    assert found.energy == pytest.approx(truth.energy, abs=1e-3)
-    assert all(image.calc is None for image in found.images)
+    assert band.energy == pytest.approx(truth.energy, abs=1e-3)
+    assert all(image.calc is None for image in band.images)
 
 
 def test_a_file_is_enough_and_no_training_code_is_imported(tmp_path):
@@ -302,8 +302,8 @@ assert not {{"jaxal.train", "optax", "tblite", "orbax", "pyscf"}} & set(sys.modu
 assert energies[0] == energies[1]
 print(*map(repr, map(float, energies[0])))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    values = np.array(done.stdout.split(), float)
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    values = np.array(process.stdout.split(), float)
     assert values[0] == pytest.approx(energy, abs=1e-5)
     np.testing.assert_allclose(values[1:].reshape(3, 3), forces, atol=1e-5)

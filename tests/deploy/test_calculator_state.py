@@ -189,14 +189,14 @@ def test_threads_may_share_one_calculator(shared):
 
 def test_an_event_loop_may_use_it(shared):
     async def all_of_them():
-        async def one(number):
+        async def energies(number):
             atoms = water(0.05 * number)
             atoms.calc = shared.share()
             direct = atoms.get_potential_energy()
             atoms.calc = shared.share()
             return direct, await asyncio.to_thread(atoms.get_potential_energy)
 
-        return await asyncio.gather(*(one(number) for number in range(3)))
+        return await asyncio.gather(*(energies(number) for number in range(3)))
 
     for direct, elsewhere in asyncio.run(all_of_them()):
         assert direct == elsewhere
@@ -207,16 +207,16 @@ PROCESSES = """
     from ase.build import molecule
     from jaxal import Calculator, InputError
 
-    def made(path):
-        return asked(Calculator(path))
+    def energy_of_file(path):
+        return energy_of(Calculator(path))
 
-    def asked(calculator):
+    def energy_of(calculator):
         calculator.reset()
         atoms = molecule("H2O")
         atoms.calc = calculator
         return atoms.get_potential_energy()
 
-    def told(function, argument):
+    def outcome(function, argument):
         try:
             return function(argument)
         except InputError as error:
@@ -225,14 +225,14 @@ PROCESSES = """
     if __name__ == "__main__":
         path = sys.argv[1]
         calculator = Calculator(path)
-        energy = asked(calculator)
+        energy = energy_of(calculator)
         context = multiprocessing.get_context("spawn")
         with context.Pool(2) as pool:
-            jobs = [pool.apply_async(told, job) for job in ((made, path), (asked, calculator))]
+            jobs = [pool.apply_async(outcome, job) for job in ((energy_of_file, path), (energy_of, calculator))]
             assert [job.get(120) for job in jobs] == [energy, energy]
         with calculator._predict._lock, multiprocessing.get_context("fork").Pool(1) as pool:  # held in the child
-            for job in ((made, path), (asked, calculator)):
-                answer = pool.apply_async(told, job).get(30)
+            for job in ((energy_of_file, path), (energy_of, calculator)):
+                answer = pool.apply_async(outcome, job).get(30)
                 assert "was forked from one that uses JAX" in answer and "spawn" in answer, answer
 """
 
@@ -245,8 +245,8 @@ def test_spawned_processes_give_the_same_bits_and_forked_ones_say_so(tmp_path):
     models.save(tmp_path / "model.npz", model._replace(params=params))
     (tmp_path / "processes.py").write_text(textwrap.dedent(PROCESSES))
     command = [sys.executable, str(tmp_path / "processes.py"), str(tmp_path / "model.npz")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
 
 
 def test_a_process_forked_before_jax_is_used_is_none_of_those():
@@ -259,5 +259,5 @@ def test_a_process_forked_before_jax_is_used_is_none_of_those():
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
+    assert process.returncode == 0, process.stderr

@@ -50,7 +50,7 @@ def words_of(pid: int) -> list[bytes]:
 
 def teachers(parent: int | None = None) -> list[int]:
     """Processes of teachers that were started by `parent`, by this process if not given."""
-    found = []
+    processes = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             words = words_of(int(folder.name))
@@ -59,8 +59,8 @@ def teachers(parent: int | None = None) -> list[int]:
             except OSError:
                 continue
             if b"jaxal.deploy.teacher" in words and int(owner) == (parent or os.getpid()) and state != "Z":
-                found.append(int(folder.name))
-    return found
+                processes.append(int(folder.name))
+    return processes
 
 
 def dead(pid: int) -> bool:
@@ -95,9 +95,9 @@ def listening(model):
         started.append(process)
         assert process.stdout
         said = process.stdout.readline()
-        found = re.search(r"answers at (\S+:\d+), whoever asks", said)
-        assert found, said
-        return process, found[1]
+        match = re.search(r"answers at (\S+:\d+), whoever asks", said)
+        assert match, said
+        return process, match[1]
 
     yield start
     for process in started:
@@ -127,28 +127,28 @@ def test_it_stays_is_replaced_when_it_dies_and_goes_with_its_backend(model):
     backend.check(ETHANOL)
     assert not teachers(), "a check keeps no process that may never be asked"
     first = backend.calculate(ETHANOL)
-    (one,) = teachers()
-    assert backend.calculate(ETHANOL).energy == first.energy and teachers() == [one]
+    (original,) = teachers()
+    assert backend.calculate(ETHANOL).energy == first.energy and teachers() == [original]
 
-    os.kill(one, signal.SIGKILL)  # between two labels: nothing is lost
-    assert dead(one)
+    os.kill(original, signal.SIGKILL)  # between two labels: nothing is lost
+    assert dead(original)
     again = backend.calculate(ETHANOL)
     assert again.ok and again.energy == first.energy, again.reason
-    (two,) = teachers()
-    assert two != one
+    (successor,) = teachers()
+    assert successor != original
 
-    os.kill(two, signal.SIGSTOP)  # in the middle of a label: that one has failed
+    os.kill(successor, signal.SIGSTOP)  # in the middle of a label: that one has failed
     answers = []
     thread = threading.Thread(target=lambda: answers.append(backend.calculate(ETHANOL)))
     thread.start()
     time.sleep(0.5)
-    os.kill(two, signal.SIGKILL)
+    os.kill(successor, signal.SIGKILL)
     thread.join(20)
     assert not answers[0].ok and answers[0].reason == "the teacher died (signal SIGKILL)"
     assert backend.calculate(ETHANOL).energy == first.energy
-    (three,) = teachers()
+    (last,) = teachers()
     del backend
-    assert gone(three, 20.0)
+    assert gone(last, 20.0)
 
 
 def test_one_that_takes_too_long_is_ended(model):
@@ -213,9 +213,9 @@ def test_workers_have_teachers_that_end_with_them(model, tmp_path):
     ],
 )
 def test_what_cannot_be_is_told_by_the_check(options, what, model):
-    given = options | ({"model": model} if options.get("model") is True else {})
+    arguments = options | ({"model": model} if options.get("model") is True else {})
     with pytest.raises(LabelError, match=what) as caught:
-        teacher(**given).check(ETHANOL)
+        teacher(**arguments).check(ETHANOL)
     assert "\n" not in str(caught.value) and not teachers()
 
 
@@ -244,8 +244,8 @@ def test_many_share_one_that_listens(model, listening, tmp_path):
     here, there = teacher(model=model), teacher(address=address)
     assert (there.method, there.version) == (here.method, here.version), "one model, one key"
     energy, force, _ = asked(model, ETHANOL)
-    one, two = teacher(address=address), teacher(address=address, model=model)
-    for backend in (one, two, one):
+    first, second = teacher(address=address), teacher(address=address, model=model)
+    for backend in (first, second, first):
         backend.check(ETHANOL)
         result = backend.calculate(ETHANOL)
         assert result.ok and result.energy == energy, result.reason

@@ -63,13 +63,13 @@ def sample(explorer, structure, walkers, equilibration, steps, every=4):
         volume = jnp.abs(jnp.linalg.det(walker.structure.cell))
         return walker, (temperature(walker), energy, jnp.trace(stress), volume)
 
-    def one(key):
+    def trajectory(key):
         walker = jax.lax.fori_loop(0, equilibration, lambda _, w: step(w), start(key))
         walker, measured = jax.lax.scan(several, walker, length=steps // every)
         still = jnp.where(structure.fixed[:, None], walker.structure.position - structure.position, 0.0)
         return measured, neighbors.stale(spec, listed, walker.structure) | jnp.any(still != 0)
 
-    measured, stale = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), walkers))
+    measured, stale = jax.jit(jax.vmap(trajectory))(jax.random.split(jax.random.key(0), walkers))
     assert not bool(jnp.any(stale))
     return [np.asarray(x).T for x in measured]
 

@@ -252,15 +252,15 @@ def test_in_a_configuration(tmp_path):
     (tmp_path / "config.yaml").write_text("system: {file: water.xyz}")
     path, sweep = tmp_path / "config.yaml", "low: -1, high: 0.1 nm, period: 500 fs"
     along = "variables: {name: difference, pairs: [[0, 1], [0, 2]]}"
-    one = load(path, [f"bias={{name: restraint, {sweep}, {along}}}"])
-    (bias,) = one.bias
+    single = load(path, [f"bias={{name: restraint, {sweep}, {along}}}"])
+    (bias,) = single.bias
     assert (bias.part["low"], bias.part["high"], bias.part["period"]) == (-1.0, "0.1 nm", 0.5)
     assert bias.variables[0]["pairs"] == ((0, 1), (0, 2))
-    check(one)
-    two = load(path, [f"bias=[{{name: hyperactive}}, {{name: restraint, {sweep}, {along}}}]"])
-    check(two)
-    assert [bias.part.name for bias in two.bias] == ["hyperactive", "restraint"] and load(path).bias == ()
-    for config in (one, two, load(path)):
+    check(single)
+    pair = load(path, [f"bias=[{{name: hyperactive}}, {{name: restraint, {sweep}, {along}}}]"])
+    check(pair)
+    assert [bias.part.name for bias in pair.bias] == ["hyperactive", "restraint"] and load(path).bias == ()
+    for config in (single, pair, load(path)):
         (tmp_path / "again.yaml").write_text(dump(config, tmp_path))
         assert load(tmp_path / "again.yaml") == config
     both = f"{{name: restraint, {sweep}, {along}}}"

@@ -37,12 +37,12 @@ def model(dtype="float64"):
     species = jnp.asarray([[1, 0, 0, 1]] * 2, jnp.int32)
     zero, mass = jnp.zeros(2, jnp.int32), jnp.asarray([MASS] * 2, dtype)
     structures = plain(jnp.asarray(position, dtype), species, jnp.asarray(cell, dtype), zero, zero, mass=mass)
-    one = evaluation.Committee(equivariant(TABLE, cutoff=3.0, channels=2, l_max=1, layers=1, radial=4), MEMBERS)
+    committee = evaluation.Committee(equivariant(TABLE, cutoff=3.0, channels=2, l_max=1, layers=1, radial=4), MEMBERS)
     spec = neighbors.plan(structures, 3.0, 0.5)
     near = neighbors.find(spec, structures)
-    params = evaluation.init(one, jax.random.key(0), *jax.tree.map(lambda x: x[0], (structures, near)))
+    params = evaluation.init(committee, jax.random.key(0), *jax.tree.map(lambda x: x[0], (structures, near)))
     params = jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
-    return one, params, spec, structures, near
+    return committee, params, spec, structures, near
 
 
 def by_sampling(potential) -> Uncertainty:
@@ -71,9 +71,9 @@ CASES = {
 def total_energy(case: str):
     """E_bias (eV) of positions and strains, from the committee's predictions alone; and the bias and its committee."""
     bias, closed = CASES[case]
-    one, params, _, structures, near = model()
+    committee, params, _, structures, near = model()
     if closed:
-        one = one._replace(uncertainty=by_sampling(one.potential))
+        committee = committee._replace(uncertainty=by_sampling(committee.potential))
 
     @jax.jit
     def energy(position, strain):
@@ -82,53 +82,53 @@ def total_energy(case: str):
             position=jnp.einsum("bnx,bxy->bny", position, jnp.eye(3) + strain),
             cell=jnp.einsum("bnx,bxy->bny", structures.cell, jnp.eye(3) + strain),
         )
-        found = evaluation.predict(one, params, moved, near)
-        return jax.vmap(lambda p, s: bias.energy((), jnp.zeros(0), bias.measure(p, s), s, 0.0))(found, moved)
+        prediction = evaluation.predict(committee, params, moved, near)
+        return jax.vmap(lambda p, s: bias.energy((), jnp.zeros(0), bias.measure(p, s), s, 0.0))(prediction, moved)
 
-    return energy, bias, one
+    return energy, bias, committee
 
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("case", CASES)
 def test_force_and_stress_are_the_slopes_of_the_bias_energy(case):
-    energy, bias, one = total_energy(case)
+    energy, bias, committee = total_energy(case)
     structures = model()[3]
-    found = jax.jit(lambda: pushed(bias, one))()
+    push = jax.jit(lambda: pushed(bias, committee))()
     none, step = jnp.zeros((2, 3, 3)), 1e-4
-    np.testing.assert_allclose(found.report["bias_bias"], energy(structures.position, none), rtol=1e-12)
+    np.testing.assert_allclose(push.report["bias_bias"], energy(structures.position, none), rtol=1e-12)
     force = np.zeros((2, ATOMS, 3))
     for atom, axis in np.ndindex(ATOMS, 3):
         up, down = (energy(structures.position.at[:, atom, axis].add(sign * step), none) for sign in (1, -1))
         force[:, atom, axis] = -(up - down) / (2 * step)
     assert np.abs(force).max() > 1e-4
-    np.testing.assert_allclose(found.force, force, rtol=1e-5, atol=1e-7 * np.abs(force).max())
+    np.testing.assert_allclose(push.force, force, rtol=1e-5, atol=1e-7 * np.abs(force).max())
     stress = np.zeros((3, 3))
     for i, j in np.ndindex(3, 3):
         strain = none.at[:, i, j].add(0.5 * step).at[:, j, i].add(0.5 * step)
         up, down = energy(structures.position, strain)[1], energy(structures.position, -strain)[1]
         stress[i, j] = (up - down) / (2 * step) / abs(np.linalg.det(structures.cell[1]))
-    np.testing.assert_allclose(found.stress[1], stress, rtol=1e-5, atol=1e-7 * np.abs(stress).max())
-    np.testing.assert_array_equal(found.stress[0], 0.0)
-    np.testing.assert_allclose(found.force.sum(1), 0.0, atol=1e-10)
+    np.testing.assert_allclose(push.stress[1], stress, rtol=1e-5, atol=1e-7 * np.abs(stress).max())
+    np.testing.assert_array_equal(push.stress[0], 0.0)
+    np.testing.assert_allclose(push.force.sum(1), 0.0, atol=1e-10)
 
 
 @pytest.mark.usefixtures("double")
 def test_the_members_closed_form_is_the_gradient_through_the_committee():
-    one, params, _, structures, near = model()
-    prediction = predicted(one, params, structures, near)
+    committee, params, _, structures, near = model()
+    prediction = predicted(committee, params, structures, near)
     rise = jax.jit(bias_forces.rise, static_argnums=(0, 1))
-    short = rise(one, bias_forces.energy_deviation, params, structures, near, prediction)
-    long = rise(one, lambda p, s: bias_forces.energy_deviation(p, s), params, structures, near, prediction)
+    short = rise(committee, bias_forces.energy_deviation, params, structures, near, prediction)
+    long = rise(committee, lambda p, s: bias_forces.energy_deviation(p, s), params, structures, near, prediction)
     for a, b in zip(short, long, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
 
 
-def pushed(bias: Bias, one: evaluation.Committee) -> bias_forces.Push:
+def pushed(bias: Bias, committee: evaluation.Committee) -> bias_forces.Push:
     """What a bias without a memory does to the two structures."""
     _, params, _, structures, near = model()
-    prediction = evaluation.predict(one, params, structures, near)
+    prediction = evaluation.predict(committee, params, structures, near)
     at = params, structures, near, prediction, jnp.zeros(2), jnp.ones(2, bool)
-    return bias_forces.push((term(bias),), one, ((),), *at)[0]
+    return bias_forces.push((term(bias),), committee, ((),), *at)[0]
 
 
 def of_one(energy=(1.0, 1.2, 0.5)) -> tuple[Prediction, Structure]:
@@ -157,8 +157,8 @@ def test_hyperactive_force_is_a_fraction_of_the_mean_force():
     bias = biases.hyperactive(max_force_spread, NONE, fraction=0.3, memory=3)
 
     def learned(state, slope, force):
-        given = jnp.zeros(0), jnp.asarray(1.0), jnp.asarray(slope), jnp.asarray(force)
-        return bias.learn(state, Moment(*given, structure, jnp.zeros(()), jnp.asarray(True)))
+        arguments = jnp.zeros(0), jnp.asarray(1.0), jnp.asarray(slope), jnp.asarray(force)
+        return bias.learn(state, Moment(*arguments, structure, jnp.zeros(()), jnp.asarray(True)))
 
     def tau(state):
         slope = jax.grad(bias.energy, argnums=2)(state, jnp.zeros(0), jnp.asarray(0.5), structure, jnp.zeros(()))
@@ -191,13 +191,13 @@ def test_no_atom_is_pushed_harder_than_the_largest_and_the_direction_stays():
 @functools.cache
 def walked(bias: Bias | None, explorer, score=mean_force_spread, steps=40):
     """Walkers on the open structure after `steps`, and their scores and energies before and after."""
-    one, params, _, structures, _ = model("float32")
+    committee, params, _, structures, _ = model("float32")
     start = jax.tree.map(lambda x: jnp.stack([x[0]] * 4), structures)
     spec = neighbors.plan(start, 3.0, 0.5)._replace(capacity=ATOMS)
     near = neighbors.find(spec, start)
     terms = () if bias is None else (term(bias),)
-    walk = make_walk(one, per_walker(explorer), score, TABLE, spec, steps, "mean", terms)
-    first = predicted(one, params, start, near)
+    walk = make_walk(committee, per_walker(explorer), score, TABLE, spec, steps, "mean", terms)
+    first = predicted(committee, params, start, near)
     force, stress = first.force.mean(1), first.stress.mean(1)
     walkers = jax.vmap(explorer.init)(
         jax.random.split(jax.random.key(5), 4), start, force, stress, jnp.zeros(4, jnp.int32)
@@ -235,7 +235,7 @@ def test_a_bias_of_no_height_changes_nothing():
 def test_walkers_under_a_bias_become_less_certain(bias):
     """On average over walkers that begin with the same momenta as unbiased ones."""
     deviation = lambda p, s: bias_forces.energy_deviation(p, s)  # noqa: E731
-    plain, biased = (walked(one, COLD, deviation)[0].candidate.score for one in (None, bias))
+    plain, biased = (walked(choice, COLD, deviation)[0].candidate.score for choice in (None, bias))
     assert np.mean(biased) > np.mean(plain)
 
 

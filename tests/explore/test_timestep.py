@@ -50,5 +50,5 @@ def test_isotopes_and_fixed_atoms_are_the_structures_own():
     ],
 )
 def test_what_is_told_of_a_time_step(atoms, timestep, expected):
-    told = too_long([atoms], timestep)
-    assert bool(told) == bool(expected) and re.match(expected, told), told
+    message = too_long([atoms], timestep)
+    assert bool(message) == bool(expected) and re.match(expected, message), message

@@ -54,8 +54,8 @@ def test_coordination_is_the_published_function():
     distance = start.get_all_distances()
     x = distance[np.ix_([2], [0, 1, 3])] / 1.7
     published = np.sum((1 - x**6) / (1 - x**12))
-    found = values([("coordination", {"of": 2, "by": (1, 0, 3), "reach": 1.7})], start)
-    np.testing.assert_allclose(found, [published], rtol=1e-12)
+    coordination = values([("coordination", {"of": 2, "by": (1, 0, 3), "reach": 1.7})], start)
+    np.testing.assert_allclose(coordination, [published], rtol=1e-12)
     pair = ase.Atoms("OH", [[0, 0, 0], [0, 0, 1.7]])  # x = 1: the limit, a half
     np.testing.assert_allclose(
         values([("coordination", {"of": "O", "by": "H", "reach": 1.7})], pair), [0.5], rtol=1e-12
@@ -67,8 +67,8 @@ def test_coordination_counts_images_also_those_of_the_atom_itself():
     start = ase.Atoms("Po", cell=3 * np.eye(3), pbc=True)
     x = np.sqrt([1.0, 2.0, 3.0]) * 3 / 2.5
     expected = np.sum([6, 12, 8] / (1 + x**6))
-    found = values([("coordination", {"of": "Po", "by": 0, "reach": 2.5})], start, np.array([[7.0, -1.0, 0.2]]))
-    np.testing.assert_allclose(found, [expected], rtol=1e-12)
+    coordination = values([("coordination", {"of": "Po", "by": 0, "reach": 2.5})], start, np.array([[7.0, -1.0, 0.2]]))
+    np.testing.assert_allclose(coordination, [expected], rtol=1e-12)
 
 
 SHAPES = {

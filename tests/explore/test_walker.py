@@ -26,8 +26,8 @@ def structure(fixed=(), atoms=4, padding=0):
     held = np.isin(np.arange(total), fixed)
     position = np.arange(total)[:, None] * np.array([1.0, 0.2, 0.1])
     mass = np.resize(MASS, total)
-    given = (position.astype(np.float32), species, 9 * np.eye(3, dtype=np.float32))
-    return jax.tree.map(jnp.asarray, plain(*given, mass=mass.astype(np.float32), fixed=held))
+    arguments = (position.astype(np.float32), species, 9 * np.eye(3, dtype=np.float32))
+    return jax.tree.map(jnp.asarray, plain(*arguments, mass=mass.astype(np.float32), fixed=held))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def carbon(atoms: int, edge: float = 0.0, charge: int = 0) -> Task:
     return Task(np.full(atoms, 6), np.zeros((atoms, 3)), np.eye(3) * edge, np.full(3, edge > 0), charge, 0)
 
 
-def made(law, sizes, noise=0.0, seed=0, edge=None):
+def timings(law, sizes, noise=0.0, seed=0, edge=None):
     rng = np.random.default_rng(seed)
     tasks = [carbon(n, 0.0 if edge is None else edge(n, rng)) for n in sizes]
     return [(task, law(task) * math.exp(noise * rng.normal())) for task in tasks]
@@ -36,7 +36,7 @@ def test_without_data_it_is_the_cube_of_the_electrons():
 
 @pytest.mark.parametrize("power", [1.0, 2.3, 4.0])
 def test_it_finds_the_power_of_the_electrons(power):
-    known = made(lambda task: 1e-3 * electrons(task) ** power, [4, 6, 8, 12, 16, 24, 32] * 3, noise=0.1)
+    known = timings(lambda task: 1e-3 * electrons(task) ** power, [4, 6, 8, 12, 16, 24, 32] * 3, noise=0.1)
     tell = expected(known)
     assert math.log(tell(carbon(32)) / tell(carbon(4))) / math.log(8) == pytest.approx(power, abs=0.15)
     assert tell(carbon(16)) == pytest.approx(1e-3 * 96.0**power, rel=0.15)
@@ -47,7 +47,7 @@ def test_it_finds_the_power_of_the_volume(power):
     def law(task):
         return 2.0 * (electrons(task) / 48) ** 2 * np.linalg.det(task.cell) ** power
 
-    known = made(law, [8, 8, 8, 16, 16, 32] * 8, 0.1, edge=lambda n, rng: rng.uniform(0.7, 1.4) * n ** (1 / 3) * 3)
+    known = timings(law, [8, 8, 8, 16, 16, 32] * 8, 0.1, edge=lambda n, rng: rng.uniform(0.7, 1.4) * n ** (1 / 3) * 3)
     tell = expected(known)
     for task in (carbon(8, 5.0), carbon(8, 7.0), carbon(32, 9.0)):
         assert tell(task) == pytest.approx(law(task), rel=0.25)
@@ -61,7 +61,7 @@ def test_a_single_size_tells_the_time_and_leaves_the_power():
 
 
 def test_a_few_that_took_a_hundred_times_as_long_do_not_matter():
-    known = made(lambda task: 1e-3 * electrons(task) ** 2, [4, 6, 8, 12, 16, 24, 32] * 4, noise=0.05)
+    known = timings(lambda task: 1e-3 * electrons(task) ** 2, [4, 6, 8, 12, 16, 24, 32] * 4, noise=0.05)
     wrong = [(task, 100 * seconds) if row % 9 == 0 else (task, seconds) for row, (task, seconds) in enumerate(known)]
     clean, robust = expected(known), expected(wrong)
     least_squares = np.polyfit(

@@ -28,11 +28,11 @@ def opened(faults, tmp_path):
 
 
 def landed(dispatch, number):
-    found, end = [], time.monotonic() + 60
-    while len(found) < number and time.monotonic() < end:
-        found += dispatch.landed(1.0)
-    assert len(found) == number, dispatch.trouble()
-    return {one.ticket: one for one in found}
+    landings, end = [], time.monotonic() + 60
+    while len(landings) < number and time.monotonic() < end:
+        landings += dispatch.landed(1.0)
+    assert len(landings) == number, dispatch.trouble()
+    return {landing.ticket: landing for landing in landings}
 
 
 def moved(task, by):
@@ -49,10 +49,10 @@ def test_labels_land_by_ticket_and_are_in_the_store_before_anybody_looks(opened)
     while sum(store.counts().values()) < 5 and time.monotonic() < end:
         time.sleep(0.05)
     assert store.counts()["done"] == 5  # nobody has called `landed`
-    found = landed(dispatch, 5)
+    landings = landed(dispatch, 5)
     for ticket, task in tasks.items():
-        assert found[ticket].result.energy == pytest.approx(np.sum(task.position))
-        assert found[ticket].key == kept.key(task) and not found[ticket].from_store
+        assert landings[ticket].result.energy == pytest.approx(np.sum(task.position))
+        assert landings[ticket].key == kept.key(task) and not landings[ticket].from_store
     assert ledger_keys(folder / "asked.txt") == [kept.key(task) for task in tasks.values()]
     assert dispatch.landed(0.0) == [] and dispatch.trouble() == ""
 
@@ -66,8 +66,8 @@ def test_what_the_store_knows_is_not_paid_for_again(opened):
     # the same structure twice at once is one calculation
     for ticket in (2, 3):
         dispatch.submit(ticket, HYDROGEN)
-    found = landed(dispatch, 2)
-    assert found[2].result.energy == found[3].result.energy
+    landings = landed(dispatch, 2)
+    assert landings[2].result.energy == landings[3].result.energy
     assert len((folder / "calls").read_text().splitlines()) == 2
 
 
@@ -76,8 +76,8 @@ def test_failures_land_with_their_reason_beside_labels_that_do_not_fail(opened, 
     dispatch, store, _, _ = opened
     dispatch.submit(0, HYDROGEN._replace(charge=getattr(faults, fault)))
     dispatch.submit(1, HYDROGEN)
-    found = landed(dispatch, 2)
-    assert not found[0].result.ok and found[0].result.reason and found[1].result.ok
+    landings = landed(dispatch, 2)
+    assert not landings[0].result.ok and landings[0].result.reason and landings[1].result.ok
     assert sum(count for status, count in store.counts().items() if status != "done") == 1
 
 

@@ -58,8 +58,8 @@ def test_export_and_import_keep_keys_and_bits(tmp_path, capsys, path, name, meth
     )
     for before, after in zip(entries(path), entries(tmp_path / "again.sqlite"), strict=True):
         assert (after.key, after.method, after.version) == (before.key, *method)
-        for one, other in zip((*before.task, *before.result), (*after.task, *after.result), strict=True):
-            np.testing.assert_array_equal(one, other)
+        for old, new in zip((*before.task, *before.result), (*after.task, *after.result), strict=True):
+            np.testing.assert_array_equal(old, new)
 
 
 def test_exports_are_what_ase_reads(tmp_path, capsys, mixed):
@@ -157,14 +157,14 @@ def test_import_takes_charge_and_spin_of_the_frame_and_leaves_known_labels_alone
     me = ("--method", ME[0], "--version", ME[1])
     out = done(capsys, "store", "import", path, tmp_path / "data.traj", *me, "--charge", "2", "--spin", "2")
     assert out == f"{path}: 2 new labels, 1 in place of failed ones, 1 known before\n"
-    found = entries(path)
-    assert [(e.row, e.task.charge, e.task.spin, e.status) for e in found] == [
+    rows = entries(path)
+    assert [(e.row, e.task.charge, e.task.spin, e.status) for e in rows] == [
         (1, 2, 2, "done"),
         (2, -1, 1, "done"),
         (3, 2, 2, "done"),
     ]
-    assert found[0].result.energy == -1.5 and found[0].result.reason == ""
-    np.testing.assert_array_equal(found[2].result.stress, [[0, 5, 4], [5, 1, 3], [4, 3, 2]])
+    assert rows[0].result.energy == -1.5 and rows[0].result.reason == ""
+    np.testing.assert_array_equal(rows[2].result.stress, [[0, 5, 4], [5, 1, 3], [4, 3, 2]])
 
 
 @pytest.mark.parametrize(

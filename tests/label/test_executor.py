@@ -16,7 +16,7 @@ import pytest
 
 from jaxal.label.task import OPEN, Enough, LabelError, Result, Task
 from jaxal.label.workers import cluster
-from jaxal.label.workers.executor import Executor, Recipe, Setting, in_process, one, run_all
+from jaxal.label.workers.executor import Executor, Recipe, Setting, in_process, run_all, shared_executor
 from jaxal.label.workers.pool import local, open_pool
 
 pytest.importorskip("parsl", reason="Parsl is not installed: pip install '.[cluster]'")
@@ -62,10 +62,10 @@ def calls(folder: Path) -> list[tuple[int, int]]:
 
 def until(holds, patience=30.0):
     end = time.monotonic() + patience
-    while not (found := holds()):
+    while not (value := holds()):
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
-    return found
+    return value
 
 
 def gone(pid: int) -> bool:
@@ -85,28 +85,28 @@ def command_of(process: psutil.Process) -> list[str]:
 
 def test_a_run_opens_one_executor_for_all_it_labels(faults, tmp_path):
     """Workers of a cluster must not be given back between the first labels and the exploration."""
-    made = []
+    executors = []
 
     def opener(recipe, timeout):
-        made.append(open_pool(recipe, 1, timeout))
-        return made[-1]
+        executors.append(open_pool(recipe, 1, timeout))
+        return executors[-1]
 
     recipe = Recipe("faulty", {"folder": str(tmp_path)})
-    with one(opener) as shared:
+    with shared_executor(opener) as shared:
         for _ in range(2):
             executor = shared(recipe, None)
             assert all(result.ok for result in run_all(executor, tasks_of(faults.GOOD, faults.GOOD)))
             executor.close()  # nothing is at work: it stays open for the next
         workers = {pid for _, pid in calls(tmp_path)}
-        assert len(made) == 1 and len(workers) == 1
+        assert len(executors) == 1 and len(workers) == 1
         executor = shared(recipe, None)
         executor.submit(0, tasks_of(faults.HANGS)[0])
         executor.close()  # nobody waits for it any more
         with pytest.raises(LabelError, match="closed"):
-            made[0].submit(1, tasks_of(faults.GOOD)[0])
-    with one(opener):
+            executors[0].submit(1, tasks_of(faults.GOOD)[0])
+    with shared_executor(opener):
         pass
-    assert len(made) == 1
+    assert len(executors) == 1
 
 
 # ---------------------------------------------------------------- the contract
@@ -119,10 +119,10 @@ def test_every_task_lands_once_and_waiting_ends(opened, faults, tmp_path, name):
     assert executor.landed(0.0) == executor.landed(math.inf) == [] and time.monotonic() - start < 1.0
     for ticket, task in zip((7, 3, 11, 5), tasks_of(*[faults.GOOD] * 4), strict=True):
         executor.submit(ticket, task)
-    found: list[tuple[int, Result]] = []
-    while len(found) < 4:
-        found += executor.landed(30.0)
-    assert {ticket: result.energy for ticket, result in found} == {7: 0.0, 3: 3.0, 11: 6.0, 5: 9.0}
+    landings: list[tuple[int, Result]] = []
+    while len(landings) < 4:
+        landings += executor.landed(30.0)
+    assert {ticket: result.energy for ticket, result in landings} == {7: 0.0, 3: 3.0, 11: 6.0, 5: 9.0}
     assert executor.landed(math.inf) == [] and len(calls(tmp_path)) == 4
     results = run_all(executor, tasks_of(*[faults.GOOD] * 5))
     assert [result.energy for result in results] == [0.0, 3.0, 6.0, 9.0, 12.0]
@@ -174,8 +174,8 @@ def test_crash_hang_and_exception_fail_one_label_each(opened, faults, tmp_path, 
     wrong = (faults.DIES, faults.HANGS, faults.RAISES, faults.CRIES, faults.DIES_ONCE)
     results = run_all(opened(name, timeout=2.0), tasks_of(faults.GOOD, *wrong, faults.GOOD))
     assert [result.ok for result in results] == [True, False, False, False, False, True, True]
-    told = ["signal SIGKILL", "timeout: the calculation took more than 2 s", "breaks its promise", "out of memory"]
-    for result, what in zip(results[1:5], told, strict=True):
+    reasons = ["signal SIGKILL", "timeout: the calculation took more than 2 s", "breaks its promise", "out of memory"]
+    for result, what in zip(results[1:5], reasons, strict=True):
         assert what in result.reason
     assert 2.0 <= results[2].seconds < 4.0
     begun = [charge for charge, _ in calls(tmp_path)]
@@ -246,8 +246,8 @@ def test_a_lost_worker_and_a_lost_node_cost_time_but_no_label(opened, faults, tm
         ((ticket, result),) = executor.landed(30.0)
         assert ticket == 0 and "the worker died (signal SIGKILL)" in result.reason
     (log,) = tmp_path.rglob("lost.log")
-    told = log.read_text().splitlines()
-    assert len(told) == 2 and "WorkerLost" in told[0] and "ManagerLost" in told[1]
+    lines = log.read_text().splitlines()
+    assert len(lines) == 2 and "WorkerLost" in lines[0] and "ManagerLost" in lines[1]
 
 
 def test_a_label_that_takes_its_worker_along_every_time_is_given_up(opened, faults, tmp_path):

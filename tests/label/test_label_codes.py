@@ -141,9 +141,9 @@ def test_impossible_electrons_are_refused(case):
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(name, options, task, what, tmp_path):
-    given = {"pseudopotentials": {}, "ecutwfc": 20.0} | options if name == "espresso" else options
+    arguments = {"pseudopotentials": {}, "ecutwfc": 20.0} | options if name == "espresso" else options
     with pytest.raises(LabelError, match=what) as caught:
-        registry.get("labeler", name)(**given, keep=str(tmp_path)).check(task)
+        registry.get("labeler", name)(**arguments, keep=str(tmp_path)).check(task)
     assert "\n" not in str(caught.value)
 
 
@@ -222,12 +222,12 @@ def test_espresso_counts_charge_and_spin():
 @needs("espresso")
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="mpirun is not installed")
 def test_a_launcher_gives_the_same_numbers():
-    one, two = (
+    serial, parallel = (
         espresso(**VALENCE, command=words).calculate(SILICON) for words in (["pw.x"], ["mpirun", "-np", "2", "pw.x"])
     )
-    assert two.ok, two.reason
-    assert two.energy == pytest.approx(one.energy, abs=1e-6)
-    np.testing.assert_allclose(two.force, one.force, atol=1e-5)
+    assert parallel.ok, parallel.reason
+    assert parallel.energy == pytest.approx(serial.energy, abs=1e-6)
+    np.testing.assert_allclose(parallel.force, serial.force, atol=1e-5)
 
 
 @needs("espresso")

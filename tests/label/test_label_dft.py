@@ -216,11 +216,11 @@ def test_three_codes_agree_on_silicon():
     )
     plain = [done(backend.calculate(SILICON)) for backend in backends]
     polarized = [done(backend.calculate(SILICON._replace(spin=2))) for backend in backends]
-    for one, two in zip(plain[1:], polarized[1:], strict=True):
-        np.testing.assert_allclose(one.force, plain[0].force, atol=0.1)
-        np.testing.assert_allclose(one.stress, plain[0].stress, atol=0.02)
-        assert two.energy - one.energy == pytest.approx(polarized[0].energy - plain[0].energy, abs=0.1)
-        np.testing.assert_allclose(two.force, polarized[0].force, atol=0.15)
+    for paired, unpaired in zip(plain[1:], polarized[1:], strict=True):
+        np.testing.assert_allclose(paired.force, plain[0].force, atol=0.1)
+        np.testing.assert_allclose(paired.stress, plain[0].stress, atol=0.02)
+        assert unpaired.energy - paired.energy == pytest.approx(polarized[0].energy - plain[0].energy, abs=0.1)
+        np.testing.assert_allclose(unpaired.force, polarized[0].force, atol=0.15)
     assert polarized[0].energy > plain[0].energy + 0.3
 
 
@@ -237,11 +237,11 @@ def test_three_codes_agree_on_silicon():
 def test_a_left_handed_cell_is_a_cell(name, options):
     backend = registry.get("labeler", name)(**options)
     left = SILICON._replace(cell=SILICON.cell[[1, 0, 2]])
-    one, other = (done(backend.calculate(task)) for task in (SILICON, left))
+    reference, other = (done(backend.calculate(task)) for task in (SILICON, left))
     assert np.linalg.det(SILICON.cell) * np.linalg.det(left.cell) < 0
-    assert other.energy == pytest.approx(one.energy, abs=1e-3)
-    np.testing.assert_allclose(other.force, one.force, atol=5e-3)
-    np.testing.assert_allclose(other.stress, one.stress, atol=1e-3)
+    assert other.energy == pytest.approx(reference.energy, abs=1e-3)
+    np.testing.assert_allclose(other.force, reference.force, atol=5e-3)
+    np.testing.assert_allclose(other.stress, reference.stress, atol=1e-3)
 
 
 @slow
@@ -318,8 +318,8 @@ SINCE_2025 = """\
 @pytest.mark.parametrize("output", [BEFORE_2025, SINCE_2025])
 def test_cp2k_prints_in_one_way_until_2024_and_in_another_from_2025_on(output):
     task = SILICON._replace(numbers=SILICON.numbers[:2], position=SILICON.position[:2])
-    found = _cp2k_result(task, output, True)
-    assert found.ok and found.energy == pytest.approx(-7.5 * Hartree, rel=1e-8)
-    np.testing.assert_allclose(found.force, np.array([[1, 2, 3], [-1, -2, -3]]) * 0.01 * Hartree / Bohr, rtol=1e-8)
+    result = _cp2k_result(task, output, True)
+    assert result.ok and result.energy == pytest.approx(-7.5 * Hartree, rel=1e-8)
+    np.testing.assert_allclose(result.force, np.array([[1, 2, 3], [-1, -2, -3]]) * 0.01 * Hartree / Bohr, rtol=1e-8)
     expected = -np.array([[2, 0.1, 0], [0.1, 2, 0], [0, 0, 3]]) * GPa
-    np.testing.assert_allclose(found.stress, expected, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(result.stress, expected, rtol=1e-6, atol=1e-12)

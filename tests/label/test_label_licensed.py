@@ -307,8 +307,8 @@ def test_the_input_is_as_it_was_when_it_was_looked_at(golden, tmp_path):
 def sample(path: str, function: str, variable: str) -> str:
     """A text that stands in a function of ASE's own tests: outputs of the programs, recorded there."""
     tree = ast.parse((SAMPLES / path).read_text())
-    wanted = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == function]
-    for node in [inner for outer in wanted for inner in ast.walk(outer)]:
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == function]
+    for node in [inner for outer in functions for inner in ast.walk(outer)]:
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [variable]:
             return ast.literal_eval(node.value)
     pytest.skip(f"this ASE has no {variable} in {path}")

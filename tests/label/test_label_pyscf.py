@@ -81,9 +81,9 @@ def test_heavy_elements_have_their_core_potential(basis):
     electrons = []
     kernel = scf.hf.SCF.kernel
 
-    def noted(self, *given, **named):
+    def noted(self, *arguments, **named):
         electrons.append(self.mol.nelectron)
-        return kernel(self, *given, **named)
+        return kernel(self, *arguments, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scf.hf.SCF, "kernel", noted)

@@ -118,11 +118,11 @@ def test_every_kind_of_failure_is_data(open_service, faults, tmp_path, workers):
 
 
 def test_a_failure_is_remembered_and_can_be_retried(open_service, faults, tmp_path):
-    recipe, batch, one = Recipe("faulty", {"folder": str(tmp_path)}), batch_of(1, charge=5), np.ones(1, bool)
+    recipe, batch, mask = Recipe("faulty", {"folder": str(tmp_path)}), batch_of(1, charge=5), np.ones(1, bool)
     batch = batch._replace(charge=np.array([faults.RAISES]))  # pyright: ignore
     for retry, calls in ((False, 1), (False, 1), (True, 2)):
         service = open_service(recipe, retry_failed=retry)
-        assert not service.label(batch, one).ok.any()
+        assert not service.label(batch, mask).ok.any()
         assert count_calls(tmp_path) == calls
         service.close()
     (entry,) = open_service(recipe).store.all()
@@ -130,11 +130,11 @@ def test_a_failure_is_remembered_and_can_be_retried(open_service, faults, tmp_pa
 
 
 def test_other_caps_judge_the_stored_numbers_anew(open_service, faults, tmp_path):
-    recipe, one = Recipe("faulty", {"folder": str(tmp_path)}), np.ones(1, bool)
+    recipe, mask = Recipe("faulty", {"folder": str(tmp_path)}), np.ones(1, bool)
     batch = batch_of(1)._replace(charge=np.array([faults.BLOWS_UP]))  # pyright: ignore
     for caps, ok in (({}, False), ({"max_force": np.inf, "net_force": np.inf}, True), ({}, False)):
         service = open_service(recipe, **caps)
-        assert service.label(batch, one).ok.tolist() == [ok]
+        assert service.label(batch, mask).ok.tolist() == [ok]
         assert [entry.status for entry in service.store.all()] == ["rejected"]  # by who calculated it
         service.close()
     assert count_calls(tmp_path) == 1
@@ -148,8 +148,8 @@ def test_runs_with_other_caps_share_a_store_and_each_has_its_own_verdict(open_se
 
     def work(name, service, order):
         for _ in range(5):
-            given = jax.tree.map(lambda a: a[order], batch)
-            verdicts[name].append(service.label(given, every).ok[np.argsort(order)].tolist())
+            shuffled = jax.tree.map(lambda a: a[order], batch)
+            verdicts[name].append(service.label(shuffled, every).ok[np.argsort(order)].tolist())
 
     jobs = (("strict", strict, np.arange(6)), ("lax", lax, np.arange(6)[::-1]))
     threads = [threading.Thread(target=work, args=job) for job in jobs]
@@ -204,11 +204,11 @@ def test_once_the_store_fails_nothing_more_is_paid_for(open_service, faults, tmp
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_told_to_end_it_begins_nothing_more_and_keeps_what_was_begun(open_service, faults, tmp_path, workers):
-    asked = []
+    calls = []
 
     def enough() -> bool:  # holds from the third time on
-        asked.append(None)
-        return len(asked) > 2
+        calls.append(None)
+        return len(calls) > 2
 
     recipe = Recipe("faulty", {"folder": str(tmp_path)})
     service = open_service(recipe, workers=workers, enough=enough)

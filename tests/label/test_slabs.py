@@ -230,11 +230,11 @@ def test_stores_of_earlier_schemas_are_read_and_brought_forward(tmp_path, schema
     reading.close()
     after = entries(path)  # opened to be written
     store = open_store(path)
-    for one, other in zip(before, after, strict=True):
-        assert one.key == other.key == label_key(other.task, other.method, other.version)
-        for mine, theirs in zip((*one.task, *one.result), (*other.task, *other.result), strict=True):
+    for old, new in zip(before, after, strict=True):
+        assert old.key == new.key == label_key(new.task, new.method, new.version)
+        for mine, theirs in zip((*old.task, *old.result), (*new.task, *new.result), strict=True):
             np.testing.assert_array_equal(mine, theirs)
-        assert store.get(one.key) is not None
+        assert store.get(old.key) is not None
     store.put(SLAB, good(-3.0), "m", "1")
     store.close()
     with sqlite3.connect(path) as plain:

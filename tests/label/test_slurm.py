@@ -23,9 +23,9 @@ pytest.importorskip("parsl", reason="Parsl is not installed: pip install '.[clus
 
 def labeled(*arguments: object) -> list[str]:
     script = SCRIPTS / "slurm_labels.py"
-    done = subprocess.run([sys.executable, script, *map(str, arguments)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.splitlines()
+    process = subprocess.run([sys.executable, script, *map(str, arguments)], capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout.splitlines()
 
 
 def test_a_canceled_job_loses_no_label():
@@ -51,9 +51,9 @@ def test_what_slurm_is_asked_for_refuses_and_has_forgotten(tmp_path, monkeypatch
     with one_node() as where:
         for name, value in where.items():
             monkeypatch.setenv(name, value)
-        asked = {"launcher": "srun", "memory": 2, "cores": 2, "walltime": 120.0, "address": "127.0.0.1"}
+        resources = {"launcher": "srun", "memory": 2, "cores": 2, "walltime": 120.0, "address": "127.0.0.1"}
         lines = {"scheduler_options": ["#SBATCH --comment=asked"], "worker_init": [f"env > {tmp_path}/environment"]}
-        executor = opened(tmp_path, **asked, **lines)
+        executor = opened(tmp_path, **resources, **lines)
         try:
             assert run_all(executor, [HYDROGEN])[0].energy == pytest.approx(tblite().calculate(HYDROGEN).energy)
             job = subprocess.run(["scontrol", "show", "job"], capture_output=True, text=True).stdout

@@ -30,7 +30,7 @@ def test_neighbor_contraction_is_the_sum_of_tensor_products(feature_l, l_max, sl
     features = jnp.asarray(rng.normal(size=((feature_l + 1) ** 2, number, channels)))
     lists = inward(jnp.asarray(index), jnp.asarray(reverse))
     harmonics, radial, combine = map(jnp.asarray, (harmonics, radial, combine))
-    found = contraction.neighbor_contraction(harmonics, (radial,), lambda x: x, combine, features, *lists)
+    messages = contraction.neighbor_contraction(harmonics, (radial,), lambda x: x, combine, features, *lists)
     for l3 in range(l_max + 1):
         expected = []
         for l1, l2 in contraction.paths(feature_l, l_max, l3):
@@ -40,7 +40,7 @@ def test_neighbor_contraction_is_the_sum_of_tensor_products(feature_l, l_max, sl
             product = e3nn.tensor_product(y, h, filter_ir_out=irreps([l3])).array
             summed = jnp.sum(weight[l1, l2][:, :2, :, None] * product, axis=1)  # the others are padding
             expected.append(jnp.moveaxis(summed, -1, 0))
-        np.testing.assert_allclose(found[l3], np.concatenate(expected, -1), atol=1e-12)
+        np.testing.assert_allclose(messages[l3], np.concatenate(expected, -1), atol=1e-12)
 
 
 def test_paths_are_all_that_natural_parity_allows():
@@ -56,10 +56,8 @@ def test_channel_mixing_is_an_e3nn_linear():
     x = e3nn.normal(irreps([0, 1], 5), key, (4,))
     params = linear.init(key, x)
     expected = linear.apply(params, x)
-    for chunk, out, (name, w), l in zip(
-        x.chunks, expected.chunks, sorted(params["params"].items()), (0, 1), strict=True
-    ):
-        assert f"{2 * l + 1}" or name
+    for chunk, out, (_, w), l in zip(x.chunks, expected.chunks, sorted(params["params"].items()), (0, 1), strict=True):
+        assert chunk.shape[-1] == 2 * l + 1
         mine = jnp.moveaxis(chunk, -1, 0) @ w / np.sqrt(5)
         np.testing.assert_allclose(jnp.moveaxis(mine, 0, -1), out, atol=1e-12)
 
@@ -87,14 +85,14 @@ def test_symmetric_product_is_the_explicit_one(correlation, degree):
             for l in range(degree + 1)
         }
         weight[correlation, degree] = weight[correlation, degree].at[:, path].set(1.0)
-        found = contraction.symmetric_product(values, weight, l_max, degree, correlation)
-        mine.append(found[contraction.of_degree(degree), :, 0].T)
+        features = contraction.symmetric_product(values, weight, l_max, degree, correlation)
+        mine.append(features[contraction.of_degree(degree), :, 0].T)
     mine = np.stack(mine, 1)
     rows = lambda a: np.moveaxis(a, 1, 2).reshape(-1, a.shape[1])  # noqa: E731
     a, b = rows(mine), rows(explicit)
     assert np.linalg.matrix_rank(a, tol=1e-9) == np.linalg.matrix_rank(b, tol=1e-9) == count
-    for one, other in ((a, b), (b, a)):
-        residual = other - one @ np.linalg.lstsq(one, other, rcond=None)[0]
+    for span, other in ((a, b), (b, a)):
+        residual = other - span @ np.linalg.lstsq(span, other, rcond=None)[0]
         np.testing.assert_allclose(residual, 0.0, atol=1e-10)
 
 
@@ -125,14 +123,14 @@ def test_blocks_of_atoms_change_nothing(monkeypatch):
     rng = np.random.default_rng(3)
     number, slots, channels, rank = 11, 4, 3, 2
     lists = inward(*(jnp.asarray(x) for x in _ring(number, slots)))
-    given = [rng.normal(size=shape) for shape in ((number, slots, 4), (number, slots, rank), (rank, 2, 2, channels))]
-    harmonics, radial, weight = map(jnp.asarray, given)
+    arrays = [rng.normal(size=shape) for shape in ((number, slots, 4), (number, slots, rank), (rank, 2, 2, channels))]
+    harmonics, radial, weight = map(jnp.asarray, arrays)
     cut = jnp.where(jnp.arange(slots) < 2, jnp.asarray(rng.uniform(size=(number, slots))), 0.0)
     mix = jnp.asarray(rng.normal(size=(rank, rank)))
     features = jnp.asarray(rng.normal(size=(4, number, channels)))
 
     def total(features, weight, radial, mix):
-        found = contraction.neighbor_contraction(
+        messages = contraction.neighbor_contraction(
             harmonics,
             (radial, cut),
             lambda radial, cut: jnp.tanh(radial @ mix) * cut[:, :, None],
@@ -140,16 +138,16 @@ def test_blocks_of_atoms_change_nothing(monkeypatch):
             features,
             *lists,
         )
-        return sum(jnp.sum(jnp.sin(x)) for x in found)
+        return sum(jnp.sum(jnp.sin(x)) for x in messages)
 
     def all_of():
-        given = features, weight, radial, mix
+        arguments = features, weight, radial, mix
         slope = jax.grad(total, argnums=(0, 2))
-        squared = lambda *given: sum(jnp.sum(x**2) for x in slope(*given))  # noqa: E731
-        return total(*given), slope(*given), jax.grad(squared, argnums=(0, 1, 2, 3))(*given)
+        squared = lambda *inputs: sum(jnp.sum(x**2) for x in slope(*inputs))  # noqa: E731
+        return total(*arguments), slope(*arguments), jax.grad(squared, argnums=(0, 1, 2, 3))(*arguments)
 
     def program():
-        return str(jax.make_jaxpr(lambda *given: total(*given))(features, weight, radial, mix))
+        return str(jax.make_jaxpr(lambda *inputs: total(*inputs))(features, weight, radial, mix))
 
     whole = all_of()
     assert "scan" not in program()
@@ -158,9 +156,9 @@ def test_blocks_of_atoms_change_nothing(monkeypatch):
     blocks = all_of()
     monkeypatch.setattr(contraction, "LARGE", 0)
     assert "scan" in program() and "remat" in program()
-    for one, other, third in zip(*map(jax.tree.leaves, (whole, blocks, all_of())), strict=True):
-        np.testing.assert_allclose(other, one, rtol=1e-12, atol=1e-13)
-        np.testing.assert_allclose(third, one, rtol=1e-12, atol=1e-13)
+    for expected, other, third in zip(*map(jax.tree.leaves, (whole, blocks, all_of())), strict=True):
+        np.testing.assert_allclose(other, expected, rtol=1e-12, atol=1e-13)
+        np.testing.assert_allclose(third, expected, rtol=1e-12, atol=1e-13)
 
 
 def _ring(number, slots):

@@ -25,18 +25,18 @@ def works():
         pytest.skip(f"cuequivariance-jax {why}")
 
 
-def alike(one, other):
-    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+def alike(tree, other):
+    for x, y in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-10)
 
 
-def derivatives(function, given):
+def derivatives(function, arguments):
     """Value, gradient, and gradient of the squared gradient, in all arguments."""
-    every = tuple(range(len(given)))
-    total = lambda *given: sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(function(*given)))  # noqa: E731
+    every = tuple(range(len(arguments)))
+    total = lambda *inputs: sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(function(*inputs)))  # noqa: E731
     slope = jax.grad(total, every)
-    squared = lambda *given: sum(jnp.sum(x**2) for x in jax.tree.leaves(slope(*given)))  # noqa: E731
-    return jax.jit(lambda *given: (function(*given), slope(*given), jax.grad(squared, every)(*given)))(*given)
+    squared = lambda *inputs: sum(jnp.sum(x**2) for x in jax.tree.leaves(slope(*inputs)))  # noqa: E731
+    return jax.jit(lambda *inputs: (function(*inputs), slope(*inputs), jax.grad(squared, every)(*inputs)))(*arguments)
 
 
 @pytest.mark.parametrize("feature_l, l_max", [(0, 2), (1, 2), (2, 1)])
@@ -49,7 +49,7 @@ def test_neighbor_contraction_is_ours(works, feature_l, l_max):
     lists = inward(jnp.asarray(index), jnp.asarray(reverse))
     used = jnp.asarray(index < number)[:, :, None]
     shapes = (number, slots, (l_max + 1) ** 2), (number, slots, rank), (rank, l_max + 1, feature_l + 1, channels)
-    given = [jnp.asarray(rng.normal(size=shape)) for shape in (*shapes, ((feature_l + 1) ** 2, number, channels))]
+    arguments = [jnp.asarray(rng.normal(size=shape)) for shape in (*shapes, ((feature_l + 1) ** 2, number, channels))]
 
     def by(algebra):
         def function(harmonics, radial, weight, features):
@@ -58,7 +58,7 @@ def test_neighbor_contraction_is_ours(works, feature_l, l_max):
 
         return function
 
-    alike(derivatives(by(cuequivariance), given), derivatives(by(contraction), given))
+    alike(derivatives(by(cuequivariance), arguments), derivatives(by(contraction), arguments))
 
 
 @pytest.mark.parametrize("l_max, l_out, correlation", [(2, 1, 2), (1, 1, 3), (2, 0, 1)])
@@ -92,7 +92,7 @@ def test_a_committee_predicts_and_trains_as_with_ours(works, atoms, layers, batc
     structures = jax.tree.map(jnp.asarray, from_atoms(frames, table, dtype=float))
     spec = neighbors.plan(structures, 4.0, 0.0)
     near = neighbors.find(spec, structures)
-    found = []
+    results = []
     for kernels in ("xla", "cuequivariance"):
         potential = equivariant(
             table,
@@ -111,8 +111,8 @@ def test_a_committee_predicts_and_trains_as_with_ours(works, atoms, layers, batc
             prediction = evaluation.predict(both, params, structures, near)
             return jnp.sum(prediction.force**2) + jnp.sum(prediction.energy), prediction
 
-        found.append(jax.jit(jax.grad(loss, has_aux=True))(params))
-    alike(*found)
+        results.append(jax.jit(jax.grad(loss, has_aux=True))(params))
+    alike(*results)
 
 
 def test_where_it_is_not_installed_a_word_says_how(monkeypatch):

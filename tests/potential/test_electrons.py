@@ -24,9 +24,9 @@ IONIZED = 12.5  # eV
 
 
 def batch_of(*atoms, states=((0, 0),)):
-    made = from_atoms(list(atoms), TABLE, size=6, dtype=np.float64)
+    structures = from_atoms(list(atoms), TABLE, size=6, dtype=np.float64)
     charge, spin = (jnp.asarray(x, jnp.int32) for x in zip(*states, strict=True))
-    return jax.tree.map(jnp.asarray, made)._replace(charge=charge, spin=spin)
+    return jax.tree.map(jnp.asarray, structures)._replace(charge=charge, spin=spin)
 
 
 def water(seed=0):
@@ -45,8 +45,8 @@ def learned():
     Of these the cation has an offset, too.
     """
     potential = equivariant(TABLE, **SMALL, electrons="on")
-    one = jax.tree.map(lambda x: x[0], batch_of(water()))
-    params = jax.jit(potential.init)(jax.random.key(0), one, neighbors.build(SPEC, one))
+    structure = jax.tree.map(lambda x: x[0], batch_of(water()))
+    params = jax.jit(potential.init)(jax.random.key(0), structure, neighbors.build(SPEC, structure))
     own, constants = params["params"], params["constants"]
     for number, name in enumerate(("electrons_atom", "electrons_energy")):
         assert not np.any(own[name]), "before anything is learned all surfaces are that of the neutral"

@@ -112,10 +112,10 @@ def test_padding_batch_and_capacity_do_not_matter():
     )
     roomy = spec._replace(capacity=spec.capacity + 5)
     evaluate = jax.jit(lambda s: evaluation.evaluate(potential, params, s, neighbors.build(roomy, s)))
-    one = evaluate(padded)
-    np.testing.assert_allclose(one[0], energy, rtol=1e-12)
-    np.testing.assert_allclose(one[1][:9], force, atol=1e-12)
-    assert not np.any(one[1][9:]) and not np.any(one[3][9:])
+    single = evaluate(padded)
+    np.testing.assert_allclose(single[0], energy, rtol=1e-12)
+    np.testing.assert_allclose(single[1][:9], force, atol=1e-12)
+    assert not np.any(single[1][9:]) and not np.any(single[3][9:])
     other = on_device(molecule("CH4"), TABLE, size=12)
     batch = jax.tree.map(lambda *x: jnp.stack(x), padded, other, padded)
     many = jax.jit(jax.vmap(lambda s: evaluation.evaluate(potential, params, s, neighbors.build(roomy, s))))(batch)
@@ -167,8 +167,8 @@ def test_repulsion_keeps_atoms_apart():
     contact = 2 * 0.76
     switch = float(envelope(jnp.asarray(r / contact), 1.0))
     species, neighbor = jnp.zeros(2, jnp.int32), jnp.zeros((2, 1), jnp.int32)
-    found = zbl((6,), species, neighbor, jnp.full((2, 1), r), jnp.ones((2, 1), bool))
-    np.testing.assert_allclose(jnp.sum(found), 14.399645 * z * z / r * phi * switch, rtol=1e-6)
+    energies = zbl((6,), species, neighbor, jnp.full((2, 1), r), jnp.ones((2, 1), bool))
+    np.testing.assert_allclose(jnp.sum(energies), 14.399645 * z * z / r * phi * switch, rtol=1e-6)
     assert not np.any(zbl((6,), species, neighbor, jnp.full((2, 1), contact), jnp.ones((2, 1), bool)))
 
 
@@ -186,15 +186,15 @@ def test_members_of_a_committee_are_those_of_single_models(batching):
     batch = jax.tree.map(lambda x: jnp.stack([x, x]), structure)
     batch = batch._replace(position=batch.position.at[1].multiply(1.02))
     near = jax.jit(jax.vmap(lambda s: neighbors.build(spec, s)))(batch)
-    one_near = jax.tree.map(lambda x: x[0], near)
-    params = jax.jit(lambda key: evaluation.init(members, key, structure, one_near))(jax.random.key(5))
-    found = jax.jit(lambda p, s, n: evaluation.predict(members, p, s, n))(params, batch, near)
+    first_near = jax.tree.map(lambda x: x[0], near)
+    params = jax.jit(lambda key: evaluation.init(members, key, structure, first_near))(jax.random.key(5))
+    prediction = jax.jit(lambda p, s, n: evaluation.predict(members, p, s, n))(params, batch, near)
     alone_of = jax.jit(lambda p, s, n: evaluation.evaluate(potential, p, s, n))
-    assert found.force.shape == (2, 3, 9, 3) and found.stress.shape == (2, 3, 3, 3)
+    assert prediction.force.shape == (2, 3, 9, 3) and prediction.stress.shape == (2, 3, 3, 3)
     for b in range(2):
         for m in range(3):
-            one = jax.tree.map(lambda x, m=m: x[m], params)
-            alone = alone_of(one, *jax.tree.map(lambda x, b=b: x[b], (batch, near)))
-            np.testing.assert_allclose(found.energy[b, m], alone[0], rtol=1e-11)
-            np.testing.assert_allclose(found.force[b, m], alone[1], atol=1e-11)
-    assert not np.allclose(found.energy[:, 0], found.energy[:, 1])  # members start out different
+            member = jax.tree.map(lambda x, m=m: x[m], params)
+            alone = alone_of(member, *jax.tree.map(lambda x, b=b: x[b], (batch, near)))
+            np.testing.assert_allclose(prediction.energy[b, m], alone[0], rtol=1e-11)
+            np.testing.assert_allclose(prediction.force[b, m], alone[1], atol=1e-11)
+    assert not np.allclose(prediction.energy[:, 0], prediction.energy[:, 1])  # members start out different

@@ -35,7 +35,7 @@ def arrivals(queue, rows, ok=True, force=None, **more):
     structure = jax.tree.map(lambda x: x[chosen], queue.structure)
     label = jax.jit(oracle)(structure, jnp.ones(ROWS, bool))
     label = label._replace(ok=label.ok & ok, force=label.force if force is None else label.force + force)
-    given = late_labels.Arrivals(
+    batch = late_labels.Arrivals(
         structure,
         label,
         queue.ticket[chosen],
@@ -43,7 +43,7 @@ def arrivals(queue, rows, ok=True, force=None, **more):
         queue.walker[chosen],
         jnp.arange(ROWS) < len(rows),
     )
-    return given._replace(**more)
+    return batch._replace(**more)
 
 
 def tickets(queue):
@@ -93,17 +93,17 @@ def test_labels_are_learned_from_and_their_rows_freed():
     state, _ = walked()
     _, _, learn = programs()
     rows = [1, 4]
-    given = arrivals(state.queue, rows)
-    after, report = learn(state, limits_of(holdout=0.0), given)
+    batch = arrivals(state.queue, rows)
+    after, report = learn(state, limits_of(holdout=0.0), batch)
     assert int(after.labels) == int(state.labels) + 2 and int(after.buffer.count) == int(state.buffer.count) + 2
     last = slice(int(state.buffer.count), int(after.buffer.count))
-    np.testing.assert_array_equal(after.buffer.structure.position[last], given.structure.position[:2])
-    np.testing.assert_array_equal(after.buffer.label.force[last], given.label.force[:2])
+    np.testing.assert_array_equal(after.buffer.structure.position[last], batch.structure.position[:2])
+    np.testing.assert_array_equal(after.buffer.label.force[last], batch.label.force[:2])
     gone = {int(state.queue.ticket[row]) for row in rows}
     assert tickets(after.queue) == sorted(set(tickets(state.queue)) - gone)
     assert not same(after.train.params, state.train.params) and np.isfinite(report.loss)
     # what was said of them before: the error of the old weights
-    error = np.linalg.norm(given.label.force - predicted(state, given.structure), axis=-1).max(-1)
+    error = np.linalg.norm(batch.label.force - predicted(state, batch.structure), axis=-1).max(-1)
     np.testing.assert_allclose(report.error[:2], error[:2], rtol=1e-4)
     assert np.isnan(report.error[2]) and np.all(report.rmse[:2] <= report.error[:2])
     # what still waits is judged by the new weights, and the walkers may go to the labeled frames

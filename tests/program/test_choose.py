@@ -42,7 +42,7 @@ def test_known_is_what_is_labeled_held_out_waiting_or_at_work(waiting):
         queue = queues.push(queue, both, jnp.ones(2), none, jnp.arange(2), jnp.ones(2, bool))
         queue = queue._replace(sent=queue.sent.at[0].set(True))  # its calculation has begun
     chooser = Chooser(Committee(SHELLS, 1), place, seen, NEAR, 10)
-    given = jnp.ones(2), jnp.ones(2, bool)
+    arguments = jnp.ones(2), jnp.ones(2, bool)
     params = {"params": jnp.zeros((1, 1))}
-    found, *_ = choose(chooser, jax.random.key(1), params, buffer, structures([8.0, 9.0]), *given, queue=queue)
-    assert set(np.asarray(found).tolist()) - {-1} == ({1, 2, 3, 6, 7} if waiting else {1, 2, 3})
+    rows, *_ = choose(chooser, jax.random.key(1), params, buffer, structures([8.0, 9.0]), *arguments, queue=queue)
+    assert set(np.asarray(rows).tolist()) - {-1} == ({1, 2, 3, 6, 7} if waiting else {1, 2, 3})

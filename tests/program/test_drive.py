@@ -52,8 +52,8 @@ def test_each_walker_goes_where_its_member_alone_would_lead_it():
     together = walked(parts, static, state.train.average, state, "member", walkers)
     mean = walked(parts, static, state.train.average, state, "mean", walkers)
     for member in range(MEMBERS):
-        _, one, _, params = alone(member)
-        only = walked(one, static, params, state, "mean", walkers)
+        _, own_parts, _, params = alone(member)
+        only = walked(own_parts, static, params, state, "mean", walkers)
         for walker in range(WALKERS):
             place = together.walkers.structure.position[walker]
             distance = float(jnp.abs(place - only.walkers.structure.position[walker]).max())
@@ -65,12 +65,14 @@ def test_frames_are_judged_by_all_members():
     state, parts, static = made()
     end = walked(parts, static, state.train.average, state, "member", state.walkers[0].structure)
     near = neighbors.find(static.groups[0].near, end.candidate.structure)
-    found = predict(parts.committee, state.train.average, end.candidate.structure, near)
+    prediction = predict(parts.committee, state.train.average, end.candidate.structure, near)
     # 32 bits of the repulsion's tens of eV/Å, which bonds cancel; members differ by far more
-    np.testing.assert_allclose(end.candidate.force, found.force.mean(1), atol=1e-4)
-    np.testing.assert_allclose(end.candidate.energy, found.energy.mean(1), atol=1e-4)
-    np.testing.assert_allclose(end.candidate.score, jax.vmap(parts.score)(found, end.candidate.structure), atol=1e-4)
-    own = found.force[jnp.arange(WALKERS), jnp.arange(WALKERS) % MEMBERS]
+    np.testing.assert_allclose(end.candidate.force, prediction.force.mean(1), atol=1e-4)
+    np.testing.assert_allclose(end.candidate.energy, prediction.energy.mean(1), atol=1e-4)
+    np.testing.assert_allclose(
+        end.candidate.score, jax.vmap(parts.score)(prediction, end.candidate.structure), atol=1e-4
+    )
+    own = prediction.force[jnp.arange(WALKERS), jnp.arange(WALKERS) % MEMBERS]
     np.testing.assert_allclose(end.candidate.drive, own, atol=1e-4)
     assert float(jnp.abs(own - end.candidate.force).max()) > 1e-3
 
@@ -84,9 +86,9 @@ def programs():
 def members_say(state, structures, walker):
     """Force and stress of member walker mod m on structures [b]."""
     whole = made(None, queue=6, drive="member")[1].committee
-    found = predict(whole, state.train.average, structures, neighbors.find(SPEC, structures))
+    prediction = predict(whole, state.train.average, structures, neighbors.find(SPEC, structures))
     row, member = np.arange(len(walker)), np.asarray(walker) % MEMBERS
-    return found.force[row, member], found.stress[row, member]
+    return prediction.force[row, member], prediction.stress[row, member]
 
 
 def assert_of_member(force, state, structures, walker):
@@ -107,10 +109,10 @@ def test_trusted_frames_keep_the_force_of_the_walkers_member():
     assert_of_member(sure.trusted.force, sure, sure.trusted.structure, np.arange(WALKERS))
     assert not np.allclose(sure.trusted.structure.position, start.trusted.structure.position)
     # all is flagged and waits; labels of two rows come, and their walkers may return there
-    asked, _ = segment(with_gate(start, 0.0), limits_of())
-    rows = [int(np.flatnonzero(asked.queue.walker == walker)[0]) for walker in (1, 2) if walker in asked.queue.walker]
-    came = arrivals(asked.queue, rows)
-    after, told = take(with_gate(asked, 1e3), limits_of(), came)
+    state, _ = segment(with_gate(start, 0.0), limits_of())
+    rows = [int(np.flatnonzero(state.queue.walker == walker)[0]) for walker in (1, 2) if walker in state.queue.walker]
+    came = arrivals(state.queue, rows)
+    after, report = take(with_gate(state, 1e3), limits_of(), came)
     walker = np.asarray(came.walker)[: len(rows)]
     assert len(rows) and set(walker) <= {1, 2}
     frames = jax.tree.map(lambda x: x[: len(rows)], came.structure)
@@ -118,26 +120,26 @@ def test_trusted_frames_keep_the_force_of_the_walkers_member():
     assert_of_member(after.trusted.force[walker], after, frames, walker)
     # what is compared with the labels is the mean of all members, before they learned
     near = neighbors.find(SPEC, came.structure)
-    before = predict(made(None, queue=6, drive="member")[1].committee, asked.train.average, came.structure, near)
+    before = predict(made(None, queue=6, drive="member")[1].committee, state.train.average, came.structure, near)
     error = np.linalg.norm(before.force.mean(1) - came.label.force, axis=-1).max(axis=-1)
-    np.testing.assert_allclose(np.asarray(told.error)[: len(rows)], error[: len(rows)], rtol=1e-3)
+    np.testing.assert_allclose(np.asarray(report.error)[: len(rows)], error[: len(rows)], rtol=1e-3)
 
 
 def test_the_same_state_gives_the_same_bits_and_others_than_the_mean():
     start, segment, _ = programs()
-    given = with_gate(start, 1e3), limits_of()
-    after = segment(*given)[0]
-    assert same(after, segment(*given)[0])
+    arguments = with_gate(start, 1e3), limits_of()
+    after = segment(*arguments)[0]
+    assert same(after, segment(*arguments)[0])
     state, parts, static = made(None, queue=6)
     other = jax.jit(loop.make_segment(parts, static))(with_gate(state, 1e3), limits_of())[0]
     assert not np.allclose(after.walkers[0].structure.position, other.walkers[0].structure.position, atol=1e-6)
 
 
 def test_a_single_member_cannot_be_chosen_from(tmp_path):
-    one = Prediction(jnp.zeros((2, 1)), jnp.zeros((2, 1, 3, 3)), jnp.zeros((2, 1, 3, 3)), jnp.zeros((2, 3, 1)))
+    prediction = Prediction(jnp.zeros((2, 1)), jnp.zeros((2, 1, 3, 3)), jnp.zeros((2, 1, 3, 3)), jnp.zeros((2, 3, 1)))
     with pytest.raises(InputError, match=r"explore\.drive: member does not fit"):
-        driving("member", one, jnp.arange(2))
-    driving("mean", one, jnp.arange(2))
+        driving("member", prediction, jnp.arange(2))
+    driving("mean", prediction, jnp.arange(2))
     (tmp_path / "a.xyz").write_text("1\n\nH 0 0 0\n")
     raw = {"system": {"file": "a.xyz"}, "explore": {"drive": "member"}, "committee": {"kind": "shared", "signs": 2}}
     with pytest.raises(InputError, match=r"explore\.drive: member needs .* committee\.signs = 0"):

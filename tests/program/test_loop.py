@@ -26,9 +26,9 @@ def products(jaxpr):
 def test_no_matrix_product_is_left_to_the_backend_to_round():
     """GPUs would take TF32, TPUs bfloat16; in dynamics as in training, forward and backward."""
     state, _, limits = program()
-    found = [p["precision"] for p in products(jax.make_jaxpr(compiled()[1])(state, limits).jaxpr)]
-    assert len(found) > 50
-    assert set(found) == {(jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)}
+    precisions = [p["precision"] for p in products(jax.make_jaxpr(compiled()[1])(state, limits).jaxpr)]
+    assert len(precisions) > 50
+    assert set(precisions) == {(jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)}
 
 
 def primitives(jaxpr):
@@ -69,33 +69,33 @@ def test_new_parameters_labels_and_thresholds_do_not_recompile():
 
 
 def test_the_callback_fires_exactly_when_the_gate_fires():
-    asked = Asked()
-    state, run, limits = host(asked, threshold=np.inf)
+    labeler = Asked()
+    state, run, limits = host(labeler, threshold=np.inf)
     after, looks = jax.block_until_ready(run(state, limits))
-    assert asked.calls == [] and not looks.flagged.any() and int(after.buffer.count) == 4
+    assert labeler.calls == [] and not looks.flagged.any() and int(after.buffer.count) == 4
     # the walkers moved on, by the steps between the looks
     assert np.all(after.walkers[0].step == 12) and np.all(after.quiet == 12)
 
-    state, run, limits = host(asked, threshold=-1.0)
+    state, run, limits = host(labeler, threshold=-1.0)
     after, looks = jax.block_until_ready(run(state, limits))
-    assert asked.calls == [WALKERS] * 3 and looks.flagged.all()
+    assert labeler.calls == [WALKERS] * 3 and looks.flagged.all()
     assert int(after.buffer.count) == 4 + 3 * WALKERS and int(after.labels) == 4 + 3 * WALKERS
     assert np.all(after.quiet == 0)
 
 
 def test_the_label_budget_is_never_exceeded():
-    asked = Asked()
-    state, run, limits = host(asked, threshold=-1.0, limits={"budget": 4 + 5})
+    labeler = Asked()
+    state, run, limits = host(labeler, threshold=-1.0, limits={"budget": 4 + 5})
     jax.block_until_ready(run(state, limits))
-    assert asked.calls == [3, 2]
+    assert labeler.calls == [3, 2]
 
 
 @pytest.mark.parametrize("error", [False, True])
 def test_failed_labels_are_skipped_and_the_run_goes_on(error):
-    asked = Asked(fail={0}, error=error)
-    state, run, limits = host(asked, threshold=-1.0)
+    labeler = Asked(fail={0}, error=error)
+    state, run, limits = host(labeler, threshold=-1.0)
     after, looks = jax.block_until_ready(run(state, limits))
-    assert asked.calls == [3, 3, 3]
+    assert labeler.calls == [3, 3, 3]
     assert not looks.ok[0].any() and looks.ok[1:].all()
     assert int(after.buffer.count) == 4 + 6 and int(after.labels) == 4 + 9
     assert int(after.problems) & states.LABEL_FAILED
@@ -103,11 +103,11 @@ def test_failed_labels_are_skipped_and_the_run_goes_on(error):
 
 
 def test_unphysical_frames_are_rewound_and_never_labeled():
-    asked = Asked()
-    state, run, limits = host(asked, threshold=-1.0, limits={"implausible": -1.0})
+    labeler = Asked()
+    state, run, limits = host(labeler, threshold=-1.0, limits={"implausible": -1.0})
     after, looks = jax.block_until_ready(run(state, limits))
     assert looks.unphysical.all() and int(after.problems) & states.UNPHYSICAL
-    assert asked.calls == [] and not looks.flagged.any()
+    assert labeler.calls == [] and not looks.flagged.any()
     np.testing.assert_array_equal(after.walkers[0].structure.position, state.trusted.structure.position)
     # with momenta of its own each time, or the walker would do the same again
     assert not np.array_equal(after.walkers[0].engine.momentum, state.walkers[0].engine.momentum)

@@ -78,7 +78,7 @@ def config_of(folder, names):
     """The configuration of a round, read from a file as a user's is."""
     crystal = bulk("Si", "diamond", 5.43, cubic=True)
     write(folder / "silicon.xyz", crystal, format="extxyz")
-    given = {
+    sections = {
         "system": {"file": "silicon.xyz"},
         "potential": {"cutoff": 3.6, "channels": 2, "l_max": 1, "layers": 1, "radial": 4, "radial_hidden": 0},
         "committee": {"members": 2},
@@ -87,13 +87,13 @@ def config_of(folder, names):
         "label": {"name": "stillinger_weber", "initial": 6, "batch": BATCH},
         "train": {"steps": 2, "batch": 2},
     } | {kind: section(names[kind]) for kind in ("select", "score", "kernel", "schedule", "bias")}
-    given["bias"]["variables"] = section(names["variable"])
+    sections["bias"]["variables"] = section(names["variable"])
     if names["schedule"] != "single":
-        own = given.pop("select")["name"]
-        given["schedule"]["of"] = [own, "random" if own == "farthest" else "farthest"]
+        own = sections.pop("select")["name"]
+        sections["schedule"]["of"] = [own, "random" if own == "farthest" else "farthest"]
     if names["explorer"] in ("nve", "descent"):
-        given["explore"].pop("temperature")
-    (folder / "config.yaml").write_text(yaml.safe_dump(given))
+        sections["explore"].pop("temperature")
+    (folder / "config.yaml").write_text(yaml.safe_dump(sections))
     return load(folder / "config.yaml"), crystal
 
 
@@ -126,8 +126,8 @@ def segment_of(folder, names):
 
 @pytest.mark.parametrize("names", rounds(ROUNDS))
 def test_the_parts_of_a_round_fit(tmp_path, names):
-    segment, begin, given, limits = segment_of(tmp_path, names)
-    begun = jax.eval_shape(begin, *given)
+    segment, begin, arguments, limits = segment_of(tmp_path, names)
+    begun = jax.eval_shape(begin, *arguments)
     after, look = jax.eval_shape(segment, begun, limits)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), begun)
     assert {f"bias_{names['bias']}", f"variable_{names['variable']}"} == set(look.report)
@@ -136,8 +136,8 @@ def test_the_parts_of_a_round_fit(tmp_path, names):
 
 @pytest.mark.parametrize("names", rounds(PLAYED))
 def test_one_round_of_silicon(tmp_path, names):
-    segment, begin, given, limits = segment_of(tmp_path, names)
-    begun = jax.jit(begin)(*given)
+    segment, begin, arguments, limits = segment_of(tmp_path, names)
+    begun = jax.jit(begin)(*arguments)
     after, look = jax.jit(segment)(begun, limits)
 
     assert not int(after.problems) & (states.UNDONE | states.LABEL_FAILED) and not look.unphysical.any()
@@ -145,11 +145,11 @@ def test_one_round_of_silicon(tmp_path, names):
     assert np.all(np.isfinite(after.walkers[0].structure.position)) and np.all(np.isfinite(look.score))
     if names["explorer"] != "descent":  # a crystal at rest has nowhere to go down to
         assert np.all(after.walkers[0].structure.position != begun.walkers[0].structure.position)
-    asked, wanted = look.walker[0][look.walker[0] >= 0], np.flatnonzero(look.flagged[0])
-    assert len(wanted) == WALKERS or names["score"] in MAY_REST
-    assert len(set(asked.tolist())) == len(asked) and set(asked.tolist()) <= set(wanted.tolist())
+    picks, candidates = look.walker[0][look.walker[0] >= 0], np.flatnonzero(look.flagged[0])
+    assert len(candidates) == WALKERS or names["score"] in MAY_REST
+    assert len(set(picks.tolist())) == len(picks) and set(picks.tolist()) <= set(candidates.tolist())
     # a selection may leave out what is too like another, but not everything
-    assert min(1, len(wanted)) <= len(asked) <= min(BATCH, len(wanted))
-    assert int(after.buffer.count) == 6 + len(asked) and look.ok[0][look.walker[0] >= 0].all()
+    assert min(1, len(candidates)) <= len(picks) <= min(BATCH, len(candidates))
+    assert int(after.buffer.count) == 6 + len(picks) and look.ok[0][look.walker[0] >= 0].all()
     weights = [jax.tree.leaves(jax.tree.map(lambda x: x, s.train.params)) for s in (begun, after)]
-    assert (len(asked) > 0) == any(not np.array_equal(a, b) for a, b in zip(*weights, strict=True))
+    assert (len(picks) > 0) == any(not np.array_equal(a, b) for a, b in zip(*weights, strict=True))

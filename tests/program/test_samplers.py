@@ -138,7 +138,7 @@ def test_an_exchange_of_replicas_keeps_each_temperature_as_the_closed_form_says(
 
 def test_a_sampler_says_how_many_walkers_it_can_move():
     structure = plain(jnp.zeros((2, 1, 3)), jnp.zeros((2, 1), jnp.int32), jnp.zeros((2, 3, 3)))
-    given = jax.random.split(jax.random.key(0), 2), Start(structure, jnp.zeros((2, 1, 3)), jnp.zeros((2, 3, 3)))
+    arguments = jax.random.split(jax.random.key(0), 2), Start(structure, jnp.zeros((2, 1, 3)), jnp.zeros((2, 3, 3)))
     for sampler, says in ((band(), "2 is too small"), (exchange(temperatures=LADDER), "2 does not fit 3 temperatures")):
         with pytest.raises(InputError, match=f"explore.walkers: {says}"):
-            sampler.init(*given, jnp.zeros(2, jnp.int32))
+            sampler.init(*arguments, jnp.zeros(2, jnp.int32))

@@ -50,20 +50,20 @@ def run(tmp_path):
 
 def test_status_of_a_run(capsys, run):
     before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
-    found = json.loads(done(capsys, "status", run, "--json"))
+    record = json.loads(done(capsys, "status", run, "--json"))
     assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
-    assert (found["phase"], found["elapsed"], found["ps"], found["labels"]) == ("explore", 40.0, 0.3, 50)
-    assert (found["labels_budget"], found["ps_budget"], found["process"]) == (100, 8.0, {"running": False})
-    assert [found["store"][name] for name in ("done", "rejected", "failed", "number")] == [2, 1, 1, 4]
-    assert found["true"] == pytest.approx(0.3) and (found["factor"], found["flagged"]) == (2.5, 0.25)
-    assert (found["threshold"], found["coverage"]) == (0.4, 0.875)
-    assert found["causes"] == {"too hot": 0.015, "in pieces": 0.005}
+    assert (record["phase"], record["elapsed"], record["ps"], record["labels"]) == ("explore", 40.0, 0.3, 50)
+    assert (record["labels_budget"], record["ps_budget"], record["process"]) == (100, 8.0, {"running": False})
+    assert [record["store"][name] for name in ("done", "rejected", "failed", "number")] == [2, 1, 1, 4]
+    assert record["true"] == pytest.approx(0.3) and (record["factor"], record["flagged"]) == (2.5, 0.25)
+    assert (record["threshold"], record["coverage"]) == (0.4, 0.875)
+    assert record["causes"] == {"too hot": 0.015, "in pieces": 0.005}
     assert "2.0% of the looks (too hot 1.5%, in pieces 0.5%)" in done(capsys, "status", run)
-    assert found["checkpoint"]["number"] == 30 and 49 < found["checkpoint"]["age"] < 60
-    assert (found["eta"], found["by"]) == (pytest.approx(50.0), "labels")  # a label a second, 50 to go
+    assert record["checkpoint"]["number"] == 30 and 49 < record["checkpoint"]["age"] < 60
+    assert (record["eta"], record["by"]) == (pytest.approx(50.0), "labels")  # a label a second, 50 to go
     text = done(capsys, "status", run)
-    assert (found["waiting"], found["running"], found["dropped"]) == (7, 2, 3)
-    assert (found["device_idle"], found["workers_idle"]) == (pytest.approx(0.1), pytest.approx(0.4))
+    assert (record["waiting"], record["running"], record["dropped"]) == (7, 2, 3)
+    assert (record["device_idle"], record["workers_idle"]) == (pytest.approx(0.1), pytest.approx(0.4))
     queue = "7 waiting, 2 at work, 3 dropped"
     for words in (
         "not running",
@@ -79,8 +79,8 @@ def test_status_of_a_run(capsys, run):
 
 def test_status_by_another_budget_and_of_a_finished_run(capsys, run):
     (run / "config.yaml").write_text("stop: {labels: 5000, time: 0.4, wall: 1000}")
-    found = status.gather(run)
-    assert found["by"] == "time" and found["eta"] == pytest.approx(10.0)
+    record = status.gather(run)
+    assert record["by"] == "time" and record["eta"] == pytest.approx(10.0)
     (run / "config.yaml").write_text("stop: {labels: 5000, wall: 45}")
     assert status.gather(run)["by"] == "wall" and status.gather(run)["eta"] == pytest.approx(5.0)
     with open(run / "metrics.jsonl", "a") as file:
@@ -105,8 +105,8 @@ def test_status_tells_a_process_at_work(capsys, run):
 def test_status_at_the_beginning_and_with_damaged_files(capsys, run):
     (run / "metrics.jsonl").unlink()
     (run / "labels.sqlite").write_text("not a database" * 100)
-    found = status.gather(run)
-    assert found["phase"] == "beginning" and found["labels"] is None and found["elapsed"] is None
+    record = status.gather(run)
+    assert record["phase"] == "beginning" and record["labels"] is None and record["elapsed"] is None
     assert "not a label store" in done(capsys, "status", run)
     (run / "labels.sqlite").unlink()
     (run / "metrics.jsonl").write_text('[]\n{"kind": "segment"}\n{"kind": "phase", "phase": null}\n\x00\n')
@@ -131,10 +131,10 @@ import sys
 from jaxal.cli.main import main
 run = sys.argv[1]
 words = ["status", run], ["store", "list", run], ["store", "cost", run], ["store", "export", run, run + "/out.xyz"]
-found = [main(one) for one in words]
-found += [main(["store", "import", run, run + "/out.xyz"]), main(["store", "merge", run + "/m.sqlite", run])]
+statuses = [main(command) for command in words]
+statuses += [main(["store", "import", run, run + "/out.xyz"]), main(["store", "merge", run + "/m.sqlite", run])]
 assert main(["store", "list", "none"]) == 2
-sys.exit(any(found) or "jax" in sys.modules)
+sys.exit(any(statuses) or "jax" in sys.modules)
 """
     child = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, timeout=60)
     assert child.returncode == 0, child.stderr

@@ -52,22 +52,22 @@ def bits(leaf) -> tuple:
 
 def assert_same(a, b) -> None:
     assert jax.tree.structure(a) == jax.tree.structure(b)
-    for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert bits(one) == bits(other)
-        assert isinstance(one, jax.Array) == isinstance(other, jax.Array)
+    for leaf, other in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert bits(leaf) == bits(other)
+        assert isinstance(leaf, jax.Array) == isinstance(other, jax.Array)
 
 
 def test_round_trip_is_bit_for_bit(tmp_path):
     state, host = example(), {"labels": 12, "elapsed": 0.1 + 0.2, "phase": "explore", "history": [1, 2.5, None]}
     checkpoint.save(tmp_path, 3, state, host)
-    found, remembered, step = checkpoint.restore(tmp_path, example(seed=1))
-    assert_same(found, state)
+    copy, remembered, step = checkpoint.restore(tmp_path, example(seed=1))
+    assert_same(copy, state)
     assert remembered == host and step == 3
     # The keys draw the same numbers, and the structure is fit for a program that donates it.
     draw = jax.vmap(jax.random.normal)
-    assert np.array_equal(draw(found["keys"]), draw(state["keys"]))
+    assert np.array_equal(draw(copy["keys"]), draw(state["keys"]))
     advance = jax.jit(lambda s: jax.tree.map(lambda x: x * 2, s), donate_argnums=0)
-    assert np.array_equal(advance(found["buffer"]).rows, 2 * state["buffer"].rows)
+    assert np.array_equal(advance(copy["buffer"]).rows, 2 * state["buffer"].rows)
 
 
 def test_structure_from_like_shapes_from_disk(tmp_path):
@@ -76,8 +76,8 @@ def test_structure_from_like_shapes_from_disk(tmp_path):
     assert_same(checkpoint.restore(tmp_path, example(capacity=4))[0], state)
     abstract = jax.eval_shape(lambda: {k: v for k, v in example().items() if k != "flags"})
     checkpoint.save(tmp_path, 1, {k: v for k, v in state.items() if k != "flags"}, {})
-    found, _, _ = checkpoint.restore(tmp_path, abstract)
-    assert found["buffer"].rows.shape == (64, 3) and isinstance(found["buffer"], Buffer)
+    copy, _, _ = checkpoint.restore(tmp_path, abstract)
+    assert copy["buffer"].rows.shape == (64, 3) and isinstance(copy["buffer"], Buffer)
 
 
 def test_another_state_is_refused(tmp_path):
@@ -98,8 +98,8 @@ def test_the_last_two_are_kept_and_a_dropped_future_is_removed(tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["2", "9"]
     assert checkpoint.latest(tmp_path) == 9
     checkpoint.save(tmp_path, 9, {"a": jnp.full(2, -1.0)}, {})  # the same number again replaces it
-    found, _, step = checkpoint.restore(tmp_path, {"a": jnp.zeros(2)})
-    assert step == 9 and found["a"][0] == -1.0
+    state, _, step = checkpoint.restore(tmp_path, {"a": jnp.zeros(2)})
+    assert step == 9 and state["a"][0] == -1.0
 
 
 def damage(path, how: str) -> None:
@@ -128,8 +128,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, how):
     checkpoint.save(tmp_path, 2, jax.tree.map(lambda x: x + 1, state), {"n": 2})
     damage(tmp_path / "2", how)
     with pytest.warns(UserWarning, match="damaged"):
-        found, host, step = checkpoint.restore(tmp_path, state)
-    assert_same(found, state)
+        copy, host, step = checkpoint.restore(tmp_path, state)
+    assert_same(copy, state)
     assert (host, step) == ({"n": 1}, 1)
     damage(tmp_path / "1", "truncated")
     with pytest.warns(UserWarning), pytest.raises(InputError, match="no whole checkpoint"):
@@ -170,9 +170,9 @@ def test_a_run_killed_while_it_saves_leaves_a_whole_checkpoint(tmp_path):
     child.send_signal(signal.SIGKILL)
     last = int((child.stdout.read().split() or ["3"])[-1])
     child.wait()
-    found, host, step = checkpoint.restore(tmp_path, {"a": jnp.zeros((300, 300), int)})
-    assert step in (last, last + 1) and host == {"step": step} and bool(jnp.all(found["a"] == step))
-    checkpoint.save(tmp_path, step + 1, found, host)  # what was half written is swept up
+    state, host, step = checkpoint.restore(tmp_path, {"a": jnp.zeros((300, 300), int)})
+    assert step in (last, last + 1) and host == {"step": step} and bool(jnp.all(state["a"] == step))
+    checkpoint.save(tmp_path, step + 1, state, host)  # what was half written is swept up
     assert not list(tmp_path.glob("*tmp*"))
 
 
@@ -199,7 +199,7 @@ try:
 except InputError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0 and not done.stderr, done.stderr
-    assert done.stdout.strip() == f"{tmp_path}: checkpoint 2 cannot be written: File too large; the one before stands"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0 and not result.stderr, result.stderr
+    assert result.stdout.strip() == f"{tmp_path}: checkpoint 2 cannot be written: File too large; the one before stands"
     assert checkpoint.restore(tmp_path, {"x": np.zeros(10)})[2] == 1

@@ -43,9 +43,9 @@ def environment(count: int, **more: str) -> dict[str, str]:
 
 def python(*arguments, count: int = 8, check: bool = True, **more: str):
     command = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(count, **more))
-    assert not check or done.returncode == 0, done.stderr
-    return done
+    result = subprocess.run(command, capture_output=True, text=True, env=environment(count, **more))
+    assert not check or result.returncode == 0, result.stderr
+    return result
 
 
 def started(*arguments, count: int, errors: Path, cwd: Path | None = None, **more: str) -> subprocess.Popen:
@@ -70,12 +70,12 @@ def pair(folder: Path, *arguments) -> tuple[list[subprocess.Popen], list[Path]]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    given = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
     errors = [folder / f"errors{index}" for index in range(2)]
     empty = folder / "elsewhere"
     empty.mkdir(exist_ok=True)
     both = [
-        started(*arguments, "--distributed", count=4, errors=path, cwd=where, JAX_PROCESS_ID=str(index), **given)
+        started(*arguments, "--distributed", count=4, errors=path, cwd=where, JAX_PROCESS_ID=str(index), **variables)
         for index, (path, where) in enumerate(zip(errors, (folder, empty), strict=True))
     ]
     return both, errors
@@ -92,10 +92,10 @@ def stored(directory: Path) -> int:
     return count
 
 
-def assert_alike(found: Path, expected: Path) -> None:
+def assert_alike(actual: Path, expected: Path) -> None:
     """Two runs of the same labels in the same order, to float tolerance; each label paid for once."""
     for name, value in model_arrays(expected).items():
-        got = model_arrays(found)[name]
+        got = model_arrays(actual)[name]
         if value.dtype.kind == "f":
             np.testing.assert_allclose(got, value, rtol=1e-7, atol=1e-9, err_msg=name)
         elif name == "header":
@@ -104,13 +104,13 @@ def assert_alike(found: Path, expected: Path) -> None:
             assert mine == theirs
         else:
             np.testing.assert_array_equal(got, value, err_msg=name)
-    assert len(metrics(found)) == len(metrics(expected))
-    for one, other in zip(metrics(found), metrics(expected), strict=True):
-        assert one == {k: pytest.approx(v, rel=1e-5) if isinstance(v, float) else v for k, v in other.items()}
-    frames = [read(directory / "training.xyz", ":") for directory in (found, expected)]
-    for one, other in zip(*frames, strict=True):
-        np.testing.assert_allclose(one.positions, other.positions, atol=1e-7)
-    assert stored(found) == stored(expected) == 64 + 16  # a quarter more for the bound
+    assert len(metrics(actual)) == len(metrics(expected))
+    for line, other in zip(metrics(actual), metrics(expected), strict=True):
+        assert line == {k: pytest.approx(v, rel=1e-5) if isinstance(v, float) else v for k, v in other.items()}
+    frames = [read(directory / "training.xyz", ":") for directory in (actual, expected)]
+    for frame, other in zip(*frames, strict=True):
+        np.testing.assert_allclose(frame.positions, other.positions, atol=1e-7)
+    assert stored(actual) == stored(expected) == 64 + 16  # a quarter more for the bound
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +125,8 @@ def config(tmp_path_factory) -> Path:
 def alone(config) -> Path:
     """The run on one device."""
     out = config.parent / "alone"
-    done = here("run", config, "--part", SMALL, "--dir", out)
-    assert done.returncode == 0, done.stderr
+    result = here("run", config, "--part", SMALL, "--dir", out)
+    assert result.returncode == 0, result.stderr
     return out
 
 
@@ -141,15 +141,15 @@ def eight(config) -> Path:
 @pytest.mark.parametrize("segments", [[], pytest.param(["all"], marks=pytest.mark.slow)], ids=["one", "all"])
 def test_committee_training_and_segment_on_every_mesh_are_those_of_one_device(segments):
     """Committee and training on three meshes, segments on one of them or on all over which they divide."""
-    done = python(HERE / "devices_program.py", *segments, JAX_ENABLE_X64="1")
-    assert done.stdout.split("\n")[:3] == ["8x1 alike", "4x2 alike", "2x4 alike"]
+    result = python(HERE / "devices_program.py", *segments, JAX_ENABLE_X64="1")
+    assert result.stdout.split("\n")[:3] == ["8x1 alike", "4x2 alike", "2x4 alike"]
 
 
 @pytest.mark.slow
 def test_what_drives_walkers_on_every_mesh_is_what_does_on_one_device():
     """Each walker follows a member, which may be on another device, and a bias that learns of it; a bandit chooses."""
-    done = python(HERE / "devices_program.py", "seeking", JAX_ENABLE_X64="1")
-    assert done.stdout.split("\n")[:2] == ["4x2 alike", "2x4 alike"]
+    result = python(HERE / "devices_program.py", "seeking", JAX_ENABLE_X64="1")
+    assert result.stdout.split("\n")[:2] == ["4x2 alike", "2x4 alike"]
 
 
 def test_coupled_walkers_move_on_a_mesh_as_on_one_device():
@@ -188,9 +188,9 @@ def test_a_killed_run_on_eight_devices_resumes_bit_for_bit(config, eight):
     few = python("-m", "jaxal", "resume", killed, count=4, check=False)
     assert few.returncode == 2 and "devices: 8 is too large, there are 4; give 1, 2, 4" in few.stderr
     python("-m", "jaxal", "resume", killed)
-    expected, found = model_arrays(eight), model_arrays(killed)
+    expected, actual = model_arrays(eight), model_arrays(killed)
     for name in expected:
-        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+        np.testing.assert_array_equal(actual[name], expected[name], err_msg=name)
     for name in ("training.xyz", "trajectory.xyz"):
         assert (killed / name).read_bytes() == (eight / name).read_bytes(), name
     assert metrics(killed) == metrics(eight) and stored(killed) == 64 + 16
@@ -210,13 +210,13 @@ def test_two_processes_run_as_one(config, alone):
 def test_two_processes_pool_their_labels_as_one(config):
     """With a lag, so that labels come in the same order: the run on two processes is the run on one device."""
     pooled = ("label.mode=pooled", "label.lag=1", "label.queue=16", "label.workers=1")
-    one = config.parent / "pooled alone"
-    python("-m", "jaxal", "run", config, "--part", SMALL, *pooled, "--dir", one, count=1)
+    one_device = config.parent / "pooled alone"
+    python("-m", "jaxal", "run", config, "--part", SMALL, *pooled, "--dir", one_device, count=1)
     for status, error in together(
         config.parent, "run", config.name, "--part", SMALL, *pooled, "--dir", "pooled by two"
     ):
         assert status == 0, error
-    assert_alike(config.parent / "pooled by two", one)
+    assert_alike(config.parent / "pooled by two", one_device)
 
 
 @pytest.mark.slow
@@ -247,16 +247,16 @@ def test_two_killed_processes_resume_as_one(config, alone):
     ],
 )
 def test_a_number_of_devices_that_cannot_be_is_told_in_one_line(config, tmp_path, field, message):
-    done = here("run", config, "--part", SMALL, field, "--dir", tmp_path / "out")
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    result = here("run", config, "--part", SMALL, field, "--dir", tmp_path / "out")
+    assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
 
 
 def test_processes_that_nobody_told_who_they_are_are_told_how(config, tmp_path):
-    done = python(
+    result = python(
         "-m", "jaxal", "run", config, "--part", SMALL, "--distributed", "--dir", tmp_path, count=1, check=False
     )
-    assert done.returncode == 2 and "JAX_COORDINATOR_ADDRESS" in done.stderr and "Traceback" not in done.stderr
+    assert result.returncode == 2 and "JAX_COORDINATOR_ADDRESS" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_one_device_needs_no_mesh():
@@ -273,8 +273,8 @@ def test_a_cpu_has_devices_for_its_cores_and_for_a_run_that_goes_on():
     for least, expected in ((1, cores), (6, 6)):
         more = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
         words = [sys.executable, "-c", program.format(least)]
-        done = subprocess.run(words, capture_output=True, text=True, env=more, check=True)
-        assert int(done.stdout) == expected
+        result = subprocess.run(words, capture_output=True, text=True, env=more, check=True)
+        assert int(result.stdout) == expected
     assert python("-c", program.format(6), count=3).stdout.split() == ["3"], "what is asked for by hand stands"
 
 
@@ -284,17 +284,17 @@ def test_an_xla_that_cannot_be_told_to_wait_is_used_all_the_same():
         "devices.prepare(2); import jax; print(jax.device_count())"
     )
     environ = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environ)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 2 and "cannot be told to wait longer" in done.stderr
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environ)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) >= 2 and "cannot be told to wait longer" in result.stderr
 
 
 @pytest.mark.slow
 def test_a_training_set_that_outgrows_its_room_grows_on_eight_devices_too(config):
     small = "from jaxal.run import assembly; assembly.LARGEST_BUFFER = 16; "
     small += "from jaxal.cli.main import main; raise SystemExit(main())"
-    one, many = config.parent / "grown on one", config.parent / "grown on eight"
-    for out, count in ((one, 1), (many, 8)):
-        done = python("-c", small, "run", config, "--part", SMALL, "--dir", out, count=count)
-        assert done.stderr.count("more labels than rows: mended, replaying") == 2, done.stderr  # 16 to 64
-    assert_alike(many, one)
+    one_device, eight_devices = config.parent / "grown on one", config.parent / "grown on eight"
+    for out, count in ((one_device, 1), (eight_devices, 8)):
+        result = python("-c", small, "run", config, "--part", SMALL, "--dir", out, count=count)
+        assert result.stderr.count("more labels than rows: mended, replaying") == 2, result.stderr  # 16 to 64
+    assert_alike(eight_devices, one_device)

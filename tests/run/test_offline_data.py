@@ -70,8 +70,8 @@ def test_everything_a_file_says_counts(folder, capsys):
     learned: list = read("out/training.xyz", ":")
     assert len(learned) == 19 and all(a.info["charge"] == 1 for a in learned)
     sides: dict[bytes, set[bool]] = {}
-    for one in learned:
-        sides.setdefault(one.positions.tobytes(), set()).add(bool(one.info["held_out"]))
+    for structure in learned:
+        sides.setdefault(structure.positions.tobytes(), set()).add(bool(structure.info["held_out"]))
     assert len(sides) == 7 and all(len(side) == 1 for side in sides.values())
     assert sum(side == {True} for side in sides.values()) == 2
     assert learned[0].info["config_type"] == "here" and list(learned[-1].constraints[0].index) == [0]

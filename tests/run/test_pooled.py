@@ -26,9 +26,9 @@ POOLED = WATER.replace("stop: {labels: 64}", "stop: {labels: 40}").replace(
 
 def keys(directory: Path) -> list[str]:
     store = open_store(directory / "labels.sqlite")
-    found = [entry.key for entry in store.all() if len(entry.task.numbers) > 1]  # isolated atoms are not asked for
+    label_keys = [entry.key for entry in store.all() if len(entry.task.numbers) > 1]  # isolated atoms are not asked for
     store.close()
-    return found
+    return label_keys
 
 
 def lines(directory: Path, kind: str) -> list[dict]:
@@ -41,8 +41,8 @@ def complete(directory: Path, labels: int) -> None:
     assert len(stored) == len(set(stored)) == len(training) == labels
     numbers = [line["label"] for line in lines(directory, "label")]
     assert numbers == list(range(5, labels + 1))
-    asked = (directory / "asked.txt").read_text().split()
-    assert set(asked) <= set(stored) and max(Counter(asked).values()) == 1
+    ledger = (directory / "asked.txt").read_text().split()
+    assert set(ledger) <= set(stored) and max(Counter(ledger).values()) == 1
 
 
 def test_a_pooled_run_learns_from_all_it_has_paid_for(tmp_path):
@@ -53,8 +53,8 @@ def test_a_pooled_run_learns_from_all_it_has_paid_for(tmp_path):
     assert segments[-1]["running"] == 0 and max(line["waiting"] for line in segments) <= 6
     assert max(line["running"] for line in segments) >= 2 and segments[-1]["worked"] > 0
     assert segments[-1]["busy"] > 0 and segments[-1]["idle"] >= 0
-    found = lines(out, "label")
-    assert all(line["ok"] and line["error"] >= line["rmse"] > 0 and line["score"] > 0 for line in found)
+    labels = lines(out, "label")
+    assert all(line["ok"] and line["error"] >= line["rmse"] > 0 and line["score"] > 0 for line in labels)
     # walkers that are flagged go back: in a run whose every frame is flagged they never get far
     start, frames = read(tmp_path / "water.xyz"), read(out / "trajectory.xyz", ":")
     assert all(np.abs(frame.positions - start.positions).max() < 0.5 for frame in frames)
@@ -67,9 +67,9 @@ def test_with_a_lag_a_killed_pooled_run_resumes_bit_for_bit(tmp_path):
     jaxal("run", config, "--dir", whole)
     killed_after(config, killed, 16)
     jaxal("resume", killed)
-    expected, found = model_arrays(whole), model_arrays(killed)
+    expected, actual = model_arrays(whole), model_arrays(killed)
     for name in expected:
-        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+        np.testing.assert_array_equal(actual[name], expected[name], err_msg=name)
     for name in ("training.xyz", "trajectory.xyz"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
     assert metrics(killed) == metrics(whole)
@@ -114,8 +114,8 @@ def test_two_runs_share_a_store_at_once(tmp_path):
     )
     command = [sys.executable, "-m", "jaxal", *inline]
     other = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
-    done = here(*pooled, folder=tmp_path)
-    assert done.returncode == 0, done.stderr
+    result = here(*pooled, folder=tmp_path)
+    assert result.returncode == 0, result.stderr
     said = other.communicate(timeout=300)[1]
     assert other.returncode == 0, said.decode()
     assert not (outs[0] / "labels.sqlite").exists()
@@ -132,7 +132,7 @@ def test_two_runs_share_a_store_at_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("label", "told"),
+    ("label", "message"),
     [
         ("{name: tblite, mode: pooled}", "label.workers: 0 does not fit label.mode = pooled; give 1 or more"),
         ("{name: stillinger_weber, mode: pooled}", "label.mode: pooled does not fit an oracle"),
@@ -141,7 +141,7 @@ def test_two_runs_share_a_store_at_once(tmp_path):
         ("{name: tblite, mode: later}", "label.mode: later does not fit; give inline or pooled"),
     ],
 )
-def test_what_does_not_fit_is_told_before_anything_is_calculated(tmp_path, label, told):
+def test_what_does_not_fit_is_told_before_anything_is_calculated(tmp_path, label, message):
     config = folder(tmp_path, WATER.replace("{initial: 4}", label).replace("{name: bonds}", EQUIVARIANT))
-    with pytest.raises(InputError, match=re.escape(told)):
+    with pytest.raises(InputError, match=re.escape(message)):
         check(load(config))

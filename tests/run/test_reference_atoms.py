@@ -51,8 +51,8 @@ def rows(path) -> list:
 
 def test_atoms_are_calculated_once_in_their_ground_states(tmp_path):
     store = tmp_path / "labels.sqlite"
-    given = config_of(tmp_path, name="tblite"), TABLE, [0], store
-    first, again = isolated_atoms(*given), isolated_atoms(*given)
+    arguments = config_of(tmp_path, name="tblite"), TABLE, [0], store
+    first, again = isolated_atoms(*arguments), isolated_atoms(*arguments)
     assert [atom.stored for atom in first] == [False, False] and [atom.stored for atom in again] == [True, True]
     expected = {row: of_tblite([z], np.zeros((1, 3)), SPINS[z]) for row, z in enumerate(TABLE)}
     assert known(first, TABLE) == pytest.approx(expected, abs=1e-6) and known(again, TABLE) == known(first, TABLE)
@@ -62,11 +62,11 @@ def test_atoms_are_calculated_once_in_their_ground_states(tmp_path):
 
 
 def test_what_leaves_an_ion_is_not_known(tmp_path):
-    given = TABLE, [1], tmp_path / "labels.sqlite"
-    assert isolated_atoms(config_of(tmp_path, name="tblite"), *given) == []
-    assert isolated_atoms(config_of(tmp_path, name="tblite", atoms="fit"), TABLE, [0], given[2]) == []
-    morse = isolated_atoms(config_of(tmp_path, name="morse"), *given)
-    assert known(morse, TABLE) == {0: 0.0, 1: 0.0} and not given[2].exists()
+    arguments = TABLE, [1], tmp_path / "labels.sqlite"
+    assert isolated_atoms(config_of(tmp_path, name="tblite"), *arguments) == []
+    assert isolated_atoms(config_of(tmp_path, name="tblite", atoms="fit"), TABLE, [0], arguments[2]) == []
+    morse = isolated_atoms(config_of(tmp_path, name="morse"), *arguments)
+    assert known(morse, TABLE) == {0: 0.0, 1: 0.0} and not arguments[2].exists()
 
 
 def test_what_the_method_cannot_do_is_told_before_anything_is_computed(tmp_path, monkeypatch):
@@ -98,8 +98,8 @@ def test_an_atom_that_fails_is_fitted_or_told(tmp_path, monkeypatch):
         """Hydrogen atoms have -13 eV; those of oxygen do not converge."""
 
         def calculate(task):
-            found = failed(task, "the SCF did not converge")
-            return found if task.numbers[0] == 8 else found._replace(energy=-13.0, ok=True, reason="")
+            result = failed(task, "the SCF did not converge")
+            return result if task.numbers[0] == 8 else result._replace(energy=-13.0, ok=True, reason="")
 
         return Backend(calculate, lambda task: None, "oxygen fails alone", "1")
 
@@ -111,9 +111,9 @@ def test_an_atom_that_fails_is_fitted_or_told(tmp_path, monkeypatch):
         "label.atoms: the energies of O are fitted to the labels, those of their isolated atoms are not known: "
         "the SCF did not converge"
     )
-    wanted = config_of(tmp_path, name="oxygen_fails_alone", atoms="method")
+    config = config_of(tmp_path, name="oxygen_fails_alone", atoms="method")
     with pytest.raises(InputError, match=r"label.atoms: the method fails for O alone: the SCF did not converge"):
-        isolated_atoms(wanted, TABLE, [0], store)
+        isolated_atoms(config, TABLE, [0], store)
 
 
 def test_a_learned_model_dissociates_into_what_the_method_says_of_the_pieces(tmp_path):
@@ -124,11 +124,11 @@ def test_a_learned_model_dissociates_into_what_the_method_says_of_the_pieces(tmp
         jaxal("run", config, f"stop.labels={labels}", f"label.store={tmp_path / 'shared.sqlite'}", "--dir", out)
     lone = [entry for entry in rows(tmp_path / "shared.sqlite") if len(entry.task.numbers) == 1]
     assert [entry.task.numbers.tolist() for entry in lone] == [[1], [8]] and all(e.attempt == 1 for e in lone)
-    told = [[json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()] for out in outs]
-    for lines, stored in zip(told, (False, True), strict=True):
+    metrics = [[json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()] for out in outs]
+    for lines, stored in zip(metrics, (False, True), strict=True):
         atoms = [line for line in lines if line["kind"] == "atom"]
         assert [(a["element"], a["spin"], a["worked"] == 0) for a in atoms] == [("H", 1, stored), ("O", 2, stored)]
-    assert sum(line["kind"] == "label" for line in told[0]) == 12 - 4  # the atoms are none of the budget
+    assert sum(line["kind"] == "label" for line in metrics[0]) == 12 - 4  # the atoms are none of the budget
     assert "<td>O</td>" in (outs[0] / "report.html").read_text()
 
     import jaxal as package

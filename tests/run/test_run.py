@@ -37,10 +37,10 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, instead):
     assert not (tmp_path / "killed" / "model.npz").exists()
     jaxal("resume", tmp_path / "killed", run=alone)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    expected, found = model_arrays(whole), model_arrays(killed)
-    assert expected.keys() == found.keys()
+    expected, actual = model_arrays(whole), model_arrays(killed)
+    assert expected.keys() == actual.keys()
     for name in expected:
-        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+        np.testing.assert_array_equal(actual[name], expected[name], err_msg=name)
     for name in ("training.xyz", "trajectory.xyz"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
     assert metrics(killed) == metrics(whole)
@@ -108,18 +108,18 @@ def test_a_method_that_fails_on_the_start_structure_is_told_in_one_line(tmp_path
     atoms = molecule("H2")
     atoms.positions[1] = atoms.positions[0] + [0, 0, 0.35]  # farther apart than what is refused by itself
     config = folder(tmp_path, WATER, atoms)
-    done = jaxal("run", config, "--dir", tmp_path / "out", check=False)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
+    result = jaxal("run", config, "--dir", tmp_path / "out", check=False)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("jaxal: error: label: tblite fails on the start structure") and "eV/Å" in last
 
 
 def test_walkers_that_never_stay_physical_end_the_run_with_advice(tmp_path):
     config = folder(tmp_path, WATER)
-    done = jaxal("run", config, "gate.implausible=1e-9", "--dir", tmp_path / "out", check=False)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "looks at each walker were rewinds" in done.stderr and "too uncertain 100 %" in done.stderr
-    assert "gate.implausible" in done.stderr
+    result = jaxal("run", config, "gate.implausible=1e-9", "--dir", tmp_path / "out", check=False)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "looks at each walker were rewinds" in result.stderr and "too uncertain 100 %" in result.stderr
+    assert "gate.implausible" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,8 @@ def test_a_run_ends_by_itself_for_each_reason(tmp_path, stop, why):
     text = WATER.replace("stop: {labels: 64}", f"stop: {stop}").replace("limit: 0.0", limit)
     out = tmp_path / "out"
     jaxal("run", folder(tmp_path, text), "--dir", out)
-    found = next(line["why"] for line in metrics(out) if line.get("phase") == "final training")
-    assert why in found
+    reason = next(line["why"] for line in metrics(out) if line.get("phase") == "final training")
+    assert why in reason
 
 
 def test_first_structures_are_displaced_more_and_more():
@@ -174,9 +174,9 @@ def test_held_out_rows_are_some_and_not_the_first():
 
 def test_a_diverging_first_training_is_told_in_one_line(tmp_path):
     config = folder(tmp_path, WATER)
-    done = jaxal("run", config, "--dir", tmp_path / "o", "train.learning_rate=1e30", check=False)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "train.learning_rate: the first training diverges" in done.stderr.strip().splitlines()[-1]
+    result = jaxal("run", config, "--dir", tmp_path / "o", "train.learning_rate=1e30", check=False)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "train.learning_rate: the first training diverges" in result.stderr.strip().splitlines()[-1]
 
 
 def test_only_what_may_change_is_changed_on_resume(tmp_path):
@@ -184,14 +184,14 @@ def test_only_what_may_change_is_changed_on_resume(tmp_path):
     jaxal("run", config, "stop.labels=1000", "stop.time=0.05", "--dir", out)
     shutil.rmtree(max((out / "checkpoints").iterdir(), key=lambda path: int(path.name)))  # back into the exploration
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    for changes, told in (
+    for changes, messages in (
         (["explore.temperature=301", "seed=5"], ["explore.temperature was 600", "is 301", "seed was 0, is 5"]),
         (["committee.members=3"], ["committee.members was 2, is 3"]),
         (["explore.temprature=3"], ["explore.temprature"]),
     ):
-        done = jaxal("resume", out, *changes, check=False)
-        assert done.returncode == 2 and "Traceback" not in done.stderr
-        assert all(text in done.stderr.strip().splitlines()[-1] for text in told)
+        result = jaxal("resume", out, *changes, check=False)
+        assert result.returncode == 2 and "Traceback" not in result.stderr
+        assert all(text in result.stderr.strip().splitlines()[-1] for text in messages)
         assert all(path.read_bytes() == text for path, text in before.items() if path.name != "lock")
     jaxal("resume", out, "stop.labels=2000", "output.checkpoint=5 s")
     assert yaml.safe_load((out / "config.yaml").read_text())["stop"]["labels"] == 2000
@@ -221,11 +221,11 @@ def test_one_process_at_a_time_works_on_a_folder(tmp_path):
         while not (out / "config.yaml").exists() and process.poll() is None and time.monotonic() < end:
             time.sleep(0.1)
         for command in (("resume", out), ("run", config, "--dir", out)):
-            done = jaxal(*command, check=False)
-            assert done.returncode == 2 and "Traceback" not in done.stderr
-            assert "at work on it" in done.stderr or "already holds a run" in done.stderr
-        told = jaxal("resume", out, check=False).stderr
-        assert f"process {process.pid} on {socket.gethostname()}" in told
+            result = jaxal(*command, check=False)
+            assert result.returncode == 2 and "Traceback" not in result.stderr
+            assert "at work on it" in result.stderr or "already holds a run" in result.stderr
+        message = jaxal("resume", out, check=False).stderr
+        assert f"process {process.pid} on {socket.gethostname()}" in message
     finally:
         process.kill()
         process.wait()
@@ -235,6 +235,6 @@ def test_one_process_at_a_time_works_on_a_folder(tmp_path):
 
 @pytest.mark.parametrize("where", ["/sys/jaxal", "/dev/null/jaxal"])
 def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path, where):
-    done = jaxal("run", folder(tmp_path, WATER), "--dir", where, check=False)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert where in done.stderr.strip().splitlines()[-1]
+    result = jaxal("run", folder(tmp_path, WATER), "--dir", where, check=False)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert where in result.stderr.strip().splitlines()[-1]

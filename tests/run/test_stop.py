@@ -48,7 +48,7 @@ def test_causes_are_counted_in_their_order():
 
 
 @pytest.mark.parametrize(
-    ("segment", "told"),
+    ("segment", "message"),
     [
         (counts(hot=9, apart=2), "(too hot 82 %, in pieces 18 %); in a new run lower explore.timestep"),
         (counts(uncertain=20), "explore: 100 % of the last 200 looks at each walker were rewinds"),
@@ -56,16 +56,16 @@ def test_causes_are_counted_in_their_order():
         (counts(hot=5, uncertain=5), ""),  # half of them
     ],
 )
-def test_mostly_rewound(run, segment, told):
+def test_mostly_rewound(run, segment, message):
     assert sum(segment) <= LOOKS
     wrong = stop.verdict(run, progress([segment] * RECENT), 0.0).wrong
-    assert told in wrong and bool(told) == bool(wrong) and "\n" not in wrong
+    assert message in wrong and bool(message) == bool(wrong) and "\n" not in wrong
     # before so many segments there is nothing to tell, unless the run is over
     few = progress([segment] * 3)
     assert stop.verdict(run, few, 0.0) == ("", "")
     few.look = 200  # 1 ps of looks each 10 steps of 0.5 fs
     why, wrong = stop.verdict(run, few, 0.0)
-    assert (why == "1 ps of dynamics") == (not told) and bool(wrong) == bool(told)
+    assert (why == "1 ps of dynamics") == (not message) and bool(wrong) == bool(message)
 
 
 def test_a_time_step_too_long_for_the_bonds_is_what_to_change(run):

@@ -196,8 +196,8 @@ def test_a_system_is_added_with_another_element(tmp_path):
 )
 def test_what_cannot_be_added_or_changed(finished, tmp_path, overrides, expected):
     shutil.copytree(finished / "run", tmp_path / "run")
-    told = jaxal("resume", tmp_path / "run", *overrides, check=False)
-    assert told.returncode != 0 and expected in told.stderr
+    result = jaxal("resume", tmp_path / "run", *overrides, check=False)
+    assert result.returncode != 0 and expected in result.stderr
     # a mistake leaves the folder as it was
     assert (tmp_path / "run" / "config.yaml").read_text() == (finished / "run" / "config.yaml").read_text()
 

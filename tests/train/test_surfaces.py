@@ -99,7 +99,7 @@ def learner(structures, table, number, **options):
     def fit(state, buffer, key, steps):
         return training.fit(committee, recipe, near, state, buffer, key, steps, *rates)[0].average
 
-    said = jax.jit(lambda params, asked: predict(committee, params, asked, neighbors.find(near, asked)))
+    said = jax.jit(lambda params, batch: predict(committee, params, batch, neighbors.find(near, batch)))
 
     def learn(known, others, steps, seed=0):
         key = jax.random.key(seed)

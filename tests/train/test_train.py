@@ -39,7 +39,7 @@ def batch(periodic=False):
 def test_loss_is_the_weighted_mean_of_penalties(huber):
     structures, label, (energy, force, stress) = batch(periodic=True)
     weights = LossWeights(2.0, 3.0, 5.0, huber)
-    found = loss(weights, energy, force, stress, structures, label, jnp.ones((len(energy), 3)))
+    value = loss(weights, energy, force, stress, structures, label, jnp.ones((len(energy), 3)))
 
     def penalty(x):
         x = np.abs(np.asarray(x, float))
@@ -50,7 +50,7 @@ def test_loss_is_the_weighted_mean_of_penalties(huber):
     errors = np.concatenate([np.ravel((force - label.force)[b, :n]) for b, n in enumerate(atoms)])
     expected += 3.0 * np.mean(penalty(errors))
     expected += 5.0 * np.mean(penalty((stress - label.stress) * (8.0 / atoms)[:, None, None]))
-    assert float(found) == pytest.approx(expected, rel=1e-5)
+    assert float(value) == pytest.approx(expected, rel=1e-5)
 
 
 def test_padding_and_unknown_stresses_do_not_count_and_have_finite_gradients():
@@ -73,8 +73,8 @@ def test_reference_energies_are_least_squares_over_compositions():
     structures = from_atoms(frames, (1, 8))
     energy = [2 * -13.6 - 430, 2 * -13.6, 2 * -430, 2 * -13.6 - 2 * 430]
     np.testing.assert_allclose(reference_energies(structures, energy, 2), [-13.6, -430], rtol=1e-10)
-    one = reference_energies(from_atoms([frames[0]] * 3, (1, 8)), [-30.0] * 3, 2)
-    assert np.all(one < 0) and 2 * one[0] + one[1] == pytest.approx(-30.0)
+    reference = reference_energies(from_atoms([frames[0]] * 3, (1, 8)), [-30.0] * 3, 2)
+    assert np.all(reference < 0) and 2 * reference[0] + reference[1] == pytest.approx(-30.0)
 
 
 def test_reference_energies_know_isolated_atoms():
@@ -85,16 +85,16 @@ def test_reference_energies_know_isolated_atoms():
     isolated = {0: -11.0, 1: -425.0}
     np.testing.assert_allclose(reference_energies(structures, energy, 2, isolated), [-13.6, -430], rtol=1e-10)
     water = from_atoms([frames[0]] * 3, (1, 8))
-    one = reference_energies(water, [-456.0] * 3, 2, isolated)
-    np.testing.assert_allclose(one - [-11.0, -425.0], -3.0, rtol=1e-10)
+    reference = reference_energies(water, [-456.0] * 3, 2, isolated)
+    np.testing.assert_allclose(reference - [-11.0, -425.0], -3.0, rtol=1e-10)
     # of an element that is not known all of what is left
     np.testing.assert_allclose(reference_energies(water, [-456.0] * 3, 2, {0: -11.0}), [-11.0, -434.0], rtol=1e-10)
     np.testing.assert_array_equal(reference_energies(water, [np.nan] * 3, 2, isolated), [-11.0, -425.0])
     # a neutral atom among the structures says nothing of bonded ones, an ion does
     both = from_atoms([frames[0], Atoms("H")], (1, 8))
-    np.testing.assert_allclose(reference_energies(both, [-456.0, -11.0], 2, isolated), one, rtol=1e-10)
+    np.testing.assert_allclose(reference_energies(both, [-456.0, -11.0], 2, isolated), reference, rtol=1e-10)
     ion = both._replace(charge=np.array([0, -1], np.int32))
-    assert abs(reference_energies(ion, [-456.0, -20.0], 2, isolated)[0] - one[0]) > 1.0
+    assert abs(reference_energies(ion, [-456.0, -20.0], 2, isolated)[0] - reference[0]) > 1.0
     # what a run has settled stays
     np.testing.assert_allclose(reference_energies(water, [-456.0] * 3, 2, isolated, {0: -13.0}), [-13.0, -430.0])
 
@@ -155,9 +155,9 @@ def test_training_finds_the_known_parameter_and_goes_on_where_it_was(optimizer):
 
     potential = Potential(lambda *_: None, energy, 4.0)
     truth = {"params": {"scale": jnp.asarray(0.7)}}
-    one = lambda s: evaluate(potential, truth, s, training.neighbors.build(near, s))  # noqa: E731
-    found = jax.jit(jax.vmap(one))(structures)
-    labels = Label(*found[:3], jnp.ones(6, bool))
+    evaluated = lambda s: evaluate(potential, truth, s, training.neighbors.build(near, s))  # noqa: E731
+    values = jax.jit(jax.vmap(evaluated))(structures)
+    labels = Label(*values[:3], jnp.ones(6, bool))
     held = np.arange(6) == 5
     buffer = training_data.training_set(structures, labels, held, 2, 6, jax.random.key(0), 1.0)
     recipe = training.Recipe(batch=3, optimizer=optimizer, ema=0.9)

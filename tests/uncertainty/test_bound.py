@@ -50,12 +50,13 @@ def test_the_stored_coverage_is_what_is_realized(count):
     repeats = 4000
     score = np.exp(rng.normal(-2, 1, (repeats, count + 1)))
     error = score * np.abs(rng.standard_t(2, score.shape))
-    found = [bound.calibrated(s[:-1], e[:-1], "draws") for s, e in zip(score, error, strict=True)]
-    wanted = found[0].coverage
-    assert wanted == pytest.approx(min(int(np.ceil((count + 1) * 0.9 - 1e-6)), count) / (count + 1))
-    assert (wanted >= 0.9) == (count >= 9) and found[0].count == count
-    within = np.mean([e[-1] <= one.factor * s[-1] for one, s, e in zip(found, score, error, strict=True)])
-    assert within == pytest.approx(wanted, abs=4 * np.sqrt(wanted * (1 - wanted) / repeats))
+    calibrations = [bound.calibrated(s[:-1], e[:-1], "draws") for s, e in zip(score, error, strict=True)]
+    coverage = calibrations[0].coverage
+    assert coverage == pytest.approx(min(int(np.ceil((count + 1) * 0.9 - 1e-6)), count) / (count + 1))
+    assert (coverage >= 0.9) == (count >= 9) and calibrations[0].count == count
+    draws = zip(calibrations, score, error, strict=True)
+    within = np.mean([e[-1] <= calibration.factor * s[-1] for calibration, s, e in draws])
+    assert within == pytest.approx(coverage, abs=4 * np.sqrt(coverage * (1 - coverage) / repeats))
 
 
 def test_there_is_no_bound_without_anything_to_learn_it_from():
@@ -68,8 +69,8 @@ def test_there_is_no_bound_without_anything_to_learn_it_from():
     some = bound.calibrated(np.ones(9), np.arange(1.0, 10.0), "nine")
     assert (some.factor, some.coverage) == (9.0, 0.9)
     # of novelty 1, a third, so little that it does not count, unknown, above 1; and of no spread that is a number
-    found = bound.bounds(some, [0.1] * 5 + [np.nan], [1.0, 1 / 3, 0.0, np.nan, 1.01, 0.5])
-    np.testing.assert_allclose(found, [0.9, 0.3, 0.9 * bound.FAMILIAR, 0.9, np.inf, np.nan])
+    bounds = bound.bounds(some, [0.1] * 5 + [np.nan], [1.0, 1 / 3, 0.0, np.nan, 1.01, 0.5])
+    np.testing.assert_allclose(bounds, [0.9, 0.3, 0.9 * bound.FAMILIAR, 0.9, np.inf, np.nan])
 
 
 @pytest.mark.parametrize(
@@ -111,14 +112,14 @@ def seen(name):
     buffer = training_data.training_set(*first, held, METHODS[name], TRAINED, jax.random.key(0), 0.0)
 
     @jax.jit
-    def made(key, buffer):
-        one, near = jax.tree.map(lambda x: x[0], (first[0], neighbors.find(NEAR, first[0])))
-        train = training.init(training.Recipe(), evaluation.init(part, key, one, near))
+    def learned(key, buffer):
+        structure, near = jax.tree.map(lambda x: x[0], (first[0], neighbors.find(NEAR, first[0])))
+        train = training.init(training.Recipe(), evaluation.init(part, key, structure, near))
         train = posterior.learned(part, NEAR, train, buffer)
         prediction = evaluation.predict(part, train.average, others[0], neighbors.find(NEAR, others[0]))
         return train.average, supports.learned(part, NEAR, train.average, buffer), prediction
 
-    params, support, prediction = made(jax.random.key(1), buffer)
+    params, support, prediction = learned(jax.random.key(1), buffer)
     return part, params, support, *others, prediction
 
 
@@ -148,11 +149,11 @@ def test_every_combination_covers_or_claims_nothing(uncertainty):
     error = max_force_error(prediction.force.mean(1), structures, labels)
     head, tail = slice(0, CALIBRATING), slice(CALIBRATING, None)
     first = jax.tree.map(lambda x: x[head], (structures, labels))
-    made = bounding.bounded(part, params, support, *first, "frames of a test")
-    assert made.calibration.coverage >= 0.9 and np.isfinite(made.rmse)
-    seen_by = jax.jit(bounding.measured, static_argnums=(0, 1))(part, NEAR, params, made.support, structures, labels)
+    result = bounding.bounded(part, params, support, *first, "frames of a test")
+    assert result.calibration.coverage >= 0.9 and np.isfinite(result.rmse)
+    seen_by = jax.jit(bounding.measured, static_argnums=(0, 1))(part, NEAR, params, result.support, structures, labels)
     spread, _, new, _ = map(np.asarray, seen_by)
-    claimed = bound.bounds(made.calibration, spread[tail], new[tail])
+    claimed = bound.bounds(result.calibration, spread[tail], new[tail])
     inside = np.isfinite(claimed)
     assert inside.mean() == pytest.approx(bounding.LEVEL, abs=0.1)
     model_coverage = np.mean(np.asarray(error)[tail][inside] <= claimed[inside])
@@ -167,12 +168,12 @@ def test_every_combination_covers_or_claims_nothing(uncertainty):
             fits = (not measure_of(score).needs_force or unit == FORCE) and (
                 measure_of(score).spread or not rule.estimates
             )
-            given = score, options, gate, rule, uncertainty, unit
+            arguments = score, options, gate, rule, uncertainty, unit
             if not fits:
                 with pytest.raises(InputError, match=r"^(score|gate)\.name: .* give "):
-                    refuse_misfits(*given)
+                    refuse_misfits(*arguments)
                 continue
-            refuse_misfits(*given)
+            refuse_misfits(*arguments)
             combinations += 1
             estimate = np.asarray(judge(values[head], error[head], values[tail]))
             if not rule.estimates:
@@ -188,9 +189,9 @@ def test_every_combination_covers_or_claims_nothing(uncertainty):
 def test_a_model_without_labels_to_calibrate_it_has_no_bound():
     part, params, support, structures, labels, _ = seen("members")
     none = labels._replace(ok=jnp.zeros_like(labels.ok))
-    made = bounding.bounded(part, params, support, structures, none, "failed labels")
-    assert made.calibration is None and np.isnan(made.rmse)
-    np.testing.assert_array_equal(made.support.limit, support.limit)
+    result = bounding.bounded(part, params, support, structures, none, "failed labels")
+    assert result.calibration is None and np.isnan(result.rmse)
+    np.testing.assert_array_equal(result.support.limit, support.limit)
 
 
 def test_calibration_and_support_are_in_the_model_file(tmp_path):

@@ -25,8 +25,8 @@ def data(seed, count=60, ties=False):
 def test_isotonic_is_that_of_scikit_learn(seed, ties):
     spread, error = data(seed, ties=ties)
     valid = np.random.default_rng(seed).uniform(size=len(spread)) < 0.8
-    given = np.where(valid, spread, np.nan), np.where(valid, error, np.inf)  # what is not valid may be anything
-    curve = jax.jit(isotonic_curve)(*map(jnp.asarray, (*given, valid)))
+    observations = np.where(valid, spread, np.nan), np.where(valid, error, np.inf)  # what is not valid may be anything
+    curve = jax.jit(isotonic_curve)(*map(jnp.asarray, (*observations, valid)))
     theirs = IsotonicRegression(out_of_bounds="clip").fit(spread[valid], error[valid])
     where = np.r_[0.0, np.linspace(spread.min(), spread.max(), 301), 9.0].astype(np.float32)
     np.testing.assert_allclose(expected_error(curve, where), theirs.predict(where), rtol=2e-4, atol=1e-5)
@@ -41,8 +41,8 @@ def test_isotonic_at_its_limits_and_under_vmap():
     np.testing.assert_allclose(rising.error, np.arange(5.0) ** 2)
     none = isotonic_curve(spread, error, jnp.zeros(10, bool))
     assert np.isinf(expected_error(none, jnp.asarray(0.3)))
-    one = isotonic_curve(spread, error, jnp.arange(10) == 4)
-    assert float(expected_error(one, jnp.asarray(7.0))) == pytest.approx(float(error[4]))
+    single = isotonic_curve(spread, error, jnp.arange(10) == 4)
+    assert float(expected_error(single, jnp.asarray(7.0))) == pytest.approx(float(error[4]))
     several = np.stack([data(seed, 12)[0] for seed in range(3)]), np.stack([data(seed, 12)[1] for seed in range(3)])
     batch = jax.vmap(isotonic_curve)(*map(jnp.asarray, several), jnp.ones((3, 12), bool))
     for row in range(3):
@@ -57,12 +57,12 @@ def test_the_scale_is_the_most_likely_one(components):
     spread = np.exp(rng.normal(-2, 0.7, 300))
     parts = rng.standard_t(4, (300, components)) * spread[:, None]
     error = np.linalg.norm(parts, axis=1)
-    found = float(likelihood_scale(*(jnp.asarray(x, jnp.float32) for x in (spread, error)), jnp.ones(300, bool)))
+    estimate = float(likelihood_scale(*(jnp.asarray(x, jnp.float32) for x in (spread, error)), jnp.ones(300, bool)))
 
     def unlikely(scale):
         return -stats.norm.logpdf(parts, scale=scale * spread[:, None] / np.sqrt(components)).sum()
 
-    assert found == pytest.approx(optimize.minimize_scalar(unlikely, bounds=(0.1, 10), method="bounded").x, rel=1e-3)
+    assert estimate == pytest.approx(optimize.minimize_scalar(unlikely, bounds=(0.1, 10), method="bounded").x, rel=1e-3)
     valid = jnp.asarray([True, True, False])
     assert float(likelihood_scale(jnp.asarray([0.0, 0.5, 1.0]), jnp.ones(3), valid)) == 2.0
     assert np.isinf(likelihood_scale(jnp.zeros(3), jnp.ones(3), valid))
@@ -138,13 +138,13 @@ def test_crps_and_area_by_their_definitions():
 
 def test_normal_scales_the_spread_first():
     residual, std = laws(5, 3.0)
-    found = calibration.normal(residual, std)
-    assert found.scale == pytest.approx(3.0, rel=0.05) and found.area < 0.02
-    assert found.sharpness == pytest.approx(found.scale * np.sqrt(np.mean(std**2)))
-    assert found.nll == pytest.approx(calibration.nll(residual, found.scale * std))
-    assert found.spearman == pytest.approx(stats.spearmanr(std, np.abs(residual)).statistic)
+    metrics = calibration.normal(residual, std)
+    assert metrics.scale == pytest.approx(3.0, rel=0.05) and metrics.area < 0.02
+    assert metrics.sharpness == pytest.approx(metrics.scale * np.sqrt(np.mean(std**2)))
+    assert metrics.nll == pytest.approx(calibration.nll(residual, metrics.scale * std))
+    assert metrics.spearman == pytest.approx(stats.spearmanr(std, np.abs(residual)).statistic)
     broken = calibration.normal(np.r_[residual, np.nan, 1.0, 1.0], np.r_[std, 1.0, 0.0, np.inf])
-    assert broken == found
+    assert broken == metrics
     assert np.isnan(calibration.normal(np.zeros(0), np.zeros(0)).crps)
 
 
@@ -153,9 +153,9 @@ def test_coverage_by_element():
     symbols = rng.choice(["H", "C"], 4000)
     spread = np.exp(rng.normal(-2, 0.5, 4000))
     error = np.where(symbols == "H", 2.0, 1.0) * spread * np.abs(rng.normal(size=4000))
-    found = calibration.coverage_by(symbols, spread, error, 2.0)
-    assert list(found) == ["C", "H"] and found["C"].count == np.sum(symbols == "C")
+    coverage = calibration.coverage_by(symbols, spread, error, 2.0)
+    assert list(coverage) == ["C", "H"] and coverage["C"].count == np.sum(symbols == "C")
     for name, scale in (("C", 1.0), ("H", 2.0)):
         expected = 2 * stats.norm.cdf(2.0 / scale) - 1
-        assert abs(found[name].covered - expected) < 4 * found[name].covered_error
-        assert found[name].scale == pytest.approx(scale, rel=0.05)
+        assert abs(coverage[name].covered - expected) < 4 * coverage[name].covered_error
+        assert coverage[name].scale == pytest.approx(scale, rel=0.05)

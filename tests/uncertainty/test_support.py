@@ -60,8 +60,8 @@ def trained(*more):
 
 def test_atoms_are_described_by_their_neighbors():
     structures = waters(0.0, 9.0)
-    found, lonely = described(features(structures), structures)
-    count = np.asarray(found)[:, :3, FEATURES:]
+    description, lonely = described(features(structures), structures)
+    count = np.asarray(description)[:, :3, FEATURES:]
     position = np.asarray(structures.position)
     for row in range(2):
         for atom in range(3):
@@ -80,7 +80,7 @@ def test_distances_are_those_of_mahalanobis():
     support, rows = fitted(feature, structures), np.asarray(described(feature, structures)[0], np.float64)
     species = np.asarray(structures.species)
     new = np.random.default_rng(2).normal(size=(4, FEATURES + KINDS))
-    found = statistics.distance(support, jnp.asarray(new, jnp.float32), jnp.asarray([2, 0, 0, -1]))
+    distance = statistics.distance(support, jnp.asarray(new, jnp.float32), jnp.asarray([2, 0, 0, -1]))
     size = FEATURES + KINDS
     for atom, kind in enumerate([2, 0, 0]):
         own = rows[species == kind]
@@ -89,8 +89,8 @@ def test_distances_are_those_of_mahalanobis():
         scaled = (own - own.mean(0)) / std
         correlation = (scaled.T @ scaled + statistics.STRENGTH * np.eye(size)) / (len(own) + statistics.STRENGTH)
         gap = (new[atom] - own.mean(0)) / std
-        assert float(found[atom]) == pytest.approx(np.sqrt(gap @ np.linalg.solve(correlation, gap) / size), rel=1e-3)
-    assert float(found[3]) == 0
+        assert float(distance[atom]) == pytest.approx(np.sqrt(gap @ np.linalg.solve(correlation, gap) / size), rel=1e-3)
+    assert float(distance[3]) == 0
     # a species that nobody trained on is infinitely far
     assert np.isinf(statistics.distance(support, jnp.zeros((4, size)), jnp.asarray([1, 0, 0, -1]))[0])
 
@@ -119,10 +119,10 @@ def test_an_atom_without_neighbors_is_unknown_unless_one_was_trained_on(lonely):
 def test_what_is_no_number_is_not_supported(bad):
     structures = trained()
     support = fitted(features(structures), structures)._replace(limit=jnp.asarray(3.0))
-    one = waters(0.0)
-    same = support.mean[one.species, :FEATURES]
-    assert not statistics.is_supported(novelties(support, same.at[0, 1, 1].set(bad), one)[0])
-    assert statistics.is_supported(novelties(support, same.at[0, 3, 1].set(bad), one)[0]), "of padding"
+    water = waters(0.0)
+    same = support.mean[water.species, :FEATURES]
+    assert not statistics.is_supported(novelties(support, same.at[0, 1, 1].set(bad), water)[0])
+    assert statistics.is_supported(novelties(support, same.at[0, 3, 1].set(bad), water)[0]), "of padding"
 
 
 @pytest.mark.parametrize("dtype, accuracy", [(np.float32, 2e-3), (np.float64, 1e-11)])

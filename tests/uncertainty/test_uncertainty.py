@@ -31,13 +31,13 @@ def test_the_scale_is_the_most_likely_one_and_garbage_outside_the_mask_does_not_
     square = 9.0 * variance * rng.chisquare(1, 50)
     mask = np.arange(50) < 40
     garbage = jnp.where(mask, square, jnp.nan), jnp.where(mask, variance, jnp.nan)
-    found = float(likelihood_scale(*garbage, jnp.asarray(mask)))
-    assert found == pytest.approx(np.sqrt(np.mean(square[:40] / variance[:40])))
+    scale = float(likelihood_scale(*garbage, jnp.asarray(mask)))
+    assert scale == pytest.approx(np.sqrt(np.mean(square[:40] / variance[:40])))
 
     def likelihood(alpha):
         return np.sum(np.log(alpha**2 * variance[:40]) + square[:40] / (alpha**2 * variance[:40]))
 
-    assert all(likelihood(found) < likelihood(found * by) for by in (0.99, 1.01))
+    assert all(likelihood(scale) < likelihood(scale * by) for by in (0.99, 1.01))
     assert float(likelihood_scale(jnp.full(3, jnp.nan), jnp.ones(3), jnp.zeros(3, bool))) == 1.0
     # one variance of zero does not decide
     low = jnp.asarray([1.0, 1.0, 1.0, 0.0])
@@ -55,9 +55,9 @@ def test_an_update_of_the_root_is_the_inverse_of_the_grown_precision(rows):
     values, vectors = np.linalg.eigh(precision)
     old = gaussian.inverse_root(jnp.asarray(values), jnp.asarray(vectors))
     np.testing.assert_allclose(old @ old.T, np.linalg.inv(precision), rtol=1e-8, atol=1e-10)
-    found = gaussian.updated(old, jnp.asarray(new))
+    factor = gaussian.updated(old, jnp.asarray(new))
     expected = np.linalg.inv(precision + new.T @ new)
-    np.testing.assert_allclose(found @ found.T, expected, rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(factor @ factor.T, expected, rtol=1e-8, atol=1e-12)
     np.testing.assert_array_equal(gaussian.updated(old, jnp.zeros((3, 12))), old)
 
 
@@ -72,7 +72,7 @@ def test_variance_is_that_of_scikit_learn(kernel):
     structures = structures_of(20, 1, 6, kinds=1)
     params = taught(method, structures)
     new = structures_of(10, 1, 7, kinds=1, size=2.0)
-    found = predict(method, params, new)
+    prediction = predict(method, params, new)
 
     def unit(s):
         feature = features(np.asarray(s.position)[:, 0])
@@ -82,11 +82,11 @@ def test_variance_is_that_of_scikit_learn(kernel):
     oracle = GaussianProcessRegressor(part, alpha=noise**2, optimizer=None).fit(unit(structures), np.zeros(20))
     _, deviation = oracle.predict(unit(new), return_std=True)
     scale = np.asarray(params["posterior"]["scale"])
-    np.testing.assert_allclose(found.energy_spread / scale[0], deviation, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(prediction.energy_spread / scale[0], deviation, rtol=1e-6, atol=1e-7)
     # what the inducing atoms do not tell is the variance without noise
     exact = GaussianProcessRegressor(part, alpha=1e-12, optimizer=None).fit(unit(structures), np.zeros(20))
     _, rest = exact.predict(unit(new), return_std=True)
-    np.testing.assert_allclose((found.force_spread[:, 0] / scale[1]) ** 2, rest**2, atol=1e-6)
+    np.testing.assert_allclose((prediction.force_spread[:, 0] / scale[1]) ** 2, rest**2, atol=1e-6)
 
 
 def test_structures_of_several_atoms_and_species_against_the_exact_formula():
@@ -104,8 +104,8 @@ def test_structures_of_several_atoms_and_species_against_the_exact_formula():
     within = kernel(structures, structures) + noise**2 * 3 * np.eye(6)
     across = kernel(structures, new)
     variance = np.diag(kernel(new, new)) - np.einsum("ab,ac,cb->b", across, np.linalg.inv(within), across)
-    found = predict(method, params, new)
-    np.testing.assert_allclose((found.energy_spread / params["posterior"]["scale"][0]) ** 2, variance, rtol=1e-6)
+    prediction = predict(method, params, new)
+    np.testing.assert_allclose((prediction.energy_spread / params["posterior"]["scale"][0]) ** 2, variance, rtol=1e-6)
 
 
 def test_inducing_atoms_are_the_pivots_and_an_update_with_all_of_them_equals_a_rebuild():
@@ -223,13 +223,14 @@ def test_the_mixture_is_that_of_scikit_learn():
     points = np.concatenate([c + w * rng.normal(size=(n, 3)) for c, (n, w) in zip(centers, shape, strict=True)])
     there = np.arange(170) < 160
     padded = np.concatenate([points, np.full((10, 3), 50.0)])
-    found = jax.jit(mixture.fitted, static_argnums=(2, 4))(jnp.asarray(padded), jnp.asarray(there), 3, 1e-2, 0.0)
+    moments = jax.jit(mixture.fitted, static_argnums=(2, 4))(jnp.asarray(padded), jnp.asarray(there), 3, 1e-2, 0.0)
     oracle = GaussianMixture(3, tol=1e-12, max_iter=500, reg_covar=1e-12, means_init=centers).fit(points)
-    made = mixture.density(found, jnp.asarray(1e-2), 0.0)
+    gaussians = mixture.density(moments, jnp.asarray(1e-2), 0.0)
     new = centers[rng.integers(3, size=30)] + 3 * rng.normal(size=(30, 3))
-    whole = jax.scipy.special.logsumexp(mixture.logs(found, made, jnp.asarray(new)), axis=-1) - 1.5 * np.log(2 * np.pi)
+    logs = mixture.logs(moments, gaussians, jnp.asarray(new))
+    whole = jax.scipy.special.logsumexp(logs, axis=-1) - 1.5 * np.log(2 * np.pi)
     np.testing.assert_allclose(whole, oracle.score_samples(new), rtol=1e-4)
-    distance = np.asarray(mixture.square_distance(found, made, jnp.asarray(new)))
+    distance = np.asarray(mixture.square_distance(moments, gaussians, jnp.asarray(new)))
     bound = np.log(np.sum(oracle.weights_ / np.sqrt(np.linalg.det(2 * np.pi * oracle.covariances_))))
     np.testing.assert_allclose(distance, 2 * (bound - oracle.score_samples(new)), rtol=1e-3, atol=1e-3)
     assert np.all(distance >= 0)
@@ -239,8 +240,8 @@ def test_a_component_of_few_points_does_not_collapse():
     """Two points apart from a hundred: without the shared covariance theirs would be none."""
     rng = np.random.default_rng(20)
     points = jnp.asarray(np.concatenate([rng.normal(size=(100, 4)), 20 + 1e-6 * rng.normal(size=(2, 4))]))
-    found = mixture.fitted(points, jnp.ones(102, bool), 2, jnp.asarray(1e-2), 10.0)
-    np.testing.assert_allclose(np.sort(found.count), [2, 100], atol=1e-6)
-    made = mixture.density(found, jnp.asarray(1e-2), 10.0)
-    square = mixture.square_distance(found, made, points)
+    moments = mixture.fitted(points, jnp.ones(102, bool), 2, jnp.asarray(1e-2), 10.0)
+    np.testing.assert_allclose(np.sort(moments.count), [2, 100], atol=1e-6)
+    gaussians = mixture.density(moments, jnp.asarray(1e-2), 10.0)
+    square = mixture.square_distance(moments, gaussians, points)
     assert np.mean(square[:100]) == pytest.approx(4, rel=1.0)

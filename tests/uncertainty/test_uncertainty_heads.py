@@ -87,12 +87,12 @@ def lessons_of(seed=2, trained=4) -> Lessons:
 def network(weights, feature, species):
     """Outputs [h b n] of heads whose arrays lead with [h], written out."""
     weights = {name: np.asarray(x) for name, x in weights.items()}
-    found = []
+    outputs = []
     for first, bias, last, shift in zip(*(weights[k] for k in ("first", "bias", "last", "shift")), strict=True):
         hidden = feature @ first + bias
         hidden = 1.6765 * hidden * expit(hidden)
-        found.append(np.einsum("bnq,bnq->bn", hidden, last.T[species]) + shift[species])
-    return np.stack(found)
+        outputs.append(np.einsum("bnq,bnq->bn", hidden, last.T[species]) + shift[species])
+    return np.stack(outputs)
 
 
 # ---------------------------------------------------------------- dropout
@@ -120,18 +120,18 @@ def test_members_of_dropout_are_networks_under_masks_about_their_mean():
     arrays = masked(params["params"]["dropout"], posterior["feature"], posterior["hidden"])
     extra = SCALE * network(arrays, np.asarray(feature), np.asarray(structures.species)).sum(-1)
     assert np.ptp(extra, axis=0).min() > 1e-2
-    found = method.predict(params, structures, near)
-    np.testing.assert_allclose(found.energy, plain + extra, rtol=1e-10)
+    prediction = method.predict(params, structures, near)
+    np.testing.assert_allclose(prediction.energy, plain + extra, rtol=1e-10)
     wider = {**params, "posterior": {**posterior, "scale": jnp.asarray(2.5)}}
-    found = method.predict(wider, structures, near)
-    np.testing.assert_allclose(found.energy, plain + extra.mean(0) + 2.5 * (extra - extra.mean(0)), rtol=1e-10)
+    prediction = method.predict(wider, structures, near)
+    np.testing.assert_allclose(prediction.energy, plain + extra.mean(0) + 2.5 * (extra - extra.mean(0)), rtol=1e-10)
     h = 1e-5
 
     def moved(h):
         shifted = structures._replace(position=structures.position.at[:, 1, 2].add(h))
         return method.predict(wider, shifted, near).energy
 
-    np.testing.assert_allclose(found.force[:, :, 1, 2], (moved(-h) - moved(h)) / (2 * h), rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(prediction.force[:, :, 1, 2], (moved(-h) - moved(h)) / (2 * h), rtol=1e-6, atol=1e-8)
 
 
 def test_training_with_dropout_draws_masks_of_the_right_mean_for_every_structure():
@@ -139,19 +139,19 @@ def test_training_with_dropout_draws_masks_of_the_right_mean_for_every_structure
     assert method.potential is not None
     params, structures = begun(method), structures_of(2, 3)
     # with a network that is linear in its last mask and has none before, the mean over masks is no mask
-    one = jax.tree.map(lambda x: jnp.concatenate([x[:1], x[:1]]), structures)
+    twins = jax.tree.map(lambda x: jnp.concatenate([x[:1], x[:1]]), structures)
     own = params["params"]["dropout"]
     blind = {**params, "params": {**params["params"], "dropout": {**own, "first": jnp.zeros_like(own["first"])}}}
 
     @jax.jit
     def drawn(key):
         assert method.potential is not None
-        return method.potential(key).energies(blind, one, nothing_near(one))[0]  # pyright: ignore
+        return method.potential(key).energies(blind, twins, nothing_near(twins))[0]  # pyright: ignore
 
     draws = np.asarray(jax.vmap(drawn)(jax.random.split(jax.random.key(4), 4000)))
-    plain, feature = jax.vmap(energy, (None, 0, 0))(params, one, nothing_near(one))
+    plain, feature = jax.vmap(energy, (None, 0, 0))(params, twins, nothing_near(twins))
     arrays = masked(blind["params"]["dropout"], np.ones((1, FEATURES)), np.ones((1, 5)))
-    right = plain + SCALE * network(arrays, np.asarray(feature), np.asarray(one.species)).sum(-1)[0]
+    right = plain + SCALE * network(arrays, np.asarray(feature), np.asarray(twins.species)).sum(-1)[0]
     assert np.all(np.abs(draws.mean(0) - right) < 5 * draws.std(0) / np.sqrt(4000)) and draws.std() > 0.1
     assert np.mean(draws[:, 0] != draws[:, 1]) > 0.9, "equal structures of a batch have masks of their own"
     key = jax.random.key(5)
@@ -163,13 +163,13 @@ def test_the_scale_of_dropout_is_that_of_the_held_out_forces():
     params, lessons = begun(method), lessons_of()
     posterior = method.learn(params, lessons)
     held = jax.tree.map(lambda x: x[4:6], lessons)
-    found = method.predict(params, held.structure, held.neighbors)
-    square = np.sum((np.asarray(found.force).mean(0) - np.asarray(held.label.force)) ** 2, axis=-1)
-    variance = np.var(np.asarray(found.force), axis=0).sum(-1)
+    prediction = method.predict(params, held.structure, held.neighbors)
+    square = np.sum((np.asarray(prediction.force).mean(0) - np.asarray(held.label.force)) ** 2, axis=-1)
+    variance = np.var(np.asarray(prediction.force), axis=0).sum(-1)
     variance = np.maximum(variance, 1e-2 * variance.mean())
     assert float(posterior["scale"]) == pytest.approx(np.sqrt(np.mean(square / variance)), rel=1e-8)
     after = method.predict({**params, "posterior": posterior}, held.structure, held.neighbors)
-    np.testing.assert_allclose(after.force.mean(0), found.force.mean(0), atol=1e-10)
+    np.testing.assert_allclose(after.force.mean(0), prediction.force.mean(0), atol=1e-10)
 
 
 # ---------------------------------------------------------------- evidential
@@ -258,20 +258,20 @@ def test_evidential_spreads_are_closed_forms_with_the_scales_of_what_is_held_out
     method = compiled(evidential(POTENTIAL, KINDS))
     params, lessons = begun(method), lessons_of()
     held = jax.tree.map(lambda x: x[4:6], lessons)
-    found = method.predict(params, held.structure, held.neighbors)
-    of_energy, of_force = written_out(params, found.feature, held.structure.species)
+    prediction = method.predict(params, held.structure, held.neighbors)
+    of_energy, of_force = written_out(params, prediction.feature, held.structure.species)
     variance = [SCALE**2 * beta / (nu * (alpha - 1)) for nu, alpha, beta in (of_energy, of_force)]
     variance = ATOMS**2 * variance[0], 3 * variance[1]
-    for spread, right in zip((found.energy_spread, found.force_spread), variance, strict=True):
+    for spread, right in zip((prediction.energy_spread, prediction.force_spread), variance, strict=True):
         np.testing.assert_allclose(np.asarray(spread), np.sqrt(right), rtol=1e-9)
     squares = (
-        np.asarray(found.energy[0] - held.label.energy) ** 2,
-        np.sum(np.asarray(found.force[0] - held.label.force) ** 2, axis=-1),
+        np.asarray(prediction.energy[0] - held.label.energy) ** 2,
+        np.sum(np.asarray(prediction.force[0] - held.label.force) ** 2, axis=-1),
     )
     scale = method.learn(params, lessons)["scale"]
-    for one, square, right in zip(scale, squares, variance, strict=True):
+    for factor, square, right in zip(scale, squares, variance, strict=True):
         floored = np.maximum(right, 1e-2 * right.mean())
-        assert float(one) == pytest.approx(np.sqrt(np.mean(square / floored)), rel=1e-8)
+        assert float(factor) == pytest.approx(np.sqrt(np.mean(square / floored)), rel=1e-8)
 
 
 # ---------------------------------------------------------------- sketched gradients
@@ -322,11 +322,11 @@ def test_the_sketched_posterior_is_that_of_bayesian_linear_regression(directions
     if directions:
         sketch = np.stack([np.asarray(signs(6, j, size, flat.dtype)) for j in range(directions)]) / directions**0.5
     posterior = jax.jit(method.learn)(params, lessons)
-    told = {**params, "posterior": posterior}
+    learned_params = {**params, "posterior": posterior}
 
     def rows_of(structures, which):
-        one = [observed(params, jax.tree.map(lambda x, i=i: x[i], structures), probes, noise) for i in which]
-        return np.concatenate(one) @ sketch.T
+        blocks = [observed(params, jax.tree.map(lambda x, i=i: x[i], structures), probes, noise) for i in which]
+        return np.concatenate(blocks) @ sketch.T
 
     seen = rows_of(lessons.structure, range(8))
     root = np.asarray(posterior["root"])
@@ -339,9 +339,9 @@ def test_the_sketched_posterior_is_that_of_bayesian_linear_regression(directions
 
     # of the strengths on the grid none makes the residuals of the held-out forces more likely
     held = jax.tree.map(lambda x: x[8:10], lessons)
-    along = jax.vmap(lambda one: features.directions(one, "probes", probes))(held.structure)
-    found = method.predict(params, held.structure, held.neighbors)
-    gap = np.asarray(jnp.einsum("jrnx,jnx->jr", along, found.force.mean(0) - held.label.force)).ravel()
+    along = jax.vmap(lambda structure: features.directions(structure, "probes", probes))(held.structure)
+    reference = method.predict(params, held.structure, held.neighbors)
+    gap = np.asarray(jnp.einsum("jrnx,jnx->jr", along, reference.force.mean(0) - held.label.force)).ravel()
     gap = gap / (noise[1] * np.sqrt(probes))
     judged = np.concatenate([rows_of(held.structure, [i])[1:] for i in range(2)])
 
@@ -357,14 +357,14 @@ def test_the_sketched_posterior_is_that_of_bayesian_linear_regression(directions
     assert mine <= min(value for value, _ in grid) + 1e-3
     assert float(posterior["scale"]) == pytest.approx(scale, rel=1e-3)
 
-    def expected(told, covariance):
-        found = jax.jit(method.predict)(told, new, nothing_near(new))
+    def expected(state, covariance):
+        distribution = jax.jit(method.predict)(state, new, nothing_near(new))
         gradients = np.concatenate([rows_of(new, [i])[:1] for i in range(3)]) * noise[0] * ATOMS
         variance = np.einsum("bd,de,be->b", gradients, covariance, gradients)
-        np.testing.assert_allclose(found.energy_spread, float(posterior["scale"]) * np.sqrt(variance), rtol=1e-5)
-        return found
+        np.testing.assert_allclose(distribution.energy_spread, float(posterior["scale"]) * np.sqrt(variance), rtol=1e-5)
+        return distribution
 
-    found = expected(told, root @ root.T)
+    prediction = expected(learned_params, root @ root.T)
     # each member is the plain model and its slope along one move of the weights
     delta = float(posterior["scale"]) * np.asarray(posterior["draw"]) @ root.T
     moves = delta @ sketch
@@ -379,14 +379,14 @@ def test_the_sketched_posterior_is_that_of_bayesian_linear_regression(directions
         return value + slope
 
     for k, move in enumerate([*moves, *(-moves)]):
-        np.testing.assert_allclose(found.energy[k], linear(new.position, jnp.asarray(move)), rtol=1e-8, atol=1e-8)
+        np.testing.assert_allclose(prediction.energy[k], linear(new.position, jnp.asarray(move)), rtol=1e-8, atol=1e-8)
         slope = jax.grad(lambda x, move=move: jnp.sum(linear(x, jnp.asarray(move))))(new.position)
-        np.testing.assert_allclose(found.force[k], -slope, rtol=1e-7, atol=1e-7)
+        np.testing.assert_allclose(prediction.force[k], -slope, rtol=1e-7, atol=1e-7)
 
     # an update adds its rows to the precision exactly, and those alone that are wanted
     wanted = jnp.asarray([True, False, True])
     spoilt = new._replace(position=new.position.at[1].set(jnp.nan))
-    updated = jax.jit(method.update)(told, spoilt, nothing_near(spoilt), wanted)
+    updated = jax.jit(method.update)(learned_params, spoilt, nothing_near(spoilt), wanted)
     more = rows_of(new, [0, 2])
     right = np.linalg.inv(precision + more.T @ more)
     np.testing.assert_allclose(updated["root"] @ updated["root"].T, right, rtol=1e-5, atol=1e-8 * np.abs(right).max())
@@ -397,8 +397,8 @@ def test_energies_alone_and_no_labels_at_all():
     method = compiled(gradient_sketch(POTENTIAL, KINDS, directions=6, probes=0))
     params, lessons, new = begun(method), lessons_of(), structures_of(2, 8)
     none = lessons._replace(trained=jnp.zeros(7, bool), held=jnp.zeros(7, bool))
-    for given in (lessons, none):
-        posterior = method.learn(params, given)
-        found: Distribution = method.predict({**params, "posterior": posterior}, new, nothing_near(new))
-        assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((posterior, found)))
-        assert np.all(np.asarray(found.energy_spread) > 0)
+    for data in (lessons, none):
+        posterior = method.learn(params, data)
+        distribution: Distribution = method.predict({**params, "posterior": posterior}, new, nothing_near(new))
+        assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((posterior, distribution)))
+        assert np.all(np.asarray(distribution.energy_spread) > 0)

@@ -28,19 +28,19 @@ pytestmark = pytest.mark.usefixtures("double")
 def design(structure, rows, options, signs=None):
     """Rows of Bayesian linear regression over their noise, in numpy: the energy, then the force components."""
     position, species = np.asarray(structure.position), np.asarray(structure.species)
-    atoms, found = len(position), []
+    atoms, blocks = len(position), []
     phi = np.zeros((KINDS, FEATURES))
     jacobian = np.zeros((KINDS, FEATURES, atoms, 3))
     for i in range(atoms):
         phi[species[i]] += features(position)[i]
         jacobian[species[i], :, i] += features_slope(position)[i]
     jacobian = jacobian.reshape(KINDS * FEATURES, -1)
-    found.append(phi.reshape(1, -1) / (atoms * options["energy_noise"]))
+    blocks.append(phi.reshape(1, -1) / (atoms * options["energy_noise"]))
     if rows == "forces":
-        found.append(jacobian.T / options["force_noise"])
+        blocks.append(jacobian.T / options["force_noise"])
     if rows == "probes":
-        found.append(signs.reshape(len(signs), -1) @ jacobian.T / (options["force_noise"] * len(signs) ** 0.5))
-    return np.concatenate(found)
+        blocks.append(signs.reshape(len(signs), -1) @ jacobian.T / (options["force_noise"] * len(signs) ** 0.5))
+    return np.concatenate(blocks)
 
 
 NOISE = {"energy_noise": 0.3, "force_noise": 0.7}
@@ -65,13 +65,13 @@ def test_laplace_is_bayesian_linear_regression(rows):
     # residuals of the held-out structures, over the same noise
     lessons = lessons_of(structures, trained, held)
     weight = np.asarray(params["params"]["weight"])
-    squares, told = [], []
+    squares, regressors = [], []
     for i in np.flatnonzero(held):
         position, kinds = np.asarray(each[i].position), np.asarray(each[i].species)
         if rows == "energy":
             gap = np.sum(weight[kinds] * features(position)) - float(lessons.label.energy[i])
             squares.append((gap / (atoms * NOISE["energy_noise"])) ** 2)
-            told.append(designs[i][0])
+            regressors.append(designs[i][0])
             continue
         gap = -np.einsum("nf,nfx->nx", weight[kinds], features_slope(position)) - np.asarray(lessons.label.force[i])
         if rows == "forces":
@@ -79,11 +79,11 @@ def test_laplace_is_bayesian_linear_regression(rows):
         else:
             along = np.einsum("qnx,nx->q", signs_of(each[i], probes), gap)
             squares += list((along / NOISE["force_noise"]) ** 2 / probes)
-        told += list(designs[i][1:])
-    squares, told = np.asarray(squares), np.asarray(told)
+        regressors += list(designs[i][1:])
+    squares, regressors = np.asarray(squares), np.asarray(regressors)
     choices = []
     for strength in np.linalg.eigvalsh(gram)[-1] * np.logspace(-8, 0, 13):
-        variance = np.einsum("qd,de,qe->q", told, np.linalg.inv(gram + strength * np.eye(len(gram))), told)
+        variance = np.einsum("qd,de,qe->q", regressors, np.linalg.inv(gram + strength * np.eye(len(gram))), regressors)
         variance = np.maximum(variance, FLOOR * variance.mean())
         alpha2 = np.mean(squares / variance)
         choices.append((np.sum(np.log(alpha2 * variance) + squares / (alpha2 * variance)), strength, alpha2))
@@ -91,19 +91,21 @@ def test_laplace_is_bayesian_linear_regression(rows):
     covariance = alpha2 * np.linalg.inv(gram + strength * np.eye(len(gram)))
 
     new = structures_of(4, atoms, 3)
-    found = predict(method, params, new)
-    root_found = np.asarray(params["posterior"]["scale"] * params["posterior"]["root"])
-    np.testing.assert_allclose(root_found @ root_found.T, covariance, rtol=1e-6, atol=1e-9 * np.abs(covariance).max())
+    prediction = predict(method, params, new)
+    root = np.asarray(params["posterior"]["scale"] * params["posterior"]["root"])
+    np.testing.assert_allclose(root @ root.T, covariance, rtol=1e-6, atol=1e-9 * np.abs(covariance).max())
     for i in range(4):
-        one = design(jax.tree.map(lambda x, i=i: x[i], new), "forces", {"energy_noise": 1 / atoms, "force_noise": 1.0})
-        variance = np.einsum("qd,de,qe->q", one, covariance, one)
-        assert float(found.energy_spread[i]) ** 2 == pytest.approx(variance[0], rel=1e-6)
+        matrix = design(
+            jax.tree.map(lambda x, i=i: x[i], new), "forces", {"energy_noise": 1 / atoms, "force_noise": 1.0}
+        )
+        variance = np.einsum("qd,de,qe->q", matrix, covariance, matrix)
+        assert float(prediction.energy_spread[i]) ** 2 == pytest.approx(variance[0], rel=1e-6)
         # the samples' own variance approaches it, within four standard errors of a variance of that many draws
         close = 4 * np.sqrt(2 / samples)
-        np.testing.assert_allclose(np.var(found.energy[:, i]), variance[0], rtol=close)
-        np.testing.assert_allclose(np.var(found.force[:, i], axis=0).reshape(-1), variance[1:], rtol=close)
+        np.testing.assert_allclose(np.var(prediction.energy[:, i]), variance[0], rtol=close)
+        np.testing.assert_allclose(np.var(prediction.force[:, i], axis=0).reshape(-1), variance[1:], rtol=close)
     plain = jax.vmap(lambda s: energy(params, s, None)[0])(new)
-    np.testing.assert_allclose(found.energy.mean(0), plain, rtol=1e-10)
+    np.testing.assert_allclose(prediction.energy.mean(0), plain, rtol=1e-10)
 
 
 @pytest.mark.parametrize("rows", ["energy", "forces", "probes"])
@@ -128,9 +130,9 @@ def test_a_rank_k_update_of_laplace_equals_a_rebuild(rows):
 def test_probes_are_an_unbiased_sketch_of_all_forces():
     structure = jax.tree.map(lambda x: x[0], structures_of(1, 3, 5))
     whole = design(structure, "forces", NOISE)[1:]
-    found = design(structure, "probes", NOISE, signs_of(structure, 20000))[1:]
+    sketch = design(structure, "probes", NOISE, signs_of(structure, 20000))[1:]
     exact = whole.T @ whole
-    np.testing.assert_allclose(found.T @ found, exact, atol=0.05 * np.abs(exact).max())
+    np.testing.assert_allclose(sketch.T @ sketch, exact, atol=0.05 * np.abs(exact).max())
     signs = signs_of(structure, 4)
     assert set(np.unique(signs)) == {-1.0, 1.0}
     np.testing.assert_array_equal(signs, signs_of(structure, 4))

@@ -47,22 +47,22 @@ def test_errors_against_the_definition():
     force = rng.normal(0, 0.1, (4, size, 3))
     stress = np.full((4, 3, 3), 0.01) * [[1, 2, 3], [2, 4, 5], [3, 5, 6]]
     predicted = Label(truth.energy + energy, truth.force + force, truth.stress + stress, np.ones(4, bool))
-    found = compare(predicted, truth, structure, table)
+    errors = compare(predicted, truth, structure, table)
 
     per_atom = energy / [3, 3, 5, 2]
-    assert found.energy.mae == pytest.approx(np.mean(per_atom))
-    assert found.energy.rmse == pytest.approx(np.sqrt(np.mean(per_atom**2)))
-    assert found.energy.largest == pytest.approx(0.3)
+    assert errors.energy.mae == pytest.approx(np.mean(per_atom))
+    assert errors.energy.rmse == pytest.approx(np.sqrt(np.mean(per_atom**2)))
+    assert errors.energy.largest == pytest.approx(0.3)
     # only water comes twice; its mean deviation is 0.6 eV
-    assert found.energy_shifted.count == 2
-    assert found.energy_shifted.mae == pytest.approx(0.1)
+    assert errors.energy_shifted.count == 2
+    assert errors.energy_shifted.mae == pytest.approx(0.1)
     real = np.concatenate([force[row, : len(atoms)] for row, atoms in enumerate(frames)])
     symbols = np.concatenate([atoms.get_chemical_symbols() for atoms in frames])
-    assert found.force.rmse == pytest.approx(np.sqrt(np.mean(real**2)))
+    assert errors.force.rmse == pytest.approx(np.sqrt(np.mean(real**2)))
     for symbol in "HCO":
-        assert found.elements[symbol].mae == pytest.approx(np.abs(real[symbols == symbol]).mean())
-    assert found.stress.count == 6 and found.stress.mae == pytest.approx(0.035)  # of the one periodic frame
-    assert (found.structures, found.compositions) == (4, 3)
+        assert errors.elements[symbol].mae == pytest.approx(np.abs(real[symbols == symbol]).mean())
+    assert errors.stress.count == 6 and errors.stress.mae == pytest.approx(0.035)  # of the one periodic frame
+    assert (errors.structures, errors.compositions) == (4, 3)
 
     bad = truth._replace(ok=np.array([True, True, False, True]), energy=np.where([0, 0, 1, 0], np.nan, truth.energy))
     assert compare(predicted, bad, structure, table).structures == 3
@@ -83,22 +83,22 @@ def test_calibration_of_honest_spreads():
     count, scale = 20000, 1.7
     spread, error = drawn(count, scale)
     factor = scale * np.sqrt(stats.chi2.ppf(0.9, 3) / 3)  # covers 90 % by construction
-    found = calibration(spread, error, factor=factor, threshold=0.3)
-    assert abs(found.covered - 0.9) < 4 * found.covered_error
-    assert found.covered_error == pytest.approx(np.sqrt(0.09 / count), rel=0.05)
-    assert found.scale == pytest.approx(scale, rel=0.03)
-    assert found.nll < found.nll_constant
-    assert sum(part.count for part in found.bins) == count
-    for part in found.bins:
+    measures = calibration(spread, error, factor=factor, threshold=0.3)
+    assert abs(measures.covered - 0.9) < 4 * measures.covered_error
+    assert measures.covered_error == pytest.approx(np.sqrt(0.09 / count), rel=0.05)
+    assert measures.scale == pytest.approx(scale, rel=0.03)
+    assert measures.nll < measures.nll_constant
+    assert sum(part.count for part in measures.bins) == count
+    for part in measures.bins:
         assert part.error == pytest.approx(scale * part.spread, rel=0.1)
         assert abs(part.covered - 0.9) < 0.04
     # negative log-likelihood against scipy's density, and its minimum
-    sigma = found.scale * spread / np.sqrt(3)
+    sigma = measures.scale * spread / np.sqrt(3)
     vectors = np.random.default_rng(3).normal(size=(count, 3))
     vectors *= (error / np.linalg.norm(vectors, axis=1))[:, None]
-    assert found.nll == pytest.approx(-stats.norm.logpdf(vectors, scale=sigma[:, None]).mean())
+    assert measures.nll == pytest.approx(-stats.norm.logpdf(vectors, scale=sigma[:, None]).mean())
     for other in (0.95, 1.05):
-        assert -stats.norm.logpdf(vectors, scale=other * sigma[:, None]).mean() > found.nll
+        assert -stats.norm.logpdf(vectors, scale=other * sigma[:, None]).mean() > measures.nll
 
 
 def test_rank_measures():
@@ -117,8 +117,8 @@ def test_rank_measures():
 
 def test_calibration_of_next_to_nothing():
     for size in (0, 1, 2):
-        found = calibration(np.ones(size), np.zeros(size), factor=1.0)
-        assert np.isnan(found.spearman) and found.count == size
+        measures = calibration(np.ones(size), np.zeros(size), factor=1.0)
+        assert np.isnan(measures.spearman) and measures.count == size
     assert all(np.isnan(likelihood(np.zeros(3), np.ones(3))))
     assert calibration(np.array([1, np.nan]), np.array([1, 1.0]), factor=1.0).count == 1
 
@@ -129,14 +129,14 @@ def test_proton_transfer_of_malonaldehyde_is_that_of_gfn2():
     end = mirrored_transfer(start, hydrogen=5, donor=4, acceptor=3)
     assert bonds(start)[5, 4] and not bonds(start)[5, 3]
     assert bonds(end)[5, 3] and not bonds(end)[5, 4]
-    found = barrier(lambda: tblite.TBLite(method="GFN2-xTB", verbosity=0), start, end, images=7)
-    assert found.converged
-    assert found.energy / KCAL_PER_MOL == pytest.approx(3.76, abs=0.02)
-    assert found.energies[-1] == pytest.approx(0, abs=1e-5)  # degenerate
-    np.testing.assert_allclose(found.energies, found.energies[::-1], atol=1e-3)
-    assert np.all(np.diff(found.coordinate) > 0)
-    assert len(found.images) == 7
-    assert json.loads(json.dumps(command.to_json(found)))["images"][0]["symbols"][5] == "H"
+    band = barrier(lambda: tblite.TBLite(method="GFN2-xTB", verbosity=0), start, end, images=7)
+    assert band.converged
+    assert band.energy / KCAL_PER_MOL == pytest.approx(3.76, abs=0.02)
+    assert band.energies[-1] == pytest.approx(0, abs=1e-5)  # degenerate
+    np.testing.assert_allclose(band.energies, band.energies[::-1], atol=1e-3)
+    assert np.all(np.diff(band.coordinate) > 0)
+    assert len(band.images) == 7
+    assert json.loads(json.dumps(command.to_json(band)))["images"][0]["symbols"][5] == "H"
 
 
 def test_mirrored_transfer_out_of_plane_and_its_limits():
@@ -175,9 +175,9 @@ def test_a_band_keeps_fixed_atoms_where_they_are():
     start.set_constraint(lower)
     end = start.copy()
     end.positions[-1, 0] += start.cell[0, 0] / 2
-    found = barrier(EMT, start, end, images=5, fmax=0.05)
-    assert found.converged and 0.2 < found.energy < 0.9  # eV
-    for image in found.images:
+    band = barrier(EMT, start, end, images=5, fmax=0.05)
+    assert band.converged and 0.2 < band.energy < 0.9  # eV
+    for image in band.images:
         np.testing.assert_array_equal(image.positions[:4], start.positions[:4])
         assert np.all(np.any(image.positions[4:8] != start.positions[4:8], axis=1))
     end.set_constraint()
@@ -228,10 +228,10 @@ def test_constant_energy_dynamics_of_a_closed_form():
     explorer = nve(temperature=600.0, timestep=2.0)
     key = jax.random.key(0)
     trajectory = run(field(potential), potential.cutoff, explorer, starts, key, length=4.0, every=10)
-    found = stability(trajectory, (29,), starts)
+    verdict = stability(trajectory, (29,), starts)
     assert trajectory.structure.position.shape == (2, 200, 4, 3)
-    assert found.intact.all() and found.length == pytest.approx(4.0)
-    assert np.all(np.abs(found.drift) < 0.2) and np.all(found.fluctuation < 1.0)
+    assert verdict.intact.all() and verdict.length == pytest.approx(4.0)
+    assert np.all(np.abs(verdict.drift) < 0.2) and np.all(verdict.fluctuation < 1.0)
     # energies belong to their frames, and kinetic energy is exchanged with potential energy
     oracle = field(potential)
     for number in (0, 77, 199):
@@ -241,7 +241,7 @@ def test_constant_energy_dynamics_of_a_closed_form():
     assert trajectory.kinetic[1].std() > 10 * (trajectory.energy + trajectory.kinetic)[1].std()
     for number, free in enumerate((4 * 3 - 3, 2 * 3)):
         kelvin = 2 * trajectory.kinetic[number].mean() / (free * BOLTZMANN)
-        assert found.temperature[number] == pytest.approx(kelvin, rel=1e-5)
+        assert verdict.temperature[number] == pytest.approx(kelvin, rel=1e-5)
     held = trajectory.structure.position[1, :, :2]
     np.testing.assert_array_equal(held, np.broadcast_to(np.asarray(starts.position)[1, :2], held.shape))
 
@@ -256,9 +256,9 @@ def test_breakup_and_heating_are_seen():
     starts = from_atoms([pair], (18,))
     explorer = nve(temperature=10.0, timestep=1.0)
     trajectory = run(apart, 5.0, explorer, starts, jax.random.key(1), length=0.4, every=10)
-    found = stability(trajectory, (18,), starts)
-    assert not found.intact[0] and 0.05 < found.survived[0] < 0.4
-    assert found.drift[0] > 1e3
+    verdict = stability(trajectory, (18,), starts)
+    assert not verdict.intact[0] and 0.05 < verdict.survived[0] < 0.4
+    assert verdict.drift[0] > 1e3
     frames = frames_of(trajectory, 0, (18,))
     # x = x0 + a t^2 / 2 with a = F / m on either side
     expected = 2.0 + (1.0 / 39.95) * 0.00964853321 * (trajectory.time[-1] * 1e3) ** 2
@@ -272,8 +272,8 @@ def test_breakup_and_heating_are_seen():
         jax.random.key(1),
         length=0.1,
     )
-    found = stability(broken, (18,), starts)
-    assert not found.intact[0] and np.isnan(found.drift[0])
+    verdict = stability(broken, (18,), starts)
+    assert not verdict.intact[0] and np.isnan(verdict.drift[0])
     with pytest.raises(InputError, match="length"):
         run(apart, 5.0, explorer, starts, jax.random.key(1), length=0.001)
 
@@ -299,11 +299,11 @@ def test_density_and_radial_distribution():
         Atoms("Ar30Kr30", positions=rng.uniform(0, 9.0, (60, 3)), cell=[9.0, 9.0, 9.0], pbc=True) for _ in range(32)
     ]
     for pair in (None, ("Ar", "Kr")):
-        found = radial_distribution(frames, 7.0, width=0.25, pair=pair)
+        distribution = radial_distribution(frames, 7.0, width=0.25, pair=pair)
         ideal = 1.0 - (1 / 60 if pair is None else 0.0)  # an atom does not see itself
-        use = found.radius > 1.0
-        pull = (found.value - ideal)[use] / found.error[use]
-        assert np.sqrt(np.mean(pull**2)) < 2.0 and abs(found.value[use].mean() - ideal) < 0.03
+        use = distribution.radius > 1.0
+        pull = (distribution.value - ideal)[use] / distribution.error[use]
+        assert np.sqrt(np.mean(pull**2)) < 2.0 and abs(distribution.value[use].mean() - ideal) < 0.03
     crystal = radial_distribution([bulk("Cu", "fcc", a=3.6)] * 3, 5.5, width=0.1)
     shells = crystal.radius[crystal.value > 0]
     np.testing.assert_allclose(shells, [2.55, 3.65, 4.45, 5.05], atol=0.06)
@@ -362,10 +362,10 @@ def labeled_frames(model, count: int = 7):
         atoms.positions += rng.normal(0, 0.08, (len(atoms), 3))
         if number == 0:
             atoms.pbc, atoms.cell = False, None
-        found = predict(Structure(*(leaf[None] for leaf in from_atoms(atoms, model.table))))
-        energy = float(found.energy[0, 0]) + model.reference[[model.table.index(z) for z in atoms.numbers]].sum()
-        stress = {"stress": np.asarray(found.stress[0, 0])} if atoms.pbc.all() else {}
-        forces = np.asarray(found.force[0, 0], float)
+        prediction = predict(Structure(*(leaf[None] for leaf in from_atoms(atoms, model.table))))
+        energy = float(prediction.energy[0, 0]) + model.reference[[model.table.index(z) for z in atoms.numbers]].sum()
+        stress = {"stress": np.asarray(prediction.stress[0, 0])} if atoms.pbc.all() else {}
+        forces = np.asarray(prediction.force[0, 0], float)
         stress = {key: value[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]] for key, value in stress.items()}
         atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces, **stress)
         frames.append(atoms)
@@ -376,28 +376,32 @@ def test_measure_of_a_model_whose_errors_are_known(scaled_model, tmp_path, monke
     frames = labeled_frames(scaled_model)
     write(tmp_path / "data.xyz", frames)
     monkeypatch.setattr(command, "ATOMS_AT_ONCE", 8)  # parts of two, the last one not full
-    found = command.measure(scaled_model, files.read(tmp_path / "data.xyz"), threshold=0.1, source="data.xyz")
+    validation = command.measure(scaled_model, files.read(tmp_path / "data.xyz"), threshold=0.1, source="data.xyz")
     # the mean is 1.05 times the truth, the spread 0.15 times: error / spread = 1/3 everywhere
     forces = np.concatenate([atoms.get_forces().ravel() for atoms in frames])
-    assert found.errors.force.rmse == pytest.approx(0.05 * np.sqrt(np.mean(forces**2)), rel=1e-3)
+    assert validation.errors.force.rmse == pytest.approx(0.05 * np.sqrt(np.mean(forces**2)), rel=1e-3)
     alone = dict(zip(scaled_model.table, scaled_model.reference, strict=True))
     atomic = [a.get_potential_energy() / len(a) - alone[a.numbers[0]] for a in frames]
-    assert found.errors.energy.mae == pytest.approx(0.05 * np.mean(np.abs(atomic)), rel=1e-3)
+    assert validation.errors.energy.mae == pytest.approx(0.05 * np.mean(np.abs(atomic)), rel=1e-3)
     stress = np.concatenate([a.get_stress() for a in frames if a.pbc.all()])
-    assert found.errors.stress.mae == pytest.approx(0.05 * np.mean(np.abs(stress)), rel=2e-3)
-    assert found.atoms.spearman == pytest.approx(1, abs=5e-3)  # rounding orders near ties
-    assert found.atoms.scale == pytest.approx(1 / 3, rel=1e-2)
-    assert found.structures.covered == 1.0
-    assert found.energies.scale == pytest.approx(1 / 3, rel=1e-2) and found.components.scale == pytest.approx(
+    assert validation.errors.stress.mae == pytest.approx(0.05 * np.mean(np.abs(stress)), rel=2e-3)
+    assert validation.atoms.spearman == pytest.approx(1, abs=5e-3)  # rounding orders near ties
+    assert validation.atoms.scale == pytest.approx(1 / 3, rel=1e-2)
+    assert validation.structures.covered == 1.0
+    assert validation.energies.scale == pytest.approx(1 / 3, rel=1e-2) and validation.components.scale == pytest.approx(
         1 / 3, rel=1e-2
     )
     # scaled, the standard deviations of the components are the errors there are
-    assert found.components.sharpness == pytest.approx(found.errors.force.rmse, rel=1e-2)
-    assert found.components.crps < found.errors.force.mae and found.energies.spearman == pytest.approx(1, abs=5e-2)
-    assert set(found.elements) == set(found.errors.elements) and all(e.covered == 1 for e in found.elements.values())
-    assert sum(e.count for e in found.elements.values()) == found.atoms.count
-    np.testing.assert_allclose(found.worst, found.estimated / 9, rtol=5e-3)
-    text = command.format(found)
+    assert validation.components.sharpness == pytest.approx(validation.errors.force.rmse, rel=1e-2)
+    assert validation.components.crps < validation.errors.force.mae and validation.energies.spearman == pytest.approx(
+        1, abs=5e-2
+    )
+    assert set(validation.elements) == set(validation.errors.elements) and all(
+        e.covered == 1 for e in validation.elements.values()
+    )
+    assert sum(e.count for e in validation.elements.values()) == validation.atoms.count
+    np.testing.assert_allclose(validation.worst, validation.estimated / 9, rtol=5e-3)
+    text = command.format(validation)
     for word in (
         "data.xyz: 7 structures, 2 compositions",
         "meV/atom",
@@ -409,13 +413,13 @@ def test_measure_of_a_model_whose_errors_are_known(scaled_model, tmp_path, monke
         "bound, Ar, %",
     ):
         assert word in text, text
-    parsed = json.loads(json.dumps(command.to_json(found), allow_nan=False))
-    assert parsed["errors"]["force"]["rmse"] == pytest.approx(found.errors.force.rmse)
+    parsed = json.loads(json.dumps(command.to_json(validation), allow_nan=False))
+    assert parsed["errors"]["force"]["rmse"] == pytest.approx(validation.errors.force.rmse)
     assert parsed["structures"]["nll"] is None or np.isfinite(parsed["structures"]["nll"])
     assert len(parsed["worst"]) == 7
 
-    command.save(tmp_path, found)
-    command.save(tmp_path, barrier={"model": found.errors.energy})  # what is there stays
+    command.save(tmp_path, validation)
+    command.save(tmp_path, barrier={"model": validation.errors.energy})  # what is there stays
     kept = json.loads((tmp_path / "validate.json").read_text())
     assert kept["worst"] == parsed["worst"] and "model" in kept["barrier"]
 
@@ -425,26 +429,26 @@ def test_a_spread_in_closed_form_is_the_one_that_counts(scaled_model, monkeypatc
     plain = models.predictor(scaled_model)
 
     def closed(structures):
-        found = plain(structures)
+        prediction = plain(structures)
         rows, atoms = structures.species.shape
         own = jnp.arange(1.0, rows * atoms + 1).reshape(rows, atoms)
-        return found._replace(energy_spread=jnp.arange(1.0, rows + 1), force_spread=own)
+        return prediction._replace(energy_spread=jnp.arange(1.0, rows + 1), force_spread=own)
 
     monkeypatch.setattr(command.models, "predictor", lambda model: closed)
     structures = from_atoms(frames, scaled_model.table)
-    found = command.predict_all(scaled_model, structures)
+    predicted = command.predict_all(scaled_model, structures)
     size = structures.species.shape[1]
     real = structures.species >= 0
-    np.testing.assert_array_equal(found.spread, np.arange(1, 3 * size + 1).reshape(3, size) * real)
-    np.testing.assert_array_equal(found.energy_spread, [1, 2, 3])
+    np.testing.assert_array_equal(predicted.spread, np.arange(1, 3 * size + 1).reshape(3, size) * real)
+    np.testing.assert_array_equal(predicted.energy_spread, [1, 2, 3])
     assert command.measure(scaled_model, [of_atoms(atoms) for atoms in frames]).atoms.count == real.sum()
 
 
 def test_validate_reads_files_and_names_mistakes(scaled_model, tmp_path):
     models.save(tmp_path / "model.npz", scaled_model)
     write(tmp_path / "data.xyz", labeled_frames(scaled_model, 3))
-    found = command.validate(tmp_path, tmp_path / "data.xyz")
-    assert found.errors.structures == 3 and found.data.endswith("data.xyz")
+    validation = command.validate(tmp_path, tmp_path / "data.xyz")
+    assert validation.errors.structures == 3 and validation.data.endswith("data.xyz")
     with pytest.raises(InputError, match="no such file"):
         command.validate(tmp_path, tmp_path / "nothing.xyz")
     write(tmp_path / "bare.xyz", molecule("CO"))

@@ -69,8 +69,8 @@ def check_with(words: Sequence[str], driver: str, request: dict[str, Any], after
 
     What it has once accepted it is not asked again.
     """
-    asked = (*words, driver, json.dumps(request, sort_keys=True))
-    if asked in _accepted:
+    key = (*words, driver, json.dumps(request, sort_keys=True))
+    if key in _accepted:
         return
     with tempfile.TemporaryDirectory(prefix="jaxal-") as folder:
         answer = ask(words, driver, request, Path(folder), after, PATIENCE)
@@ -78,7 +78,7 @@ def check_with(words: Sequence[str], driver: str, request: dict[str, Any], after
         raise LabelError(one_line(f"label.{answer['objection']}"))
     if answer.get("error"):
         raise LabelError(one_line(f"label.command: the program cannot be asked what it knows ({answer['error']})"))
-    _accepted.add(asked)
+    _accepted.add(key)
 
 
 def result_of(task: Task, answer: dict[str, Any]) -> Result:

@@ -48,8 +48,8 @@ def objection(request):
     try:
         prepare(request)
     except Exception as error:
-        found = re.search(r"Fatal Error: (.+?)(?:\\n|\n|$)", str(error))
-        return f"options: Psi4 refuses them ({found[1] if found else error})"
+        match = re.search(r"Fatal Error: (.+?)(?:\\n|\n|$)", str(error))
+        return f"options: Psi4 refuses them ({match[1] if match else error})"
     try:
         psi4.core.BasisSet.build(molecule(request), "ORBITAL", request["options"]["basis"])
     except Exception:

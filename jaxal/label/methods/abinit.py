@@ -86,13 +86,13 @@ def abinit(
             element = symbol(int(number))
             if element not in files:
                 raise LabelError(f"label.pseudopotentials: none for {element}; give {{{element}: FILE}}")
-            found = valence(files[element])
-            if found is None:
+            per_atom = valence(files[element])
+            if per_atom is None:
                 raise LabelError(
                     f"label.pseudopotentials.{element}: {files[element].name} does not say how many valence electrons "
                     "there are; give a file in one of ABINIT's formats, such as psp8"
                 )
-            count += found
+            count += per_atom
         return round(count)
 
     def check(task: Task) -> None:
@@ -162,9 +162,9 @@ def abinit(
     )
 
 
-def _variables(given: Mapping[str, Any]) -> dict[str, Any]:
+def _variables(input_data: Mapping[str, Any]) -> dict[str, Any]:
     """`input_data` in lower case. Raises LabelError for what ABINIT or this file would not understand."""
-    variables = {str(name).lower(): value for name, value in given.items()}
+    variables = {str(name).lower(): value for name, value in input_data.items()}
     for name, value in variables.items():
         if not re.fullmatch(r"[a-z]\w*", name):
             raise LabelError(f"label.input_data.{name}: no variable of ABINIT; give letters, digits and _")
@@ -220,10 +220,10 @@ def _objection(finished: Finished, said: str, max_iterations: int) -> str:
     """Why the calculation gave nothing. An SCF that did not converge is a mere warning to ABINIT."""
     if re.search(r"was not enough SCF cycles to converge", said):
         return f"the SCF did not converge in {max_iterations} iterations"
-    if found := re.search(
+    if match := re.search(
         r"^--- !(?:ERROR|BUG)\n.*?^message: \|\n(.*?)^\.\.\.", finished.output, re.MULTILINE | re.DOTALL
     ):
-        return one_line(f"abinit: {found[1]}")
+        return one_line(f"abinit: {match[1]}")
     return finished.failure or ("" if "Calculation completed" in said else "abinit did not finish")
 
 

@@ -47,17 +47,17 @@ def ase(
     A periodic structure needs a calculator with a stress; `stress: false` does without. Of a slab the calculator gets
     `pbc` and the cell as they are; what it makes of them is its own business.
     """
-    given = dict(options or {})
+    arguments = dict(options or {})
     spin_keyword = unpaired_keyword or multiplicity_keyword
     ready: dict[tuple[int, int], Any] = {}  # (charge, spin) -> calculator: some take seconds to load
     try:
-        described = json.dumps(given, sort_keys=True)
+        described = json.dumps(arguments, sort_keys=True)
     except TypeError as error:
         raise LabelError(f"label.options: {one_line(error)}; give numbers, texts, lists and mappings") from error
     if unpaired_keyword and multiplicity_keyword:
         raise LabelError("label.unpaired_keyword: multiplicity_keyword is there too; give one of them")
     for keyword in filter(None, (charge_keyword, spin_keyword)):
-        if keyword in given:
+        if keyword in arguments:
             raise LabelError(f"label.options.{keyword}: it follows from the structure; leave it out")
 
     def keywords(charge: int, spin: int) -> dict[str, Any]:
@@ -66,9 +66,9 @@ def ase(
             unpaired_keyword: int(spin),
             multiplicity_keyword: int(spin) + 1,
         }
-        return given | {keyword: value for keyword, value in values.items() if keyword}
+        return arguments | {keyword: value for keyword, value in values.items() if keyword}
 
-    def made(task: Task) -> Any:
+    def engine_of(task: Task) -> Any:
         electrons = (task.charge, task.spin)
         if electrons not in ready:
             make = _imported(calculator)
@@ -88,10 +88,10 @@ def ase(
                 )
         if spin_keyword:
             check_spin(task)
-        able = getattr(made(task), "implemented_properties", ())
-        for wanted in ("energy", "forces"):
-            if wanted not in able:
-                raise LabelError(f"label.calculator: {calculator} has no {wanted}; give one that has")
+        able = getattr(engine_of(task), "implemented_properties", ())
+        for quantity in ("energy", "forces"):
+            if quantity not in able:
+                raise LabelError(f"label.calculator: {calculator} has no {quantity}; give one that has")
         if has_stress(task) and stress and "stress" not in able:
             raise LabelError(
                 f"label.calculator: {calculator} has no stress; give label.stress=false and train without it"
@@ -101,14 +101,14 @@ def ase(
         from ase import Atoms
 
         check(task)
-        engine = made(task)
+        engine = engine_of(task)
         # Nothing of the last structure may leak into this one: labels must not depend on their order.
         if hasattr(engine, "reset"):
             engine.reset()
         box = {"cell": task.cell, "pbc": task.periodic} if periodic(task) else {}
         atoms = Atoms(numbers=task.numbers, positions=task.position, **box)
         with tempfile.TemporaryDirectory(prefix="jaxal-") as folder:
-            if "directory" not in given and hasattr(engine, "directory"):
+            if "directory" not in arguments and hasattr(engine, "directory"):
                 engine.directory = folder
             atoms.calc = engine
             # Under smearing the forces are the gradient of the free energy.

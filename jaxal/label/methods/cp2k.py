@@ -255,10 +255,10 @@ def _check_options(
         raise LabelError("label.solver: ot has neither smearing nor k-points; give diagonalization")
 
 
-def _merged(ours: Mapping[str, Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _merged(ours: Mapping[str, Any], extra: Mapping[str, Any], where: str) -> dict[str, Any]:
     """`ours` with the user's lines. Raises LabelError for one that is ours already, or no line of CP2K's input."""
     merged = dict(ours)
-    for name, value in given.items():
+    for name, value in extra.items():
         key, field = str(name).upper(), f"{where}.{name}"
         if not re.fullmatch(r"[A-Z][A-Z0-9_-]*|_", key):
             raise LabelError(f"{field}: no keyword of CP2K; give letters, digits and _")
@@ -292,8 +292,8 @@ def _lines(tree: Mapping[str, Any], indent: str = "") -> Iterator[str]:
 def _held(path: Path, element: str, name: str) -> str:
     """The line that follows the title of an entry in a file of CP2K's; empty where there is no such entry."""
     title = rf"^[ \t]*{element}[ \t]+(?:\S+[ \t]+)*?{re.escape(name)}(?:[ \t].*)?\n(.*)$"
-    found = re.search(title, path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE | re.IGNORECASE)
-    return found[1].partition("#")[0].strip() if found else ""
+    match = re.search(title, path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE | re.IGNORECASE)
+    return match[1].partition("#")[0].strip() if match else ""
 
 
 def _objection(finished: Finished, max_iterations: int) -> str:
@@ -318,8 +318,8 @@ def _result(task: Task, output: str, stressed: bool) -> Result:
     row = r"^ (?:FORCES\| +\d+| +\d+ +\d+ +[A-Z]\w*) +(\S+) +(\S+) +(\S+)(?: +\S+)?$"
     forces = re.findall(row, "".join(table), re.MULTILINE)[:n]
     unit = re.search(r"stress tensor \[(GPa|bar)\]", output)
-    told = output[unit.end() :] if unit else ""
-    tensor = re.findall(r"^ STRESS\| +[xyz] +(\S+) +(\S+) +(\S+)$", told, re.MULTILINE)
+    section = output[unit.end() :] if unit else ""
+    tensor = re.findall(r"^ STRESS\| +[xyz] +(\S+) +(\S+) +(\S+)$", section, re.MULTILINE)
     if not energies or len(forces) < n or (stressed and len(tensor) < 3):
         return failed(task, "cp2k printed no energy, no forces or no stress")
     stress = NO_STRESS.copy()

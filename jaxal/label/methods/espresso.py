@@ -152,10 +152,10 @@ def espresso(
     )
 
 
-def _sections(given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def _sections(input_data: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """`input_data` with lower-case names. Raises LabelError for what pw.x or this file would not understand."""
     sections: dict[str, dict[str, Any]] = {}
-    for name, values in given.items():
+    for name, values in input_data.items():
         section = str(name).lower()
         if section not in SECTIONS or not isinstance(values, Mapping):
             raise LabelError(f"label.input_data.{name}: unknown; give a mapping for {', '.join(SECTIONS)}")
@@ -240,8 +240,8 @@ def _fortran(value: Any) -> str:
 
 def _objection(finished: Finished, folder: Path) -> str:
     """Why the calculation gave nothing: pw.x says so in its output, and prints JOB DONE all the same."""
-    if found := re.search(r"convergence NOT achieved after +(\d+) iterations", finished.output):
-        return f"the SCF did not converge in {found[1]} iterations"
+    if match := re.search(r"convergence NOT achieved after +(\d+) iterations", finished.output):
+        return f"the SCF did not converge in {match[1]} iterations"
     crash = folder / "CRASH"
     if crash.exists():
         said = re.findall(r"^ +([^%\s].*)$", crash.read_text(errors="replace"), re.MULTILINE)

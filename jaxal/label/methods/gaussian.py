@@ -144,12 +144,12 @@ def _field(lines: Sequence[str], name: str) -> tuple[int, str]:
 def _array(lines: Sequence[str], name: str) -> np.ndarray:
     """The numbers of an entry. Raises ValueError where there are fewer than it says."""
     start, size = _field(lines, name)
-    wanted = int(size.removeprefix("N="))
-    found: list[str] = []
+    count = int(size.removeprefix("N="))
+    words: list[str] = []
     for line in lines[start + 1 :]:
-        if len(found) >= wanted:
+        if len(words) >= count:
             break
-        found += line.split()
-    if len(found) != wanted:
-        raise ValueError(f"{len(found)} numbers of {wanted} for {name}")
-    return np.array(found, float)
+        words += line.split()
+    if len(words) != count:
+        raise ValueError(f"{len(words)} numbers of {count} for {name}")
+    return np.array(words, float)

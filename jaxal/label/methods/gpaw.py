@@ -124,12 +124,12 @@ def gpaw(
     )
 
 
-def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
+def _parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """`parameters` as plain values. Raises LabelError for what would contradict the structure or another option."""
-    for name in given:
+    for name in parameters:
         if name in OURS:
             raise LabelError(f"label.parameters.{name}: it follows from the structure or another option; leave it out")
     try:
-        return json.loads(json.dumps(dict(given)))
+        return json.loads(json.dumps(dict(parameters)))
     except (TypeError, ValueError) as error:
         raise LabelError(f"label.parameters: {one_line(error)}; give numbers, texts, lists and mappings") from error

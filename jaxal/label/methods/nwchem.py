@@ -157,8 +157,8 @@ def nwchem(
 def _cause(output: str) -> str:
     """What NWChem says first when it gives up: the line after the first ruler of its error message, or before it."""
     located = re.search(r"^ *bas_tag_lib: failed to locate.*$", output, re.MULTILINE)
-    found = re.search(r"^ -{60,}\n (.+?) +-?\d+ *\n -{60,}$", output, re.MULTILINE)
-    return one_line(located[0] if located else found[1] if found else "it gave no reason")
+    match = re.search(r"^ -{60,}\n (.+?) +-?\d+ *\n -{60,}$", output, re.MULTILINE)
+    return one_line(located[0] if located else match[1] if match else "it gave no reason")
 
 
 def _result(task: Task, output: str) -> Result:

@@ -76,8 +76,8 @@ def orca(
     def work(task: Task, folder: Path) -> Result:
         (folder / "orca.inp").write_text(_deck(task, simple, blocks, max_iterations, nprocs, memory))
         finished = run([*words, "orca.inp"], folder)
-        if found := re.search(r"SCF NOT CONVERGED AFTER +(\d+)", finished.output):
-            return failed(task, f"the SCF did not converge in {found[1]} iterations")
+        if match := re.search(r"SCF NOT CONVERGED AFTER +(\d+)", finished.output):
+            return failed(task, f"the SCF did not converge in {match[1]} iterations")
         # It is no crash for ORCA to give up: its exit status may be 0, so these words decide.
         if finished.failure or "ORCA TERMINATED NORMALLY" not in finished.output:
             said = re.findall(r"^.*(?:error|abort|impossible).*$", finished.output, re.MULTILINE | re.IGNORECASE)
@@ -101,8 +101,8 @@ def orca(
 
 def _in_full(words: tuple[str, ...]) -> tuple[str, ...]:
     """The command with ORCA, its last word, by the path of the file itself: beside it ORCA seeks its other programs."""
-    found = shutil.which(words[-1])
-    return (*words[:-1], os.path.realpath(found) if found else words[-1])
+    path = shutil.which(words[-1])
+    return (*words[:-1], os.path.realpath(path) if path else words[-1])
 
 
 def _deck(task: Task, simple: str, blocks: Sequence[str], iterations: int, nprocs: int, memory: int) -> str:

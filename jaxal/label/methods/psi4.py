@@ -120,9 +120,9 @@ def psi4(
     )
 
 
-def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+def _options(options: Mapping[str, Any]) -> dict[str, Any]:
     """`options` in lower case. Raises LabelError for what would contradict the structure or another option."""
-    lower = {str(key).lower(): value for key, value in given.items()}
+    lower = {str(key).lower(): value for key, value in options.items()}
     for key in lower:
         if key in OURS:
             raise LabelError(f"label.options.{key}: it follows from the structure or another option; leave it out")

@@ -83,8 +83,8 @@ def pyscf(
             if mean_field.do_disp():
                 mean_field.get_dispersion()
         except Exception as error:
-            wanted = f"{method} with {dispersion}" if dispersion else method
-            raise LabelError(f"label.dispersion: none for {wanted} ({one_line(error)}); give another") from error
+            theory = f"{method} with {dispersion}" if dispersion else method
+            raise LabelError(f"label.dispersion: none for {theory} ({one_line(error)}); give another") from error
 
     def build(task: Task) -> Any:
         from pyscf import dft, scf

@@ -95,7 +95,7 @@ def teacher(
         """A line whose teacher has said who it is. Raises LabelError where there is none."""
         line = _called(address) if address else _started(words, model or Path(), bool(python))
         try:
-            hello = _heard(line, address, CONNECTING if address else STARTUP)
+            hello = _greeting(line, address, CONNECTING if address else STARTUP)
             known = digest or (hellos[0].digest if hellos else "")
             if known and hello.digest != known:
                 field = "address" if address else "model"
@@ -115,8 +115,8 @@ def teacher(
         known = [(charge, spin) for charge, spin in hello.states]
         if (task.charge, task.spin) not in known:
             name = "charge" if task.charge not in {charge for charge, _ in known} else "spin"
-            given = getattr(task, name)
-            raise LabelError(f"{name}: {given} does not fit; the teacher's model was trained at {listed(known)}")
+            value = getattr(task, name)
+            raise LabelError(f"{name}: {value} does not fit; the teacher's model was trained at {listed(known)}")
 
     def check(task: Task) -> None:
         if not address:
@@ -206,7 +206,7 @@ def _called(address: str) -> _Line:
     return _Line(connection, connection)
 
 
-def _heard(line: _Line, address: str, seconds: float) -> _Hello:
+def _greeting(line: _Line, address: str, seconds: float) -> _Hello:
     """What the teacher says first. Raises LabelError where it says nothing, or that it cannot."""
     field = "label.address: what answers" if address else "label.python: the teacher"
     try:

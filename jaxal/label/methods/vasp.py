@@ -152,10 +152,10 @@ def _valence(element: str, file: Path) -> float:
     return float(charges[0])
 
 
-def _tags(given: Mapping[str, Any]) -> dict[str, Any]:
+def _tags(incar: Mapping[str, Any]) -> dict[str, Any]:
     """`incar` with names in capitals. Raises LabelError for what VASP or this file would not understand."""
     tags = {}
-    for name, value in given.items():
+    for name, value in incar.items():
         tag = str(name).strip().upper()
         if tag in OURS:
             raise LabelError(f"label.incar.{name}: it follows from the structure or another option")

@@ -59,8 +59,8 @@ def keeper(
             result = failed(task, "the labeler's arrays have the wrong shape", result.seconds)
         rejected = judged(task, result, own).reason if result.ok else ""
         entry = store.put(task, result, backend.method, backend.version, own, rejected)
-        found = known(entry.key, task) if entry.status != "failed" else None
-        return found or (entry.row, entry.result)
+        verdict = known(entry.key, task) if entry.status != "failed" else None
+        return verdict or (entry.row, entry.result)
 
     return Keeper(key_of, known, committed, store.get)
 

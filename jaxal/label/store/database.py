@@ -140,7 +140,7 @@ def connect(path: str | Path, patience: float = PATIENCE) -> sqlite3.Connection:
     except (sqlite3.Error, ValueError) as error:  # ValueError: what SQLite says of a damaged file may be no text
         if connection is not None:
             connection.close()
-        raise error if isinstance(error, LabelError) else told(error, path, patience) from error
+        raise error if isinstance(error, LabelError) else store_error(error, path, patience) from error
     return connection
 
 
@@ -171,11 +171,11 @@ def connect_to_read(path: str | Path, patience: float = PATIENCE) -> sqlite3.Con
     except (sqlite3.Error, ValueError) as error:  # ValueError: what SQLite says of a damaged file may be no text
         if connection is not None:
             connection.close()
-        raise error if isinstance(error, LabelError) else told(error, path, patience) from error
+        raise error if isinstance(error, LabelError) else store_error(error, path, patience) from error
     return connection
 
 
-def told(error: Exception, path: Path, patience: float = PATIENCE) -> LabelError:
+def store_error(error: Exception, path: Path, patience: float = PATIENCE) -> LabelError:
     """What is wrong with a store, from what SQLite says."""
     name = getattr(error, "sqlite_errorname", "")
     if name.startswith("SQLITE_BUSY"):
@@ -204,7 +204,7 @@ def open_store(path: str | Path) -> Store:
             with lock:
                 yield
         except sqlite3.DatabaseError as error:
-            raise told(error, Path(path)) from error
+            raise store_error(error, Path(path)) from error
         except (ValueError, TypeError) as error:
             what = f"the label store is damaged ({one_line(error)}); restore it from a copy"
             raise LabelError(f"{path}: {what}") from error
@@ -240,8 +240,8 @@ def open_store(path: str | Path) -> Store:
 
     def counts() -> dict[str, int]:
         with reading():
-            found = dict(connection.execute("SELECT status, count(*) FROM label GROUP BY status").fetchall())
-        return {status: found.get(status, 0) for status in ("done", "rejected", "failed")}
+            by_status = dict(connection.execute("SELECT status, count(*) FROM label GROUP BY status").fetchall())
+        return {status: by_status.get(status, 0) for status in ("done", "rejected", "failed")}
 
     def close() -> None:
         with lock:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxal.data.electrons import formula
-from jaxal.label.store.database import PATIENCE, connect_to_read, told
+from jaxal.label.store.database import PATIENCE, connect_to_read, store_error
 
 STATUSES = ("done", "rejected", "failed")
 FIELDS = "row, key, numbers, charge, spin, method, version, status, energy, seconds, host, attempt, created, reason"
@@ -29,13 +29,13 @@ def listed(
     with contextlib.closing(connect_to_read(path, patience)) as connection:
         try:
             counts = dict(connection.execute("SELECT status, count(*) FROM label GROUP BY status").fetchall())
-            found = connection.execute(
+            records = connection.execute(
                 f"SELECT {FIELDS} FROM label {where} ORDER BY row DESC LIMIT ?",
                 (*values, -1 if limit is None else limit),
             ).fetchall()
         except sqlite3.Error as error:
-            raise told(error, path, patience) from error
-    rows = [_row(row) for row in reversed(found)]
+            raise store_error(error, path, patience) from error
+    rows = [_row(row) for row in reversed(records)]
     return {"store": str(path), "counts": {status: counts.get(status, 0) for status in STATUSES}, "rows": rows}
 
 
@@ -48,17 +48,17 @@ def cost(path: str | Path, patience: float = PATIENCE) -> dict[str, Any]:
     path = Path(path)
     with contextlib.closing(connect_to_read(path, patience)) as connection:
         try:
-            found = connection.execute(
+            records = connection.execute(
                 "SELECT method, status, length(numbers) / 8, seconds FROM label ORDER BY row"
             ).fetchall()
         except sqlite3.Error as error:
-            raise told(error, path, patience) from error
+            raise store_error(error, path, patience) from error
     groups: dict[tuple[str, str], dict[int, list[float]]] = {}
-    for method, status, atoms, seconds in found:
+    for method, status, atoms, seconds in records:
         groups.setdefault((method, status), {}).setdefault(atoms, []).append(seconds)
     return {
         "store": str(path),
-        "total": _times([row[3] for row in found]),
+        "total": _times([row[3] for row in records]),
         "methods": [
             {"method": method, "status": status}
             | _times([value for times in by_atoms.values() for value in times])

@@ -23,7 +23,7 @@ from jaxal.label.store.database import (
     connect,
     connect_to_read,
     entry_of,
-    told,
+    store_error,
 )
 from jaxal.label.task import LabelError
 
@@ -54,11 +54,11 @@ def merge(target: str | Path, sources: Sequence[str | Path], patience: float = P
                 raise LabelError(f"{source}: is the store that would take its own labels; give another source")
             opened.append((source, stack.enter_context(contextlib.closing(connect_to_read(source, patience)))))
         with _adding(target, patience) as connection:
-            found = Added()
+            total = Added()
             for source, reading in opened:
                 with contextlib.closing(_selected(reading, source, COLUMNS.removeprefix("row, "))) as rows:
-                    found = Added(*map(sum, zip(found, _add(connection, rows, _better), strict=True)))
-    return found
+                    total = Added(*map(sum, zip(total, _add(connection, rows, _better), strict=True)))
+    return total
 
 
 def import_labels(
@@ -138,7 +138,7 @@ def _better(there: str, offered: str) -> bool:
 @contextlib.contextmanager
 def _adding(path: Path, patience: float) -> Iterator[sqlite3.Connection]:
     """One transaction on a store. Where it does not succeed nothing is left of it, nor of a store made for it."""
-    made = not path.exists()
+    new = not path.exists()
     connection = connect(path, patience)
     try:
         connection.execute("BEGIN IMMEDIATE")
@@ -148,10 +148,10 @@ def _adding(path: Path, patience: float) -> Iterator[sqlite3.Connection]:
         with contextlib.suppress(sqlite3.Error):
             connection.execute("ROLLBACK")
         connection.close()
-        if made:
+        if new:
             path.unlink(missing_ok=True)
         if isinstance(error, sqlite3.Error):
-            raise told(error, path, patience) from error
+            raise store_error(error, path, patience) from error
         raise
     connection.close()
 
@@ -179,4 +179,4 @@ def _selected(
     try:
         yield from connection.execute(f"SELECT {columns} FROM label {where} ORDER BY row", values)
     except sqlite3.Error as error:
-        raise told(error, path) from error
+        raise store_error(error, path) from error

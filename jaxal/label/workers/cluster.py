@@ -162,7 +162,7 @@ def open_broker(greeting: Sequence[Any]) -> Executor:
                 ended.append(process.end(child))
             return ended[0]
 
-    def heard(patience: float) -> Any:
+    def next_message(patience: float) -> Any:
         """The next message, None if there is none in time. Raises LabelError where the broker has ended."""
         try:
             if not child.connection.poll(None if patience == float("inf") else patience):
@@ -174,7 +174,7 @@ def open_broker(greeting: Sequence[Any]) -> Executor:
             raise LabelError(f"executor: the broker of {greeting[0]} died ({how}): {end()}") from None
 
     try:
-        hello = heard(STARTUP)
+        hello = next_message(STARTUP)
         if hello is None or hello[0]:
             raise LabelError(f"executor: {hello[0] if hello else f'Parsl did not start in {STARTUP:g} s'}")
     except BaseException:
@@ -190,15 +190,15 @@ def open_broker(greeting: Sequence[Any]) -> Executor:
     def landed(patience: float) -> list[tuple[int, Result]]:
         refuse_closed(closing.is_set())
         until = time.monotonic() + patience
-        found: list[tuple[int, Result]] = []
-        while at_work and (message := heard(0.0 if found else max(0.0, until - time.monotonic()))) is not None:
+        results: list[tuple[int, Result]] = []
+        while at_work and (message := next_message(0.0 if results else max(0.0, until - time.monotonic()))) is not None:
             ticket, answer = message
             refuse_closed(closing.is_set())
             if ticket is None:
                 raise LabelError(f"executor: {answer}")
             at_work.discard(ticket)
-            found.append((ticket, Result(*unpacked(answer))))
-        return found
+            results.append((ticket, Result(*unpacked(answer))))
+        return results
 
     def close() -> None:
         if not closing.is_set():

@@ -41,7 +41,7 @@ class Dispatch(NamedTuple):
 def open_dispatch(executor: Executor, keeper: Keeper, ledger: Path) -> Dispatch:
     """Starts the thread. `executor` is closed with the dispatcher, the store of `keeper` is not."""
     inbox: list[tuple[int, Task, bytes]] = []
-    done: list[Landed] = []
+    outbox: list[Landed] = []
     troubles: list[str] = []
     closing, news = threading.Event(), threading.Condition()
     _mend(ledger)
@@ -55,19 +55,19 @@ def open_dispatch(executor: Executor, keeper: Keeper, ledger: Path) -> Dispatch:
     def landed(patience: float) -> list[Landed]:
         end = time.monotonic() + patience
         with news:
-            while not done and not troubles and (left := end - time.monotonic()) > 0:
+            while not outbox and not troubles and (left := end - time.monotonic()) > 0:
                 news.wait(left)
-            found, done[:] = list(done), []
-        return found
+            batch, outbox[:] = list(outbox), []
+        return batch
 
     def finish(tickets: Iterable[int], key: str, result: Result, from_store: bool) -> None:
         with news:
-            done.extend(Landed(ticket, key, result, from_store) for ticket in tickets)
+            outbox.extend(Landed(ticket, key, result, from_store) for ticket in tickets)
             news.notify_all()
 
     def work() -> None:
         at_work: dict[int, tuple[str, Task, bytes]] = {}
-        wanted: dict[str, list[int]] = {}  # tickets of each key: two walkers may come upon the same frame
+        tickets: dict[str, list[int]] = {}  # of each key: two walkers may come upon the same frame
         while not closing.is_set():
             with news:
                 if not inbox and not at_work:
@@ -77,18 +77,18 @@ def open_dispatch(executor: Executor, keeper: Keeper, ledger: Path) -> Dispatch:
                 key = keeper.key(task)
                 if (hit := keeper.known(key, task)) is not None:
                     finish([ticket], key, hit[1], True)
-                elif key in wanted:
-                    wanted[key].append(ticket)
+                elif key in tickets:
+                    tickets[key].append(ticket)
                 else:
                     if key not in noted:
                         _note(ledger, key)
                         noted.add(key)
-                    wanted[key], at_work[ticket] = [ticket], (key, task, carried)
+                    tickets[key], at_work[ticket] = [ticket], (key, task, carried)
                     executor.submit(ticket, task)
             for ticket, result in executor.landed(TICK) if at_work else ():
                 key, task, carried = at_work.pop(ticket)
                 kept = keeper.committed(task, result, carried)[1]
-                finish(wanted.pop(key), key, kept, False)
+                finish(tickets.pop(key), key, kept, False)
 
     def guarded() -> None:
         try:

@@ -59,7 +59,9 @@ Open = Callable[[Setting], Executor]  # what a registered executor is: it may ta
 
 
 @contextmanager
-def one(opener: Callable[[Recipe, float | None], Executor]) -> Iterator[Callable[[Recipe, float | None], Executor]]:
+def shared_executor(
+    opener: Callable[[Recipe, float | None], Executor],
+) -> Iterator[Callable[[Recipe, float | None], Executor]]:
     """Opens, for a labeler and a time limit, at most one executor, which is closed in the end.
 
     The first labels of a run and its exploration then share their workers: what a cluster has given is not given back
@@ -77,9 +79,9 @@ def one(opener: Callable[[Recipe, float | None], Executor]) -> Iterator[Callable
             whole.submit(ticket, task)
 
         def landed(patience: float) -> list[tuple[int, Result]]:
-            found = whole.landed(patience)
-            at_work.difference_update(ticket for ticket, _ in found)
-            return found
+            results = whole.landed(patience)
+            at_work.difference_update(ticket for ticket, _ in results)
+            return results
 
         def close() -> None:
             if at_work:

@@ -135,8 +135,8 @@ def open_pool(recipe: Recipe, workers: int, timeout: float | None = None, thread
                 nearest = min(_end_of(worker, timeout) for worker in slots if worker)
                 look(max(0.0, min(nearest, end) - time.monotonic()))
                 refuse_closed(closing.is_set())  # a worker that took another's place meanwhile would not wake us
-            found, finished[:] = list(finished), []
-            return found
+            results, finished[:] = list(finished), []
+            return results
 
     def look(patience: float) -> None:
         listen(patience)
