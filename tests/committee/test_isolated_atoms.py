@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
+from commands import SMALL
 
 from jaxal.committee import evaluation, weights
 from jaxal.committee.evaluation import Committee
 from jaxal.committee.isolated_atoms import exact_when_isolated, lone_atoms
+from jaxal.core import registry
+from jaxal.core.discovery import import_file
 from jaxal.data import neighbors
 from jaxal.data.structure import from_atoms
 from jaxal.potential.equivariant import equivariant
@@ -73,8 +76,8 @@ COMMITTEES = {
 
 
 def of_bonds():
-    from small_potential import bonds  # registers it
-
+    import_file(SMALL)
+    bonds = registry.get("potential", "bonds")
     return Committee(exact_when_isolated(weights.collected(bonds(TABLE)), TABLE), 2, species=3)
 
 
