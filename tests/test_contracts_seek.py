@@ -19,7 +19,13 @@ import_parts()
 DTYPES = [jnp.float32, jnp.float64]
 OF = ("top_k", "random", "farthest")
 # What a bias cannot be built without.
-OPTIONS = {"restraint": {"low": 0.5, "high": 2.0}}
+OPTIONS = {
+    "restraint": {"low": 0.5, "high": 2.0},
+    "metadynamics": {"width": 0.1, "pace": 1, "hills": 5},
+    "opes": {"width": 0.1, "pace": 1, "kernels": 5},
+    "wall": {"low": 0.5, "high": 2.0},
+    "confinement": {"radius": 1.0},
+}
 
 
 def every(kind: str):
@@ -54,6 +60,12 @@ def moment_of(structure: Structure, value, slope, force, time) -> Moment:
     return Moment(ALONG.values(structure), value, slope, force, structure, time, jnp.asarray(True))
 
 
+def learned(bias: Bias, state, moment: Moment):
+    """What a bias has learned from a moment of one walker, which are all there are of a shared one."""
+    moment = jax.tree.map(lambda x: jnp.asarray(x)[None], moment) if bias.shared else moment
+    return jax.jit(bias.learn)(state, moment)
+
+
 @every("bias")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bias_keeps_its_types_and_is_finite(name, dtype):
@@ -69,7 +81,7 @@ def test_bias_keeps_its_types_and_is_finite(name, dtype):
             states = [begun]
             for scale in (1.0, 0.0):
                 moment = moment_of(structure, value, scale * slope, scale * force, 700.0)
-                states.append(jax.jit(bias.learn)(begun, moment))
+                states.append(learned(bias, begun, moment))
             if bias.rewind is not None:
                 states.append(jax.jit(bias.rewind)(states[1], begun, structure, moment.time))
             for state in states:
@@ -83,7 +95,7 @@ def test_bias_keeps_its_types_and_is_finite(name, dtype):
 def test_bias_never_pulls_to_where_the_committee_is_certain(name):
     bias, structure = bias_of(name), structure_of(jnp.float32)
     moment = moment_of(structure, jnp.float32(0.2), 0.3 * structure.position, structure.position, 0.5)
-    state = bias.learn(bias.init(structure, jnp.int32(0)), moment)
+    state = learned(bias, bias.init(structure, jnp.int32(0)), moment)
     energy = jax.vmap(lambda u: bias.energy(state, moment.variables, u, structure, moment.time))(
         jnp.linspace(0.01, 1.0, 50)
     )

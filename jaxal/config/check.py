@@ -15,10 +15,10 @@ from jaxal.committee import weights
 from jaxal.config import electrons
 from jaxal.config.biases import terms_of
 from jaxal.config.schema import Config, Gate, Part
-from jaxal.config.systems import populations
+from jaxal.config.systems import Population, populations
 from jaxal.core.errors import InputError
 from jaxal.core.plugins import source_of
-from jaxal.core.types import FORCE, Sampler, Start, Uncertainty
+from jaxal.core.types import FORCE, Sampler, Score, Start, Uncertainty
 from jaxal.data import dataset, lattice
 from jaxal.data import frames as door
 from jaxal.data.electrons import symbol
@@ -92,6 +92,21 @@ def dynamics_of(
     return cautions
 
 
+def _of_another_temperature(system: Population, score: Score) -> list[str]:
+    """What is to be warned of where a bias is made for another temperature than that of the dynamics.
+
+    Raises InputError for biases and variables that do not fit the structures, as `terms_of`.
+    """
+    terms = terms_of(system.bias, score, system.starts[0], system.bias_field)
+    kelvin = dict(system.explore.options).get("temperature")
+    others = [term for term in terms if kelvin is not None and term.bias.temperature not in (None, kelvin)]
+    return [
+        f"{system.bias_field}: {term.name} is made for {term.bias.temperature:g} K, the dynamics has {kelvin:g} K; "
+        f"give temperature: {kelvin:g}, or its free energies are wrong"
+        for term in others
+    ]
+
+
 def idle_weight(weight: float, starts: Sequence[ase.Atoms], files: Sequence[Any]) -> list[str]:
     """What is to be warned of where the stress has a weight in the training, and no start structure has one."""
     if weight == 0 or any(map(_has_stress, starts)):
@@ -119,8 +134,7 @@ def check(config: Config) -> list[str]:
                 raise InputError(f"{system.field}.file: {system.file}: {reason}; give a structure that can be")
     config = with_inputs(config, starts)
     check_fits(config, _check_parameters(config, table))
-    for system in systems:
-        terms_of(system.bias, config.score.bind(), system.starts[0], system.bias_field)
+    cautions = [_of_another_temperature(system, config.score.bind()) for system in systems]
     if config.initial > config.stop.labels:
         raise InputError(
             f"label.initial: {config.initial} is too large; give at most stop.labels ({config.stop.labels})"
@@ -158,7 +172,7 @@ def check(config: Config) -> list[str]:
             refuse_atoms(config.label.part, table, [int(start.info.get("charge", 0)) for start in starts])
         _built("executor", config.executor.bind())
     weight = config.train.stress_weight
-    cautions = [
+    cautions += [
         dynamics_of(system.explore, config.label.part, weight, system.starts, system.walkers, system.file, system.field)
         for system in systems
     ]

@@ -289,6 +289,7 @@ class Bias(NamedTuple):
     shared: bool = False
     largest: float | None = None  # eV/Å, of the bias force on an atom; a larger one scales the whole bias down
     rewind: Callable[[PyTree, PyTree, Structure, Float[Array, ""]], PyTree] | None = None
+    temperature: float | None = None  # K, of the dynamics that it is made for; None: of any
 
 
 class GateState(NamedTuple):

@@ -16,6 +16,7 @@ from jaxal.core.registry import register
 from jaxal.core.types import Bias, Moment, Score, Structure, Variables
 from jaxal.core.units import BOLTZMANN, Unit
 from jaxal.explore.bias_forces import energy_deviation
+from jaxal.explore.memoryless import as_before, nothing
 
 Measure = Literal["energy", "score"]
 Largest = Annotated[float, Unit("eV/Å", 0.0, exclusive=True)]
@@ -57,7 +58,7 @@ def uncertainty_driven(
         atoms = jnp.maximum(jnp.sum(structure.species >= 0), 1) if measure == "energy" else 1
         return height * jnp.expm1(-(value**2) / (atoms * width**2))
 
-    return Bias(_nothing, energy, _as_before, _of(measure, score), largest=largest)
+    return Bias(nothing, energy, as_before, _of(measure, score), largest=largest)
 
 
 @register("bias")
@@ -128,19 +129,8 @@ def adversarial(
         some = value > 0
         return jnp.where(some, -2 * BOLTZMANN * temperature * jnp.log(jnp.where(some, value, 1.0)), 0.0)
 
-    return Bias(_nothing, energy, _as_before, score, largest=largest)
+    return Bias(nothing, energy, as_before, score, largest=largest)
 
 
 def _of(measure: Measure, score: Score) -> Score:
     return energy_deviation if measure == "energy" else score
-
-
-def _nothing(structure: Structure, walker: Int[Array, ""]) -> tuple[()]:
-    """The state of a bias that learns nothing."""
-    del structure, walker
-    return ()
-
-
-def _as_before(state: Any, moment: Moment) -> Any:
-    del moment
-    return state

@@ -1,6 +1,5 @@
 """A moving harmonic restraint, for walkers that have to pass a barrier that heat alone does not take them over."""
 
-from collections.abc import Sequence
 from typing import Annotated, NamedTuple
 
 import jax.numpy as jnp
@@ -8,10 +7,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxal.core.registry import register
-from jaxal.core.types import Bias, InputError, Moment, Score, Structure, Variables
-from jaxal.core.units import Unit, amount, to_unit
+from jaxal.core.types import Bias, InputError, Score, Structure, Variables
+from jaxal.core.units import Unit
+from jaxal.explore.levels import Level, away, levels, needs_variables
+from jaxal.explore.memoryless import as_before
 
-Level = float | str | tuple[float | str, ...]
 Stiffness = Annotated[float, Unit("", 0.0)]
 Largest = Annotated[float, Unit("eV/Å", 0.0, exclusive=True)] | None
 
@@ -55,10 +55,9 @@ def restraint(
     """
     del score
     size = len(variables.names)
-    if not size:
-        raise InputError("variables: missing; a restraint needs at least one, such as {name: distance, atoms: [0, 1]}")
-    first = _levels("low", low, variables)
-    last = first if high is None else _levels("high", high, variables)
+    needs_variables(variables, "a restraint")
+    first = levels("low", low, variables)
+    last = first if high is None else levels("high", high, variables)
     strength = np.array(stiffness if isinstance(stiffness, tuple) else [stiffness], float)
     if len(strength) != size:
         raise InputError(f"stiffness: {len(strength)} for {size} variables; give one for each")
@@ -67,19 +66,15 @@ def restraint(
     middle, half = (first + last) / 2, (last - first) / 2
     turn, along = 2 * np.pi / (1e3 * period), float(np.sum(strength * half**2)) or 1.0
 
-    def away(values: Float[Array, "v"], center: Float[Array, "v"]) -> Float[Array, "v"]:
-        """From the center to the values, the shorter way."""
-        straight = values - center
-        around = jnp.asarray([each or 0.0 for each in variables.periods], values.dtype)
-        return straight - around * jnp.round(straight / jnp.where(around > 0, around, 1.0))
-
     def angle(state: Sweep, time: Float[Array, ""]) -> Float[Array, ""]:
         return turn * jnp.mod(time, 1e3 * period) + state.phase
 
     def begin(structure: Structure, time: Float[Array, ""], upwards: Array) -> Sweep:
         """With the center at the point of the sweep that is nearest to the structure."""
         values = variables.values(structure)
-        back = jnp.sum(jnp.asarray(strength * half, values.dtype) * away(values, jnp.asarray(middle, values.dtype)))
+        back = jnp.sum(
+            jnp.asarray(strength * half, values.dtype) * away(variables, values, jnp.asarray(middle, values.dtype))
+        )
         there = jnp.arccos(jnp.clip(-back / along, -1.0, 1.0))
         phase = jnp.where(upwards, there, -there) - turn * jnp.mod(time, 1e3 * period)
         return Sweep(jnp.asarray(phase, values.dtype))
@@ -91,10 +86,6 @@ def restraint(
         del trusted
         return begin(structure, time, jnp.sin(angle(now, time)) <= 0)
 
-    def learn(state: Sweep, moment: Moment) -> Sweep:
-        del moment
-        return state
-
     def energy(
         state: Sweep,
         values: Float[Array, "v"],
@@ -104,27 +95,6 @@ def restraint(
     ) -> Float[Array, ""]:
         del uncertainty, structure
         center = jnp.asarray(middle, values.dtype) - jnp.asarray(half, values.dtype) * jnp.cos(angle(state, time))
-        return 0.5 * jnp.sum(jnp.asarray(strength, values.dtype) * away(values, center) ** 2)
+        return 0.5 * jnp.sum(jnp.asarray(strength, values.dtype) * away(variables, values, center) ** 2)
 
-    return Bias(init, energy, learn, largest=largest, rewind=rewind)
-
-
-def _levels(name: str, level: Level, variables: Variables) -> Float[np.ndarray, "v"]:
-    """One value for each variable, in its unit."""
-    listed: Sequence[float | str] = level if isinstance(level, tuple) else (level,)
-    if len(listed) != len(variables.names):
-        raise InputError(f"{name}: {len(listed)} for {len(variables.names)} variables; give one for each")
-    return np.array([_level(name, each, unit) for each, unit in zip(listed, variables.units, strict=True)])
-
-
-def _level(name: str, level: float | str, unit: str) -> float:
-    if not isinstance(level, str):
-        return float(level)
-    parsed = amount(level)
-    form = f"a number{f' in {unit}' if unit else ''}"
-    if parsed is None or not unit:
-        raise InputError(f"{name}: {level!r} does not fit; give {form}")
-    try:
-        return to_unit(*parsed, unit)
-    except ValueError as error:
-        raise InputError(f"{name}: {level!r} does not fit: {error}") from None
+    return Bias(init, energy, as_before, largest=largest, rewind=rewind)

@@ -265,7 +265,10 @@ def test_in_a_configuration(tmp_path):
         assert load(tmp_path / "again.yaml") == config
     both = f"{{name: restraint, {sweep}, {along}}}"
     for override, expected in (
-        ("bias={low: 1}", r"bias\.name: missing; there are adversarial, hyperactive, restraint, uncertainty_driven"),
+        (
+            "bias={low: 1}",
+            r"bias\.name: missing; there are adversarial, confinement, .*, restraint, uncertainty_driven, wall",
+        ),
         ("bias={name: restraint}", r"bias\.low: missing; restraint needs a number or text or a list"),
         ("bias={name: restraint, low: 1}", r"bias\.variables: missing; a restraint needs at least one"),
         (f"bias={both.replace('[0, 2]', '[0, 2, 1]')}", r"bias\.variables\.pairs\[1\]: .* a list of 2"),

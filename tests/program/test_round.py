@@ -41,6 +41,10 @@ OPTIONS = {
     "distinct": {"closest": 0.0},  # walkers begin where a label is
     "mixture": {"weights": [1.0, 0.0]},
     "restraint": {"low": 2.0, "high": 3.0},
+    "metadynamics": {"width": 0.1, "pace": 1, "hills": 20},
+    "opes": {"width": 0.1, "pace": 1, "kernels": 10},
+    "wall": {"low": 2.0, "high": 3.0},
+    "confinement": {"radius": 3.0},
     "distance": {"atoms": [0, 1]},
     "difference": {"pairs": [[0, 1], [1, 2]]},
     "linear_combination": {"pairs": [[0, 1], [1, 2]], "coefficients": [1.0, 2.0]},

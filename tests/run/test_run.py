@@ -22,7 +22,11 @@ SHARED = pytest.param({"{members: 2}": "{kind: shared, members: 4, signs: 2}"} |
 DRIVEN = """label: {initial: 4, batch: 1}
 bias:
   - {name: hyperactive, fraction: 0.1}
-  - {name: restraint, variables: {name: difference, pairs: [[0, 1], [0, 2]]}, low: -0.1, high: 0.1, period: 0.05}"""
+  - {name: restraint, variables: {name: difference, pairs: [[0, 1], [0, 2]]}, low: -0.1, high: 0.1, period: 0.05}
+  - {name: metadynamics, variables: {name: distance, atoms: [0, 1]}, width: 0.05, pace: 3}
+  - {name: opes, variables: {name: angle, atoms: [1, 0, 2]}, width: 5 deg, pace: 3}
+  - {name: wall, variables: {name: distance, atoms: [0, 1]}, high: 1.3}
+  - {name: confinement, radius: 1.0, squeezed: 0.8, period: 0.02}"""
 BIASED = pytest.param({"label: {initial: 4, batch: 1}": DRIVEN}, id="biased", marks=pytest.mark.slow)
 
 
