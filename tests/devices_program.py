@@ -28,6 +28,7 @@ from jaxal.data.structure import from_atoms
 from jaxal.explore.bias_forces import Term
 from jaxal.explore.biases import hyperactive
 from jaxal.explore.dynamics import nvt_langevin
+from jaxal.explore.replicas import replica_exchange
 from jaxal.explore.stepping import per_walker
 from jaxal.explore.variables import NONE
 from jaxal.potential.pair import morse
@@ -185,14 +186,14 @@ def coupled():
     position = jnp.zeros((4, 2, 3)).at[:, 1, 0].set(0.3)
     none, cell = jnp.zeros(4, jnp.int32), jnp.zeros((4, 3, 3))
     structures = plain(position, jnp.zeros((4, 2), jnp.int32), cell, none, none)
-    sampler, ends = samplers.exchange(temperatures=(300.0, 400.0, 500.0, 600.0), every=2), []
+    sampler, ends = replica_exchange(temperature=300.0, highest=600.0, every=2), []
     for mesh in (None, mesh_of(4, 2)):
         state, run = samplers.made(sampler, samplers.HARMONIC, structures, 8, 4, [0.7, 0.9], mesh)
         ends.append(run(state, limits()._replace(closest=jnp.asarray(0.0))))
     (single, single_looks), (state, looks) = ends
     alike(state._replace(near=()), single._replace(near=()), "coupled")
     alike(looks, single_looks, "coupled")
-    assert looks.ok.any() and jnp.sum(state.walkers[0].swaps) > 0
+    assert looks.ok.any() and jnp.sum(state.walkers[0].accepted) > 0
     assert all(rows(leaf) == ({1}, 8) for leaf in jax.tree.leaves(state.walkers))
 
 

@@ -205,6 +205,9 @@ class Sampler(NamedTuple):
     of a trusted frame is of parameters before a training. What a bias has learned belongs to a walker's number:
     walkers exchange what acts on them, not their structures.
 
+    On a mesh `propose` and `advance` of what couples have the rows of all walkers, while what asks (`walkers`,
+    `kinetic`, `bath`, `report` and so on) has those of one device: a row answers for itself.
+
     An `Explorer`, written for one walker, becomes a sampler by `jaxal.explore.stepping.per_walker`. Raises InputError
     from `init` where it cannot move so many walkers, or not these.
     """

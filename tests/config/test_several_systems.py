@@ -9,7 +9,6 @@ import yaml
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.io import write
-from samplers import band
 
 from jaxal.config.check import check
 from jaxal.config.loading import load, parse
@@ -160,8 +159,7 @@ def test_a_molecule_and_a_crystal_do_not_share_a_group_nor_do_different_dynamics
     assert grouped(others, 5.0) == [[0, 2], [1]]
 
 
-def test_walkers_that_are_coupled_are_of_one_system_and_as_many_as_fit(folder, monkeypatch):
-    monkeypatch.setitem(registry._table["sampler"], "band", band)
+def test_walkers_that_are_coupled_are_of_one_system_and_as_many_as_fit(folder):
     assert grouped([system(molecule("H2O"), explore=name) for name in ("band", "band", "nve")], 5.0) == [[0], [1], [2]]
     config = load("config.yaml", ["systems.complex.explore={name: band, stiffness: 3}"])
     assert check(config) == [] and populations(config)[0].sampler.couples

@@ -5,12 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from loop_example import limits_of
-from samplers import CUTOFF, HARMONIC, band, exchange, made
+from samplers import CUTOFF, HARMONIC, made
 from scipy.optimize import minimize
 from structures import plain
 
 from jaxal.core.types import InputError, Start
 from jaxal.core.units import BOLTZMANN
+from jaxal.explore.band import band
+from jaxal.explore.replicas import replica_exchange
 from jaxal.potential.pair import morse
 from jaxal.program import state as states
 from jaxal.program.step import CLOSE, HOT
@@ -45,7 +47,7 @@ def test_a_band_finds_the_barrier_that_a_scan_has_and_pays_for_what_is_uncertain
     whole = jnp.zeros(images, jnp.int32)
     cell = jnp.zeros((images, 3, 3), jnp.float32)
     structures = plain(place, jnp.zeros((images, 4), jnp.int32), cell, whole, whole, fixed=jnp.asarray(held))
-    state, run = made(band(), MORSE, structures, 10, 10, [0.85, 0.9])
+    state, run = made(band(converged=1e-3), MORSE, structures, 10, 10, [0.85, 0.9])
     state = state._replace(gate=state.gate._replace(threshold=jnp.float32(0.01)))
     limits = limits_of(steps=60, rate=1e-2, final_rate=1e-3, holdout=0.2)
     paid = []
@@ -78,7 +80,7 @@ def test_a_band_finds_the_barrier_that_a_scan_has_and_pays_for_what_is_uncertain
     broken = state.walkers[0]
     crash = broken.structure.position.at[2, 3].set(broken.structure.position[2, 0] + jnp.asarray([0.02, 0.0, 0.01]))
     broken = broken._replace(
-        structure=broken.structure._replace(position=crash), move=0 * broken.move, rests=broken.rests | True
+        structure=broken.structure._replace(position=crash), velocity=0 * broken.velocity, rests=broken.rests | True
     )
     after, looks = run(state._replace(walkers=(broken,)), limits)
     assert np.array_equal(np.argwhere(np.asarray(looks.unphysical)), [[0, 2]]) and int(looks.cause[0, 2]) == CLOSE
@@ -92,7 +94,7 @@ def test_an_exchange_of_replicas_keeps_each_temperature_as_the_closed_form_says(
     position = jnp.zeros((number, 2, 3), jnp.float32).at[:, 1, 0].set(0.3)
     whole, cell = jnp.zeros(number, jnp.int32), jnp.zeros((number, 3, 3), jnp.float32)
     structures = plain(position, jnp.zeros((number, 2), jnp.int32), cell, whole, whole)
-    sampler = exchange(temperatures=LADDER)
+    sampler = replica_exchange(temperature=LADDER[0], highest=LADDER[-1], every=10, timestep=1.5, friction=0.15)
     state, run = made(sampler, HARMONIC, structures, 20, 400, [0.7, 0.9])
     bought = limits_of(steps=60, rate=1e-2, final_rate=1e-3, budget=40, closest=0.0, hottest=10.0)
     state = state._replace(gate=state.gate._replace(threshold=jnp.float32(0.02)))
@@ -125,7 +127,7 @@ def test_an_exchange_of_replicas_keeps_each_temperature_as_the_closed_form_says(
     np.testing.assert_allclose(visits, 1 / 3, atol=0.1)
     gain = np.diff(-1 / kT) * -np.diff(drawn)
     expected = np.mean(np.minimum(1, np.exp(gain)))
-    tries, swaps = (float(jnp.sum(getattr(now, name) - getattr(begun, name))) for name in ("tries", "swaps"))
+    tries, swaps = (float(jnp.sum(getattr(now, name) - getattr(begun, name))) for name in ("tried", "accepted"))
     assert tries == 4 * 400 * 2 and swaps / tries == pytest.approx(expected, abs=4 * 0.5 / np.sqrt(tries / 3))
 
     # Too hot for its own rung: it goes back by itself, with momenta of that rung, and no rung is lost.
@@ -137,8 +139,11 @@ def test_an_exchange_of_replicas_keeps_each_temperature_as_the_closed_form_says(
 
 
 def test_a_sampler_says_how_many_walkers_it_can_move():
-    structure = plain(jnp.zeros((2, 1, 3)), jnp.zeros((2, 1), jnp.int32), jnp.zeros((2, 3, 3)))
-    arguments = jax.random.split(jax.random.key(0), 2), Start(structure, jnp.zeros((2, 1, 3)), jnp.zeros((2, 3, 3)))
-    for sampler, says in ((band(), "2 is too small"), (exchange(temperatures=LADDER), "2 does not fit 3 temperatures")):
+    for sampler, number, says in ((band(), 2, "2 is too small; a band"), (replica_exchange(), 1, "1 is too small; an")):
+        none, cell = jnp.zeros(number, jnp.int32), jnp.zeros((number, 3, 3))
+        structure = plain(jnp.zeros((number, 1, 3)), jnp.zeros((number, 1), jnp.int32), cell, none, none)
+        keys, start = jax.random.split(jax.random.key(0), number), Start(structure, jnp.zeros((number, 1, 3)), cell)
         with pytest.raises(InputError, match=f"explore.walkers: {says}"):
-            sampler.init(*arguments, jnp.zeros(2, jnp.int32))
+            sampler.init(keys, start, none)
+    with pytest.raises(InputError, match=r"explore\.highest: 200 K is too low"):
+        replica_exchange(highest=200.0)

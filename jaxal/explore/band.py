@@ -1,0 +1,156 @@
+"""A nudged elastic band whose images are the walkers of a system."""
+
+from typing import Annotated, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxal.core.precision import exact
+from jaxal.core.registry import register
+from jaxal.core.types import InputError, Key, Sampler, Seen, Start, Structure
+from jaxal.core.units import Unit
+from jaxal.explore.stepping import where
+from jaxal.explore.walker import mobile
+
+Force = Annotated[float, Unit("eV/Å", 0.0, exclusive=True)]
+# FIRE, as published: steps after which the inertia grows, factors of growth and of shrinking, mixing and its decay
+PATIENT, FASTER, SLOWER, MIXING, DECAY = 5, 1.1, 0.5, 0.1, 0.99
+FIRST, LONGEST = 0.1, 1.0  # of the time step, sqrt(Å^2/eV), of masses 1
+
+
+class Images(NamedTuple):
+    """A band [w]; what all images share stands in every row."""
+
+    structure: Structure
+    force: Float[Array, "w n 3"]  # eV/Å, nudged
+    velocity: Float[Array, "w n 3"]  # sqrt(eV)
+    pace: Float[Array, "w"]  # time step, sqrt(Å^2/eV)
+    mixing: Float[Array, "w"]
+    downhill: Int[Array, "w"]  # steps since the velocity last was against the force
+    climbs: Bool[Array, "w"]  # the highest image goes up along the path
+    rests: Bool[Array, "w"]  # the band does not move in the next step: its forces are not known yet
+    step: Int[Array, "w"]
+
+
+@register("sampler")
+def band(
+    *,
+    stiffness: Annotated[float, Unit("eV/Å^2", 0.0, exclusive=True)] = 5.0,
+    climb: Annotated[float, Unit("eV/Å", 0.0)] = 0.3,
+    converged: Force = 0.02,
+    stride: Annotated[float, Unit("Å", 0.0, exclusive=True)] = 0.1,
+) -> Sampler:
+    """Nudged elastic band with improved tangents and a climbing image, relaxed by FIRE.
+
+    The walkers of the system are its images, in the order of its start structures, of which there are as many or which
+    they take in turn; the first and the last stand still. Of the committee's force on an image that across the path
+    counts, of springs of `stiffness` (eV/Å^2) that along it. Once no atom is pulled by more than `climb` (eV/Å; 0 is
+    never) the highest image feels no springs, and its force along the path is turned around: it goes to the saddle.
+    The band is over where no atom of any image is pulled by more than `converged` (eV/Å). No atom goes farther than
+    `stride` (Å) in a step. While an image is not physical all of them rest, and begin again from where they are.
+    Reported is the `pull` (eV/Å) on the atom of each image that is pulled most.
+
+    Henkelman and Jónsson, J. Chem. Phys. 113, 9978 (2000); Henkelman, Uberuaga and Jónsson, ibid. 9901; FIRE: Bitzek
+    et al., Phys. Rev. Lett. 97, 170201 (2006). Raises InputError for less than three walkers.
+    """
+
+    def nudged(structure: Structure, energy: Float[Array, "w"], force: Array, climbs: Bool[Array, ""]) -> Array:
+        """Forces that move the images [w n 3], none on the ends."""
+        place = structure.position
+        ahead, behind = place[2:] - place[1:-1], place[1:-1] - place[:-2]
+        rise, fall = energy[2:] - energy[1:-1], energy[1:-1] - energy[:-2]
+        more, less = jnp.maximum(jnp.abs(rise), jnp.abs(fall)), jnp.minimum(jnp.abs(rise), jnp.abs(fall))
+        higher = energy[2:] > energy[:-2]
+        # of a monotonic stretch the neighbor that is higher; around an extremum both, by their differences in energy
+        up, down = (rise > 0) & (fall > 0), (rise < 0) & (fall < 0)
+        forward = jnp.where(up, 1.0, jnp.where(down, 0.0, jnp.where(higher, more, less)))
+        backward = jnp.where(up, 0.0, jnp.where(down, 1.0, jnp.where(higher, less, more)))
+        along = _unit(forward[:, None, None] * ahead + backward[:, None, None] * behind)
+        slope = jnp.sum(force[1:-1] * along, axis=(1, 2), keepdims=True)
+        spring = stiffness * (_length(ahead) - _length(behind))
+        top = jnp.arange(len(place) - 2) == jnp.argmax(energy[1:-1])
+        onto = jnp.where((top & climbs)[:, None, None], -slope, spring)
+        return jnp.zeros_like(place).at[1:-1].set(force[1:-1] - slope * along + onto * along)
+
+    def rest(structure: Structure, climbs: Bool[Array, "w"], step: Int[Array, "w"]) -> Images:
+        still, number = jnp.zeros_like(structure.position), jnp.ones(step.shape, structure.position.dtype)
+        none = jnp.zeros(step.shape, jnp.int32)
+        return Images(structure, still, still, FIRST * number, MIXING * number, none, climbs, number > 0, step)
+
+    def pull(images: Images) -> Float[Array, "w"]:
+        return jnp.sqrt(jnp.max(jnp.sum(images.force**2, axis=-1), axis=-1))
+
+    def over(images: Images) -> Bool[Array, "w"]:
+        done = jnp.all((pull(images) < converged) & ~images.rests & (images.climbs | (climb == 0)))
+        return jnp.broadcast_to(done, images.rests.shape)
+
+    def init(keys: Key, start: Start, steps: Int[Array, "w"]) -> Images:
+        del keys
+        if (number := steps.shape[0]) < 3:
+            raise InputError(f"explore.walkers: {number} is too small; a band has 3 images or more")
+        return rest(start.structure, jnp.zeros(number, bool), steps)
+
+    def propose(images: Images) -> Structure:
+        move = images.pace[:, None, None] * images.velocity
+        farthest = jnp.sqrt(jnp.max(jnp.sum(move**2, axis=-1)))
+        move = move * jnp.minimum(1.0, stride / jnp.maximum(farthest, 1e-12))
+        place = jnp.where(
+            jax.vmap(mobile)(images.structure)[..., None], images.structure.position + move, images.structure.position
+        )
+        return images.structure._replace(position=place)
+
+    def advance(images: Images, structure: Structure, seen: Seen) -> Images:
+        moves = jax.vmap(mobile)(structure)[..., None]
+        force = jnp.where(moves, seen.force, 0.0).astype(structure.position.dtype)
+        force = jnp.where(moves, nudged(structure, seen.energy, force, images.climbs[0]), 0.0)
+        power = jnp.sum(force * images.velocity)
+        forth, late = power > 0, images.downhill >= PATIENT
+        mixing = images.mixing[:, None, None]
+        along = (1 - mixing) * images.velocity + mixing * force * _ratio(images.velocity, force)
+        quicker = jnp.minimum(FASTER * images.pace, LONGEST)
+        pace = jnp.where(forth, jnp.where(late, quicker, images.pace), SLOWER * images.pace)
+        pace = jnp.where(images.rests, images.pace, pace)  # a band that rested has no velocity to judge
+        velocity = jnp.where(forth, along, 0.0) + pace[:, None, None] * force
+        fading = jnp.where(forth, jnp.where(late, DECAY * images.mixing, images.mixing), MIXING)
+        downhill = jnp.where(forth, images.downhill + 1, 0)
+        rests = jnp.zeros_like(images.rests)
+        after = Images(structure, force, velocity, pace, fading, downhill, images.climbs, rests, images.step + 1)
+        climbs = images.climbs | (jnp.max(pull(after)) < climb)
+        together = jnp.broadcast_to(jnp.all(seen.physical), seen.physical.shape)
+        return where(together, after._replace(climbs=climbs), rest(images.structure, images.climbs, images.step + 1))
+
+    def rewind(keys: Key, images: Images, mask: Bool[Array, "w"], start: Start) -> Images:
+        del keys
+        again = rest(where(mask, start.structure, images.structure), images.climbs, images.step)
+        return where(jnp.broadcast_to(jnp.any(mask), mask.shape), again, images)
+
+    return Sampler(
+        init=init,
+        propose=exact(propose),
+        advance=exact(advance),
+        rewind=rewind,
+        walkers=lambda images: images.structure,
+        steps=lambda images: images.step,
+        kinetic=lambda images: jnp.zeros_like(images.pace),
+        degrees=lambda images: jnp.zeros_like(images.step),
+        timestep=1.0,
+        report=lambda images: {"pull": pull(images)},
+        over=over,
+        couples=True,
+    )
+
+
+def _length(vectors: Float[Array, "i n 3"]) -> Float[Array, "i 1 1"]:
+    return jnp.sqrt(jnp.sum(vectors**2, axis=(1, 2), keepdims=True))
+
+
+def _unit(vectors: Float[Array, "i n 3"]) -> Float[Array, "i n 3"]:
+    """Of length 1 each; zero where two images are the same."""
+    length = _length(vectors)
+    return jnp.where(length > 0, vectors / jnp.where(length > 0, length, 1.0), 0.0)
+
+
+def _ratio(velocity: Array, force: Array) -> Array:
+    """Of the lengths of two vectors of the whole band."""
+    return jnp.sqrt(jnp.sum(velocity**2)) / jnp.maximum(jnp.sqrt(jnp.sum(force**2)), 1e-12)

@@ -1,0 +1,89 @@
+"""The nudged elastic band against ASE's, on the same potential: barrier and path."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+from ase.mep import NEB
+from ase.optimize import FIRE
+from structures import plain
+
+from jaxal.core.types import Start
+from jaxal.explore.band import band
+from jaxal.explore.stepping import unjudged
+
+pytestmark = pytest.mark.usefixtures("double")
+# Müller-Brown (Theor. Chim. Acta 53, 75, 1979), its energies scaled to eV
+A = np.array([-200.0, -100.0, -170.0, 15.0]) * 0.01
+a, b, c = np.array([-1.0, -1.0, -6.5, 0.7]), np.array([0.0, 0.0, 11.0, 0.6]), np.array([-10.0, -10.0, -6.5, 0.7])
+X, Y = np.array([1.0, 0.0, -0.5, -1.0]), np.array([0.0, 0.5, 1.5, 1.0])
+LEFT, RIGHT, SADDLE = (-0.558224, 1.441726), (-0.050011, 0.466694), (-0.822002, 0.624313)
+BARRIER = 0.01 * (146.699517 - 40.664844)  # from the deepest minimum over the highest saddle to the middle one
+
+
+def surface(xy):
+    x, y = xy[0], xy[1]
+    return jnp.sum(A * jnp.exp(a * (x - X) ** 2 + b * (x - X) * (y - Y) + c * (y - Y) ** 2))
+
+
+slope_of = jax.jit(jax.value_and_grad(surface))
+
+
+class OnSurface(Calculator):
+    """One atom that moves on the surface."""
+
+    implemented_properties = ("energy", "forces")
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        value, slope = slope_of(self.atoms.positions[0, :2])
+        force = np.zeros((1, 3))
+        force[0, :2] = -np.asarray(slope)
+        self.results = {"energy": float(value), "forces": force}
+
+
+def relaxed(images, steps, **options):
+    """Positions [w 2] of the images after so many steps, and whether the band was over."""
+    number = len(images)
+    place = jnp.zeros((number, 1, 3)).at[:, 0, :2].set(images)
+    none, cell = jnp.zeros(number, jnp.int32), jnp.zeros((number, 3, 3))
+    start = plain(place, jnp.zeros((number, 1), jnp.int32), cell, none, none)
+    sampler = band(**options)
+
+    def step(state, _):
+        structure = sampler.propose(state)
+        value, slope = jax.vmap(jax.value_and_grad(surface))(structure.position[:, 0, :2])
+        force = jnp.zeros_like(place).at[:, 0, :2].set(-slope)
+        state = sampler.advance(state, structure, unjudged(value, force, cell))
+        return state, sampler.over(state)[0]
+
+    begun = sampler.init(jax.random.split(jax.random.key(0), number), Start(start, 0 * place, cell), none)
+    state, over = jax.jit(lambda state: jax.lax.scan(step, state, length=steps))(begun)
+    return np.asarray(sampler.walkers(state).position[:, 0, :2]), np.asarray(over)
+
+
+@pytest.mark.parametrize("number", [8, 11])
+def test_barrier_and_path_are_those_of_ase(number):
+    straight = np.linspace(LEFT, RIGHT, number)
+    ours, over = relaxed(straight, 3000, converged=2e-3, stiffness=2.0, climb=0.5)
+    assert over[-1] and not over[0]
+    images = [Atoms("H", positions=[[x, y, 0.0]], calculator=OnSurface()) for x, y in straight]
+    chain = NEB(images, k=2.0, climb=True, method="improvedtangent")
+    FIRE(chain, logfile=None).run(fmax=2e-3, steps=3000)
+    theirs = np.array([image.positions[0, :2] for image in images])
+    energy, other = (np.array([float(surface(x)) for x in path]) for path in (ours, theirs))
+    assert abs((energy.max() - energy[0]) - (other.max() - other[0])) < 1e-3
+    assert energy.max() - energy[0] == pytest.approx(BARRIER, abs=1e-3)
+    np.testing.assert_allclose(ours[np.argmax(energy)], SADDLE, atol=2e-3)
+    np.testing.assert_allclose(ours, theirs, atol=0.02)
+    np.testing.assert_array_equal(ours[[0, -1]], straight[[0, -1]])
+
+
+def test_without_climbing_no_image_needs_to_be_at_the_top():
+    ours, over = relaxed(np.linspace(LEFT, RIGHT, 8), 3000, converged=2e-3, stiffness=2.0, climb=0.0)
+    energy = np.array([float(surface(x)) for x in ours])
+    assert over[-1] and energy.max() - energy[0] < BARRIER - 1e-3
+    gaps = np.linalg.norm(np.diff(ours, axis=0), axis=1)
+    np.testing.assert_allclose(gaps, gaps.mean(), rtol=0.05)
