@@ -25,9 +25,12 @@ from jaxal.core.discovery import import_parts
 from jaxal.core.types import InputError, Label
 from jaxal.data import neighbors
 from jaxal.data.structure import from_atoms
+from jaxal.explore import variables
 from jaxal.explore.bias_forces import Term
 from jaxal.explore.biases import hyperactive
 from jaxal.explore.dynamics import nvt_langevin
+from jaxal.explore.metadynamics import metadynamics
+from jaxal.explore.opes import opes
 from jaxal.explore.replicas import replica_exchange
 from jaxal.explore.stepping import per_walker
 from jaxal.explore.variables import NONE
@@ -66,12 +69,21 @@ def of(mesh):
     return evaluation.Committee(POTENTIAL, MEMBERS, mesh=mesh)
 
 
+BOND = variables.bound([("distance", {"atoms": (0, 1)})], molecule("H2O"), "bias.variables")
+
+
 def seeking():
-    """Parts that differ from walker to walker and learn."""
+    """Parts that differ from walker to walker and learn, and such as learn from all walkers together."""
     schedule = bandit(of=("top_k", "random"), rule="ucb1")
     return {
         "drive": "member",
-        "biases": ((Term("hyperactive", hyperactive(max_force_spread, NONE, measure="score"), NONE, ()),),),
+        "biases": (
+            (
+                Term("hyperactive", hyperactive(max_force_spread, NONE, measure="score"), NONE, ()),
+                Term("metadynamics", metadynamics(max_force_spread, BOND, width=0.02, pace=3), BOND, ("distance",)),
+                Term("opes", opes(max_force_spread, BOND, width=0.02, pace=3), BOND, ("other",)),
+            ),
+        ),
         "schedule": schedule,
         "arms": arms_of(schedule),
     }
@@ -171,6 +183,8 @@ def mesh_of(walkers, members):
 def seek():
     other, other_looks, other_requests = segment(None, seeking())
     assert other_requests == [3, 3, 3] and np.all(np.asarray(other.drift[0][0].count) == 12)
+    hills = other.drift[0][1].kernels
+    assert np.all(np.asarray(hills.mass).sum(-1) > 0.02 * WALKERS)
     for walkers, members in ((4, 2), (2, 4)):
         name = f"{walkers}x{members}"
         state, looks, requests = segment(mesh_of(walkers, members), seeking())
