@@ -19,7 +19,7 @@ explore: {temperature: 300}
 gate: {name: threshold, limit: 0.0, every: 4, implausible: 50}
 label: {initial: 12}
 train: {steps: 4, initial_steps: 40, final_steps: 20, batch: 2, learning_rate: 0.01, holdout: 0.2}
-stop: {labels: 36}
+stop: {labels: 30}
 output: {checkpoint: 0, trajectory: 5}
 """
 HEXAMER = "  hexamer: {file: hexamer.xyz, walkers: 1}\n"
@@ -68,9 +68,10 @@ def test_the_four_resume_bit_for_bit(folder):
 def test_the_hexamer_comes_at_half_time(folder):
     jaxal("run", folder / "three.yaml", "--dir", folder / "grown")
     before = [line for line in metrics(folder / "grown") if line["kind"] == "label"]
-    jaxal("resume", folder / "grown", f"systems.hexamer.file={folder / 'hexamer.xyz'}", "stop.labels=72")
+    jaxal("resume", folder / "grown", f"systems.hexamer.file={folder / 'hexamer.xyz'}", "stop.labels=60")
     later = [line for line in metrics(folder / "grown") if line["kind"] == "label"]
-    assert later[: len(before)] == before and later[-1]["label"] == 72
+    assert later[: len(before)] == before and later[-1]["label"] == 60
     assert {line["system"] for line in later[len(before) :]} == {"water", "dimer", "hexamer", "box"}
     frames = read(folder / "grown" / "training.xyz", ":")
-    assert {len(frame) for frame in frames} == {3, 6, 18, 96} and len(frames) == 72
+    failed = [line for line in metrics(folder / "grown") if line["kind"] == "segment"][-1]["failed"]
+    assert {len(frame) for frame in frames} == {3, 6, 18, 96} and len(frames) == 60 - failed and failed < 10

@@ -12,7 +12,7 @@ from jaxal.core.types import Label
 from jaxal.data import neighbors
 from jaxal.data.structure import from_atoms
 from jaxal.label.methods.tblite import tblite
-from jaxal.label.task import Task
+from jaxal.label.task import OPEN, Task
 from jaxal.potential import electrons as inputs
 from jaxal.potential.equivariant import equivariant
 from jaxal.run import training_data
@@ -183,7 +183,7 @@ def test_three_charges_of_nitrogen_dioxide_are_learned_together_as_each_alone():
         ends = length * np.array([[0, 0, 0], [np.sin(bent), np.cos(bent), 0], [-np.sin(bent), np.cos(bent), 0]])
         while own.count(state) < 200:
             atoms = Atoms("NO2", ends + rng.normal(0, 0.05, (3, 3)))
-            answer = backend.calculate(Task(atoms.numbers, atoms.positions, np.zeros((3, 3)), *state))
+            answer = backend.calculate(Task(atoms.numbers, atoms.positions, *OPEN, *state))
             assert answer.ok, answer.reason
             frames.append(atoms)
             answers.append(answer)
