@@ -23,6 +23,7 @@ import_parts()
 TESTED = {"score", "gate", "kernel", "select", "uncertainty", "explorer", "potential", "oracle", "labeler", "executor"}
 TESTED |= {"bias", "schedule"}  # in test_contracts_seek.py
 TESTED |= {"variable"}  # in test_contracts_variables.py
+TESTED |= {"sampler"}  # in test_contracts_samplers.py
 DTYPES = [jnp.float32, jnp.float64]
 
 
