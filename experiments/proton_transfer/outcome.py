@@ -4,6 +4,7 @@ For each run ASE's climbing band is relaxed on the final model from the same ima
 GFN2-xTB. With `--images` path.xyz is made again: both ends relaxed with GFN2-xTB, seven images between by IDPP.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ def barrier(calculator: Any) -> float:
     band: Any = read(HERE / "path.xyz", ":")
     for image in band:
         image.calc = calculator()
-    FIRE(NEB(band, climb=True, method="improvedtangent"), logfile=None).run(fmax=0.02, steps=500)
+    chain: Any = NEB(band, climb=True, method="improvedtangent")
+    FIRE(chain, logfile=os.devnull).run(fmax=0.02, steps=500)
     energy = np.array([image.get_potential_energy() for image in band])
     return float(energy.max() - energy[0]) / KCAL_PER_MOL
 

@@ -4,20 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from structures import plain
+from queue_example import structures
 
 from jaxal.data import queue as queues
 
-ATOMS, CAPACITY = 2, 5
-
-
-def structures(values):
-    """Structures that can be told apart by their first coordinate."""
-    values = jnp.asarray(values, jnp.float32)
-    position = jnp.zeros((len(values), ATOMS, 3)).at[:, 0, 0].set(values)
-    number = len(values)
-    species = jnp.zeros((number, ATOMS), jnp.int32)
-    return plain(position, species, jnp.zeros((number, 3, 3)), *jnp.zeros((2, number), jnp.int32))
+CAPACITY = 5
 
 
 def empty(capacity=CAPACITY):

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from test_queue import structures
+from queue_example import structures
 
 from jaxal.data import sample as samples
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from closed_features import SHELLS
-from test_queue import structures
+from queue_example import structures
 
 from jaxal.committee.evaluation import Committee
 from jaxal.core.types import Label
