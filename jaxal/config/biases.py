@@ -7,6 +7,7 @@ import ase
 from jaxal.config.schema import Bias
 from jaxal.core.errors import InputError
 from jaxal.core.types import Score
+from jaxal.data import lattice
 from jaxal.explore import variables
 from jaxal.explore.bias_forces import Term, Terms
 
@@ -26,6 +27,9 @@ def terms_of(biases: Sequence[Bias], score: Score, start: ase.Atoms, field: str 
             acting = bias.part.bind()(score, along)
         except InputError as error:
             raise InputError(f"{place}.{error}") from None
+        if acting.open and start.pbc.any():
+            what = f"the structure is periodic along {lattice.named(start.pbc)}"
+            raise InputError(f"{place}.name: {bias.part.name} is for open structures, {what}; give a wall on variables")
         labels = tuple(_unique(name, taken) for name in along.names)
         terms.append(Term(_unique(bias.part.name, taken), acting, along, labels))
     return tuple(terms)

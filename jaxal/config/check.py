@@ -13,9 +13,11 @@ from jaxal.acquire.fits import refuse_idle_limit, refuse_misfits
 from jaxal.committee import evaluation as committees
 from jaxal.committee import weights
 from jaxal.config import electrons
+from jaxal.config.annotations import unit_of
 from jaxal.config.biases import terms_of
 from jaxal.config.schema import Config, Gate, Part
 from jaxal.config.systems import Population, populations
+from jaxal.core import registry
 from jaxal.core.errors import InputError
 from jaxal.core.plugins import source_of
 from jaxal.core.types import FORCE, Sampler, Score, Start, Uncertainty
@@ -44,6 +46,11 @@ def sampler_of(part: Part, starts: list[ase.Atoms], walkers: int, file: Any, fie
     sampler = stepping.sampler(_built("explore", part.bind()))
     if all(fixed_atoms(start).all() for start in starts):
         raise InputError(f"{field}.file: all atoms of {file} are fixed; leave at least one free to move")
+    if sampler.ordered and len(starts) != walkers:
+        what = f"{file} gives {len(starts)} of them ({field}.index chooses); give as many walkers as images"
+        raise InputError(
+            f"explore.walkers: {walkers} does not fit {part.name}, whose images are the start structures: {what}"
+        )
     if sampler.barostat and not atoms.pbc.all():
         what = f"{file} is periodic along {lattice.named(atoms.pbc)}"
         raise InputError(f"explore.name: {part.name} needs a cell that is periodic in all three directions, {what}")
@@ -98,11 +105,15 @@ def _of_another_temperature(system: Population, score: Score) -> list[str]:
     Raises InputError for biases and variables that do not fit the structures, as `terms_of`.
     """
     terms = terms_of(system.bias, score, system.starts[0], system.bias_field)
-    kelvin = dict(system.explore.options).get("temperature")
-    others = [term for term in terms if kelvin is not None and term.bias.temperature not in (None, kelvin)]
+    units = {
+        option.name: unit_of(option.annotation) for option in registry.options(system.explore.kind, system.explore.name)
+    }
+    kelvin = {value for name, value in system.explore.options if units.get(name) == "K" and value is not None}
+    others = [term for term in terms if term.bias.temperature is not None and kelvin - {term.bias.temperature}]
+    has = " and ".join(f"{each:g}" for each in sorted(kelvin))
     return [
-        f"{system.bias_field}: {term.name} is made for {term.bias.temperature:g} K, the dynamics has {kelvin:g} K; "
-        f"give temperature: {kelvin:g}, or its free energies are wrong"
+        f"{system.bias_field}: {term.name} is made for {term.bias.temperature:g} K, the dynamics has {has} K; give one "
+        "temperature for both, or its free energies are wrong"
         for term in others
     ]
 

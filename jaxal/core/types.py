@@ -225,6 +225,7 @@ class Sampler(NamedTuple):
     # Numbers of each walker by name, for trajectory and metrics, such as its rung; the names of biases are taken
     report: Callable[[PyTree], dict[str, Float[Array, "w"]]] | None = None
     over: Callable[[PyTree], Bool[Array, "w"]] | None = None  # a converged band; None: never, as in dynamics
+    ordered: bool = False  # walkers are a path: each begins at a start structure of its own, in their order
     couples: bool = False  # a walker's step depends on others: they are of one system, and a mesh gathers them
     barostat: bool = False  # as of an `Explorer`
 
@@ -293,6 +294,7 @@ class Bias(NamedTuple):
     largest: float | None = None  # eV/Å, of the bias force on an atom; a larger one scales the whole bias down
     rewind: Callable[[PyTree, PyTree, Structure, Float[Array, ""]], PyTree] | None = None
     temperature: float | None = None  # K, of the dynamics that it is made for; None: of any
+    open: bool = False  # it makes sense of open structures alone
 
 
 class GateState(NamedTuple):

@@ -10,6 +10,7 @@ from jaxal.core.precision import exact
 from jaxal.core.registry import register
 from jaxal.core.types import InputError, Key, Sampler, Seen, Start, Structure
 from jaxal.core.units import Unit
+from jaxal.data.cell import completed, inverse
 from jaxal.explore.stepping import where
 from jaxal.explore.walker import mobile
 
@@ -43,10 +44,11 @@ def band(
 ) -> Sampler:
     """Nudged elastic band with improved tangents and a climbing image, relaxed by FIRE.
 
-    The walkers of the system are its images, in the order of its start structures, of which there are as many or which
-    they take in turn; the first and the last stand still. Of the committee's force on an image that across the path
-    counts, of springs of `stiffness` (eV/Å^2) that along it. Once no atom is pulled by more than `climb` (eV/Å; 0 is
-    never) the highest image feels no springs, and its force along the path is turned around: it goes to the saddle.
+    The walkers of the system are its images, each begun at the start structure of its number; the first and the last
+    stand still. What is periodic may be wrapped as it likes: from image to image an atom takes the shortest way. Of the
+    committee's force on an image that across the path counts, of springs of `stiffness` (eV/Å^2) that along it. Once no
+    atom is pulled by more than `climb` (eV/Å; 0 is never) the highest image feels no springs, and its force along the
+    path is turned around: it goes to the saddle.
     The band is over where no atom of any image is pulled by more than `converged` (eV/Å). No atom goes farther than
     `stride` (Å) in a step. While an image is not physical all of them rest, and begin again from where they are.
     Reported is the `pull` (eV/Å) on the atom of each image that is pulled most.
@@ -58,12 +60,14 @@ def band(
     def nudged(structure: Structure, energy: Float[Array, "w"], force: Array, climbs: Bool[Array, ""]) -> Array:
         """Forces that move the images [w n 3], none on the ends."""
         place = structure.position
-        ahead, behind = place[2:] - place[1:-1], place[1:-1] - place[:-2]
+        ways = jax.vmap(_shortest)(jax.tree.map(lambda x: x[1:], structure), place[1:] - place[:-1])
+        ahead, behind = ways[1:], ways[:-1]
         rise, fall = energy[2:] - energy[1:-1], energy[1:-1] - energy[:-2]
         more, less = jnp.maximum(jnp.abs(rise), jnp.abs(fall)), jnp.minimum(jnp.abs(rise), jnp.abs(fall))
         higher = energy[2:] > energy[:-2]
         # of a monotonic stretch the neighbor that is higher; around an extremum both, by their differences in energy
         up, down = (rise > 0) & (fall > 0), (rise < 0) & (fall < 0)
+        more, less = (jnp.where(more > 0, each, 1.0) for each in (more, less))  # where the path is flat both alike
         forward = jnp.where(up, 1.0, jnp.where(down, 0.0, jnp.where(higher, more, less)))
         backward = jnp.where(up, 0.0, jnp.where(down, 1.0, jnp.where(higher, less, more)))
         along = _unit(forward[:, None, None] * ahead + backward[:, None, None] * behind)
@@ -137,8 +141,15 @@ def band(
         timestep=1.0,
         report=lambda images: {"pull": pull(images)},
         over=over,
+        ordered=True,
         couples=True,
     )
+
+
+def _shortest(structure: Structure, way: Float[Array, "n 3"]) -> Float[Array, "n 3"]:
+    """Of the ways that differ by whole lattice vectors the shortest, exactly so below half of the cell's height."""
+    images = jnp.round(way @ inverse(completed(structure.cell, structure.periodic)))
+    return way - jnp.where(structure.periodic, images, 0.0) @ structure.cell
 
 
 def _length(vectors: Float[Array, "i n 3"]) -> Float[Array, "i 1 1"]:

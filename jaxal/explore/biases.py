@@ -16,7 +16,7 @@ from jaxal.core.registry import register
 from jaxal.core.types import Bias, Moment, Score, Structure, Variables
 from jaxal.core.units import BOLTZMANN, Unit
 from jaxal.explore.bias_forces import energy_deviation
-from jaxal.explore.memoryless import as_before, nothing
+from jaxal.explore.bias_functions import as_before, nothing
 
 Measure = Literal["energy", "score"]
 Largest = Annotated[float, Unit("eV/Å", 0.0, exclusive=True)]

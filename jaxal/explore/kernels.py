@@ -42,48 +42,37 @@ def value(
 def added(
     variables: Variables,
     kernels: Kernels,
-    values: Float[Array, "v"],
-    width: Float[Array, "v"],
-    mass: Float[Array, ""],
-    counts: Bool[Array, ""],
-    reach: float,
-) -> Kernels:
-    """With one more Gaussian, where it counts.
-
-    Within `reach` widths of another it is merged with it, to one Gaussian of the mass, the mean and the variance of
-    both; so it is, with the nearest, where no slot is left.
-    """
-    slots = kernels.mass.shape[0]
-    distances = jnp.where(jnp.arange(slots) < kernels.count, squares(variables, kernels, values), jnp.inf)
-    nearest = jnp.argmin(distances)
-    merges = (distances[nearest] < reach**2) | (kernels.count >= slots)
-    row = jnp.where(merges, nearest, kernels.count)
-    old = jnp.where(merges, kernels.mass[row], 0.0)
-    share = mass / jnp.maximum(old + mass, float(jnp.finfo(values.dtype).tiny))
-    base = jnp.where(merges, kernels.center[row], values)
-    off = away(variables, values, base)
-    square = (1 - share) * kernels.width[row] ** 2 + share * width**2 + share * (1 - share) * off**2
-    row = jnp.where(counts, row, slots)
-    return Kernels(
-        kernels.center.at[row].set(base + share * off, mode="drop"),
-        kernels.width.at[row].set(jnp.where(merges, jnp.sqrt(square), width), mode="drop"),
-        kernels.mass.at[row].set(old + mass, mode="drop"),
-        kernels.count + jnp.where(counts & ~merges, 1, 0).astype(jnp.int32),
-    )
-
-
-def all_added(
-    variables: Variables,
-    kernels: Kernels,
     values: Float[Array, "w v"],
     width: Float[Array, "w v"],
     mass: Float[Array, "w"],
     counts: Bool[Array, "w"],
     reach: float,
 ) -> Kernels:
-    """With those of all walkers, one after the other."""
+    """With the Gaussians of all walkers that count, one after the other.
+
+    Within `reach` widths of another one it is merged with it, to one Gaussian of the mass, the mean and the variance of
+    both; so it is, with the nearest, where no slot is left.
+    """
+    slots = kernels.mass.shape[0]
 
     def onward(kernels: Kernels, sample: tuple[Array, Array, Array, Array]) -> tuple[Kernels, None]:
-        return added(variables, kernels, *sample, reach), None
+        values, width, mass, counts = sample
+        distances = jnp.where(jnp.arange(slots) < kernels.count, squares(variables, kernels, values), jnp.inf)
+        nearest = jnp.argmin(distances)
+        merges = (distances[nearest] < reach**2) | (kernels.count >= slots)
+        row = jnp.where(merges, nearest, kernels.count)
+        old = jnp.where(merges, kernels.mass[row], 0.0)
+        share = mass / jnp.maximum(old + mass, float(jnp.finfo(values.dtype).tiny))
+        base = jnp.where(merges, kernels.center[row], values)
+        off = away(variables, values, base)
+        square = (1 - share) * kernels.width[row] ** 2 + share * width**2 + share * (1 - share) * off**2
+        row = jnp.where(counts, row, slots)
+        new = Kernels(
+            kernels.center.at[row].set(base + share * off, mode="drop"),
+            kernels.width.at[row].set(jnp.where(merges, jnp.sqrt(square), width), mode="drop"),
+            kernels.mass.at[row].set(old + mass, mode="drop"),
+            kernels.count + jnp.where(counts & ~merges, 1, 0).astype(jnp.int32),
+        )
+        return new, None
 
     return jax.lax.scan(onward, kernels, (values, width, mass, counts))[0]

@@ -4,16 +4,14 @@ from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from jaxal.core.registry import register
 from jaxal.core.types import Bias, Moment, Score, Structure, Variables
 from jaxal.core.units import BOLTZMANN, Unit
-from jaxal.explore.kernels import Kernels, all_added, empty, value
+from jaxal.explore.bias_functions import Largest, at_pace, of_variables
+from jaxal.explore.kernels import Kernels, added, empty, value
 from jaxal.explore.levels import Level, needs_variables, widths
-
-Largest = Annotated[float, Unit("eV/Å", 0.0, exclusive=True)] | None
-
 
 REACH = 0.5  # widths within which hills are merged: the sum changes by less than a hundredth of a hill
 
@@ -70,21 +68,14 @@ def metadynamics(
             bias = jax.vmap(lambda each: value(variables, state.kernels, sigma, each))(values)
             heights = heights * jnp.exp(-bias / tempered)
         broad = jnp.broadcast_to(jnp.asarray(sigma, values.dtype), values.shape)
-        new = all_added(variables, state.kernels, values, broad, heights, moment.physical, REACH)
+        new = added(variables, state.kernels, values, broad, heights, moment.physical, REACH)
         return state._replace(kernels=new)
 
-    def learn(state: Hills, moment: Moment) -> Hills:
-        state = state._replace(steps=state.steps + 1)
-        return jax.lax.cond(state.steps % pace == 0, deposited, lambda state, _: state, state, moment)
-
-    def energy(
-        state: Hills,
-        values: Float[Array, "v"],
-        uncertainty: Float[Array, ""],
-        structure: Structure,
-        time: Float[Array, ""],
-    ) -> Float[Array, ""]:
-        del uncertainty, structure, time
-        return value(variables, state.kernels, sigma, values)
-
-    return Bias(init, energy, learn, shared=True, largest=largest, temperature=temperature)
+    return Bias(
+        init,
+        of_variables(lambda state, values: value(variables, state.kernels, sigma, values)),
+        at_pace(pace, deposited),
+        shared=True,
+        largest=largest,
+        temperature=temperature,
+    )

@@ -10,10 +10,10 @@ from jaxtyping import Array, Float, Int
 from jaxal.core.registry import register
 from jaxal.core.types import Bias, InputError, Moment, Score, Structure, Variables
 from jaxal.core.units import BOLTZMANN, Unit
-from jaxal.explore.kernels import Kernels, all_added, empty, value
+from jaxal.explore.bias_functions import Largest, at_pace, of_variables
+from jaxal.explore.kernels import Kernels, added, empty, value
 from jaxal.explore.levels import Level, needs_variables, widths
 
-Largest = Annotated[float, Unit("eV/Å", 0.0, exclusive=True)] | None
 RANGE = 60.0  # of the logarithm of a weight: squares of weights that differ by more vanish in single precision
 
 
@@ -65,14 +65,18 @@ def opes(
         raise InputError(f"barrier: {barrier:g} eV is too small; give more than kT, {thermal:.3g} eV")
     size, first = len(variables.names), widths("width", width, variables)
     strength = (1 - 1 / factor) * thermal
-    epsilon = float(np.exp(-min(barrier / strength, RANGE)))
     least = float(np.exp(-min(barrier / thermal, RANGE)))  # weight of a sample where nothing is known yet
 
     def density(state: Density, values: Float[Array, "v"]) -> Float[Array, ""]:
         return value(variables, state.kernels, first, values) / jnp.maximum(state.total, least)
 
     def bias(state: Density, values: Float[Array, "v"]) -> Float[Array, ""]:
-        return strength * jnp.log(density(state, values) / state.norm + epsilon)
+        # ln(P/Z + epsilon), where neither P nor epsilon need be numbers that single precision has
+        part = density(state, values) / state.norm
+        there = part > 0
+        log = jnp.log(jnp.where(there, part, 1.0))
+        least_log = jnp.asarray(-barrier / strength, values.dtype)
+        return strength * jnp.where(there, jnp.logaddexp(log, least_log), least_log)
 
     def init(structure: Structure, walker: Int[Array, ""]) -> Density:
         del walker
@@ -88,24 +92,17 @@ def opes(
         effective = (1 + totals) ** 2 / (1 + squares)
         scale = (effective * (size + 2) / 4) ** (-1 / (size + 4))
         narrow = scale[:, None] * jnp.asarray(first, values.dtype)
-        new = all_added(variables, state.kernels, values, narrow, weights, moment.physical, compression)
+        new = added(variables, state.kernels, values, narrow, weights, moment.physical, compression)
         state = Density(new, totals[-1], squares[-1], state.norm, state.steps)
         there = jax.lax.map(lambda center: density(state, center), new.center)
         norm = jnp.sum(jnp.where(jnp.arange(kernels) < new.count, there, 0.0)) / jnp.maximum(new.count, 1)
         return state._replace(norm=jnp.where(new.count > 0, norm, 1.0))
 
-    def learn(state: Density, moment: Moment) -> Density:
-        state = state._replace(steps=state.steps + 1)
-        return jax.lax.cond(state.steps % pace == 0, deposited, lambda state, _: state, state, moment)
-
-    def energy(
-        state: Density,
-        values: Float[Array, "v"],
-        uncertainty: Float[Array, ""],
-        structure: Structure,
-        time: Float[Array, ""],
-    ) -> Float[Array, ""]:
-        del uncertainty, structure, time
-        return bias(state, values)
-
-    return Bias(init, energy, learn, shared=True, largest=largest, temperature=temperature)
+    return Bias(
+        init,
+        of_variables(bias),
+        at_pace(pace, deposited),
+        shared=True,
+        largest=largest,
+        temperature=temperature,
+    )

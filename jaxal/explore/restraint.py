@@ -9,11 +9,10 @@ from jaxtyping import Array, Float, Int
 from jaxal.core.registry import register
 from jaxal.core.types import Bias, InputError, Score, Structure, Variables
 from jaxal.core.units import Unit
+from jaxal.explore.bias_functions import Largest, as_before
 from jaxal.explore.levels import Level, away, levels, needs_variables
-from jaxal.explore.memoryless import as_before
 
 Stiffness = Annotated[float, Unit("", 0.0)]
-Largest = Annotated[float, Unit("eV/Å", 0.0, exclusive=True)] | None
 
 
 class Sweep(NamedTuple):
@@ -54,13 +53,10 @@ def restraint(
     in another unit, and an empty range.
     """
     del score
-    size = len(variables.names)
     needs_variables(variables, "a restraint")
     first = levels("low", low, variables)
     last = first if high is None else levels("high", high, variables)
-    strength = np.array(stiffness if isinstance(stiffness, tuple) else [stiffness], float)
-    if len(strength) != size:
-        raise InputError(f"stiffness: {len(strength)} for {size} variables; give one for each")
+    strength = levels("stiffness", stiffness, variables)
     if high is not None and not np.any(first != last):
         raise InputError("high: the same as low; the sweep needs a range, leave it out for a restraint at rest")
     middle, half = (first + last) / 2, (last - first) / 2

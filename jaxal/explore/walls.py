@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 from jaxal.core.registry import register
 from jaxal.core.types import Bias, InputError, Score, Structure, Variables
 from jaxal.core.units import Unit
+from jaxal.explore.bias_functions import as_before, nothing, of_variables
 from jaxal.explore.levels import Level, away, levels, needs_variables
-from jaxal.explore.memoryless import as_before, nothing
 
 Stiffness = Annotated[float, Unit("", 0.0, exclusive=True)]
 Radius = Annotated[float, Unit("Å", 0.0, exclusive=True)]
@@ -41,9 +41,7 @@ def wall(
     above = np.full(size, np.inf) if high is None else levels("high", high, variables)
     if np.any(below >= above):
         raise InputError("high: not above low; leave room between the walls")
-    strength = np.array(stiffness if isinstance(stiffness, tuple) else [stiffness] * size, float)
-    if len(strength) != size:
-        raise InputError(f"stiffness: {len(strength)} for {size} variables; give one for all, or one for each")
+    strength = levels("stiffness", stiffness, variables)
     around = np.array([each or np.inf for each in variables.periods])
     if np.any(np.isfinite(around) & ~(np.isfinite(below) & np.isfinite(above))):
         raise InputError("high: a periodic variable needs low and high, one wall alone is passed the other way round")
@@ -53,15 +51,14 @@ def wall(
         [(a + b) / 2 if np.isfinite(b - a) else max(a, min(b, 0.0)) for a, b in zip(below, above, strict=True)]
     )
 
-    def energy(_: Any, values: Float[Array, "v"], uncertainty: Any, structure: Structure, time: Any):
-        del uncertainty, structure, time
+    def energy(_: Any, values: Float[Array, "v"]) -> Float[Array, ""]:
         center = jnp.asarray(middle, values.dtype)
         off = away(variables, values, center)
         beyond = jnp.maximum(off - jnp.asarray(above - middle, values.dtype), 0.0)
         beyond += jnp.minimum(off - jnp.asarray(below - middle, values.dtype), 0.0)
         return 0.5 * jnp.sum(jnp.asarray(strength, values.dtype) * beyond**2)
 
-    return Bias(nothing, energy, as_before)
+    return Bias(nothing, of_variables(energy), as_before)
 
 
 @register("bias")
@@ -79,8 +76,8 @@ def confinement(
 
     R is `radius` (Å). With `squeezed`, a smaller one, it is that for the last `share` of every `period` (ps): molecules
     are driven into each other again and again, the piston of the nanoreactor. `stiffness` s is the same for all atoms,
-    so that all feel the same pressure. The center is that of the walker itself: the wall pushes nothing as a whole.
-    Bonds of 1.5 Å bear about `stiffness` times the overlap; heat comes from the dynamics.
+    so that all feel the same pressure. The center is that of the walker itself: the wall pushes nothing as a whole. For
+    open structures alone.
 
     Wang et al., Nat. Chem. 6, 1044 (2014). Raises InputError for a `squeezed` radius that is not smaller, and for a
     share that is not below 1.
@@ -106,4 +103,4 @@ def confinement(
         beyond = jnp.where(outside, jnp.sqrt(jnp.where(outside, square, 1.0)) - edge, 0.0)
         return 0.5 * stiffness * jnp.sum(beyond**2)
 
-    return Bias(nothing, energy, as_before)
+    return Bias(nothing, energy, as_before, open=True)

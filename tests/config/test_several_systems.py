@@ -161,8 +161,14 @@ def test_a_molecule_and_a_crystal_do_not_share_a_group_nor_do_different_dynamics
 
 def test_walkers_that_are_coupled_are_of_one_system_and_as_many_as_fit(folder):
     assert grouped([system(molecule("H2O"), explore=name) for name in ("band", "band", "nve")], 5.0) == [[0], [1], [2]]
-    config = load("config.yaml", ["systems.complex.explore={name: band, stiffness: 3}"])
+    whole = molecule("CH3Cl") + Atoms("Cl", positions=[(0, 0, -4.3)])
+    write("path.xyz", [whole] * 5)
+    path = ["systems.complex.file=path.xyz", "systems.complex.index=all"]
+    config = load("config.yaml", ["systems.complex.explore={name: band, stiffness: 3}", *path])
     assert check(config) == [] and populations(config)[0].sampler.couples
-    few = load("config.yaml", ["systems.complex.explore={name: band}", "systems.complex.walkers=2"])
+    with pytest.raises(InputError, match=r"explore\.walkers: 5 does not fit band, .*path.xyz gives 1 of them"):
+        check(load("config.yaml", ["systems.complex.explore={name: band}", path[0]]))
+    two = ["systems.complex.file=path.xyz", "systems.complex.index=[0, 4]", "systems.complex.walkers=2"]
+    few = load("config.yaml", ["systems.complex.explore={name: band}", *two])
     with pytest.raises(InputError, match=r"explore\.walkers: 2 is too small; a band has 3 images or more"):
         check(few)

@@ -87,3 +87,21 @@ def test_without_climbing_no_image_needs_to_be_at_the_top():
     assert over[-1] and energy.max() - energy[0] < BARRIER - 1e-3
     gaps = np.linalg.norm(np.diff(ours, axis=0), axis=1)
     np.testing.assert_allclose(gaps, gaps.mean(), rtol=0.05)
+
+
+def test_images_may_be_wrapped_as_they_like():
+    """The forces on a band some of whose atoms were moved by lattice vectors are the same."""
+    rng = np.random.default_rng(0)
+    cell = np.array([[4.0, 0.0, 0.0], [1.0, 5.0, 0.0], [0.0, 0.0, 9.0]])
+    path = rng.uniform(0, 4, (1, 3, 3)) + np.linspace(0, 1, 5)[:, None, None] * rng.normal(0, 0.5, (3, 3))
+    moved = path + rng.integers(-2, 3, (5, 3, 3)) * [1, 1, 0] @ cell
+    force, energy, none = rng.normal(size=path.shape), rng.normal(size=5), jnp.zeros(5, jnp.int32)
+    cells, sampler = jnp.broadcast_to(jnp.asarray(cell), (5, 3, 3)), band()
+    periodic = jnp.broadcast_to(jnp.asarray([True, True, False]), (5, 3))
+    pulls = []
+    for place in (path, moved):
+        start = plain(jnp.asarray(place), jnp.zeros((5, 3), jnp.int32), cells, none, none)._replace(periodic=periodic)
+        state = sampler.init(jax.random.split(jax.random.key(0), 5), Start(start, jnp.asarray(force), cells), none)
+        state = sampler.advance(state, sampler.propose(state), unjudged(jnp.asarray(energy), jnp.asarray(force), cells))
+        pulls.append(state.force)
+    np.testing.assert_allclose(pulls[1], pulls[0], atol=1e-10)

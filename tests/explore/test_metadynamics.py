@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ase.build import bulk
+from ase.io import write
 from structures import plain
 
 from jaxal.acquire.score import max_force_spread
@@ -181,6 +183,12 @@ def test_opes_begins_at_the_barrier_and_merges_what_is_near():
     bias = opes(max_force_spread, coordinates(1), width=0.1, barrier=0.5, pace=1, temperature=KELVIN, kernels=4)
     state = begun(bias)
     np.testing.assert_allclose(energy_of(bias, state, [0.3]), -0.5, rtol=1e-6)
+    high = opes(max_force_spread, coordinates(1), width=0.1, barrier=3.0, temperature=KELVIN)
+    np.testing.assert_allclose(
+        energy_of(high, begun(high), [0.3]), -3.0, rtol=1e-6
+    )  # exp(-116) is no number of float32
+    slope = jax.grad(lambda x: energy_of(high, begun(high), x))(jnp.asarray([0.3]))
+    assert not np.any(slope)
     state = bias.learn(state, moment_of([[0.0], [0.02]]))
     assert int(state.kernels.count) == 1
     np.testing.assert_allclose(state.kernels.center[0], 0.01, atol=1e-3)
@@ -240,8 +248,19 @@ def test_another_temperature_than_that_of_the_dynamics_is_told(tmp_path):
     (tmp_path / "config.yaml").write_text("system: {file: water.xyz}\nexplore: {temperature: 500}")
     along = "variables: {name: distance, atoms: [0, 1]}, width: 0.1"
     (line,) = check(load(tmp_path / "config.yaml", [f"bias={{name: opes, {along}}}"]))
-    assert line.startswith("bias: opes is made for 300 K, the dynamics has 500 K; give temperature: 500")
-    assert check(load(tmp_path / "config.yaml", [f"bias={{name: metadynamics, {along}, temperature: 500}}"])) == []
+    assert line.startswith("bias: opes is made for 300 K, the dynamics has 500 K; give one temperature for both")
+    hills = f"bias={{name: metadynamics, {along}, temperature: 500}}"
+    assert check(load(tmp_path / "config.yaml", [hills])) == []
+    exchange = "explore={name: replica_exchange, temperature: 500, highest: 700, walkers: 4}"
+    (line,) = check(load(tmp_path / "config.yaml", [hills, exchange]))
+    assert "the dynamics has 500 and 700 K" in line
+
+
+def test_a_sphere_is_for_what_is_open(tmp_path):
+    write(tmp_path / "cu.xyz", bulk("Cu", cubic=True))
+    (tmp_path / "config.yaml").write_text("system: {file: cu.xyz}\nlabel: {name: lennard_jones}")
+    with pytest.raises(InputError, match=r"bias\.name: confinement is for open structures, the structure is periodic"):
+        check(load(tmp_path / "config.yaml", ["bias={name: confinement, radius: 5}"]))
 
 
 @pytest.mark.parametrize("part", [metadynamics, opes, wall])
