@@ -58,9 +58,16 @@ OPTIONS = {
 MAY_REST = {"confidence_bound", "expected_improvement", "probability_of_improvement", "environment_novelty"}
 
 
+# A bias for open structures, and an explorer for periodic ones.
+OPEN, PERIODIC = {"confinement"}, {"npt_nose_hoover"}
+
+
 def names_of(number: int) -> dict[str, str]:
     """The part of each kind in a round."""
-    return {kind: names[number % len(names)] for kind, names in PARTS.items()}
+    names = {kind: names[number % len(names)] for kind, names in PARTS.items()}
+    if names["bias"] in OPEN and names["explorer"] in PERIODIC:
+        names["explorer"] = "nvt_langevin"
+    return names
 
 
 PLAYED = max(len(names) for kind, names in PARTS.items() if kind not in ("select", "score", "variable"))
@@ -81,6 +88,7 @@ def section(name: str) -> dict:
 def config_of(folder, names):
     """The configuration of a round, read from a file as a user's is."""
     crystal = bulk("Si", "diamond", 5.43, cubic=True)
+    crystal.pbc = names["bias"] not in OPEN
     write(folder / "silicon.xyz", crystal, format="extxyz")
     sections = {
         "system": {"file": "silicon.xyz"},
