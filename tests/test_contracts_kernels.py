@@ -238,6 +238,7 @@ def test_soap_is_the_sum_over_pairs_of_neighbors_of_legendre_polynomials():
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1.0)
 
 
+@pytest.mark.slow
 def test_soap_does_not_read_the_parameters():
     structures = batch_of(jnp.float32)
     near = neighbors.find(spec_of(False), structures)

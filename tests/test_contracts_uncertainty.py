@@ -219,6 +219,7 @@ def test_forces_of_pseudo_members_are_slopes_of_their_energies(name):
     np.testing.assert_allclose(predict(params, structures)[1].force[:, 0, 1, 2], -slope, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @every
 def test_sets_of_weights_are_mapped_or_batched_alike(name):
     method = functions(name)[0]

@@ -124,6 +124,7 @@ def test_options_out_of_range_are_refused():
             adaptive(**{name: 1.5})
 
 
+@pytest.mark.slow
 def test_in_the_loop_it_counts_and_follows():
     """Labels that come are compared with the bound of their look; the look reports coverage and threshold."""
     gate = adaptive(target_error=0.01, budget=0.25)

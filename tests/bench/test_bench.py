@@ -178,6 +178,7 @@ def test_roofline_counts_a_matrix_product():
     assert roofline.share(roofline.Cost(2e9, 1e9), 0.5) == {"gflop_per_s": 4.0, "gb_per_s": 2.0}
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path):
     tiny = ["--members", "1", "--steps", "1", "--repeats", "1", "--threads", "1", "--set", *SMALL]
     good = alone("bench", "forces", "--system", "ethanol", "--out", "o.jsonl", *tiny, folder=tmp_path)

@@ -52,6 +52,7 @@ def random_params(whole, periodic=False, seed=3):
 predict = jax.jit(evaluation.predict, static_argnums=0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(("members", "count", "signs"), [(3, 1, 0), (4, 2, 0), (4, 4, 2)])
 def test_structures_in_groups_are_as_those_all_together(members, count, signs, monkeypatch):
@@ -67,6 +68,7 @@ def test_structures_in_groups_are_as_those_all_together(members, count, signs, m
         np.testing.assert_allclose(value, other, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(("members", "count", "periodic"), [(3, 3, False), (4, 2, True)])
 def test_members_are_single_models(members, count, periodic):
@@ -217,6 +219,7 @@ def fitted(whole, params, buffer, spec, steps, recipe):
     return run(state, buffer)
 
 
+@pytest.mark.slow
 def test_a_step_trains_the_backbone_and_the_heads_that_are_drawn():
     """With all odds on one head, training is that of a single model made of the backbone and that head."""
     structures, labels, buffer = training_set(2)
@@ -238,6 +241,7 @@ def test_a_step_trains_the_backbone_and_the_heads_that_are_drawn():
     np.testing.assert_array_equal(state.params["constants"]["scale"], params["constants"]["scale"])
 
 
+@pytest.mark.slow
 def test_every_member_learns():
     structures, labels, buffer = training_set(6)
     spec = neighbors.plan(structures, CUTOFF, 0.0)

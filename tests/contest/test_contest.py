@@ -95,6 +95,7 @@ def test_what_a_contest_leaves_behind(folder, whole):
         assert text in page
 
 
+@pytest.mark.slow
 def test_seeds_as_one_batch_come_to_the_same(folder, whole, tmp_path, monkeypatch):
     """What accelerators do, here: seeds and members vmapped. Only rounding differs."""
     monkeypatch.setattr(jax, "default_backend", lambda: "batched")
@@ -165,6 +166,7 @@ def test_energies_without_forces_and_a_barrier(tmp_path):
     assert max(first, last) < 0.5  # eV/atom: references and offsets fit
 
 
+@pytest.mark.slow
 def test_stress_is_learned_where_there_is_some(tmp_path):
     write(tmp_path / "copper.xyz", frames(24, 0, crystal=True), format="extxyz")
     text = CONTEST.replace("cutoff: 3.0", "cutoff: 3.2").replace("holdout: 0.2", "holdout: 0.2, stress_weight: 5.0")
@@ -198,6 +200,7 @@ def test_a_time_step_that_is_too_long_is_told(tmp_path):
         check("water", contest.tasks["water"], ())
 
 
+@pytest.mark.slow
 def test_a_live_task_pays_for_no_label_twice(tmp_path, monkeypatch):
     (tmp_path / "contest.yaml").write_text(CONTEST + LIVE)
     write(tmp_path / "start.xyz", molecule("H2O"))
@@ -321,6 +324,7 @@ def test_schedules_choose_by_their_arms(folder, whole, tmp_path):
     assert labels == [[5, 8, 11]] * 2
 
 
+@pytest.mark.slow
 def test_walkers_of_a_live_task_may_be_driven(tmp_path, monkeypatch):
     """A bias, and one member in place of the mean, lead elsewhere; what they begin with is the same."""
     (tmp_path / "contest.yaml").write_text(CONTEST + LIVE)

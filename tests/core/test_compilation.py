@@ -86,6 +86,7 @@ def test_the_users_settings_win(settings, folder):
     assert run(**settings)[0] == folder
 
 
+@pytest.mark.slow
 def test_kept_programs_are_loaded_without_a_word(tmp_path):
     """XLA's complaints about each of them fill a pipe that nobody reads, and the run stands still."""
     words = "import sys; from jaxal.cli.main import main; sys.argv[1:] = ['list']; main()"

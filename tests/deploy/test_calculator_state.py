@@ -237,6 +237,7 @@ PROCESSES = """
 """
 
 
+@pytest.mark.slow
 def test_spawned_processes_give_the_same_bits_and_forked_ones_say_so(tmp_path):
     options = (("cutoff", 3.0), ("channels", 2), ("l_max", 1), ("layers", 1), ("radial_hidden", 0))
     model = ALONE._replace(potential="equivariant", options=options)

@@ -109,6 +109,7 @@ def listening(model):
 # ---------------------------------------------------------------- started here
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [ETHANOL, DIAMOND], ids=["open", "periodic"])
 def test_its_numbers_are_those_of_the_calculator(model, task):
     backend = teacher(model=model)
@@ -123,6 +124,7 @@ def test_its_numbers_are_those_of_the_calculator(model, task):
     assert bool(np.isfinite(result.stress).all()) == bool(task.cell.any())
 
 
+@pytest.mark.slow
 def test_it_stays_is_replaced_when_it_dies_and_goes_with_its_backend(model):
     backend = teacher(model=model)
     backend.check(ETHANOL)
@@ -152,6 +154,7 @@ def test_it_stays_is_replaced_when_it_dies_and_goes_with_its_backend(model):
     assert gone(last, 20.0)
 
 
+@pytest.mark.slow
 def test_one_that_takes_too_long_is_ended(model):
     backend = teacher(model=model)
     assert backend.calculate(ETHANOL).ok  # compiled
@@ -274,6 +277,7 @@ def test_strangers_do_no_harm(listening):
     assert backend.calculate(ETHANOL).ok and process.poll() is None
 
 
+@pytest.mark.slow
 def test_a_teacher_that_is_gone_fails_one_label_and_may_come_back(model, listening, tmp_path):
     process, address = listening()
     backend = teacher(address=address)

@@ -118,6 +118,7 @@ def test_energy_is_kept_around_fixed_atoms():
     assert abs(average - TEMPERATURE / 2) < 0.05 * TEMPERATURE + SIGMAS * error
 
 
+@pytest.mark.slow
 def test_npt_in_short():
     kelvin, _, trace, volume = sample(barostat(0.1), crystal(), 16, 400, 400)
     average, error = mean(kelvin)

@@ -159,6 +159,7 @@ def force_of_well(x):
     return -jax.grad(lambda x: jnp.sum(well(x)))(x)
 
 
+@pytest.mark.slow
 def test_metadynamics_and_opes_find_the_free_energy_of_a_double_well():
     """All eight walkers begin in the left well; from the hills, from weights, and from both biases alike."""
     starts = np.full((8, 1), -1.0)

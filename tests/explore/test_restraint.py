@@ -189,6 +189,7 @@ def test_a_torsion_is_pulled_the_shorter_way():
     assert float(energy(jnp.asarray([value]), *at)) == pytest.approx(difference**2)
 
 
+@pytest.mark.slow
 def test_the_variable_follows_the_center_with_the_width_of_its_temperature():
     """In a slow sweep q - c is that of a spring in a heat bath: its variance is kT / stiffness, its mean nothing."""
     term = term_of(BOND, low=1.6, high=2.4, period=50.0, stiffness=20.0)

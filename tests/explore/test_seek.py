@@ -215,6 +215,7 @@ def walked(bias: Bias | None, explorer, score=mean_force_spread, steps=40):
 COLD = nvt_langevin(temperature=50.0, timestep=0.5)
 
 
+@pytest.mark.slow
 def test_a_bias_of_no_height_changes_nothing():
     """But the rounding: XLA fuses another program in another way."""
     flat = biases.uncertainty_driven(max_force_spread, NONE, height=0.0)

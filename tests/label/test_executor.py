@@ -129,6 +129,7 @@ def test_every_task_lands_once_and_waiting_ends(opened, faults, tmp_path, name):
     assert all((pid == os.getpid()) == (name == "in_process") for _, pid in calls(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_landed_waits_no_longer_than_it_may(opened, faults, tmp_path, name):
     executor = opened(name)
@@ -150,6 +151,7 @@ def test_a_closed_executor_takes_nothing_more(opened, faults, name):
             use()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_close_in_another_thread_ends_what_is_at_work_and_wakes_who_waits(opened, faults, tmp_path, name):
     executor, said = opened(name), []
@@ -250,6 +252,7 @@ def test_a_lost_worker_and_a_lost_node_cost_time_but_no_label(opened, faults, tm
     assert len(lines) == 2 and "WorkerLost" in lines[0] and "ManagerLost" in lines[1]
 
 
+@pytest.mark.slow
 def test_a_label_that_takes_its_worker_along_every_time_is_given_up(opened, faults, tmp_path):
     results = run_all(opened("parsl_local"), tasks_of(faults.KILLS_PARENT, faults.GOOD))
     assert [result.ok for result in results] == [False, True]
@@ -257,12 +260,14 @@ def test_a_label_that_takes_its_worker_along_every_time_is_given_up(opened, faul
     assert [charge for charge, _ in calls(tmp_path)].count(faults.KILLS_PARENT) == 6
 
 
+@pytest.mark.slow
 def test_blocks_that_never_come_up_end_the_run_with_their_reason(opened, faults):
     executor = opened("parsl_local", worker_init=["echo no such module >&2; exit 3"])
     with pytest.raises(LabelError, match=r"executor: parsl_local has no working block: .*no such module"):
         run_all(executor, tasks_of(faults.GOOD))
 
 
+@pytest.mark.slow
 def test_a_broker_that_dies_is_told_and_takes_everything_along(opened, faults, tmp_path):
     executor = opened("parsl_local", workers=1)
     executor.submit(0, tasks_of(faults.HANGS)[0])
@@ -275,6 +280,7 @@ def test_a_broker_that_dies_is_told_and_takes_everything_along(opened, faults, t
     until(lambda: all(gone(each.pid) for each in others), 15.0)
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_a_program_that_is_killed(faults, tmp_path):
     code = f"""
 import signal, sys, numpy as np, label_faults
@@ -344,6 +350,7 @@ config = Config(executors=[ThreadPoolExecutor(max_threads=2)])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [HTEX, THREADS])
 def test_a_configuration_of_the_user_is_run_as_it_stands(opened, faults, tmp_path, text, monkeypatch):
     monkeypatch.setenv("PATH", "/usr/bin:/bin")

@@ -156,6 +156,7 @@ def test_tblite_agrees_with_its_own_ase_calculator():
     np.testing.assert_allclose(result.stress, crystal.get_stress(voigt=False), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["GFN2-xTB", "GFN1-xTB"])
 def test_tblite_periodic_forces_and_stress(method):
     crystal = bulk("NaCl", "rocksalt", 5.5, cubic=True)

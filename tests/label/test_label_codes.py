@@ -181,6 +181,7 @@ def test_xtb_has_a_solvent_and_says_which_it_does_not_know(tmp_path):
     assert not result.ok and "xtb" in result.reason
 
 
+@pytest.mark.slow
 @needs("nwchem")
 @pytest.mark.parametrize(
     ("charge", "spin", "dispersion"), [(0, 0, "d3bj"), (1, 1, "none")], ids=["with dispersion", "radical cation"]

@@ -182,6 +182,7 @@ def test_a_cut_at_any_place_is_noticed(case, tmp_path):
         assert not result.ok and result.reason, size
 
 
+@pytest.mark.slow
 @each
 def test_a_hanging_program_is_ended_by_the_pool(case, tmp_path):
     options = case.options | {"command": stub(case.name, "hang")}

@@ -73,6 +73,7 @@ def test_an_unconverged_scf_gives_no_mp2():
     assert not result.ok and "did not converge" in result.reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("basis", ["def2-SVP", "def2svp", "def2-tzvpp", "ma-def2-svp", "def2-mTZVP", "lanl2dz"])
 def test_heavy_elements_have_their_core_potential(basis):
     """PySCF takes none by itself, and for def2-mTZVP has none: all 53 electrons of iodine in a basis for 25."""

@@ -163,6 +163,7 @@ def test_forces_of_tblite_on_a_slab_are_slopes():
         backend.check(task._replace(cell=task.cell * [[1], [1], [0.5]]))
 
 
+@pytest.mark.slow
 @needs("espresso")
 @pytest.mark.parametrize("cell", ["repeated", "dipole", "cut"])
 def test_forces_of_pw_on_a_slab_are_slopes(cell):

@@ -28,6 +28,7 @@ def labeled(*arguments: object) -> list[str]:
     return process.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_a_canceled_job_loses_no_label():
     gfn2, qe, verdict = labeled("--gfn2", 8, "--qe", 2)
     assert gfn2.startswith("GFN2-xTB: 8 of 8 labels") and qe.startswith("Quantum ESPRESSO: 2 of 2 labels")
@@ -46,6 +47,7 @@ def opened(folder: Path, **options) -> Executor:
     return cluster.slurm(lost_after=5.0, **options)(Setting(Recipe("tblite", {}), 60.0, 0, folder))
 
 
+@pytest.mark.slow
 def test_what_slurm_is_asked_for_refuses_and_has_forgotten(tmp_path, monkeypatch):
     """Options reach Slurm; a partition that is not there is one line; a job that Slurm no longer knows has ended."""
     with one_node() as where:

@@ -100,6 +100,7 @@ def water(tmp_path, monkeypatch) -> Path:
     return Path("config.yaml")
 
 
+@pytest.mark.slow
 def test_a_plan_for_this_machine_is_that_of_its_run(water):
     done = here("plan", water, "--part", SMALL, "--json")
     assert done.returncode == 0, done.stderr

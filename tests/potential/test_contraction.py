@@ -16,6 +16,7 @@ def irreps(degrees, channels=1):
     return e3nn.Irreps([(channels, (l, (-1) ** l)) for l in degrees])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots, density_first", [(3, False), (40, True)])
 @pytest.mark.parametrize("feature_l, l_max", [(0, 2), (2, 3)])
 def test_neighbor_contraction_is_the_sum_of_tensor_products(feature_l, l_max, slots, density_first):
@@ -118,6 +119,7 @@ def test_symmetric_product_adds_orders_and_weights_atoms_apart():
         np.testing.assert_allclose(both[contraction.of_degree(degree)], expected, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_blocks_of_atoms_change_nothing(monkeypatch):
     """Values, gradients and second derivatives, also where the last block is not full."""
     rng = np.random.default_rng(3)

@@ -39,6 +39,7 @@ def derivatives(function, arguments):
     return jax.jit(lambda *inputs: (function(*inputs), slope(*inputs), jax.grad(squared, every)(*inputs)))(*arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("feature_l, l_max", [(0, 2), (1, 2), (2, 1)])
 def test_neighbor_contraction_is_ours(works, feature_l, l_max):
     rng = np.random.default_rng(feature_l)

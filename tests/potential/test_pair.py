@@ -223,6 +223,7 @@ def test_what_is_refused():
             registry.get("oracle", name)((18,), cutoff=2.0, width=3.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ORACLES)
 def test_runs_without_a_host(name):
     """No callback in the program, no parameters, vmap over walkers."""

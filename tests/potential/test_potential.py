@@ -179,6 +179,7 @@ def test_bessel_functions_are_orthonormal():
     np.testing.assert_allclose(overlap, np.eye(4), atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batching", ["map", "vmap"])
 def test_members_of_a_committee_are_those_of_single_models(batching):
     potential, _, structure, spec, _ = system("open")

@@ -46,6 +46,7 @@ def walked(parts, static, params, state, drive, walkers, score=None):
     return jax.jit(walk)(params, state.gate, None, bounds, start)
 
 
+@pytest.mark.slow
 def test_each_walker_goes_where_its_member_alone_would_lead_it():
     state, parts, static = made()
     walkers = state.walkers[0].structure
@@ -101,6 +102,7 @@ def assert_of_member(force, state, structures, walker):
     assert np.all(np.abs(force - other).max(axis=(1, 2)) > 1e-2)
 
 
+@pytest.mark.slow
 def test_trusted_frames_keep_the_force_of_the_walkers_member():
     start, segment, take = programs()
     assert_of_member(start.trusted.force, start, start.trusted.structure, np.arange(WALKERS))

@@ -2,8 +2,8 @@
 
 A round takes one part of each kind, so there are as many rounds as the largest kind has parts, and each part is in one
 at least; under a schedule the selection is its first arm, the one that is played first. All rounds are traced, which
-shows that the parts fit each other and the loop; compiling one takes far longer, so but for the
-first few, which have every gate, kernel, schedule, bias and explorer, the rest are played among the slow tests.
+shows that the parts fit each other and the loop; compiling one takes far longer, so but for `PLAYED` of them they are
+played among the slow tests.
 Uncertainties have their rounds in test_contracts_uncertainty.py; labelers and executors are outside of the program.
 """
 
@@ -70,7 +70,7 @@ def names_of(number: int) -> dict[str, str]:
     return names
 
 
-PLAYED = max(len(names) for kind, names in PARTS.items() if kind not in ("select", "score", "variable"))
+PLAYED = 2
 
 
 def rounds(played: int):

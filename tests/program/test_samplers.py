@@ -88,6 +88,7 @@ def test_a_band_finds_the_barrier_that_a_scan_has_and_pays_for_what_is_uncertain
     np.testing.assert_allclose(after.walkers[0].structure.position, last, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_an_exchange_of_replicas_keeps_each_temperature_as_the_closed_form_says():
     """Two atoms on a spring: E has the gamma distribution of 3/2 degrees, E / kT, on every rung."""
     number = len(LADDER)

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from ase.build import molecule
 from loop_example import WALKERS, compiled, limits_of, made, oracle, same, with_gate
 
@@ -68,6 +69,7 @@ def sought(queue=0):
     return begun, parts, jax.jit(loop.make_segment(parts, static))
 
 
+@pytest.mark.slow
 def test_a_segment_with_biases_and_bandit_learns_of_both_and_repeats_itself():
     begun, parts, run = sought()
     state = with_gate(begun, -1.0)
@@ -101,6 +103,7 @@ def test_a_segment_with_biases_and_bandit_learns_of_both_and_repeats_itself():
     np.testing.assert_array_equal(last, distance)
 
 
+@pytest.mark.slow
 def test_biases_are_rewound_with_their_walkers():
     """Flagged in a pooled run: what the bias of one walker has learned goes back, what all have learned stays."""
     begun, parts, run = sought(queue=6)

@@ -152,10 +152,12 @@ def test_what_drives_walkers_on_every_mesh_is_what_does_on_one_device():
     assert result.stdout.split("\n")[:2] == ["4x2 alike", "2x4 alike"]
 
 
+@pytest.mark.slow
 def test_coupled_walkers_move_on_a_mesh_as_on_one_device():
     python(HERE / "devices_program.py", "coupled", JAX_ENABLE_X64="1")
 
 
+@pytest.mark.slow
 def test_devices_wait_for_a_label_as_long_as_they_are_told_to():
     impatient = python(HERE / "devices_wait.py", 1, 6, count=2, check=False)
     assert impatient.returncode == -signal.SIGABRT  # that is what the limits are for
@@ -196,6 +198,7 @@ def test_a_killed_run_on_eight_devices_resumes_bit_for_bit(config, eight):
     assert metrics(killed) == metrics(eight) and stored(killed) == 64 + 16
 
 
+@pytest.mark.slow
 def test_two_processes_run_as_one(config, alone):
     out = config.parent / "two"
     for status, error in together(config.parent, "run", config.name, "--part", SMALL, "--dir", out.name):

@@ -82,6 +82,7 @@ def test_everything_a_file_says_counts(folder, capsys):
     assert "neutral.xyz: frame 0: its charge is 0" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_free_atoms_of_a_file_are_those_of_the_model(folder):
     atoms = [ase.Atoms([z], info={"config_type": "IsolatedAtom", "REF_energy": e}) for z, e in ((1, -13.0), (8, -70.0))]
     write("data.xyz", [*(frame(seed) for seed in range(6)), *atoms])
@@ -95,6 +96,7 @@ def test_free_atoms_of_a_file_are_those_of_the_model(folder):
     assert water.get_potential_energy() < -98  # bonds are in what the species have in structures
 
 
+@pytest.mark.slow
 def test_several_charges_are_learned_by_one_model(folder, capsys):
     """It tells them apart, says which it knows, and refuses others; so do validation and another potential."""
     frames = [frame(seed) for seed in range(5)] + [frame(seed, charge=1, spin=1) for seed in range(5)]

@@ -61,6 +61,7 @@ def test_a_pooled_run_learns_from_all_it_has_paid_for(tmp_path):
     assert "device idle" in (out / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_with_a_lag_a_killed_pooled_run_resumes_bit_for_bit(tmp_path):
     config = folder(tmp_path, POOLED.replace("queue: 6", "queue: 6, lag: 2"))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -77,6 +78,7 @@ def test_with_a_lag_a_killed_pooled_run_resumes_bit_for_bit(tmp_path):
     complete(killed, 40)
 
 
+@pytest.mark.slow
 def test_labels_of_a_killed_run_are_learned_from_though_its_structures_do_not_come_again(tmp_path):
     """The checkpoint is older than the labels: what they are of is only in the store and the ledger."""
     config = folder(tmp_path, POOLED.replace("{checkpoint: 0,", "{checkpoint: 1000,"))
@@ -90,6 +92,7 @@ def test_labels_of_a_killed_run_are_learned_from_though_its_structures_do_not_co
     assert len(stored) == len(training) and 40 <= len(stored) <= 40 + len(ledger)
 
 
+@pytest.mark.slow
 def test_a_pooled_run_that_is_told_to_end_says_how_to_go_on(tmp_path):
     config, out = folder(tmp_path, POOLED.replace("labels: 40", "labels: 400")), tmp_path / "out"
     command = [sys.executable, "-m", "jaxal", "run", str(config), "--dir", str(out), "--part", str(SMALL)]
@@ -104,6 +107,7 @@ def test_a_pooled_run_that_is_told_to_end_says_how_to_go_on(tmp_path):
     assert len(read(out / "training.xyz", ":")) == len(keys(out)) >= 60
 
 
+@pytest.mark.slow
 def test_two_runs_share_a_store_at_once(tmp_path):
     """One of them inline, one pooled; each finds what the other has paid for, and both know where their labels are."""
     config = folder(tmp_path, POOLED.replace("labels: 40", "labels: 24"))

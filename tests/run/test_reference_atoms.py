@@ -116,6 +116,7 @@ def test_an_atom_that_fails_is_fitted_or_told(tmp_path, monkeypatch):
         isolated_atoms(config, TABLE, [0], store)
 
 
+@pytest.mark.slow
 def test_a_learned_model_dissociates_into_what_the_method_says_of_the_pieces(tmp_path):
     """Water and its atoms, in two runs that share their store."""
     outs = [tmp_path / "first", tmp_path / "second"]

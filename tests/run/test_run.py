@@ -71,6 +71,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, instead):
     assert (whole / "model.npz").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_run_in_double_precision_with_an_oracle_that_grows_its_lists(tmp_path):
     """Silicon under constant pressure: no host labels, float64, neighbor lists that must grow on the way."""
     text = """
@@ -118,6 +119,7 @@ def test_a_method_that_fails_on_the_start_structure_is_told_in_one_line(tmp_path
     assert last.startswith("jaxal: error: label: tblite fails on the start structure") and "eV/Å" in last
 
 
+@pytest.mark.slow
 def test_walkers_that_never_stay_physical_end_the_run_with_advice(tmp_path):
     config = folder(tmp_path, WATER)
     result = jaxal("run", config, "gate.implausible=1e-9", "--dir", tmp_path / "out", check=False)
@@ -126,6 +128,7 @@ def test_walkers_that_never_stay_physical_end_the_run_with_advice(tmp_path):
     assert "gate.implausible" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stop, why",
     [
@@ -151,6 +154,7 @@ def test_first_structures_are_displaced_more_and_more():
     assert all(np.array_equal(a.positions, b.positions) for a, b in zip(frames, same, strict=True))
 
 
+@pytest.mark.slow
 def test_first_structures_and_walkers_take_the_start_structures_in_turn(tmp_path):
     """Two shapes of water that no displacement turns into each other; a whole run begins at both."""
     flat, bent = molecule("H2O"), molecule("H2O")
@@ -183,6 +187,7 @@ def test_a_diverging_first_training_is_told_in_one_line(tmp_path):
     assert "train.learning_rate: the first training diverges" in result.stderr.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_only_what_may_change_is_changed_on_resume(tmp_path):
     config, out = folder(tmp_path, WATER), tmp_path / "out"
     jaxal("run", config, "stop.labels=1000", "stop.time=0.05", "--dir", out)

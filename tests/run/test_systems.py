@@ -83,6 +83,7 @@ def test_one_model_serves_both(finished):
         assert np.isfinite(atoms.get_potential_energy()) and atoms.get_forces().shape == (len(atoms), 3)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_the_same(finished):
     killed_after(finished / "config.yaml", finished / "killed", 3)
     jaxal("resume", finished / "killed")
@@ -116,6 +117,7 @@ def trimer():
     return dimer() + third
 
 
+@pytest.mark.slow
 def test_a_system_is_added_with_more_atoms(finished, tmp_path):
     shutil.copytree(finished / "run", tmp_path / "run")
     formulas = added(tmp_path, tmp_path / "run", "trimer", trimer(), 60)
@@ -158,6 +160,7 @@ def test_what_was_learned_stays_where_a_system_is_added(finished, tmp_path, monk
     assert [run.systems[at].name for at in run.walkers] == ["water"] * 2 + ["dimer"] * 2 + ["trimer"] * 4
 
 
+@pytest.mark.slow
 def test_a_system_is_added_with_another_element(tmp_path):
     write(tmp_path / "water.xyz", molecule("H2O"))
     write(tmp_path / "dimer.xyz", dimer())

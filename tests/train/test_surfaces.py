@@ -160,6 +160,7 @@ def two_surfaces(count):
     return structures, Label(np.array(energies), np.array(forces), absent, np.ones(2 * count, bool))  # pyright: ignore
 
 
+@pytest.mark.slow
 def test_two_charges_are_learned_together_as_each_alone():
     """Measured: 0.41 and 0.46 of the errors alone; what the two have in common is learned from both."""
     structures, labels = two_surfaces(40)

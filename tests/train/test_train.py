@@ -121,6 +121,7 @@ class Scaled:
     potential = Potential(lambda *_: jnp.ones(()), lambda p, s, n: Scaled.energy(p, s, n), 4.0)
 
 
+@pytest.mark.slow
 def test_calibration_takes_held_out_and_fresh_labels():
     near = Spec(4.0, 0.0, 2, (0, 0, 0))
     frames = initial_labels.first_structures(molecule("H2O"), 8, 0)

@@ -141,6 +141,7 @@ def judged(gate):
     return rule, jax.jit(judge)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("uncertainty", METHODS)
 def test_every_combination_covers_or_claims_nothing(uncertainty):
     """The bound of the model whatever score and gate a run had, and the estimates of every gate from every score."""

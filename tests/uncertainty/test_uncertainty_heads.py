@@ -301,6 +301,7 @@ def observed(params, structure, probes, noise):
     return np.concatenate([first / (noise[0] * ATOMS), forces / (noise[1] * np.sqrt(probes))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("directions", [0, 5, 12])
 def test_the_sketched_posterior_is_that_of_bayesian_linear_regression(directions):
     probes, noise = 2, (0.02, 0.3)
