@@ -18,7 +18,7 @@ LAYERS = (
     ("uncertainty", "explore"),
     ("train", "deploy", "config", "report"),
     ("program", "validate"),
-    ("run",),
+    ("run", "simulate"),
     ("bench", "contest"),
     ("plan",),
     ("cli",),

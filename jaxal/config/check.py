@@ -47,9 +47,10 @@ def sampler_of(part: Part, starts: list[ase.Atoms], walkers: int, file: Any, fie
     if all(fixed_atoms(start).all() for start in starts):
         raise InputError(f"{field}.file: all atoms of {file} are fixed; leave at least one free to move")
     if sampler.ordered and len(starts) != walkers:
-        what = f"{file} gives {len(starts)} of them ({field}.index chooses); give as many walkers as images"
+        what = f"{file} gives {len(starts)} of them ({field}.index chooses)"
         raise InputError(
-            f"explore.walkers: {walkers} does not fit {part.name}, whose images are the start structures: {what}"
+            f"explore.walkers: {walkers} does not fit {part.name}, whose images are the start structures and others "
+            f"between them: {what}; give at least two, and no fewer walkers"
         )
     if sampler.barostat and not atoms.pbc.all():
         what = f"{file} is periodic along {lattice.named(atoms.pbc)}"

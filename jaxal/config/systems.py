@@ -16,6 +16,7 @@ from jaxal.data import files, lattice
 from jaxal.data import frames as door
 from jaxal.data.frames import MOST_ATOMS
 from jaxal.explore import stepping
+from jaxal.explore.images import between
 
 PADDING = 0.15  # of the work of a step may be for atoms and neighbors that there are not
 LAYERS = 8  # neighbors that an atom costs as much as by itself
@@ -53,9 +54,13 @@ def population(config: Config, field: str, starts: list[ase.Atoms]) -> Populatio
     system = config.named[field]
     own = config.bias if system.bias is None else system.bias
     where = "bias" if system.bias is None else f"{field}.bias"
-    return Population(
-        field, system.file, starts, config.walkers[field], system.explore or config.explore.part, own, where
-    )
+    part, number = system.explore or config.explore.part, config.walkers[field]
+    if part.kind == "sampler" and 1 < len(starts) < number and stepping.sampler(part.bind()()).ordered:
+        try:
+            starts = between(starts, number)
+        except InputError as error:
+            raise InputError(f"{field}.file: {system.file}: {error}") from None
+    return Population(field, system.file, starts, number, part, own, where)
 
 
 def start_structures(system: Structures, field: str = "system") -> list[ase.Atoms]:

@@ -295,6 +295,11 @@ class Bias(NamedTuple):
     rewind: Callable[[PyTree, PyTree, Structure, Float[Array, ""]], PyTree] | None = None
     temperature: float | None = None  # K, of the dynamics that it is made for; None: of any
     open: bool = False  # it makes sense of open structures alone
+    static: bool = (
+        False  # it neither learns nor knows of time or uncertainty: each walker's ensemble is a canonical one
+    )
+    # of a bias that grows: what has grown alike everywhere by now, eV; without it weights of frames would grow, too
+    offset: Callable[[PyTree], Float[Array, ""]] | None = None
 
 
 class GateState(NamedTuple):

@@ -17,10 +17,10 @@ from ase.calculators import calculator as base
 from jaxal.core import plugins
 from jaxal.core.devices import ready, refuse_fork
 from jaxal.core.types import InputError, Prediction, Structure
-from jaxal.data import electrons, frames, lattice
+from jaxal.data import lattice
 from jaxal.data.labels import matrix_to_voigt
-from jaxal.data.structure import from_atoms
 from jaxal.deploy import model as models
+from jaxal.deploy.structures import electrons_of, placed
 from jaxal.uncertainty.bound import bounds
 
 SPREADS = ("force_spread", "energy_spread", "estimated_error", "supported")  # of a model that has one
@@ -33,19 +33,6 @@ def padded_size(atoms: int) -> int:
     """
     step = max(4, 1 << max(atoms.bit_length() - 3, 0))
     return -(-atoms // step) * step
-
-
-def electrons_of(atoms: ase.Atoms, model: models.Model) -> tuple[int, int]:
-    """Charge (e) and number of unpaired electrons of a structure; see `model.unsaid` where it does not say them.
-
-    Raises InputError for what is no whole number, and for names in its info that contradict each other.
-    """
-    try:
-        said = electrons.electrons_of(atoms.info, atoms.arrays)
-    except InputError as error:
-        raise InputError(f"atoms: {error}") from None
-    charge, spin = (rest if own is None else own for own, rest in zip(said, models.unsaid(model), strict=True))
-    return charge or 0, spin or 0
 
 
 class Program:
@@ -197,7 +184,7 @@ class Calculator(base.Calculator):
             self.reset()  # nothing that is refused below keeps the results of other atoms
             if asked is None:
                 raise InputError("atoms: there are none; give the structure to calculate")
-            structure = self._structure(asked)
+            structure = placed(self.model, [asked], padded_size(len(asked)), constrained=False).structure
             results = self._results(asked, structure)
             super().calculate(asked, list(properties), list(system_changes))
             self.results = results
@@ -228,34 +215,6 @@ class Calculator(base.Calculator):
             "estimated_error": float(bounds(self.model.calibration, spread.max(), new)),
             "supported": bool(new <= 1),
         }
-
-    def _structure(self, atoms: ase.Atoms) -> Structure:
-        if len(atoms) == 0:
-            raise InputError("atoms: there are none; give at least one")
-        try:
-            cell, periodic = frames.cell_of(atoms)
-        except InputError as error:
-            raise InputError(f"atoms: {error}") from None
-        charge, spin = electrons_of(atoms, self.model)
-        try:
-            models.check_state(self.model, charge, spin)
-        except InputError as error:
-            raise InputError(f"atoms: {error}") from None
-        if self.model.electrons and not atoms.pbc.any():  # the bands of a crystal hold as many as they like
-            try:
-                electrons.check_electrons(atoms.numbers, charge, spin)
-            except InputError as error:
-                raise InputError(f"atoms: the model was trained at charge {charge} and spin {spin}; {error}") from None
-        # Centered (wrapped) in float64: far from the origin float32 would lose the digits that forces need.
-        near: Any = atoms.copy()
-        near.set_constraint()  # what holds atoms is the business of what moves them
-        near.info = {name: value for name, value in atoms.info.items() if name == "occupancy"}
-        if atoms.pbc.any():
-            near.wrap()
-        outward = lattice.completed(cell, periodic)[~periodic]
-        near.positions -= near.positions.mean(axis=0) @ outward.T @ outward
-        dtype = np.float64 if self.model.precision == "float64" else np.float32
-        return from_atoms([near], self.model.table, charge, spin, padded_size(len(atoms)), dtype)
 
 
 def _has_stress(atoms: ase.Atoms) -> bool:

@@ -1,6 +1,6 @@
 """A nudged elastic band whose images are the walkers of a system."""
 
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,12 @@ from jaxal.core.registry import register
 from jaxal.core.types import InputError, Key, Sampler, Seen, Start, Structure
 from jaxal.core.units import Unit
 from jaxal.data.cell import completed, inverse
+from jaxal.explore import fire
+from jaxal.explore.fire import Glide
 from jaxal.explore.stepping import where
 from jaxal.explore.walker import mobile
 
 Force = Annotated[float, Unit("eV/Å", 0.0, exclusive=True)]
-# FIRE, as published: steps after which the inertia grows, factors of growth and of shrinking, mixing and its decay
-PATIENT, FASTER, SLOWER, MIXING, DECAY = 5, 1.1, 0.5, 0.1, 0.99
-FIRST, LONGEST = 0.1, 1.0  # of the time step, sqrt(Å^2/eV), of masses 1
 
 
 class Images(NamedTuple):
@@ -25,12 +24,8 @@ class Images(NamedTuple):
 
     structure: Structure
     force: Float[Array, "w n 3"]  # eV/Å, nudged
-    velocity: Float[Array, "w n 3"]  # sqrt(eV)
-    pace: Float[Array, "w"]  # time step, sqrt(Å^2/eV)
-    mixing: Float[Array, "w"]
-    downhill: Int[Array, "w"]  # steps since the velocity last was against the force
+    glide: Glide
     climbs: Bool[Array, "w"]  # the highest image goes up along the path
-    rests: Bool[Array, "w"]  # the band does not move in the next step: its forces are not known yet
     step: Int[Array, "w"]
 
 
@@ -41,24 +36,26 @@ def band(
     climb: Annotated[float, Unit("eV/Å", 0.0)] = 0.3,
     converged: Force = 0.02,
     stride: Annotated[float, Unit("Å", 0.0, exclusive=True)] = 0.1,
+    ends: Literal["fixed", "relaxed"] = "fixed",
 ) -> Sampler:
     """Nudged elastic band with improved tangents and a climbing image, relaxed by FIRE.
 
-    The walkers of the system are its images, each begun at the start structure of its number; the first and the last
-    stand still. What is periodic may be wrapped as it likes: from image to image an atom takes the shortest way. Of the
-    committee's force on an image that across the path counts, of springs of `stiffness` (eV/Å^2) that along it. Once no
-    atom is pulled by more than `climb` (eV/Å; 0 is never) the highest image feels no springs, and its force along the
-    path is turned around: it goes to the saddle.
-    The band is over where no atom of any image is pulled by more than `converged` (eV/Å). No atom goes farther than
-    `stride` (Å) in a step. While an image is not physical all of them rest, and begin again from where they are.
-    Reported is the `pull` (eV/Å) on the atom of each image that is pulled most.
+    The walkers of the system are its images: its start structures in their order, and between two of them as many more
+    as there are walkers, by image-dependent pair potentials. The first and the last stand still, or with `ends` relaxed
+    follow the force on them to their minima. What is periodic may be wrapped as it likes: from image to image an atom
+    takes the shortest way. Of the committee's force on an image that across the path counts, of springs of `stiffness`
+    (eV/Å^2) that along it. Once no atom is pulled by more than `climb` (eV/Å; 0 is never) the highest image feels no
+    springs, and its force along the path is turned around: it goes to the saddle. The band is over where no atom of any
+    image is pulled by more than `converged` (eV/Å). No atom goes farther than `stride` (Å) in a step. While an image is
+    not physical all of them rest, and begin again from where they are. Reported is the `pull` (eV/Å) on the atom of
+    each image that is pulled most.
 
     Henkelman and Jónsson, J. Chem. Phys. 113, 9978 (2000); Henkelman, Uberuaga and Jónsson, ibid. 9901; FIRE: Bitzek
     et al., Phys. Rev. Lett. 97, 170201 (2006). Raises InputError for less than three walkers.
     """
 
     def nudged(structure: Structure, energy: Float[Array, "w"], force: Array, climbs: Bool[Array, ""]) -> Array:
-        """Forces that move the images [w n 3], none on the ends."""
+        """Forces that move the images [w n 3], on the ends those of the committee or none."""
         place = structure.position
         ways = jax.vmap(_shortest)(jax.tree.map(lambda x: x[1:], structure), place[1:] - place[:-1])
         ahead, behind = ways[1:], ways[:-1]
@@ -75,19 +72,18 @@ def band(
         spring = stiffness * (_length(ahead) - _length(behind))
         top = jnp.arange(len(place) - 2) == jnp.argmax(energy[1:-1])
         onto = jnp.where((top & climbs)[:, None, None], -slope, spring)
-        return jnp.zeros_like(place).at[1:-1].set(force[1:-1] - slope * along + onto * along)
+        outer = jnp.zeros_like(place) if ends == "fixed" else force
+        return outer.at[1:-1].set(force[1:-1] - slope * along + onto * along)
 
     def rest(structure: Structure, climbs: Bool[Array, "w"], step: Int[Array, "w"]) -> Images:
-        still, number = jnp.zeros_like(structure.position), jnp.ones(step.shape, structure.position.dtype)
-        none = jnp.zeros(step.shape, jnp.int32)
-        return Images(structure, still, still, FIRST * number, MIXING * number, none, climbs, number > 0, step)
+        return Images(structure, jnp.zeros_like(structure.position), fire.at_rest(structure.position), climbs, step)
 
     def pull(images: Images) -> Float[Array, "w"]:
         return jnp.sqrt(jnp.max(jnp.sum(images.force**2, axis=-1), axis=-1))
 
     def over(images: Images) -> Bool[Array, "w"]:
-        done = jnp.all((pull(images) < converged) & ~images.rests & (images.climbs | (climb == 0)))
-        return jnp.broadcast_to(done, images.rests.shape)
+        done = jnp.all((pull(images) < converged) & ~images.glide.rests & (images.climbs | (climb == 0)))
+        return jnp.broadcast_to(done, images.climbs.shape)
 
     def init(keys: Key, start: Start, steps: Int[Array, "w"]) -> Images:
         del keys
@@ -96,9 +92,8 @@ def band(
         return rest(start.structure, jnp.zeros(number, bool), steps)
 
     def propose(images: Images) -> Structure:
-        move = images.pace[:, None, None] * images.velocity
-        farthest = jnp.sqrt(jnp.max(jnp.sum(move**2, axis=-1)))
-        move = move * jnp.minimum(1.0, stride / jnp.maximum(farthest, 1e-12))
+        move = images.glide.pace[:, None, None] * images.glide.velocity
+        move = fire.bounded(move, jnp.sqrt(jnp.max(jnp.sum(move**2, axis=-1))), stride)
         place = jnp.where(
             jax.vmap(mobile)(images.structure)[..., None], images.structure.position + move, images.structure.position
         )
@@ -108,18 +103,11 @@ def band(
         moves = jax.vmap(mobile)(structure)[..., None]
         force = jnp.where(moves, seen.force, 0.0).astype(structure.position.dtype)
         force = jnp.where(moves, nudged(structure, seen.energy, force, images.climbs[0]), 0.0)
-        power = jnp.sum(force * images.velocity)
-        forth, late = power > 0, images.downhill >= PATIENT
-        mixing = images.mixing[:, None, None]
-        along = (1 - mixing) * images.velocity + mixing * force * _ratio(images.velocity, force)
-        quicker = jnp.minimum(FASTER * images.pace, LONGEST)
-        pace = jnp.where(forth, jnp.where(late, quicker, images.pace), SLOWER * images.pace)
-        pace = jnp.where(images.rests, images.pace, pace)  # a band that rested has no velocity to judge
-        velocity = jnp.where(forth, along, 0.0) + pace[:, None, None] * force
-        fading = jnp.where(forth, jnp.where(late, DECAY * images.mixing, images.mixing), MIXING)
-        downhill = jnp.where(forth, images.downhill + 1, 0)
-        rests = jnp.zeros_like(images.rests)
-        after = Images(structure, force, velocity, pace, fading, downhill, images.climbs, rests, images.step + 1)
+        velocity, rows = images.glide.velocity, images.step.shape
+        power, ratio = jnp.sum(force * velocity), _ratio(velocity, force)
+        power, ratio = (jnp.broadcast_to(x, rows) for x in (power, ratio))
+        glide = fire.onward(images.glide, force, power, ratio, fire.LONGEST)
+        after = Images(structure, force, glide, images.climbs, images.step + 1)
         climbs = images.climbs | (jnp.max(pull(after)) < climb)
         together = jnp.broadcast_to(jnp.all(seen.physical), seen.physical.shape)
         return where(together, after._replace(climbs=climbs), rest(images.structure, images.climbs, images.step + 1))
@@ -136,7 +124,7 @@ def band(
         rewind=rewind,
         walkers=lambda images: images.structure,
         steps=lambda images: images.step,
-        kinetic=lambda images: jnp.zeros_like(images.pace),
+        kinetic=lambda images: jnp.zeros_like(images.glide.pace),
         degrees=lambda images: jnp.zeros_like(images.step),
         timestep=1.0,
         report=lambda images: {"pull": pull(images)},

@@ -10,6 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxal.core.types import Variables
 from jaxal.explore.levels import away
 
+REACH = 3.0  # widths beyond which a Gaussian counts for nothing
+
 
 class Kernels(NamedTuple):
     """Gaussians in slots; those beyond `count` are empty, of mass 0."""
@@ -37,6 +39,20 @@ def value(
     """The sum of the Gaussians at a point, those of `width` as high as their mass."""
     height = kernels.mass * jnp.prod(jnp.asarray(width, values.dtype) / kernels.width, axis=-1)
     return jnp.sum(height * jnp.exp(-0.5 * squares(variables, kernels, values)))
+
+
+def grid(variables: Variables, kernels: Kernels, points: int = 60) -> Float[Array, "g v"]:
+    """Points over all Gaussians and `REACH` widths around them, `points` along each variable; or over its period."""
+    there = (jnp.arange(kernels.mass.shape[0]) < kernels.count)[:, None]
+    reach = REACH * kernels.width
+    low = jnp.min(jnp.where(there, kernels.center - reach, jnp.inf), axis=0)
+    high = jnp.max(jnp.where(there, kernels.center + reach, -jnp.inf), axis=0)
+    around = jnp.asarray([each or 0.0 for each in variables.periods], low.dtype)
+    low, high = (jnp.where(kernels.count > 0, x, 0.0) for x in (low, high))
+    high = jnp.where(around > 0, low + around * (points - 1) / points, high)
+    part = jnp.linspace(0.0, 1.0, points, dtype=low.dtype)
+    axes = [low[each] + part * (high[each] - low[each]) for each in range(len(variables.names))]
+    return jnp.stack([x.ravel() for x in jnp.meshgrid(*axes, indexing="ij")], axis=-1)
 
 
 def added(

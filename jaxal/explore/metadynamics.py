@@ -4,13 +4,13 @@ from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from jaxal.core.registry import register
 from jaxal.core.types import Bias, Moment, Score, Structure, Variables
 from jaxal.core.units import BOLTZMANN, Unit
 from jaxal.explore.bias_functions import Largest, at_pace, of_variables
-from jaxal.explore.kernels import Kernels, added, empty, value
+from jaxal.explore.kernels import Kernels, added, empty, grid, value
 from jaxal.explore.levels import Level, needs_variables, widths
 
 REACH = 0.5  # widths within which hills are merged: the sum changes by less than a hundredth of a hill
@@ -50,7 +50,8 @@ def metadynamics(
     taken back. `largest` (eV/Å) bounds the force on an atom; null does not.
 
     Barducci, Bussi and Parrinello, Phys. Rev. Lett. 100, 020603 (2008); shared hills: Raiteri et al., J. Phys. Chem. B
-    110, 3533 (2006). Raises InputError without variables, and for widths that do not fit them.
+    110, 3533 (2006); its offset c(t): Tiwary and Parrinello, ibid. 119, 736 (2015). Raises InputError without
+    variables, and for widths that do not fit them.
     """
     del score
     needs_variables(variables, "metadynamics")
@@ -71,6 +72,20 @@ def metadynamics(
         new = added(variables, state.kernels, values, broad, heights, moment.physical, REACH)
         return state._replace(kernels=new)
 
+    thermal = BOLTZMANN * temperature
+    powers = (1.0, 0.0) if bias_factor is None else (bias_factor / (bias_factor - 1), 1 / (bias_factor - 1))
+
+    def offset(state: Hills) -> Float[Array, ""]:
+        """Mean of the bias as the present estimate of the free energy weighs it, on a grid over all hills; NaN for more
+        than two variables.
+        """
+        if len(variables.names) > 2:
+            return jnp.asarray(jnp.nan, state.kernels.mass.dtype)
+        points = grid(variables, state.kernels)
+        bias = jax.vmap(lambda each: value(variables, state.kernels, sigma, each))(points)
+        whole, rest = (jax.nn.logsumexp(power * bias / thermal) for power in powers)
+        return jnp.where(state.kernels.count > 0, thermal * (whole - rest), 0.0)
+
     return Bias(
         init,
         of_variables(lambda state, values: value(variables, state.kernels, sigma, values)),
@@ -78,4 +93,5 @@ def metadynamics(
         shared=True,
         largest=largest,
         temperature=temperature,
+        offset=offset,
     )

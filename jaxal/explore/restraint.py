@@ -1,4 +1,4 @@
-"""A moving harmonic restraint, for walkers that have to pass a barrier that heat alone does not take them over."""
+"""Harmonic restraints, for walkers that heat alone does not take over a barrier: moving ones, and windows at rest."""
 
 from typing import Annotated, NamedTuple
 
@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from jaxal.core.registry import register
 from jaxal.core.types import Bias, InputError, Score, Structure, Variables
 from jaxal.core.units import Unit
-from jaxal.explore.bias_functions import Largest, as_before
+from jaxal.explore.bias_functions import Largest, as_before, of_variables
 from jaxal.explore.levels import Level, away, levels, needs_variables
 
 Stiffness = Annotated[float, Unit("", 0.0)]
@@ -93,4 +93,47 @@ def restraint(
         center = jnp.asarray(middle, values.dtype) - jnp.asarray(half, values.dtype) * jnp.cos(angle(state, time))
         return 0.5 * jnp.sum(jnp.asarray(strength, values.dtype) * away(variables, values, center) ** 2)
 
-    return Bias(init, energy, as_before, largest=largest, rewind=rewind)
+    static = high is None and largest is None
+    return Bias(init, energy, as_before, largest=largest, rewind=rewind, static=static)
+
+
+class Window(NamedTuple):
+    """Where one walker is held."""
+
+    center: Float[Array, "v"]
+
+
+@register("bias")
+def umbrella(
+    score: Score,
+    variables: Variables,
+    *,
+    low: Level,
+    high: Level,
+    windows: Annotated[int, Unit("", 2)],
+    stiffness: Stiffness | tuple[Stiffness, ...] = 5.0,
+) -> Bias:
+    """Windows of umbrella sampling: E = sum s (q - c)^2 / 2 with a center c for each walker, at rest.
+
+    The centers of `windows` are evenly spaced from `low` to `high`, both included; walkers take them in turn. `low`,
+    `high` and `stiffness` s (eV over the square of the variable's unit) as of `restraint`. Neighboring windows are to
+    overlap: a walker spreads by sqrt(kT/s) around its center, or more where it is held on a slope.
+
+    Torrie and Valleau, J. Comput. Phys. 23, 187 (1977). Raises InputError as `restraint`.
+    """
+    del score
+    needs_variables(variables, "an umbrella")
+    first, last = levels("low", low, variables), levels("high", high, variables)
+    strength = levels("stiffness", stiffness, variables)
+    if not np.any(first != last):
+        raise InputError("high: the same as low; the windows need a range")
+
+    def init(structure: Structure, walker: Int[Array, ""]) -> Window:
+        dtype = structure.position.dtype
+        part = (walker % windows).astype(dtype) / (windows - 1)
+        return Window(jnp.asarray(first, dtype) + part * jnp.asarray(last - first, dtype))
+
+    def energy(state: Window, values: Float[Array, "v"]) -> Float[Array, ""]:
+        return 0.5 * jnp.sum(jnp.asarray(strength, values.dtype) * away(variables, values, state.center) ** 2)
+
+    return Bias(init, of_variables(energy), as_before, static=True)

@@ -58,7 +58,7 @@ def wall(
         beyond += jnp.minimum(off - jnp.asarray(below - middle, values.dtype), 0.0)
         return 0.5 * jnp.sum(jnp.asarray(strength, values.dtype) * beyond**2)
 
-    return Bias(nothing, of_variables(energy), as_before)
+    return Bias(nothing, of_variables(energy), as_before, static=True)
 
 
 @register("bias")
@@ -103,4 +103,4 @@ def confinement(
         beyond = jnp.where(outside, jnp.sqrt(jnp.where(outside, square, 1.0)) - edge, 0.0)
         return 0.5 * stiffness * jnp.sum(beyond**2)
 
-    return Bias(nothing, energy, as_before, open=True)
+    return Bias(nothing, energy, as_before, open=True, static=squeezed is None)

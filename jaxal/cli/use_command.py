@@ -1,0 +1,226 @@
+"""Commands that use a finished model: barriers, saddles, vibrations, dynamics, free energies."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import ase
+
+    from jaxal.deploy.model import Model
+    from jaxal.simulate.dynamics import Prepared
+
+OVERRIDES = "such as explore.temperature=300, bias.name=metadynamics or 'length=20 ps'; see docs/reactions.md"
+
+
+def add(commands: Any) -> list[argparse.ArgumentParser]:
+    """Adds the commands; returns their parsers."""
+    barrier = commands.add_parser("barrier", help="the barrier between two structures on a finished potential")
+    _model(barrier)
+    barrier.add_argument("--from", dest="start", metavar="FILE", type=Path, required=True, help="structure on one side")
+    barrier.add_argument("--to", dest="end", metavar="FILE", type=Path, required=True, help="that on the other side")
+    barrier.add_argument("--images", type=int, default=9, help="of the band, both ends included (default: 9)")
+    barrier.add_argument("--converged", type=float, default=0.02, help="largest pull on an atom, eV/Å (default: 0.02)")
+    barrier.add_argument("--steps", type=int, default=2000, help="of the band at most (default: 2000)")
+    barrier.add_argument("--as-they-are", action="store_true", help="do not relax the two structures first")
+    _output(barrier, _barrier)
+
+    saddle = commands.add_parser("saddle", help="saddles around structures, and the minima on both sides of each")
+    _model(saddle)
+    saddle.add_argument("structure", metavar="STRUCTURE", type=Path, help="guesses of saddles, or minima; any format")
+    saddle.add_argument("--tries", type=int, default=16, help="dimers, from the structures in turn (default: 16)")
+    saddle.add_argument("--steps", type=int, default=800, help="of the dimers at most (default: 800)")
+    saddle.add_argument("--jolt", type=float, default=0.1, help="first random displacement, Å (default: 0.1)")
+    saddle.add_argument("--seed", type=int, default=0, help="of the displacements and directions")
+    _output(saddle, _saddle)
+
+    vibrations = commands.add_parser("vibrations", help="frequencies and thermochemistry from the exact Hessian")
+    _model(vibrations)
+    vibrations.add_argument("structure", metavar="STRUCTURE", type=Path, help="a minimum or a saddle, any format")
+    vibrations.add_argument("--relax", action="store_true", help="to the nearest minimum first")
+    vibrations.add_argument("--temperature", type=float, default=298.15, help="K (default: 298.15)")
+    vibrations.add_argument("--pressure", type=float, default=1.0, help="of the ideal gas, bar (default: 1)")
+    vibrations.add_argument("--symmetry", type=int, default=1, help="symmetry number of the molecule (default: 1)")
+    _output(vibrations, _vibrations)
+
+    dynamics = commands.add_parser("dynamics", help="many walkers on a finished potential, any explorer and biases")
+    free_energy = commands.add_parser("free-energy", help="a free energy along variables, with intervals")
+    for command in (dynamics, free_energy):
+        _model(command)
+        command.add_argument("structure", metavar="STRUCTURE", type=Path, help="where walkers start, any format")
+        command.add_argument("overrides", metavar="key.sub=value", nargs="*", help=OVERRIDES)
+        command.add_argument("--config", metavar="FILE", type=Path, help="YAML file with the same fields")
+    _output(dynamics, _dynamics)
+    free_energy.add_argument("--split", type=float, help="value of the variable between two sides, to be compared")
+    free_energy.add_argument("--bins", type=int, default=40, help="along each variable (default: 40)")
+    free_energy.add_argument("--discard", type=float, default=0.2, help="first part of the frames (default: 0.2)")
+    _output(free_energy, _free_energy)
+    return [barrier, saddle, vibrations, dynamics, free_energy]
+
+
+def _model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", metavar="MODEL", type=Path, help="run folder or model file")
+
+
+def _output(command: argparse.ArgumentParser, run: Any) -> None:
+    name = run.__name__.lstrip("_").replace("_", "-")
+    command.add_argument("--dir", type=Path, default=Path(name), help=f"folder for the results, new (default: {name})")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(command=run)
+
+
+def _ready(arguments: argparse.Namespace) -> "Model":
+    """The model, and a folder for what comes; raises InputError where either cannot be."""
+    from jaxal.core import compilation
+    from jaxal.core.errors import InputError
+    from jaxal.deploy import model as models
+
+    compilation.keep()
+    folder = arguments.dir
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: is not an empty folder; give a new one with --dir")
+    return models.load(arguments.model)
+
+
+def _one(model: "Model", path: Path, option: str) -> "ase.Atoms":
+    from jaxal.core.errors import InputError
+    from jaxal.simulate.surface import structures
+
+    read = structures(model, path)
+    if len(read) > 1:
+        raise InputError(f"{option}: {path} holds {len(read)} structures; give a file of one")
+    return read[0]
+
+
+def _atoms_and_bounds(arguments: argparse.Namespace, **least: float) -> None:
+    """Raises InputError for numbers that are too small."""
+    from jaxal.core.errors import InputError
+
+    for name, bound in least.items():
+        if not (value := getattr(arguments, name)) >= bound:
+            raise InputError(f"--{name.replace('_', '-')}: {value:g} is too small; give at least {bound:g}")
+
+
+def _told(arguments: argparse.Namespace, record: dict[str, Any], text: str) -> None:
+    print(json.dumps(record, indent=1, allow_nan=False) if arguments.json else f"{text}\n{arguments.dir}: all of it")
+
+
+def _say(arguments: argparse.Namespace) -> Any:
+    from jaxal.core import terminal
+
+    return lambda text: terminal.complain(f"jaxal: {text}")
+
+
+def _barrier(arguments: argparse.Namespace) -> None:
+    from jaxal.simulate import barrier, outcome
+
+    _atoms_and_bounds(arguments, images=3, converged=1e-4, steps=1)
+    model = _ready(arguments)
+    start, end = _one(model, arguments.start, "--from"), _one(model, arguments.end, "--to")
+    result = barrier.barrier(
+        model,
+        start,
+        end,
+        images=arguments.images,
+        converged=arguments.converged,
+        steps=arguments.steps,
+        relax=not arguments.as_they_are,
+        say=_say(arguments),
+    )
+    _told(arguments, *outcome.of_barrier(arguments.dir, result))
+
+
+def _saddle(arguments: argparse.Namespace) -> None:
+    from jaxal.simulate import outcome, saddle
+    from jaxal.simulate.surface import structures
+
+    _atoms_and_bounds(arguments, tries=1, steps=1, jolt=0.0, seed=0)
+    model = _ready(arguments)
+    starts = structures(model, arguments.structure)
+    result = saddle.search(
+        model,
+        starts,
+        tries=max(arguments.tries, len(starts)),
+        steps=arguments.steps,
+        jolt=arguments.jolt,
+        seed=arguments.seed,
+        say=_say(arguments),
+    )
+    _told(arguments, *outcome.of_search(arguments.dir, result))
+
+
+def _vibrations(arguments: argparse.Namespace) -> None:
+    from jaxal.simulate import outcome, vibrations
+
+    _atoms_and_bounds(arguments, temperature=1e-3, pressure=1e-12, symmetry=1)
+    model = _ready(arguments)
+    atoms = _one(model, arguments.structure, "STRUCTURE")
+    if arguments.relax:
+        atoms = vibrations.relaxed(model, atoms)
+    shown = vibrations.vibrations(model, atoms)
+    state = arguments.temperature, arguments.pressure, arguments.symmetry
+    thermal = vibrations.thermochemistry(model, atoms, shown, *state)
+    _told(arguments, *outcome.of_vibrations(arguments.dir, atoms, shown, thermal))
+
+
+def _walkers(arguments: argparse.Namespace, model: "Model", usual: dict[str, Any]) -> "tuple[Prepared, Any]":
+    """What a simulation is of, checked, and its fields."""
+    from jaxal.config import yaml12
+    from jaxal.config.loading import load, parse
+    from jaxal.config.simulation import Simulation
+    from jaxal.core import terminal
+    from jaxal.simulate import dynamics
+    from jaxal.simulate.surface import structures
+
+    if arguments.config is not None:
+        simulation = load(arguments.config, [*_missing(arguments, usual), *arguments.overrides], Simulation)
+    else:
+        fields = [f"{name}={yaml12.inline(value)}" for name, value in usual.items()]
+        simulation = parse({}, None, Simulation, [*fields, *arguments.overrides])
+    starts = structures(model, arguments.structure)
+    walkers = dynamics.prepared(model, simulation, starts, arguments.structure)
+    for caution in walkers.cautions:
+        terminal.complain(f"jaxal: warning: {caution}")
+    return walkers, simulation
+
+
+def _missing(arguments: argparse.Namespace, usual: dict[str, Any]) -> list[str]:
+    """What is usual and the configuration does not say."""
+    from jaxal.config import yaml12
+
+    raw = yaml12.parse(arguments.config.read_text(encoding="utf-8-sig"), str(arguments.config)) or {}
+    return [f"{name}={yaml12.inline(value)}" for name, value in usual.items() if name not in raw]
+
+
+def _dynamics(arguments: argparse.Namespace) -> None:
+    from jaxal.core import devices
+    from jaxal.simulate import dynamics, outcome
+
+    devices.prepare()
+    model = _ready(arguments)
+    walkers, simulation = _walkers(arguments, model, {})
+    arguments.dir.mkdir(parents=True, exist_ok=True)
+    series, _ = dynamics.run(walkers, simulation, arguments.dir, _say(arguments))
+    _told(arguments, *outcome.of_dynamics(arguments.dir, dynamics.record(walkers, simulation, series), series))
+
+
+def _free_energy(arguments: argparse.Namespace) -> None:
+    from jaxal.core import devices
+    from jaxal.core.errors import InputError
+    from jaxal.simulate import dynamics, outcome, sampling
+
+    devices.prepare()
+    _atoms_and_bounds(arguments, bins=2, discard=0.0)
+    if not arguments.discard < 1:
+        raise InputError(f"--discard: {arguments.discard:g} is too large; give a part below 1, such as 0.2")
+    model = _ready(arguments)
+    walkers, simulation = _walkers(arguments, model, {"unsure": "go"})
+    sampling.check(walkers, simulation)
+    arguments.dir.mkdir(parents=True, exist_ok=True)
+    series, frames = dynamics.run(walkers, simulation, arguments.dir, _say(arguments))
+    record = dynamics.record(walkers, simulation, series)
+    outcome.of_dynamics(arguments.dir, record, series)
+    question = sampling.Question(arguments.split, arguments.bins, arguments.discard)
+    result = sampling.answer(walkers, simulation, series, frames, question)
+    _told(arguments, *outcome.of_free_energy(arguments.dir, result, record))

@@ -1,0 +1,30 @@
+"""The fields of dynamics on a finished model: `jaxal dynamics` and `jaxal free-energy`."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from jaxal.config.schema import Bias, Count, ExplorerPart, VariablePart
+from jaxal.core.units import Unit
+
+
+@dataclass(frozen=True)
+class Walkers:
+    """What moves, and how many."""
+
+    part: ExplorerPart
+    walkers: Count = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulation:
+    """Everything dynamics needs beside a model and structures."""
+
+    explore: Walkers
+    bias: tuple[Bias, ...] = ()  # one or a list
+    along: tuple[VariablePart, ...] = ()  # variables that are written down, beside those of the biases
+    length: Annotated[float, Unit("ps", 0, True)] = 10.0  # of each walker
+    every: Count = 20  # steps between two frames
+    unsure: Literal["stop", "go"] = "stop"  # what a walker does where the model is unsure
+    limit: Annotated[float, Unit("eV/Å", 0, True)] | None = None  # estimated force errors above it are unsure, too
+    seed: Annotated[int, Unit("", 0)] = 0
+    devices: Literal["auto"] | Count = "auto"

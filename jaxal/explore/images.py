@@ -1,0 +1,75 @@
+"""Images between structures: where a band begins. Host side, numpy and ASE."""
+
+import itertools
+from collections.abc import Sequence
+
+import ase
+import numpy as np
+from ase.build import minimize_rotation_and_translation
+from ase.mep import NEB
+
+from jaxal.core.errors import InputError
+from jaxal.data.frames import fixed_atoms
+
+
+def alike(first: ase.Atoms, second: ase.Atoms, which: str) -> None:
+    """Raises InputError where there can be no path between two structures, the second of which is called `which`."""
+    if len(first) != len(second) or not np.array_equal(first.numbers, second.numbers):
+        raise InputError(f"{which}: its atoms are not those of the first; give the same elements in the same order")
+    if not np.array_equal(first.pbc, second.pbc):
+        raise InputError(f"{which}: not periodic in the same directions as the first; give both the same pbc")
+    if first.pbc.any() and not np.allclose(first.cell.array, second.cell.array, atol=1e-3):
+        raise InputError(f"{which}: its cell is not that of the first; give both the same")
+    fixed = fixed_atoms(first)
+    if not np.array_equal(fixed, fixed_atoms(second)):
+        raise InputError(f"{which}: its fixed atoms are not those of the first; give both the same")
+    moved = np.linalg.norm(second.positions[fixed] - first.positions[fixed], axis=-1)
+    if np.any(moved > 1e-3):
+        atom = int(np.flatnonzero(fixed)[np.argmax(moved)])
+        raise InputError(f"{which}: its fixed atom {atom} is {moved.max():.3g} Å from where the first has it")
+
+
+def between(structures: Sequence[ase.Atoms], number: int) -> list[ase.Atoms]:
+    """So many images along structures of the same atoms, in their order, these included.
+
+    The structures of a molecule that nothing holds are turned and shifted onto each other first. Between two of them
+    images are made by image-dependent pair potentials, more of them where atoms move farther (Smidstrup et al., J.
+    Chem. Phys. 140, 214106, 2014; ASE). Raises InputError for fewer images than structures, and for structures between
+    which there is no path.
+    """
+    if number < len(structures):
+        raise InputError(f"images: {number} are fewer than the structures they are to pass, {len(structures)}")
+    placed = [structures[0].copy()]
+    loose = not structures[0].pbc.any() and not fixed_atoms(structures[0]).any()
+    for row, structure in enumerate(structures[1:], start=1):
+        alike(structures[0], structure, f"structure {row}")
+        placed.append(structure.copy())
+        if loose:
+            minimize_rotation_and_translation(placed[-2], placed[-1])
+    lengths = np.array([np.linalg.norm(b.positions - a.positions) for a, b in itertools.pairwise(placed)])
+    images = placed[:1]
+    for first, last, inner in zip(placed[:-1], placed[1:], _shares(lengths, number - len(placed)), strict=True):
+        images += [*_idpp(first, last, inner), last]
+    return images
+
+
+def _shares(lengths: np.ndarray, number: int) -> list[int]:
+    """How many images go into each stretch, so that they are about evenly spaced."""
+    counts = np.zeros(len(lengths), int)
+    for _ in range(number):
+        counts[np.argmax(lengths / (counts + 1))] += 1
+    return counts.tolist()
+
+
+def _idpp(first: ase.Atoms, last: ase.Atoms, number: int) -> list[ase.Atoms]:
+    if number == 0:
+        return []
+    chain = [first.copy(), *(first.copy() for _ in range(number)), last.copy()]
+    fixed = fixed_atoms(first)
+    for image in chain:
+        image.set_constraint()
+    NEB(chain, method="improvedtangent").interpolate(method="idpp", mic=bool(first.pbc.any()), apply_constraint=False)
+    for image in chain[1:-1]:
+        image.positions[fixed] = first.positions[fixed]
+        image.set_constraint(first.constraints)
+    return chain[1:-1]

@@ -1,0 +1,1 @@
+"""What a finished model is used for: dynamics, free energies, barriers, saddles, vibrations."""

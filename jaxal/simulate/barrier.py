@@ -1,0 +1,133 @@
+"""The barrier between two structures on a finished model: a band in one program, its top refined to a saddle."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import ase
+import numpy as np
+from ase.optimize import BFGS
+
+from jaxal.core.errors import InputError
+from jaxal.deploy import model as models
+from jaxal.deploy.calculator import Calculator
+from jaxal.explore.band import band
+from jaxal.explore.images import alike, between
+from jaxal.simulate import vibrations
+from jaxal.simulate.program import program
+from jaxal.simulate.saddle import refined
+from jaxal.simulate.surface import expander, in_double, opinions, surface
+from jaxal.simulate.vibrations import Vibrations, reference_of
+
+LARGE = 60  # atoms; of more no Hessian is calculated
+RELAXED, RELAXATIONS = 5e-3, 500  # eV/Å and steps of the minimization of the ends
+NEAR = 1.0  # Å, that an atom may go from the highest image to the saddle
+EVERY = 10  # steps of the band between two frames
+
+
+class Barrier(NamedTuple):
+    """A path from one minimum to another; energies in eV, relative to the first minimum, and what the members say."""
+
+    images: list[ase.Atoms]
+    coordinate: np.ndarray  # [i] Å, length of the path
+    energies: np.ndarray  # [i]
+    spread: np.ndarray  # [i] standard deviation of the members
+    force_error: np.ndarray  # [i] eV/Å, bound on the force error; infinite where not supported
+    supported: np.ndarray  # [i] bool
+    forward: float  # of the saddle, or the highest image where there is none
+    forward_spread: float
+    backward: float
+    backward_spread: float
+    converged: bool
+    saddle: ase.Atoms | None  # refined with exact Hessians
+    vibrations: Vibrations | None  # of it
+    passed: int  # minima that the path passes in between
+
+
+def barrier(
+    model: models.Model,
+    start: ase.Atoms,
+    end: ase.Atoms,
+    *,
+    images: int = 9,
+    converged: float = 0.02,
+    steps: int = 2000,
+    relax: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+) -> Barrier:
+    """The barrier from `start` to `end`, which are relaxed first (or with `relax` false taken as they are).
+
+    `images` counts both ends; the band has converged where no atom is pulled by more than `converged` (eV/Å). The
+    members' spread of a barrier is at the committee's own structures: to first order what each member's own path would
+    give. Raises InputError for structures between which there is no path, and those that the model cannot take.
+    """
+    if images < 3:
+        raise InputError(f"--images: {images} is too small; a band has 3 images or more")
+    alike(start, end, "--to")
+    ends = [start.copy(), end.copy()]
+    if relax:
+        for name, atoms in zip(("--from", "--to"), ends, strict=True):
+            atoms.calc = Calculator(model)
+            if not BFGS(atoms, logfile=None, maxstep=0.1).run(fmax=RELAXED, steps=RELAXATIONS):
+                raise InputError(f"{name}: does not relax to a minimum in {RELAXATIONS} steps; give another structure")
+            atoms.calc = None
+        say("both ends are relaxed")
+    begun = between(ends, images)
+    moves = program(surface(model), band(converged=converged, climb=max(0.3, 5 * converged)), (), begun, 0, EVERY)
+    state, done = moves.start, False
+    for turn in range(max(1, steps // (10 * EVERY))):
+        state, frames = moves.onward(state, 10)
+        done = bool(frames.over.all())
+        say(f"step {(turn + 1) * 10 * EVERY}: pull {float(frames.report['pull'][-1].max()):.3f} eV/Å")
+        if done:
+            break
+    path = []
+    for row, image in enumerate(begun):
+        place = np.asarray(frames.structure.position[-1, row, : len(image)], float) - moves.shift
+        path.append(image.copy())
+        path[-1].set_positions(place, apply_constraint=False)
+    opinion = opinions(in_double(model), path)
+    mean = opinion.energy.mean(axis=1)
+    saddle, shown = _saddle(model, path[int(np.argmax(mean))], mean)
+    top = int(np.argmax(mean))
+    over = opinion.energy - opinion.energy[:1]
+    rows = [(opinion.energy[top], opinion.energy[0]), (opinion.energy[top], opinion.energy[-1])]
+    if saddle is not None:
+        at = opinions(in_double(model), [saddle]).energy[0]
+        rows = [(at, below) for _, below in rows]
+    sides = [above - below for above, below in rows]
+    moved = np.diff([image.positions for image in path], axis=0)
+    inner = np.sign(np.diff(mean))
+    return Barrier(
+        images=path,
+        coordinate=np.concatenate([[0.0], np.cumsum(np.linalg.norm(moved, axis=(1, 2)))]),
+        energies=over.mean(axis=1),
+        spread=over.std(axis=1) if over.shape[1] > 1 else np.full(len(path), np.nan),
+        force_error=opinion.error,
+        supported=opinion.supported,
+        forward=float(sides[0].mean()),
+        forward_spread=_spread(sides[0]),
+        backward=float(sides[1].mean()),
+        backward_spread=_spread(sides[1]),
+        converged=done,
+        saddle=saddle,
+        vibrations=shown,
+        passed=int(np.sum((inner[:-1] < 0) & (inner[1:] > 0))),
+    )
+
+
+def _spread(members: np.ndarray) -> float:
+    return float(members.std()) if len(members) > 1 else float("nan")
+
+
+def _saddle(model: models.Model, top: ase.Atoms, energies: np.ndarray) -> tuple[ase.Atoms | None, Vibrations | None]:
+    """The saddle near the highest image, and its vibrations; None where there is none, or where the atoms are many."""
+    if len(top) > LARGE or np.argmax(energies) in (0, len(energies) - 1):
+        return None, None
+    try:
+        atoms, _ = refined(expander(model), top)
+    except InputError:
+        return None, None
+    if np.linalg.norm(atoms.positions - top.positions, axis=-1).max() > NEAR:
+        return None, None
+    shown = vibrations.of(atoms, expander(model, each=True)(atoms), reference_of(model, top))
+    return (atoms, shown) if shown.imaginary == 1 else (None, None)

@@ -1,0 +1,258 @@
+"""What a command leaves: JSON, extended XYZ, a figure, and a few lines of text."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ase
+import matplotlib
+import numpy as np
+from ase.units import invcm
+from matplotlib.figure import Figure
+
+from jaxal.core.units import KCAL_PER_MOL
+from jaxal.data import files, frames
+from jaxal.report.figures import BLUE, GRAY, ORANGE, STYLE
+from jaxal.simulate import dynamics
+from jaxal.simulate.barrier import Barrier
+from jaxal.simulate.dynamics import Series
+from jaxal.simulate.saddle import Search, changes
+from jaxal.simulate.sampling import Answer
+from jaxal.simulate.vibrations import Thermochemistry, Vibrations
+from jaxal.validate.command import to_json
+
+Outcome = tuple[dict[str, Any], str]  # what JSON has, and text
+
+
+def of_barrier(folder: Path, barrier: Barrier) -> Outcome:
+    """The path, the saddle and their energies."""
+    shown = barrier.vibrations
+    record = {
+        "forward": barrier.forward,
+        "forward_spread": barrier.forward_spread,
+        "backward": barrier.backward,
+        "backward_spread": barrier.backward_spread,
+        "reaction": barrier.forward - barrier.backward,
+        "converged": barrier.converged,
+        "saddle": shown is not None,
+        "imaginary_frequency": None if shown is None else float(shown.wavenumbers[0]),
+        "minima_between": barrier.passed,
+        "supported": bool(barrier.supported.all()),
+        "coordinate": barrier.coordinate,
+        "energies": barrier.energies,
+        "spread": barrier.spread,
+        "force_error": barrier.force_error,
+    }
+    info = [
+        {"energy_over_start": energy, "spread": spread}
+        for energy, spread in zip(barrier.energies, barrier.spread, strict=True)
+    ]
+    _write(folder, "barrier", record, {"path.xyz": (barrier.images, info)}, _path_figure(barrier))
+    if barrier.saddle is not None:
+        files.write(folder / "saddle.xyz", [frames.of_atoms(barrier.saddle, labeled=False)])
+    lines = [
+        f"barrier      {_kcal(barrier.forward, barrier.forward_spread)}",
+        f"back         {_kcal(barrier.backward, barrier.backward_spread)}",
+        f"reaction     {_kcal(barrier.forward - barrier.backward)}",
+        f"saddle       one imaginary frequency, {shown.wavenumbers[0]:.0f}i cm^-1".replace("-", "", 1)
+        if shown is not None
+        else "saddle       none near the highest image",
+        f"band         {'converged' if barrier.converged else 'not converged: give more --steps'}",
+    ]
+    if barrier.passed:
+        lines.append(f"path         passes {barrier.passed} minima in between: take each step by itself")
+    lines.append(_support(bool(barrier.supported.all()), float(np.max(barrier.force_error))))
+    return to_json(record), "\n".join(lines)
+
+
+def of_search(folder: Path, search: Search) -> Outcome:
+    """Saddles, the minima beside them, and the paths down."""
+    rows = [
+        {
+            "energy": saddle.vibrations.energy,
+            "imaginary_frequency": float(saddle.vibrations.wavenumbers[0]),
+            "barriers": [side.barrier for side in saddle.sides],
+            "spreads": [side.spread for side in saddle.sides],
+            "supported": saddle.supported,
+            "force_error": saddle.error,
+            "bonds_made_and_broken": changes(saddle.sides[0].atoms, saddle.sides[1].atoms),
+        }
+        for saddle in search.saddles
+    ]
+    record: dict[str, Any] = {"saddles": rows, "failed": search.failed}
+    written: dict[str, Any] = {}
+    if search.saddles:
+        atoms = [saddle.atoms for saddle in search.saddles]
+        written["saddles.xyz"] = (atoms, [{"energy_ev": saddle.vibrations.energy} for saddle in search.saddles])
+        sides = [side for saddle in search.saddles for side in saddle.sides]
+        written["minima.xyz"] = ([side.atoms for side in sides], [{"energy_ev": side.energy} for side in sides])
+        for number, saddle in enumerate(search.saddles):
+            down = [*reversed(saddle.sides[0].frames), *saddle.sides[1].frames[1:]]
+            written[f"path_{number}.xyz"] = (down, [{}] * len(down))
+    _write(folder, "saddle", record, written, None)
+    lines = [f"{len(search.saddles)} saddles"]
+    for number, (saddle, row) in enumerate(zip(search.saddles, rows, strict=True)):
+        over = " and ".join(_kcal(side.barrier, side.spread) for side in saddle.sides)
+        made, broken = row["bonds_made_and_broken"]
+        what = f"{len(made)} bonds made, {len(broken)} broken" if made or broken else "no bond changes"
+        where = "" if saddle.supported else "; unlike what the model was trained on"
+        lines.append(
+            f"{number:3d}  {over} over its minima; {-saddle.vibrations.wavenumbers[0]:.0f}i cm^-1; {what}{where}"
+        )
+    lines += [f"     {count} tries: {reason}" for reason, count in search.failed.items()]
+    return to_json(record), "\n".join(lines)
+
+
+def of_vibrations(folder: Path, atoms: ase.Atoms, shown: Vibrations, thermal: Thermochemistry) -> Outcome:
+    """Frequencies and what follows from them."""
+    record = {
+        "wavenumbers": shown.wavenumbers,
+        "spread": shown.spread / invcm,
+        "imaginary": shown.imaginary,
+        "largest_force": shown.force,
+        "energy": shown.energy,
+        "thermochemistry": thermal,
+    }  # fmt: skip
+    figure, axes = _axes()
+    axes.vlines(shown.wavenumbers, 0, 1, color=BLUE)
+    axes.set(xlabel="wavenumber, cm$^{-1}$", yticks=[], ylim=(0, 1.2))
+    _write(folder, "vibrations", record, {"structure.xyz": ([atoms], [{}])}, figure)
+    unit = record["spread"]
+    kind = (
+        ("a minimum", "a first-order saddle")[shown.imaginary] if shown.imaginary < 2 else "neither minimum nor saddle"
+    )
+    lines = [f"{value:10.1f} +- {spread:.1f} cm^-1" for value, spread in zip(shown.wavenumbers, unit, strict=True)]
+    lines.append(f"{shown.imaginary} imaginary: {kind}; largest force {shown.force:.2g} eV/Å")
+    gas = f", {thermal.pressure:g} bar" if thermal.pressure is not None else ""
+    lines.append(f"zero-point energy {thermal.zero_point:.4f} eV")
+    thermal_state = f"entropy {1e3 * thermal.entropy:.4f} meV/K, free energy {thermal.free:.4f} eV"
+    lines.append(f"at {thermal.temperature:g} K{gas}: {thermal_state}")
+    return to_json(record), "\n".join(lines)
+
+
+def of_dynamics(folder: Path, record: dict[str, Any], series: Series) -> Outcome:
+    """What walkers did."""
+    record = to_json(record)
+    dynamics.save(folder, record, series)
+    shown = dynamics.variables(series) or {"temperature": series.temperature}
+    figure = Figure(figsize=(6.6, 2.4 * len(shown)), layout="constrained")
+    for axes, (name, values) in zip(
+        np.atleast_1d(figure.subplots(len(shown), sharex=True)), shown.items(), strict=True
+    ):
+        axes.plot(series.time, np.where(series.counts, values, np.nan), linewidth=0.6)
+        axes.set(ylabel=name)
+    _draw(folder / "dynamics.svg", figure)
+    ended = record["ended"]
+    lines = [f"{record['walkers']} walkers, {record['frames']} frames of {record['explorer']}"]
+    lines += [f"{ended.count(reason)} walkers: {reason}" for reason in dict.fromkeys(ended)]
+    for name in ("temperature", "force_spread", "estimated_error"):
+        if record[name] is not None:
+            unit = {"temperature": "K"}.get(name, "eV/Å")
+            lines.append(f"{name.replace('_', ' '):<16} {record[name]:.4g} {unit}, mean")
+    lines.append(f"{'supported':<16} {100 * record['supported']:.1f} % of the frames")
+    return record, "\n".join(lines)
+
+
+def of_free_energy(folder: Path, answer: Answer, simulated: dict[str, Any]) -> Outcome:
+    """A free energy along one or two variables."""
+    profile, between = answer.profile, answer.difference
+    record = {
+        "variables": answer.names,
+        "units": answer.units,
+        "estimator": answer.estimator,
+        "frames": answer.frames,
+        "difference": between,
+        "axes": profile.axes,
+        "energy": profile.energy,
+        "error": profile.error,
+        "spread": profile.spread,
+        "simulation": simulated,
+    }
+    figure, axes = _axes()
+    if len(profile.axes) == 1:
+        x, y = profile.axes[0], profile.energy / KCAL_PER_MOL
+        axes.fill_between(x, y - 2 * profile.error / KCAL_PER_MOL, y + 2 * profile.error / KCAL_PER_MOL,
+                          color=BLUE, alpha=0.2, linewidth=0, label="two standard errors")  # fmt: skip
+        axes.fill_between(x, y - profile.spread / KCAL_PER_MOL, y + profile.spread / KCAL_PER_MOL,
+                          color=ORANGE, alpha=0.3, linewidth=0, label="members")  # fmt: skip
+        axes.plot(x, y, color=BLUE)
+        axes.legend(fontsize=9)
+        axes.set(xlabel=_labeled(answer, 0), ylabel="free energy, kcal/mol")
+    else:
+        drawn = axes.contourf(*profile.axes, profile.energy.T / KCAL_PER_MOL, levels=20)
+        figure.colorbar(drawn, label="free energy, kcal/mol")
+        axes.set(xlabel=_labeled(answer, 0), ylabel=_labeled(answer, 1))
+    _write(folder, "free_energy", record, {}, figure)
+    lines = [f"{answer.frames} frames, {answer.estimator}; along {', '.join(answer.names)}"]
+    if between is not None:
+        lines.append(f"above less below: {_kcal(between.energy)} +- {between.error / KCAL_PER_MOL:.3f} (statistical)"
+                     f" +- {between.spread / KCAL_PER_MOL:.3f} (members)")  # fmt: skip
+    worst = np.nanmax(profile.error) / KCAL_PER_MOL if np.isfinite(profile.error).any() else math.nan
+    lines.append(
+        f"profile: up to {np.nanmax(profile.energy) / KCAL_PER_MOL:.2f} kcal/mol, standard error {worst:.3f} at most"
+    )
+    lines.append(f"supported: {100 * simulated['supported']:.1f} % of the frames")
+    return to_json(record), "\n".join(lines)
+
+
+def _labeled(answer: Answer, row: int) -> str:
+    unit = answer.units[row]
+    return f"{answer.names[row]}, {unit}" if unit else answer.names[row]
+
+
+def _kcal(energy: float, spread: float = math.nan) -> str:
+    """kcal/mol, with what the members say."""
+    more = f" +- {spread / KCAL_PER_MOL:.2f} (members)" if math.isfinite(spread) else ""
+    return f"{energy / KCAL_PER_MOL:.2f}{more} kcal/mol"
+
+
+def _support(supported: bool, error: float) -> str:
+    if not supported:
+        return "support      some images are unlike what the model was trained on: learn there"
+    bound = f", force errors up to {error:.2g} eV/Å by its bound" if math.isfinite(error) else ""
+    return f"support      all images are like what the model was trained on{bound}"
+
+
+def _axes() -> Any:
+    figure = Figure(figsize=(6.6, 3.6), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _path_figure(barrier: Barrier) -> Figure:
+    figure, axes = _axes()
+    y, spread = barrier.energies / KCAL_PER_MOL, barrier.spread / KCAL_PER_MOL
+    axes.fill_between(barrier.coordinate, y - spread, y + spread, color=ORANGE, alpha=0.3, linewidth=0, label="members")
+    axes.plot(barrier.coordinate, y, "o-", color=BLUE, markersize=4, linewidth=1.2)
+    axes.axhline(barrier.forward / KCAL_PER_MOL, color=GRAY, linewidth=0.8, linestyle="--", label="barrier")
+    axes.set(xlabel="length of the path, Å", ylabel="energy, kcal/mol")
+    axes.legend(fontsize=9)
+    return figure
+
+
+def _write(
+    folder: Path,
+    name: str,
+    record: dict[str, Any],
+    structures: dict[str, tuple[Sequence[ase.Atoms], Sequence[dict[str, Any]]]],
+    figure: Figure | None,
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(to_json(record), indent=1, allow_nan=False)
+    (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    for file, (images, info) in structures.items():
+        rows = []
+        for atoms, more in zip(images, info, strict=True):
+            copy = atoms.copy()
+            copy.calc = None
+            copy.info |= {key: float(value) for key, value in more.items()}
+            rows.append(frames.of_atoms(copy, labeled=False))
+        files.write(folder / file, rows)
+    if figure is not None:
+        _draw(folder / f"{name}.svg", figure)
+
+
+def _draw(path: Path, figure: Figure) -> None:
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(path, metadata={"Date": None})

@@ -1,0 +1,157 @@
+"""A finished model as an energy surface, for programs that move structures on it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ase
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float
+
+from jaxal.committee import weights
+from jaxal.committee.evaluation import Committee, predict
+from jaxal.core.errors import InputError
+from jaxal.core.types import Params, Structure
+from jaxal.data import files, neighbors
+from jaxal.data import frames as door
+from jaxal.deploy import model as models
+from jaxal.deploy.structures import placed
+from jaxal.uncertainty.bound import bounds
+from jaxal.uncertainty.support import Support
+
+ROWS = 16  # of a Hessian, that are calculated together
+MARGIN = 1.3  # room for neighbors over those of the structure
+
+
+class Surface(NamedTuple):
+    """A model and what programs take of it."""
+
+    model: models.Model
+    committee: Committee
+    params: Params  # [r], on the device
+    support: Support | None
+
+    @property
+    def double(self) -> bool:
+        """Whether it is in float64."""
+        return self.model.precision == "float64"
+
+    @property
+    def dtype(self) -> Any:
+        """Of positions and energies."""
+        return np.dtype(self.model.precision)
+
+
+def surface(model: models.Model, mesh: Mesh | None = None) -> Surface:
+    """The surface of a model, on a mesh of devices or on one."""
+    with jax.enable_x64(model.precision == "float64"):
+        params = jax.tree.map(jnp.asarray, weights.collections(model.params))
+        support = jax.tree.map(jnp.asarray, model.support)
+    return Surface(model, models.committee(model)._replace(mesh=mesh), params, support)
+
+
+def in_double(model: models.Model) -> models.Model:
+    """The same model in float64: for second derivatives and forces that are to vanish."""
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64) if np.issubdtype(x.dtype, np.floating) else x,
+                          jax.tree.map(np.asarray, model.params))  # fmt: skip
+    return model._replace(params=params, precision="float64")
+
+
+def structures(model: models.Model, path: str | Path) -> list[ase.Atoms]:
+    """The structures of a file, with charge and spin, as the model can take them.
+
+    Raises InputError, with the file, for one that cannot be read or that the model does not know.
+    """
+    read = files.read(path, labeled=False)
+    atoms = [door.to_atoms(door.stripped(door.with_electrons(frame, *models.unsaid(model), "model"))) for frame in read]
+    for number, each in enumerate(atoms):
+        if reason := door.overlap(each, 0.5):
+            raise InputError(f"{path}: frame {number}: {reason}; give a structure that can be")
+        try:
+            placed(model, [each])
+        except InputError as error:
+            raise InputError(f"{path}: frame {number}: {str(error).removeprefix('atoms: ')}") from None
+    return atoms
+
+
+class Expansion(NamedTuple):
+    """Energy, force and Hessian at a structure, of each member [m] or of their mean, m = 1; numpy, float64."""
+
+    energy: Float[np.ndarray, "m"]  # eV, relative to the reference energies
+    force: Float[np.ndarray, "m n 3"]  # eV/Å
+    hessian: Float[np.ndarray, "m 3n 3n"]  # eV/Å^2
+
+
+def expander(model: models.Model, each: bool = False) -> Callable[[ase.Atoms], Expansion]:
+    """The function of structures that gives their `Expansion`, of `each` member or of the mean.
+
+    The Hessian is exact: every row of it is a reverse pass over the forces. All is in float64, whatever the model's
+    precision.
+    """
+    whole = surface(in_double(model))
+    specs: dict[int, neighbors.Spec] = {}
+
+    def of(spec: neighbors.Spec, params: Params, structure: Structure):
+        near = jax.tree.map(lambda x: x[None], neighbors.build(spec, structure))
+
+        def forces(position):
+            moved = jax.tree.map(lambda x: x[None], structure._replace(position=position))
+            prediction = predict(whole.committee, params, moved, near)
+            energy, force = prediction.energy[0], prediction.force[0]
+            return (force, energy) if each else (force.mean(0, keepdims=True), energy.mean(0, keepdims=True))
+
+        force, pull, energy = jax.vjp(forces, structure.position, has_aux=True)
+        units = jnp.eye(force.size, dtype=force.dtype).reshape(-1, *force.shape)
+        rows = -jax.lax.map(lambda unit: pull(unit)[0], units, batch_size=min(ROWS, len(units)))
+        size = structure.position.size
+        hessian = rows.reshape(force.shape[0], size, size)
+        return energy, force, 0.5 * (hessian + jnp.swapaxes(hessian, 1, 2)), near.overflow[0]
+
+    compiled = jax.jit(of, static_argnums=0)
+
+    def expanded(atoms: ase.Atoms) -> Expansion:
+        with jax.enable_x64(True):
+            batch = placed(whole.model, [atoms], constrained=False).structure
+            structure = jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
+            size = len(atoms)
+            if size not in specs:
+                specs[size] = neighbors.plan(structure, whole.committee.potential.cutoff, 0.0, MARGIN)
+            *values, overflow = compiled(specs[size], whole.params, structure)
+            if overflow:
+                specs[size] = neighbors.larger(specs[size], structure)
+                *values, _ = compiled(specs[size], whole.params, structure)
+            return Expansion(*(np.asarray(value) for value in values))
+
+    return expanded
+
+
+class Opinion(NamedTuple):
+    """What the members say of structures [b], and whether they may be believed; numpy, float64."""
+
+    energy: Float[np.ndarray, "b m"]  # eV, total
+    spread: Float[np.ndarray, "b"]  # eV/Å, the largest of an atom's force
+    error: Float[np.ndarray, "b"]  # eV/Å, a bound on the largest force error; infinite where not supported
+    supported: np.ndarray  # [b] bool
+
+
+def opinions(model: models.Model, frames: Sequence[ase.Atoms], at_once: int = 64) -> Opinion:
+    """Energies by member and how sure the committee is, of structures of the same atoms."""
+    predict_all = models.predictor(model)
+    parts: list[tuple[np.ndarray, ...]] = []
+    batch = placed(model, frames, constrained=False).structure
+    for first in range(0, len(frames), at_once):
+        rows = np.arange(first, first + min(at_once, len(frames))) % len(frames)  # one shape, one program
+        prediction = predict_all(jax.tree.map(lambda x, rows=rows: x[rows], batch))
+        energy, force = (np.asarray(x, np.float64) for x in prediction[:2])
+        own = prediction.force_spread
+        spread = np.sqrt(force.var(axis=1).sum(-1)) if own is None else np.asarray(own, np.float64)
+        new = np.full(len(rows), np.nan) if prediction.novelty is None else np.asarray(prediction.novelty, np.float64)
+        used = slice(0, min(at_once, len(frames) - first))
+        parts.append((energy[used], spread.max(axis=-1)[used], new[used]))
+    energy, spread, novelty = (np.concatenate(x) for x in zip(*parts, strict=True))
+    species = batch.species[0]
+    reference = float(model.reference[species[species >= 0]].sum())
+    return Opinion(energy + reference, spread, bounds(model.calibration, spread, novelty), novelty <= 1)
