@@ -14,7 +14,7 @@ from jaxal.core.types import Seen, Start, Structure
 from jaxal.explore import stepping
 
 import_parts("explorer", "sampler")
-WALKERS, ATOMS = 3, 5
+WALKERS, ATOMS = 4, 5
 QUICK = {"replica_exchange": {"every": 1}}
 PARTS = {
     name: functools.partial(registry.get(kind, name), **QUICK.get(name, {}))
@@ -61,16 +61,16 @@ def test_a_sampler_moves_all_walkers_and_takes_back_whom_it_is_told_to(name):
         ]
         report = {} if sampler.report is None else sampler.report(after)
         more = [f(after) for f in (sampler.bath, sampler.over) if f is not None]
-        return after, back, numbers, report, more
+        return after, back, [*numbers, sampler.walkers(begun)], report, more
 
-    after, same, (numbers, _), report, more = run(jnp.zeros(WALKERS, bool))
+    after, same, (numbers, _, first_places), report, more = run(jnp.zeros(WALKERS, bool))
     kinetic, degrees, steps, ends = numbers
     assert all(leaf.shape[0] == WALKERS for leaf in jax.tree.leaves(after)), "every array has a row for each walker"
     assert all(x.shape == (WALKERS,) for x in (kinetic, degrees, steps, *report.values(), *more))
     assert np.all(steps == 12) and np.all(kinetic >= 0)
     assert all(not jnp.issubdtype(x.dtype, jnp.floating) or bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(after))
     still = (begin.species < 0) | begin.fixed
-    np.testing.assert_array_equal(ends.position[still], begin.position[still])
+    np.testing.assert_array_equal(ends.position[still], first_places.position[still])
     assert np.all(np.any(np.asarray(ends.position != begin.position), axis=(1, 2)) | (name == "band"))
     for x, y in zip(jax.tree.leaves(after), jax.tree.leaves(same), strict=True):
         data = jax.random.key_data if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray
@@ -83,7 +83,7 @@ def test_a_sampler_moves_all_walkers_and_takes_back_whom_it_is_told_to(name):
             jax.tree.map(close, ask(some), jax.tree.map(lambda x: x[1:2], ask(after)))
 
     # one is taken back, the others are where they were; the steps count on
-    _, _, (_, (_, _, steps, places)), _, _ = run(jnp.asarray([False, True, False]))
+    _, _, (_, (_, _, steps, places), _), _, _ = run(jnp.asarray([False, True, False, False]))
     np.testing.assert_array_equal(places.position[1], begin.position[1])
     np.testing.assert_array_equal(places.position[::2], ends.position[::2])
     assert np.all(steps == 12)

@@ -21,6 +21,7 @@ OF = ("top_k", "random", "farthest")
 # What a bias cannot be built without.
 OPTIONS = {
     "restraint": {"low": 0.5, "high": 2.0},
+    "umbrella": {"low": 0.5, "high": 2.0, "windows": 3},
     "metadynamics": {"width": 0.1, "pace": 1, "hills": 5},
     "opes": {"width": 0.1, "pace": 1, "kernels": 5},
     "wall": {"low": 0.5, "high": 2.0},

@@ -168,6 +168,7 @@ class Explorer(NamedTuple):
     timestep: float  # fs
     bath: Callable[[Int[Array, ""]], Float[Array, ""]] | None = None  # K after a number of steps; None: walkers at rest
     barostat: bool = False  # the cell changes: it needs all three periodic, a stress, and no fixed atom
+    thermostat: bool = True  # False: the bath is where momenta come from at the start, and nothing keeps them there
 
 
 class Start(NamedTuple):
@@ -228,6 +229,7 @@ class Sampler(NamedTuple):
     ordered: bool = False  # walkers are a path: each begins at a start structure of its own, in their order
     couples: bool = False  # a walker's step depends on others: they are of one system, and a mesh gathers them
     barostat: bool = False  # as of an `Explorer`
+    thermostat: bool = True  # likewise
 
 
 Score = Callable[[Prediction, Structure], Float[Array, ""]]  # larger = less certain

@@ -69,7 +69,7 @@ def nve(*, temperature: Kelvin = 300.0, timestep: Femtosecond = 0.5) -> Explorer
     `temperature` (K) is that of the initial momenta; `timestep` in fs.
     """
     engine = simulate.nve(_given_force, _shift, _time(timestep))
-    return _explorer(engine, timestep, _schedule(temperature, None, 0.0, timestep))
+    return _explorer(engine, timestep, _schedule(temperature, None, 0.0, timestep))._replace(thermostat=False)
 
 
 @register("explorer")

@@ -45,6 +45,7 @@ def per_walker(explorer: Explorer) -> Sampler:
         timestep=explorer.timestep,
         bath=None if explorer.bath is None else bath,
         barostat=explorer.barostat,
+        thermostat=explorer.thermostat,
     )
 
 

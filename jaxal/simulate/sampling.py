@@ -44,7 +44,9 @@ class Answer(NamedTuple):
 def check(walkers: Prepared, simulation: Simulation) -> Term:
     """The term whose variables the free energy is along; raises InputError where there can be none."""
     options = dict(simulation.explore.part.options)
-    if walkers.sampler.bath is None or options.get("final_temperature") is not None or walkers.sampler.couples:
+    sampler = walkers.sampler
+    ramps = options.get("final_temperature") is not None
+    if sampler.bath is None or not sampler.thermostat or sampler.couples or ramps:
         name = simulation.explore.part.name
         raise InputError(f"explore.name: {name} is no dynamics at one temperature; give nvt_langevin or another")
     temperature = options["temperature"]

@@ -141,7 +141,7 @@ def thermochemistry(
         return Thermochemistry(temperature, None, zero_point, entropy, free_energy)
     line = len(oscillators.quanta) == 3 * len(atoms) - 5
     gas: Any = IdealGasThermo(
-        vib_energies=quanta,
+        vib_energies=[quantum if quantum > 0 else -1j * quantum for quantum in oscillators.quanta],
         geometry="linear" if line else "nonlinear",
         potentialenergy=oscillators.energy,
         atoms=atoms,

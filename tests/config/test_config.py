@@ -146,7 +146,7 @@ def test_later_overrides_win_and_sections_appear(folder):
         ),
         (
             "explore: {name: [1]}",
-            "explore.name: unknown explorer or sampler [1]; There are band, descent, npt_nose_hoover, nve",
+            "explore.name: unknown explorer or sampler [1]; There are band, descent, dimer, npt_nose_hoover, nve",
         ),
         ("label: {name: zzz}", "label.name: unknown labeler or oracle 'zzz'; There are "),
         ("explore: {temperature: hot}", "explore.temperature: hot does not fit; give a number in K"),

@@ -43,6 +43,7 @@ OPTIONS = {
     "restraint": {"low": 2.0, "high": 3.0},
     "metadynamics": {"width": 0.1, "pace": 1, "hills": 20},
     "opes": {"width": 0.1, "pace": 1, "kernels": 10},
+    "umbrella": {"low": 2.0, "high": 3.0, "windows": 3},
     "wall": {"low": 2.0, "high": 3.0},
     "confinement": {"radius": 3.0},
     "distance": {"atoms": [0, 1]},

@@ -11,6 +11,7 @@ from structures import plain
 
 from jaxal.core.types import InputError, Start
 from jaxal.core.units import BOLTZMANN
+from jaxal.explore import fire
 from jaxal.explore.band import band
 from jaxal.explore.replicas import replica_exchange
 from jaxal.potential.pair import morse
@@ -79,9 +80,7 @@ def test_a_band_finds_the_barrier_that_a_scan_has_and_pays_for_what_is_uncertain
     # An image that left the physical is taken back by itself; the others wait for it, and the band is the same again.
     broken = state.walkers[0]
     crash = broken.structure.position.at[2, 3].set(broken.structure.position[2, 0] + jnp.asarray([0.02, 0.0, 0.01]))
-    broken = broken._replace(
-        structure=broken.structure._replace(position=crash), velocity=0 * broken.velocity, rests=broken.rests | True
-    )
+    broken = broken._replace(structure=broken.structure._replace(position=crash), glide=fire.at_rest(crash))
     after, looks = run(state._replace(walkers=(broken,)), limits)
     assert np.array_equal(np.argwhere(np.asarray(looks.unphysical)), [[0, 2]]) and int(looks.cause[0, 2]) == CLOSE
     assert not looks.over[0].any() and looks.over[-1].all() and not looks.ok.any()
