@@ -21,6 +21,7 @@ from jaxal.simulate.vibrations import Vibrations, reference_of
 LARGE = 60  # atoms; of more no Hessian is calculated
 RELAXED, RELAXATIONS = 5e-3, 500  # eV/Å and steps of the minimization of the ends
 NEAR = 1.0  # Å, that an atom may go from the highest image to the saddle
+GAP = 3.0  # times the median distance of neighboring images; springs keep them closer than that
 EVERY = 10  # steps of the band between two frames
 
 
@@ -41,6 +42,7 @@ class Barrier(NamedTuple):
     saddle: ase.Atoms | None  # refined with exact Hessians
     vibrations: Vibrations | None  # of it
     passed: int  # minima that the path passes in between
+    gap: bool  # two images are far apart: between them the path may be higher than any image
 
 
 def barrier(
@@ -96,10 +98,11 @@ def barrier(
         rows = [(at, below) for _, below in rows]
     sides = [above - below for above, below in rows]
     moved = np.diff([image.positions for image in path], axis=0)
+    lengths = np.linalg.norm(moved, axis=(1, 2))
     inner = np.sign(np.diff(mean))
     return Barrier(
         images=path,
-        coordinate=np.concatenate([[0.0], np.cumsum(np.linalg.norm(moved, axis=(1, 2)))]),
+        coordinate=np.concatenate([[0.0], np.cumsum(lengths)]),
         energies=over.mean(axis=1),
         spread=over.std(axis=1) if over.shape[1] > 1 else np.full(len(path), np.nan),
         force_error=opinion.error,
@@ -112,6 +115,7 @@ def barrier(
         saddle=saddle,
         vibrations=shown,
         passed=int(np.sum((inner[:-1] < 0) & (inner[1:] > 0))),
+        gap=bool(np.max(lengths) > GAP * np.median(lengths)),
     )
 
 

@@ -39,6 +39,7 @@ def of_barrier(folder: Path, barrier: Barrier) -> Outcome:
         "saddle": shown is not None,
         "imaginary_frequency": None if shown is None else float(shown.wavenumbers[0]),
         "minima_between": barrier.passed,
+        "gap": barrier.gap,
         "supported": bool(barrier.supported.all()),
         "coordinate": barrier.coordinate,
         "energies": barrier.energies,
@@ -63,6 +64,8 @@ def of_barrier(folder: Path, barrier: Barrier) -> Outcome:
     ]
     if barrier.passed:
         lines.append(f"path         passes {barrier.passed} minima in between: take each step by itself")
+    if barrier.gap:
+        lines.append("path         two images are far apart, the path may be higher between them: give more --images")
     lines.append(_support(bool(barrier.supported.all()), float(np.max(barrier.force_error))))
     return to_json(record), "\n".join(lines)
 

@@ -53,7 +53,7 @@ def program(
 ) -> Program:
     """Walkers [w] from these structures, one from each, that keep a frame every so many steps.
 
-    Nothing takes them back: a frame that is not physical says so, and the walker goes on as it can. Raises InputError
+    Nothing takes them back: a frame of dynamics that is not physical says so, and the walker goes on as it can. Raises InputError
     for structures that the model or the sampler cannot take, and from `onward` for atoms that collapse.
     """
     batch, shift = placed(surface.model, starts)
@@ -61,13 +61,14 @@ def program(
         structures = jax.tree.map(jnp.asarray, batch)
         spec = neighbors.plan(structures, surface.committee.potential.cutoff, SKIN)
         state, spec = _begun(surface, sampler, terms, spec, structures, jax.random.key(seed))
-    known = jnp.zeros(len(surface.model.table), bool)
+        widest = farthest(surface.committee.potential.cutoff, structures)
+    moves = sampler.bath is not None  # what relaxes waits for images that are not physical, and nobody takes them back
     bounds = Bounds(
         implausible=jnp.asarray(jnp.inf, surface.dtype),
-        closest=jnp.asarray(CLOSEST, surface.dtype),
+        closest=jnp.asarray(CLOSEST if moves else 0.0, surface.dtype),
         hottest=jnp.asarray(HOTTEST, surface.dtype),
-        farthest=jnp.full(len(starts), farthest(surface.committee.potential.cutoff, structures)),
-        known=known,
+        farthest=jnp.full(len(starts), widest if moves else jnp.inf, surface.dtype),
+        known=jnp.zeros(len(surface.model.table), bool),
     )
     compiled = jax.jit(_frames(surface, sampler, terms, every), static_argnums=(0, 1))
     room = [spec]  # grows where neighbors overflow
