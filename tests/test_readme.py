@@ -19,6 +19,7 @@ from jaxal.cli.main import parser
 from jaxal.config import schema
 from jaxal.config.loading import load, parse
 from jaxal.config.schema import Bench
+from jaxal.config.simulation import Simulation
 from jaxal.core import registry
 
 ROOT = Path(__file__).parent.parent
@@ -66,12 +67,14 @@ def test_commands_in_the_text_are_right(monkeypatch):
             parse({}, cls=Bench, overrides=arguments.set)
         elif words[0] == "contest":
             assert not arguments.config.parent.parts or arguments.config.is_file()
-        elif hasattr(arguments, "config"):
+        elif words[0] in ("dynamics", "free-energy"):
+            assert parse({}, None, Simulation, arguments.overrides).length > 0
+        elif hasattr(arguments, "config") and (arguments.config.parent.parts or arguments.config.is_file()):
             load(arguments.config, arguments.overrides)
 
 
 def test_every_command_is_in_the_table():
-    shown = set(re.findall(r"^\| `jaxal (\w+)", README, re.MULTILINE))
+    shown = set(re.findall(r"^\| `jaxal ([\w-]+)", README, re.MULTILINE))
     (choices,) = (action.choices for action in parser()._actions if action.choices)
     assert shown == set(choices)
 

@@ -118,7 +118,9 @@ def main(arguments: list[str]) -> None:
         value, spread = learned.forward / KCAL_PER_MOL, learned.forward_spread / KCAL_PER_MOL
         saddle = "saddle" if learned.saddle is not None else "no saddle"
         off = value - reference(name)
-        print(f"{run.name}: {value:.3f} +- {spread:.3f} kcal/mol, {off:+.3f}, {len(labels)} labels, {saddle}", flush=True)
+        print(
+            f"{run.name}: {value:.3f} +- {spread:.3f} kcal/mol, {off:+.3f}, {len(labels)} labels, {saddle}", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -167,10 +167,11 @@ def _cost(text: str, out: Path, measured: bool) -> float | None:
 
 def _closing(out: Path, method: "Method", starts: "Sequence[ase.Atoms]", seconds: float | None) -> str:
     """What was written, and the next command."""
-    from jaxal.config.proposal import labels
+    from jaxal.config.proposal import PATH, labels
 
+    number = PATH if len(starts) > 1 else labels(starts[0])
     if method.missing:
         fields = ", ".join(f"label.{option.name}" for option in method.missing)
         return f"{out}: fill in {fields}; then `jaxal label {out} --check` tries the method with one label"
     cost = "" if seconds is None else f", one label takes {seconds:.3g} s"
-    return f"{out}: up to {labels(starts[0])} labels to learn from{cost}\nnext: jaxal run {out}"
+    return f"{out}: up to {number} labels to learn from{cost}\nnext: jaxal run {out}"

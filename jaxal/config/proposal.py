@@ -19,6 +19,7 @@ from jaxal.explore.timestep import ENOUGH, fastest
 STEPS = (2.0, 1.0, 0.5, 0.25, 0.2, 0.1, 0.05)  # fs, time steps that divide a picosecond
 FORCES = 30_000  # force components that a first potential is learned from; those of experiments/ took 2,700 to 52,000
 LABELS = (100, 400)  # no fewer and no more
+PATH, IMAGES = 60, 9  # labels of a reaction path, and images of the band along it
 LARGE = 100  # atoms from which on fewer walkers fill the processor
 DEAR = 1.0  # s, a label that takes longer is not waited for
 PERIODIC = ("open", "periodic in one direction", "periodic in two directions", "periodic")
@@ -101,7 +102,7 @@ def configuration(
     Parameters
     ----------
     starts
-        The structures that the walkers start from, `info` holds their charge and spin.
+        The structure that the walkers start from, or both sides of a reaction; `info` holds their charge and spin.
     file
         Where they stand, as the configuration names it.
     method
@@ -113,8 +114,8 @@ def configuration(
     workers
         Processes that calculate labels, where those are too dear to be waited for.
     """
-    atoms, budget = starts[0], labels(starts[0])
-    step, why = timestep(starts)
+    atoms, reaction = starts[0], len(starts) > 1
+    budget = PATH if reaction else labels(atoms)
     free, directions = int((~fixed_atoms(atoms)).sum()), int(atoms.pbc.sum())
     all_of = ", index: all" if len(starts) > 1 else ""
     paid = budget + calibrating(budget)
@@ -125,36 +126,60 @@ def configuration(
         f"# {formula(atoms.numbers)}: {len(atoms)} atoms"
         + (f", {len(atoms) - free} of them fixed" if free < len(atoms) else "")
         + f", {PERIODIC[directions]}"
-        + (f", from {len(starts)} structures in turn" if len(starts) > 1 else ""),
+        + (", from one side of a reaction to the other" if reaction else ""),
         "# What is not here has its default: `jaxal check` shows every field with its unit.",
         f"system: {{file: {yaml12.inline(file)}{all_of}, charge: {atoms.info['charge']}, spin: {atoms.info['spin']}}}"
         "  # e, unpaired electrons",
         "",
-        "# The dynamics that visits structures: hotter than where the potential will be used, so as to see more.",
-        f"explore: {{name: nvt_langevin, temperature: {temperature:g}, timestep: {step:g}, "
-        f"walkers: {8 if len(atoms) < LARGE else 4}}}",
-        f"# K, fs: {why}",
+        *(_band() if reaction else _dynamics(starts, temperature)),
     ]
-    if directions == 3 and free == len(atoms):
+    if directions == 3 and free == len(atoms) and not reaction:
         lines.append("# for a cell that follows a pressure: explore.name npt_nose_hoover, and train.stress_weight 1")
     lines += ["", f"# The reference method{cost}."]
     lines.append("label:")
     lines += [f"  {name}: {yaml12.inline(value)}" for name, value in fields.items()]
     for option in method.missing:
         lines += _blank(option, atoms)
-    lines.append(f"  initial: {max(10, 2 * len(starts))}  # labels of displaced copies, before the dynamics")
-    if dear:
+    lines.append(f"  initial: {12 if reaction else 10}  # labels of displaced copies, before the dynamics")
+    if dear and not reaction:
         lines.append("  mode: pooled  # the dynamics go on elsewhere while labels are calculated")
         lines.append(f"  workers: {workers}  # at a time")
     lines += [
         "",
         "# Frames whose force error, as estimated, is above the target are labeled.",
-        "gate: {target_error: 0.3}  # eV/Å; lower asks for more labels",
+        f"gate: {{target_error: {0.1 if reaction else 0.3}}}  # eV/Å; lower asks for more labels",
         "",
-        f"# The run ends at the first of these; then {calibrating(budget)} labels more calibrate its bound.",
-        f"stop: {{labels: {budget}, quiet: 5}}  # labels to learn from; ps a walker without asking for one",
     ]
+    if reaction:
+        lines += ["# Barriers are energies: they count for more than by default.", "train: {energy_weight: 5}", ""]
+    more = f"then {calibrating(budget)} labels more calibrate its bound"
+    if reaction:
+        lines.append(f"# The run ends when the band has converged, or at the first of these; {more}.")
+        lines.append(f"stop: {{labels: {budget}, time: 3}}  # labels to learn from; ps: 3000 steps of the band")
+    else:
+        lines.append(f"# The run ends at the first of these; {more}.")
+        lines.append(
+            f"stop: {{labels: {budget}, quiet: 5}}  # labels to learn from; ps a walker without asking for one"
+        )
     return "\n".join(lines) + "\n"
+
+
+def _dynamics(starts: Sequence[ase.Atoms], temperature: float) -> list[str]:
+    step, why = timestep(starts)
+    return [
+        "# The dynamics that visits structures: hotter than where the potential will be used, so as to see more.",
+        f"explore: {{name: nvt_langevin, temperature: {temperature:g}, timestep: {step:g}, "
+        f"walkers: {8 if len(starts[0]) < LARGE else 4}}}",
+        f"# K, fs: {why}",
+    ]
+
+
+def _band() -> list[str]:
+    return [
+        "# A band from one side to the other, whose highest image climbs to the saddle; the sides relax, too.",
+        f"explore: {{name: band, walkers: {IMAGES}, ends: relaxed, converged: 0.03}}  # images, eV/Å",
+        "# nvt_langevin instead visits what lies around both sides, too",
+    ]
 
 
 def _blank(option: registry.Option, atoms: ase.Atoms) -> Iterator[str]:

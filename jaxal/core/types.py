@@ -228,6 +228,9 @@ class Sampler(NamedTuple):
     over: Callable[[PyTree], Bool[Array, "w"]] | None = None  # a converged band; None: never, as in dynamics
     ordered: bool = False  # walkers are a path: each begins at a start structure of its own, in their order
     couples: bool = False  # a walker's step depends on others: they are of one system, and a mesh gathers them
+    relaxes: bool = (
+        False  # to a stationary point: a frame, however uncertain, is worth a label and no reason to go back
+    )
     barostat: bool = False  # as of an `Explorer`
     thermostat: bool = True  # likewise
 

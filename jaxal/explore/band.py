@@ -131,6 +131,7 @@ def band(
         over=over,
         ordered=True,
         couples=True,
+        relaxes=True,
     )
 
 

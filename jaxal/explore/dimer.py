@@ -167,6 +167,7 @@ def dimer(
         report=lambda pairs: {"curvature": pairs.curvature, "pull": pairs.pull},
         over=over,
         couples=True,
+        relaxes=True,
     )
 
 

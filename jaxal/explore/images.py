@@ -1,15 +1,21 @@
 """Images between structures: where a band begins. Host side, numpy and ASE."""
 
 import itertools
+import warnings
 from collections.abc import Sequence
 
 import ase
 import numpy as np
 from ase.build import minimize_rotation_and_translation
 from ase.mep import NEB
+from ase.mep.neb import idpp_interpolate
 
 from jaxal.core.errors import InputError
-from jaxal.data.frames import fixed_atoms
+from jaxal.data.frames import fixed_atoms, overlap
+
+NEAREST = 0.5  # of the sum of two covalent radii; nearer than that images on a straight way are in each other's way
+ASIDE = 0.2  # Å, that atoms step aside then
+STEPS = 200  # of the relaxation on pair potentials
 
 
 def alike(first: ase.Atoms, second: ase.Atoms, which: str) -> None:
@@ -68,7 +74,19 @@ def _idpp(first: ase.Atoms, last: ase.Atoms, number: int) -> list[ase.Atoms]:
     fixed = fixed_atoms(first)
     for image in chain:
         image.set_constraint()
-    NEB(chain, method="improvedtangent").interpolate(method="idpp", mic=bool(first.pbc.any()), apply_constraint=False)
+    mic = bool(first.pbc.any())
+    NEB(chain, method="improvedtangent").interpolate(mic=mic, apply_constraint=False)
+    if any(overlap(image, NEAREST) for image in chain[1:-1]):  # on a line atoms cannot pass each other
+        aside = np.random.default_rng(0).normal(0.0, ASIDE, first.positions.shape)
+        for row, image in enumerate(chain):
+            image.positions += np.sin(np.pi * row / (number + 1)) * aside
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # ASE warns of its own choice of tangents, which does not matter here
+        idpp_interpolate(chain, traj=None, log=None, mic=mic, steps=STEPS)
+    if not all(np.isfinite(image.positions).all() for image in chain):
+        raise InputError("there is no way from one structure to the other; give one in between, too")
     for image in chain[1:-1]:
         image.positions[fixed] = first.positions[fixed]
         image.set_constraint(first.constraints)

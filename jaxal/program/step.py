@@ -227,6 +227,7 @@ def make_walk(
         numbers = value, energy, force, prediction.stress, structure.position, structure.cell
         ceiling = jnp.inf if gate is None or gate.ceiling is None else gate.ceiling
         certain = (implied(state, value, structure, prediction) <= bounds.implausible) & (value <= ceiling)
+        certain |= sampler.relaxes  # by the same way it would come here again
         causes = (
             (NOT_FINITE, ~_finite(numbers)),
             (CLOSE, ~(closeness(structure, near_) >= bounds.closest)),

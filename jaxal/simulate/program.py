@@ -53,8 +53,8 @@ def program(
 ) -> Program:
     """Walkers [w] from these structures, one from each, that keep a frame every so many steps.
 
-    Nothing takes them back: a frame of dynamics that is not physical says so, and the walker goes on as it can. Raises InputError
-    for structures that the model or the sampler cannot take, and from `onward` for atoms that collapse.
+    Nothing takes them back: a frame of dynamics that is not physical says so, and the walker goes on as it can. Raises
+    InputError for structures that the model or the sampler cannot take, and from `onward` for atoms that collapse.
     """
     batch, shift = placed(surface.model, starts)
     with jax.enable_x64(surface.double):
@@ -62,7 +62,7 @@ def program(
         spec = neighbors.plan(structures, surface.committee.potential.cutoff, SKIN)
         state, spec = _begun(surface, sampler, terms, spec, structures, jax.random.key(seed))
         widest = farthest(surface.committee.potential.cutoff, structures)
-    moves = sampler.bath is not None  # what relaxes waits for images that are not physical, and nobody takes them back
+    moves = not sampler.relaxes  # what does waits for images that are not physical, and nobody takes them back
     bounds = Bounds(
         implausible=jnp.asarray(jnp.inf, surface.dtype),
         closest=jnp.asarray(CLOSEST if moves else 0.0, surface.dtype),

@@ -43,7 +43,9 @@ def complaint(capsys, *arguments):
 
 def test_a_barrier_from_two_files(folder, capsys, tmp_path):
     ends = "--from", folder / "left.xyz", "--to", folder / "right.xyz"
-    record = said(capsys, "barrier", folder / "leps.npz", *ends, "--images", 7, "--as-they-are", "--dir", tmp_path / "b")
+    record = said(
+        capsys, "barrier", folder / "leps.npz", *ends, "--images", 7, "--as-they-are", "--dir", tmp_path / "b"
+    )
     assert record["converged"] and record["saddle"] and not record["gap"]
     assert record["forward"] == pytest.approx(record["backward"], abs=5e-3) and record["forward_spread"] > 0
     assert len(read(tmp_path / "b" / "path.xyz", ":")) == 7 and (tmp_path / "b" / "barrier.svg").is_file()
@@ -102,8 +104,14 @@ def test_a_free_energy_and_its_files(folder, capsys, tmp_path):
         ("barrier leps.npz --from left.xyz --to right.xyz --images 2", "--images: 2 is too small; give at least 3"),
         ("saddle leps.npz guess.xyz --tries 0", "--tries: 0 is too small; give at least 1"),
         ("vibrations leps.npz guess.xyz --temperature -3", "--temperature: -3 is too small; give at least 0.001"),
-        ("dynamics wells.npz pair.xyz explore.temprature=3", "override 'explore.temprature=3': explore.temprature: unk"),
-        ("dynamics wells.npz pair.xyz unsure=maybe", "override 'unsure=maybe': unsure: maybe does not fit; give stop or"),
+        (
+            "dynamics wells.npz pair.xyz explore.temprature=3",
+            "override 'explore.temprature=3': explore.temprature: unk",
+        ),
+        (
+            "dynamics wells.npz pair.xyz unsure=maybe",
+            "override 'unsure=maybe': unsure: maybe does not fit; give stop or",
+        ),
         ("dynamics wells.npz pair.xyz explore.name=npt_nose_hoover", "explore.name: npt_nose_hoover needs a cell that"),
         ("free-energy wells.npz pair.xyz", "along: missing; give a variable, such as along="),
         ("free-energy wells.npz pair.xyz --discard 1", "--discard: 1 is too large; give a part below 1"),
