@@ -3,6 +3,7 @@
 import itertools
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import ase
 import numpy as np
@@ -84,7 +85,8 @@ def _idpp(first: ase.Atoms, last: ase.Atoms, number: int) -> list[ase.Atoms]:
         warnings.simplefilter(
             "ignore", UserWarning
         )  # ASE warns of its own choice of tangents, which does not matter here
-        idpp_interpolate(chain, traj=None, log=None, mic=mic, steps=STEPS)
+        nowhere: Any = None
+        idpp_interpolate(chain, traj=nowhere, log=nowhere, mic=mic, steps=STEPS)
     if not all(np.isfinite(image.positions).all() for image in chain):
         raise InputError("there is no way from one structure to the other; give one in between, too")
     for image in chain[1:-1]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import ase
 import numpy as np
 from ase.optimize import BFGS
+from scipy.signal import find_peaks
 
 from jaxal.core.errors import InputError
 from jaxal.deploy import model as models
@@ -22,6 +23,7 @@ LARGE = 60  # atoms; of more no Hessian is calculated
 RELAXED, RELAXATIONS = 5e-3, 500  # eV/Å and steps of the minimization of the ends
 NEAR = 1.0  # Å, that an atom may go from the highest image to the saddle
 GAP = 3.0  # times the median distance of neighboring images; springs keep them closer than that
+DEEP = 0.005  # eV; less deep minima in between are none
 EVERY = 10  # steps of the band between two frames
 
 
@@ -33,7 +35,7 @@ class Barrier(NamedTuple):
     energies: np.ndarray  # [i]
     spread: np.ndarray  # [i] standard deviation of the members
     force_error: np.ndarray  # [i] eV/Å, bound on the force error; infinite where not supported
-    supported: np.ndarray  # [i] bool
+    supported: np.ndarray | None  # [i] bool; None where the model does not know
     forward: float  # of the saddle, or the highest image where there is none
     forward_spread: float
     backward: float
@@ -99,7 +101,6 @@ def barrier(
     sides = [above - below for above, below in rows]
     moved = np.diff([image.positions for image in path], axis=0)
     lengths = np.linalg.norm(moved, axis=(1, 2))
-    inner = np.sign(np.diff(mean))
     return Barrier(
         images=path,
         coordinate=np.concatenate([[0.0], np.cumsum(lengths)]),
@@ -114,7 +115,7 @@ def barrier(
         converged=done,
         saddle=saddle,
         vibrations=shown,
-        passed=int(np.sum((inner[:-1] < 0) & (inner[1:] > 0))),
+        passed=len(find_peaks(-mean, prominence=DEEP)[0]),
         gap=bool(np.max(lengths) > GAP * np.median(lengths)),
     )
 

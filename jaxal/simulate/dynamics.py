@@ -229,7 +229,7 @@ def record(walkers: Prepared, simulation: Simulation, series: Series) -> dict[st
         "end of the simulation" if at == len(series.time)
         else _reason(series, int(at), walker) for walker, at in enumerate(first)
     ]  # fmt: skip
-    counts = series.counts
+    counts, known = series.counts, walkers.surface.model.support is not None
     return {
         "explorer": simulation.explore.part.name,
         "walkers": counts.shape[1],
@@ -241,7 +241,7 @@ def record(walkers: Prepared, simulation: Simulation, series: Series) -> dict[st
         "energy": _mean(series.energy, counts),
         "force_spread": _mean(series.spread, counts),
         "estimated_error": _mean(series.error, counts),
-        "supported": _mean(series.supported, np.ones_like(counts)),
+        "supported": _mean(series.supported, known & np.ones_like(counts)),
         "variables": {name: _mean(values, counts) for name, values in variables(series).items()},
         "seed": simulation.seed,
     }

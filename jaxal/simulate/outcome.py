@@ -29,6 +29,7 @@ Outcome = tuple[dict[str, Any], str]  # what JSON has, and text
 def of_barrier(folder: Path, barrier: Barrier) -> Outcome:
     """The path, the saddle and their energies."""
     shown = barrier.vibrations
+    supported = None if barrier.supported is None else bool(barrier.supported.all())
     record = {
         "forward": barrier.forward,
         "forward_spread": barrier.forward_spread,
@@ -40,7 +41,7 @@ def of_barrier(folder: Path, barrier: Barrier) -> Outcome:
         "imaginary_frequency": None if shown is None else float(shown.wavenumbers[0]),
         "minima_between": barrier.passed,
         "gap": barrier.gap,
-        "supported": bool(barrier.supported.all()),
+        "supported": supported,
         "coordinate": barrier.coordinate,
         "energies": barrier.energies,
         "spread": barrier.spread,
@@ -66,7 +67,7 @@ def of_barrier(folder: Path, barrier: Barrier) -> Outcome:
         lines.append(f"path         passes {barrier.passed} minima in between: take each step by itself")
     if barrier.gap:
         lines.append("path         two images are far apart, the path may be higher between them: give more --images")
-    lines.append(_support(bool(barrier.supported.all()), float(np.max(barrier.force_error))))
+    lines.append(_support(supported, float(np.max(barrier.force_error))))
     return to_json(record), "\n".join(lines)
 
 
@@ -100,7 +101,7 @@ def of_search(folder: Path, search: Search) -> Outcome:
         over = " and ".join(_kcal(side.barrier, side.spread) for side in saddle.sides)
         made, broken = row["bonds_made_and_broken"]
         what = f"{len(made)} bonds made, {len(broken)} broken" if made or broken else "no bond changes"
-        where = "" if saddle.supported else "; unlike what the model was trained on"
+        where = "" if saddle.supported is not False else "; unlike what the model was trained on"
         lines.append(
             f"{number:3d}  {over} over its minima; {-saddle.vibrations.wavenumbers[0]:.0f}i cm^-1; {what}{where}"
         )
@@ -154,7 +155,7 @@ def of_dynamics(folder: Path, record: dict[str, Any], series: Series) -> Outcome
         if record[name] is not None:
             unit = {"temperature": "K"}.get(name, "eV/Å")
             lines.append(f"{name.replace('_', ' '):<16} {record[name]:.4g} {unit}, mean")
-    lines.append(f"{'supported':<16} {100 * record['supported']:.1f} % of the frames")
+    lines.append(f"{'supported':<16} {_share(record['supported'])}")
     return record, "\n".join(lines)
 
 
@@ -196,7 +197,7 @@ def of_free_energy(folder: Path, answer: Answer, simulated: dict[str, Any]) -> O
     lines.append(
         f"profile: up to {np.nanmax(profile.energy) / KCAL_PER_MOL:.2f} kcal/mol, standard error {worst:.3f} at most"
     )
-    lines.append(f"supported: {100 * simulated['supported']:.1f} % of the frames")
+    lines.append(f"supported: {_share(simulated['supported'])}")
     return to_json(record), "\n".join(lines)
 
 
@@ -211,11 +212,17 @@ def _kcal(energy: float, spread: float = math.nan) -> str:
     return f"{energy / KCAL_PER_MOL:.2f}{more} kcal/mol"
 
 
-def _support(supported: bool, error: float) -> str:
+def _support(supported: bool | None, error: float) -> str:
+    if supported is None:
+        return "support      the model does not know what it was trained on"
     if not supported:
         return "support      some images are unlike what the model was trained on: learn there"
     bound = f", force errors up to {error:.2g} eV/Å by its bound" if math.isfinite(error) else ""
     return f"support      all images are like what the model was trained on{bound}"
+
+
+def _share(part: float | None) -> str:
+    return "not known" if part is None else f"{100 * part:.1f} % of the frames"
 
 
 def _axes() -> Any:

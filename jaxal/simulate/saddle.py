@@ -43,7 +43,7 @@ class Saddle(NamedTuple):
     atoms: ase.Atoms
     vibrations: Vibrations
     sides: tuple[Side, Side]
-    supported: bool  # by what the model was trained on, saddle and both minima
+    supported: bool | None  # saddle and both minima, by what the model was trained on; None where it does not know
     error: float  # eV/Å, bound on the force error, the largest of the three
 
 
@@ -150,7 +150,7 @@ def joined(
         each = opinion.energy[0] - opinion.energy[row]
         energy = float(opinion.energy[row].mean())
         sides.append(Side(end, energy, float(each.mean()), float(each.std()), frames))
-    known = bool(opinion.supported.all()) or model.support is None
+    known = None if opinion.supported is None else bool(opinion.supported.all())
     return Saddle(atoms, shown, (sides[0], sides[1]), known, float(np.max(opinion.error)))
 
 

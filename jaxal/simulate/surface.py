@@ -134,7 +134,7 @@ class Opinion(NamedTuple):
     energy: Float[np.ndarray, "b m"]  # eV, total
     spread: Float[np.ndarray, "b"]  # eV/Å, the largest of an atom's force
     error: Float[np.ndarray, "b"]  # eV/Å, a bound on the largest force error; infinite where not supported
-    supported: np.ndarray  # [b] bool
+    supported: np.ndarray | None  # [b] bool; None where the model does not know
 
 
 def opinions(model: models.Model, frames: Sequence[ase.Atoms], at_once: int = 64) -> Opinion:
@@ -152,6 +152,7 @@ def opinions(model: models.Model, frames: Sequence[ase.Atoms], at_once: int = 64
         used = slice(0, min(at_once, len(frames) - first))
         parts.append((energy[used], spread.max(axis=-1)[used], new[used]))
     energy, spread, novelty = (np.concatenate(x) for x in zip(*parts, strict=True))
+    known = None if model.support is None else novelty <= 1
     species = batch.species[0]
     reference = float(model.reference[species[species >= 0]].sum())
-    return Opinion(energy + reference, spread, bounds(model.calibration, spread, novelty), novelty <= 1)
+    return Opinion(energy + reference, spread, bounds(model.calibration, spread, novelty), known)

@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from jaxal.core.types import InputError
 from jaxal.data.frames import fixed_atoms
+from jaxal.explore.images import alike
 from jaxal.validate.graph import bonds
 
 
@@ -52,15 +53,8 @@ def barrier(
     """
     if images < 3:
         raise InputError(f"images: {images}; a path needs at least 3")
-    if len(start) != len(end) or not np.array_equal(start.numbers, end.numbers):
-        raise InputError("end: its atoms are not those of the start; give the same elements in the same order")
+    alike(start, end, "end")
     fixed = fixed_atoms(start)
-    if not np.array_equal(fixed, fixed_atoms(end)):
-        raise InputError("end: its fixed atoms are not those of the start; give both the same FixAtoms")
-    moved = np.linalg.norm(end.positions[fixed] - start.positions[fixed], axis=-1)
-    if np.any(moved > 1e-3):
-        atom = int(np.flatnonzero(fixed)[np.argmax(moved)])
-        raise InputError(f"end: its fixed atom {atom} is {moved.max():.3g} Å from where the start has it; put it there")
     ends = [start.copy(), end.copy()]
     ends[1].positions[fixed] = start.positions[fixed]
     converged = True

@@ -1,5 +1,7 @@
 """Images between structures: ends kept, evenly spaced, atoms out of each other's way, fixed ones where they are."""
 
+import itertools
+
 import ase
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from jaxal.explore.images import between
 
 
 def lengths(images):
-    return [np.linalg.norm(b.positions - a.positions) for a, b in zip(images[:-1], images[1:], strict=True)]
+    return [np.linalg.norm(b.positions - a.positions) for a, b in itertools.pairwise(images)]
 
 
 def test_a_molecule_is_turned_onto_itself_and_ends_are_kept():
@@ -61,7 +63,7 @@ def test_fixed_atoms_and_cells_stay():
         np.testing.assert_array_equal(image.cell.array, slab.cell.array)
         assert image.constraints[0].index.tolist() == [0, 1, 2, 3]
     other.positions[0] += 0.1
-    with pytest.raises(InputError, match="structure 1: its fixed atom 0 is 0.173 Å from where the first has it"):
+    with pytest.raises(InputError, match=r"structure 1: its fixed atom 0 is 0.173 Å from where the first has it"):
         between([slab, other], 5)
 
 

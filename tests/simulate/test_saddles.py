@@ -103,5 +103,5 @@ def test_what_cannot_be_is_refused():
     second.pbc, second.cell = True, 9 * np.eye(3)
     with pytest.raises(InputError, match="not periodic in the same directions"):
         barrier(LEPS, first, second)
-    with pytest.raises(InputError, match="explore.walkers"):
+    with pytest.raises(InputError, match=r"explore.walkers"):
         program(surface(LEPS), dimer(), (), [first] * 3, 0, 1)

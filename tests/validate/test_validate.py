@@ -181,11 +181,11 @@ def test_a_band_keeps_fixed_atoms_where_they_are():
         np.testing.assert_array_equal(image.positions[:4], start.positions[:4])
         assert np.all(np.any(image.positions[4:8] != start.positions[4:8], axis=1))
     end.set_constraint()
-    with pytest.raises(InputError, match="end: its fixed atoms are not those of the start"):
+    with pytest.raises(InputError, match="end: its fixed atoms are not those of the first"):
         barrier(EMT, start, end)
     end.positions[2] += 0.3
     end.set_constraint(lower)
-    with pytest.raises(InputError, match=r"end: its fixed atom 2 is 0\.52 Å from where the start has it"):
+    with pytest.raises(InputError, match=r"end: its fixed atom 2 is 0\.52 Å from where the first has it"):
         barrier(EMT, start, end)
 
 
