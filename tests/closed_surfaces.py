@@ -1,4 +1,4 @@
-"""Closed energy surfaces as finished models: `--part closed_surfaces.py`.
+"""Closed energy surfaces as finished models, for tests that ask for the fixture `surfaces`.
 
 The members are the surface times a factor each, so what they say of a barrier or a free energy is known.
 """
@@ -6,7 +6,6 @@ The members are the surface times a factor each, so what they say of a barrier o
 import jax.numpy as jnp
 import numpy as np
 
-from jaxal.core.registry import register
 from jaxal.core.types import Potential
 from jaxal.data import neighbors
 from jaxal.deploy.model import Model
@@ -50,7 +49,6 @@ def leps_energy(first, second, third):
     return sum(coulomb) - jnp.sqrt(jnp.maximum(inside, 1e-20))
 
 
-@register("potential")
 def leps(table: tuple[int, ...]) -> Potential:
     """Three hydrogen atoms."""
 
@@ -70,7 +68,6 @@ def well_energy(r):
     return HEIGHT * (x**2 - 1) ** 2 + TILT * (r - MIDDLE)
 
 
-@register("potential")
 def wells(table: tuple[int, ...]) -> Potential:
     """Two atoms whose distance has two wells."""
 
@@ -79,6 +76,9 @@ def wells(table: tuple[int, ...]) -> Potential:
         return 0.5 * jnp.sum(jnp.where(used, well_energy(jnp.where(used, distance, MIDDLE)), 0.0))
 
     return _potential(8.0, whole)
+
+
+POTENTIALS = {"leps": leps, "wells": wells}
 
 
 def model(name: str) -> Model:

@@ -33,6 +33,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from jaxal.core import registry  # noqa: E402
+from jaxal.core.discovery import import_parts  # noqa: E402
 
 MAPS = Path("/proc/self/maps")
 MANY = 20_000  # of the 65,530 mappings that Linux gives a process; one file of tests can take 15,000
@@ -55,6 +56,16 @@ def mappings():
 def double():
     """64-bit arrays within a test."""
     with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def surfaces():
+    """Closed surfaces (`closed_surfaces`), registered as potentials for one file of tests only."""
+    import_parts("potential")  # what is first imported meanwhile would be forgotten with the rest
+    with pytest.MonkeyPatch.context() as patch:
+        there = importlib.import_module("closed_surfaces").POTENTIALS
+        patch.setitem(registry._table, "potential", registry._table["potential"] | there)
         yield
 
 

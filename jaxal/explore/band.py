@@ -11,7 +11,7 @@ from jaxal.core.registry import register
 from jaxal.core.types import InputError, Key, Sampler, Seen, Start, Structure
 from jaxal.core.units import Unit
 from jaxal.data.cell import completed, inverse
-from jaxal.explore import fire
+from jaxal.explore import fire, rigid
 from jaxal.explore.fire import Glide
 from jaxal.explore.stepping import where
 from jaxal.explore.walker import mobile
@@ -102,7 +102,8 @@ def band(
     def advance(images: Images, structure: Structure, seen: Seen) -> Images:
         moves = jax.vmap(mobile)(structure)[..., None]
         force = jnp.where(moves, seen.force, 0.0).astype(structure.position.dtype)
-        force = jnp.where(moves, nudged(structure, seen.energy, force, images.climbs[0]), 0.0)
+        force = nudged(structure, seen.energy, force, images.climbs[0])
+        force = jax.vmap(rigid.internal)(structure, force)  # springs would turn what nothing holds
         velocity, rows = images.glide.velocity, images.step.shape
         power, ratio = jnp.sum(force * velocity), _ratio(velocity, force)
         power, ratio = (jnp.broadcast_to(x, rows) for x in (power, ratio))

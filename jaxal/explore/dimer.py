@@ -10,7 +10,7 @@ from jaxal.core.precision import exact
 from jaxal.core.registry import register
 from jaxal.core.types import InputError, Key, Sampler, Seen, Start, Structure
 from jaxal.core.units import Unit
-from jaxal.explore import fire
+from jaxal.explore import fire, rigid
 from jaxal.explore.fire import Glide
 from jaxal.explore.stepping import where
 from jaxal.explore.walker import mobile
@@ -217,30 +217,4 @@ def _internal(structure: Structure, vectors: Float[Array, "w n 3"]) -> Float[Arr
     rotations where nothing is periodic, too. Both walkers of a dimer have those of its middle.
     """
     middle = jax.tree.map(lambda x: _both(x[::2]), structure)
-    return jax.vmap(_without_motion)(middle, vectors)
-
-
-def _without_motion(structure: Structure, vector: Float[Array, "n 3"]) -> Float[Array, "n 3"]:
-    moves = mobile(structure)
-    vector = jnp.where(moves[:, None], vector, 0.0)
-    loose = ~jnp.any((structure.species >= 0) & structure.fixed)
-    turns = loose & ~jnp.any(structure.periodic)
-    number = jnp.maximum(jnp.sum(moves), 1)
-    place = structure.position - jnp.sum(jnp.where(moves[:, None], structure.position, 0.0), axis=0) / number
-    unit = jnp.eye(3, dtype=vector.dtype)
-    shifts = jnp.broadcast_to(unit[:, None], (3, *place.shape))
-    rotations = jnp.cross(jnp.broadcast_to(unit[:, None], (3, *place.shape)), place[None])
-    basis: list[Array] = []
-    for counts, motions in ((loose, shifts), (turns, rotations)):
-        for motion in motions:
-            motion = jnp.where(moves[:, None] & counts, motion, 0.0)
-            size = jnp.sum(motion**2)
-            for _ in range(2):  # once more: what little is left of a dependent one is rounding
-                for other in basis:
-                    motion = motion - jnp.sum(motion * other) * other
-            left = jnp.sum(motion**2)
-            sound = left > 1e-6 * jnp.maximum(size, 1e-12)  # the rotation around the axis of a line is none
-            basis.append(jnp.where(sound, motion / jnp.sqrt(jnp.where(sound, left, 1.0)), 0.0))
-    for motion in basis:
-        vector = vector - jnp.sum(vector * motion) * motion
-    return vector
+    return jax.vmap(rigid.internal)(middle, vectors)

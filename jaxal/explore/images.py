@@ -39,7 +39,7 @@ def alike(first: ase.Atoms, second: ase.Atoms, which: str) -> None:
 def between(structures: Sequence[ase.Atoms], number: int) -> list[ase.Atoms]:
     """So many images along structures of the same atoms, in their order, these included.
 
-    The structures of a molecule that nothing holds are turned and shifted onto each other first. Between two of them
+    The images of a molecule that nothing holds are turned and shifted onto each other. Between two of them
     images are made by image-dependent pair potentials, more of them where atoms move farther (Smidstrup et al., J.
     Chem. Phys. 140, 214106, 2014; ASE). Raises InputError for fewer images than structures, and for structures between
     which there is no path.
@@ -57,6 +57,8 @@ def between(structures: Sequence[ase.Atoms], number: int) -> list[ase.Atoms]:
     images = placed[:1]
     for first, last, inner in zip(placed[:-1], placed[1:], _shares(lengths, number - len(placed)), strict=True):
         images += [*_idpp(first, last, inner), last]
+    for first, second in itertools.pairwise(images if loose else []):
+        minimize_rotation_and_translation(first, second)
     return images
 
 

@@ -15,7 +15,7 @@ ALONG = "along={name: distance, atoms: [0, 1]}"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(surfaces, tmp_path_factory):
     """Models of both surfaces, and structures for them."""
     path = tmp_path_factory.mktemp("use")
     for name in ("leps", "wells"):

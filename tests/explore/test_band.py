@@ -47,9 +47,12 @@ class OnSurface(Calculator):
 def relaxed(images, steps, **options):
     """Positions [w 2] of the images after so many steps, and whether the band was over."""
     number = len(images)
-    place = jnp.zeros((number, 1, 3)).at[:, 0, :2].set(images)
+    place = (
+        jnp.zeros((number, 2, 3)).at[:, 0, :2].set(images)
+    )  # the second is fixed: nothing is free to move as a whole
     none, cell = jnp.zeros(number, jnp.int32), jnp.zeros((number, 3, 3))
-    start = plain(place, jnp.zeros((number, 1), jnp.int32), cell, none, none)
+    held = jnp.zeros((number, 2), bool).at[:, 1].set(True)
+    start = plain(place, jnp.zeros((number, 2), jnp.int32), cell, none, none, fixed=held)
     sampler = band(**options)
 
     def step(state, _):

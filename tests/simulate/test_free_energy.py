@@ -11,6 +11,7 @@ from jaxal.core.errors import InputError
 from jaxal.core.units import BOLTZMANN
 from jaxal.simulate import dynamics, free_energy, sampling
 
+pytestmark = pytest.mark.usefixtures("surfaces")
 WELLS = model("wells")
 KELVIN = 600.0
 THERMAL = BOLTZMANN * KELVIN

@@ -17,6 +17,7 @@ from jaxal.simulate.barrier import barrier
 from jaxal.simulate.program import program
 from jaxal.simulate.surface import expander, in_double, surface
 
+pytestmark = pytest.mark.usefixtures("surfaces")
 LEPS = model("leps")
 
 
