@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from ase.io import write
 from contest_example import frames
 
@@ -31,6 +32,7 @@ def block(language: str) -> str:
     return text
 
 
+@pytest.mark.slow
 def test_from_an_empty_file_to_the_leaderboard(tmp_path, monkeypatch):
     import_parts()
     monkeypatch.setitem(registry._table, "select", dict(registry._table["select"]))

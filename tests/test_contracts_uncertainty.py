@@ -365,15 +365,9 @@ def test_a_model_file_keeps_the_method(name, tmp_path):
     assert finite(prediction)
 
 
-# the others take as long again each: with -m slow
-@pytest.mark.parametrize(
-    ("name", "waiting"),
-    [
-        pytest.param(name, waiting, marks=() if (name, waiting) == ("laplace", False) else pytest.mark.slow)
-        for name in NAMES
-        for waiting in (False, True)
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("waiting", [False, True])
+@pytest.mark.parametrize("name", NAMES)
 def test_one_round_on_the_fly(name, waiting):
     """Dynamics, gate, labels, training and posterior in one program; or what waits for its label in the posterior."""
     with jax.enable_x64(False):

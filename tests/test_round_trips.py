@@ -1,6 +1,7 @@
 """From a run to a store, to text, to a database, to another store, to a training: nothing on the way is changed."""
 
 import numpy as np
+import pytest
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
@@ -38,6 +39,7 @@ def frames(path) -> dict[bytes, Frame]:
     return by_position
 
 
+@pytest.mark.slow
 def test_a_label_of_a_run_is_the_same_wherever_it_goes(tmp_path, monkeypatch):
     """Cations with a fixed atom and a heavy one, and beside those of the run one from a file, with a weight."""
     monkeypatch.chdir(tmp_path)

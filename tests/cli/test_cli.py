@@ -250,7 +250,8 @@ def awaited(child: subprocess.Popen, there: Callable[[], bool]) -> None:
     assert there()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_told_to_end_keeps_its_last_segment_and_says_how_to_resume(folder, number):
     child, metrics = endless(folder), folder / "out" / "metrics.jsonl"
     if number == signal.SIGTERM:  # in the middle of the exploration; the other at its very beginning

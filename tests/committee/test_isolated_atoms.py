@@ -55,6 +55,7 @@ def single(raw=EXACT):
     return jax.tree.map(lambda x: x[0], params_of(Committee(raw, 1, species=len(TABLE))))
 
 
+@pytest.mark.slow
 def test_the_equivariant_potential_knows_its_isolated_atoms():
     """Without an evaluation; that of structures of one atom is the oracle."""
     params = single()

@@ -109,9 +109,8 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize(
-    "where", ["after the checkpoint", pytest.param("before the checkpoint", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["after the checkpoint", "before the checkpoint"])
 def test_a_killed_contest_ends_with_the_same_numbers(folder, whole, tmp_path, monkeypatch, where):
     dir, calls = tmp_path / "killed", []
     save = checkpoint.save

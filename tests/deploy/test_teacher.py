@@ -223,6 +223,7 @@ def test_what_cannot_be_is_told_by_the_check(options, what, model):
     assert "\n" not in str(caught.value) and not teachers()
 
 
+@pytest.mark.slow
 def test_what_the_model_was_not_trained_for_is_refused(model):
     backend = teacher(model=model)
     with pytest.raises(LabelError, match=r"^label: the teacher does not know Cl; its model was trained on H, C, O"):

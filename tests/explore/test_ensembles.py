@@ -100,6 +100,7 @@ BATHS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fixed", [(), LAYER], ids=["free", "fixed"])
 @pytest.mark.parametrize("name", BATHS)
 def test_thermostats_in_short(name, fixed):

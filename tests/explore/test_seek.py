@@ -225,6 +225,7 @@ def test_a_bias_of_no_height_changes_nothing():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "bias",
     [

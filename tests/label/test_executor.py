@@ -228,6 +228,7 @@ def test_an_answer_that_is_there_counts_however_late_it_is_asked_for(opened, fau
 # ---------------------------------------------------------------- Parsl
 
 
+@pytest.mark.slow
 def test_a_lost_worker_and_a_lost_node_cost_time_but_no_label(opened, faults, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/usr/bin:/bin")  # without the environment's folder, where interchange.py lies
     assert shutil.which("interchange.py") is None and shutil.which("process_worker_pool.py") is None
@@ -379,6 +380,7 @@ def test_mistakes_are_one_line_before_anything_is_calculated(faults, tmp_path, m
         cluster.parsl_local()(Setting(Recipe("tblite", {}), None, 0, blank))
 
 
+@pytest.mark.slow
 def test_labels_of_a_service_over_parsl_are_those_of_this_process(tmp_path):
     from ase.build import molecule
     from test_label_service import TABLE, batch_of

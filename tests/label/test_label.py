@@ -222,10 +222,12 @@ def test_tblite_gives_the_same_bits_every_time():
 @pytest.mark.parametrize(
     ("options", "name", "charge", "spin"),
     [
-        ({"method": "HF", "basis": "sto-3g", "dispersion": "d3bj"}, "CH3CH2OH", 0, 0),
+        pytest.param(
+            {"method": "HF", "basis": "sto-3g", "dispersion": "d3bj"}, "CH3CH2OH", 0, 0, marks=pytest.mark.slow
+        ),
         ({"method": "PBE0", "dispersion": "d3bj", "grid_level": 1}, "H2O", 0, 0),
         # The hole of OH may lie in any direction of a degenerate pair: a coarse grid would turn it with h.
-        ({"method": "PBE0", "dispersion": "d4"}, "OH", 0, 1),
+        pytest.param({"method": "PBE0", "dispersion": "d4"}, "OH", 0, 1, marks=pytest.mark.slow),
         ({"method": "wb97x-d3bj", "grid_level": 1, "density_fit": False}, "OH", -1, 0),
         ({"method": "B3LYP", "basis": "6-31g*", "grid_level": 1}, "H2O", 1, 1),
     ],

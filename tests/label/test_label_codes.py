@@ -207,6 +207,7 @@ def test_nwchem_takes_core_potentials_where_it_is_told():
     np.testing.assert_allclose(here.force, there.force, atol=2e-3)
 
 
+@pytest.mark.slow
 @needs("espresso")
 def test_espresso_counts_charge_and_spin():
     """A hydrogen molecule with all spins up has no electron down: the hardest case for the SCF."""

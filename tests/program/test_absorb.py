@@ -50,6 +50,7 @@ def tickets(queue):
     return sorted(int(x) for x in queue.ticket if x >= 0)
 
 
+@pytest.mark.slow
 def test_flagged_frames_wait_and_their_walkers_go_back():
     before, *_ = programs()
     state, looks = walked(threshold=0.0)
@@ -144,6 +145,7 @@ def test_failed_labels_teach_nothing_but_are_counted():
     assert len(tickets(after.queue)) == CAPACITY - 2
 
 
+@pytest.mark.slow
 def test_a_label_that_no_row_waits_for_is_learned_from_all_the_same():
     state, _ = walked()
     _, _, learn = programs()

@@ -62,6 +62,7 @@ def test_each_walker_goes_where_its_member_alone_would_lead_it():
         assert float(jnp.abs(mean.walkers.structure.position - only.walkers.structure.position).max()) > 1e-4
 
 
+@pytest.mark.slow
 def test_frames_are_judged_by_all_members():
     state, parts, static = made()
     end = walked(parts, static, state.train.average, state, "member", state.walkers[0].structure)
@@ -127,6 +128,7 @@ def test_trusted_frames_keep_the_force_of_the_walkers_member():
     np.testing.assert_allclose(np.asarray(report.error)[: len(rows)], error[: len(rows)], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_same_state_gives_the_same_bits_and_others_than_the_mean():
     start, segment, _ = programs()
     arguments = with_gate(start, 1e3), limits_of()

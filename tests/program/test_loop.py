@@ -59,6 +59,7 @@ def test_one_program_with_one_callback_and_none_with_an_oracle_in_jax():
         assert callbacks(jax.make_jaxpr(compiled(label)[1])(state, limits)) == number
 
 
+@pytest.mark.slow
 def test_new_parameters_labels_and_thresholds_do_not_recompile():
     state, run, limits = program()
     before = int(state.buffer.count)
@@ -198,6 +199,7 @@ def test_a_full_buffer_undoes_the_segment_and_a_larger_one_gives_what_ample_room
     assert same(again, expected) and int(again.buffer.count) == 13
 
 
+@pytest.mark.slow
 def test_too_few_neighbor_slots_undo_the_segment():
     state, run, limits = program(threshold=np.inf, slots=1)
     # a list that has overflowed is rebuilt, and found full, as soon as it is stale

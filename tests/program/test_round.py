@@ -71,7 +71,7 @@ def names_of(number: int) -> dict[str, str]:
     return names
 
 
-PLAYED = 2
+PLAYED = 1
 
 
 def rounds(played: int):

@@ -48,6 +48,7 @@ def refusal(capsys, atoms, *words: str) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_everything_a_file_says_counts(folder, capsys):
     """Electrons, free atoms, weights, copies and fixed atoms of one file, in one training."""
     frames = [frame(seed, charge=1, spin=1, config_type="here") for seed in range(6) for _ in range(3)]

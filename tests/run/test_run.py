@@ -180,6 +180,7 @@ def test_held_out_rows_are_some_and_not_the_first():
     assert not training_data.spread_hold(10, 0.3, 6)[:6].any() and training_data.spread_hold(10, 0.3, 6).sum() == 3
 
 
+@pytest.mark.slow
 def test_a_diverging_first_training_is_told_in_one_line(tmp_path):
     config = folder(tmp_path, WATER)
     result = jaxal("run", config, "--dir", tmp_path / "o", "train.learning_rate=1e30", check=False)

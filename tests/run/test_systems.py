@@ -55,6 +55,7 @@ def finished(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_everything_is_told_by_system(finished):
     lines = metrics(finished / "run")
     labels = [line for line in lines if line["kind"] == "label"]

@@ -53,9 +53,8 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize(
-    "way", [pytest.param(way, marks=() if way == "umbrella" else pytest.mark.slow) for way in WAYS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
 def test_every_estimator_gives_the_free_energy_of_two_wells(way):
     starts = [START.copy() for _ in range(12)]
     for atoms, distance in zip(starts, np.linspace(1.5, 3.4, 12), strict=True):

@@ -49,6 +49,7 @@ def test_a_barrier_is_that_of_the_surface_with_what_each_member_says():
     assert np.argmax(result.energies) == 4 and result.energies[0] == 0
 
 
+@pytest.mark.slow
 def test_dimers_find_the_saddle_and_both_sides_of_it():
     length, height = top()
     guess = ase.Atoms("H3", positions=[[0, 0, 0], [0.85, 0.1, 0], [1.95, 0, 0.1]])
