@@ -1,6 +1,7 @@
 """Commands that use a finished model: barriers, saddles, vibrations, dynamics, free energies."""
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,9 +165,8 @@ def _vibrations(arguments: argparse.Namespace) -> None:
     _told(arguments, *outcome.of_vibrations(arguments.dir, atoms, shown, thermal))
 
 
-def _walkers(arguments: argparse.Namespace, model: "Model", usual: dict[str, Any]) -> "tuple[Prepared, Any]":
-    """What a simulation is of, checked, and its fields."""
-    from jaxal.config import yaml12
+def _walkers(arguments: argparse.Namespace, model: "Model", unsure: Any) -> "tuple[Prepared, Any]":
+    """What a simulation is of, checked, and its fields; `unsure` where they do not say it."""
     from jaxal.config.loading import load, parse
     from jaxal.config.simulation import Simulation
     from jaxal.core import terminal
@@ -174,23 +174,15 @@ def _walkers(arguments: argparse.Namespace, model: "Model", usual: dict[str, Any
     from jaxal.simulate.surface import structures
 
     if arguments.config is not None:
-        simulation = load(arguments.config, [*_missing(arguments, usual), *arguments.overrides], Simulation)
+        simulation = load(arguments.config, arguments.overrides, Simulation)
     else:
-        fields = [f"{name}={yaml12.inline(value)}" for name, value in usual.items()]
-        simulation = parse({}, None, Simulation, [*fields, *arguments.overrides])
+        simulation = parse({}, ".", Simulation, arguments.overrides)
+    simulation = dataclasses.replace(simulation, unsure=simulation.unsure or unsure)
     starts = structures(model, arguments.structure)
     walkers = dynamics.prepared(model, simulation, starts, arguments.structure)
     for caution in walkers.cautions:
         terminal.complain(f"jaxal: warning: {caution}")
     return walkers, simulation
-
-
-def _missing(arguments: argparse.Namespace, usual: dict[str, Any]) -> list[str]:
-    """What is usual and the configuration does not say."""
-    from jaxal.config import yaml12
-
-    raw = yaml12.parse(arguments.config.read_text(encoding="utf-8-sig"), str(arguments.config)) or {}
-    return [f"{name}={yaml12.inline(value)}" for name, value in usual.items() if name not in raw]
 
 
 def _dynamics(arguments: argparse.Namespace) -> None:
@@ -199,7 +191,7 @@ def _dynamics(arguments: argparse.Namespace) -> None:
 
     devices.prepare()
     model = _ready(arguments)
-    walkers, simulation = _walkers(arguments, model, {})
+    walkers, simulation = _walkers(arguments, model, "stop")
     arguments.dir.mkdir(parents=True, exist_ok=True)
     series, _ = dynamics.run(walkers, simulation, arguments.dir, _say(arguments))
     _told(arguments, *outcome.of_dynamics(arguments.dir, dynamics.record(walkers, simulation, series), series))
@@ -215,7 +207,7 @@ def _free_energy(arguments: argparse.Namespace) -> None:
     if not arguments.discard < 1:
         raise InputError(f"--discard: {arguments.discard:g} is too large; give a part below 1, such as 0.2")
     model = _ready(arguments)
-    walkers, simulation = _walkers(arguments, model, {"unsure": "go"})
+    walkers, simulation = _walkers(arguments, model, "go")
     sampling.check(walkers, simulation)
     arguments.dir.mkdir(parents=True, exist_ok=True)
     series, frames = dynamics.run(walkers, simulation, arguments.dir, _say(arguments))

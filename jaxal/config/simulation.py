@@ -24,7 +24,8 @@ class Simulation:
     along: tuple[VariablePart, ...] = ()  # variables that are written down, beside those of the biases
     length: Annotated[float, Unit("ps", 0, True)] = 10.0  # of each walker
     every: Count = 20  # steps between two frames
-    unsure: Literal["stop", "go"] = "stop"  # what a walker does where the model is unsure
+    # what a walker does where the model is unsure; default: it stops, and for free energies goes on
+    unsure: Literal["stop", "go"] | None = None
     limit: Annotated[float, Unit("eV/Å", 0, True)] | None = None  # estimated force errors above it are unsure, too
     seed: Annotated[int, Unit("", 0)] = 0
     devices: Literal["auto"] | Count = "auto"

@@ -5,18 +5,16 @@ from typing import NamedTuple
 
 import ase
 import numpy as np
-from ase.optimize import BFGS
 from scipy.signal import find_peaks
 
 from jaxal.core.errors import InputError
 from jaxal.deploy import model as models
-from jaxal.deploy.calculator import Calculator
 from jaxal.explore.band import band
 from jaxal.explore.images import alike, between
 from jaxal.simulate import vibrations
 from jaxal.simulate.program import program
 from jaxal.simulate.saddle import refined
-from jaxal.simulate.surface import expander, in_double, opinions, surface
+from jaxal.simulate.surface import expander, in_double, minimized, opinions, surface
 from jaxal.simulate.vibrations import Vibrations, reference_of
 
 LARGE = 60  # atoms; of more no Hessian is calculated
@@ -69,11 +67,10 @@ def barrier(
     alike(start, end, "--to")
     ends = [start.copy(), end.copy()]
     if relax:
-        for name, atoms in zip(("--from", "--to"), ends, strict=True):
-            atoms.calc = Calculator(model)
-            if not BFGS(atoms, logfile=None, maxstep=0.1).run(fmax=RELAXED, steps=RELAXATIONS):
-                raise InputError(f"{name}: does not relax to a minimum in {RELAXATIONS} steps; give another structure")
-            atoms.calc = None
+        ends = [
+            minimized(model, atoms, RELAXED, RELAXATIONS, name)
+            for name, atoms in zip(("--from", "--to"), ends, strict=True)
+        ]
         say("both ends are relaxed")
     begun = between(ends, images)
     moves = program(surface(model), band(converged=converged, climb=max(0.3, 5 * converged)), (), begun, 0, EVERY)

@@ -150,12 +150,13 @@ def _judged(
     unsure = (frames.cause != PHYSICAL) | (known & ~supported)
     if simulation.limit is not None and known:
         unsure |= ~(np.where(np.isnan(error), frames.spread, error) <= simulation.limit)
-    if simulation.unsure == "go":
+    stops = simulation.unsure != "go"
+    if not stops:
         unsure = frames.cause != PHYSICAL
-    if shared:
+    elif shared:
         unsure = np.broadcast_to(unsure.any(axis=1, keepdims=True), unsure.shape)
     ended = np.cumsum(unsure, axis=0) > 0
-    counts = alive & ~ended if simulation.unsure == "stop" or shared else np.broadcast_to(~unsure, unsure.shape)
+    counts = alive & ~ended if stops else ~unsure
     species = np.asarray(frames.structure.species)[0, 0]
     reference = float(model.reference[species[species >= 0]].sum())
     offsets = {}
@@ -174,8 +175,7 @@ def _judged(
         report={name: np.asarray(values, float) for name, values in frames.report.items()},
         offsets=offsets,
     )
-    goes_on = alive & ~ended[-1] if simulation.unsure == "stop" or shared else alive
-    return series, goes_on
+    return series, alive & ~ended[-1] if stops else alive
 
 
 def _atoms(moves: Program, model: models.Model, frames: Frames, series: Series) -> list[tuple[Any, ase.Atoms]]:

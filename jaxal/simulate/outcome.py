@@ -127,7 +127,8 @@ def of_vibrations(folder: Path, atoms: ase.Atoms, shown: Vibrations, thermal: Th
     kind = (
         ("a minimum", "a first-order saddle")[shown.imaginary] if shown.imaginary < 2 else "neither minimum nor saddle"
     )
-    lines = [f"{value:10.1f} +- {spread:.1f} cm^-1" for value, spread in zip(shown.wavenumbers, unit, strict=True)]
+    bars = [f" +- {spread:.1f}" if math.isfinite(spread) else "" for spread in unit]
+    lines = [f"{value:10.1f}{bar} cm^-1" for value, bar in zip(shown.wavenumbers, bars, strict=True)]
     lines.append(f"{shown.imaginary} imaginary: {kind}; largest force {shown.force:.2g} eV/Å")
     gas = f", {thermal.pressure:g} bar" if thermal.pressure is not None else ""
     lines.append(f"zero-point energy {thermal.zero_point:.4f} eV")
@@ -190,9 +191,12 @@ def of_free_energy(folder: Path, answer: Answer, simulated: dict[str, Any]) -> O
         axes.set(xlabel=_labeled(answer, 0), ylabel=_labeled(answer, 1))
     _write(folder, "free_energy", record, {}, figure)
     lines = [f"{answer.frames} frames, {answer.estimator}; along {', '.join(answer.names)}"]
-    if between is not None:
-        lines.append(f"above less below: {_kcal(between.energy)} +- {between.error / KCAL_PER_MOL:.3f} (statistical)"
-                     f" +- {between.spread / KCAL_PER_MOL:.3f} (members)")  # fmt: skip
+    if between is not None and not math.isfinite(between.energy):
+        lines.append("above less below: one of the two sides was never visited")
+    elif between is not None:
+        bars = [f"{bar / KCAL_PER_MOL:.3f} ({name})" for bar, name in
+                ((between.error, "statistical"), (between.spread, "members")) if math.isfinite(bar)]  # fmt: skip
+        lines.append(f"above less below: {_kcal(between.energy)} +- {' +- '.join(bars)}")
     worst = np.nanmax(profile.error) / KCAL_PER_MOL if np.isfinite(profile.error).any() else math.nan
     lines.append(
         f"profile: up to {np.nanmax(profile.energy) / KCAL_PER_MOL:.2f} kcal/mol, standard error {worst:.3f} at most"

@@ -5,16 +5,14 @@ from typing import NamedTuple
 
 import ase
 import numpy as np
-from ase.optimize import BFGS
 from jaxtyping import Float
 
 from jaxal.core.errors import InputError
 from jaxal.deploy import model as models
-from jaxal.deploy.calculator import Calculator
 from jaxal.explore.dimer import dimer
 from jaxal.simulate import vibrations
 from jaxal.simulate.program import program
-from jaxal.simulate.surface import Expansion, expander, in_double, opinions, surface
+from jaxal.simulate.surface import Expansion, expander, in_double, minimized, opinions, surface
 from jaxal.simulate.vibrations import Vibrations, motions, reference_of
 from jaxal.validate.graph import bonds
 
@@ -138,10 +136,7 @@ def joined(
     ends, paths = [], []
     for sign in (1.0, -1.0):
         frames = descent(expand, atoms, sign * shown.modes[0])
-        end = frames[-1].copy()
-        end.calc = Calculator(double)
-        BFGS(end, logfile=None, maxstep=0.05).run(fmax=RELAXED, steps=RELAXATIONS)
-        end.calc = None
+        end = minimized(double, frames[-1], RELAXED, RELAXATIONS, "saddle: the structure below it")
         ends.append(end)
         paths.append([*frames, end])
     opinion = opinions(double, [atoms, *ends])

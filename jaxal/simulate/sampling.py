@@ -87,7 +87,8 @@ def answer(
         walker = int(np.argmin(ended))
         why = dynamics.record(walkers, simulation, series)["ended"][walker]
         when = f"walker {walker} ended at {ended[walker]:.3g} ps ({why})"
-        raise InputError(f"free energy: {when}; learn what it met, or give unsure=go")
+        more = "; learn what it met, or give unsure=go" if simulation.unsure == "stop" else ""
+        raise InputError(f"free energy: {when}{more or '; keep it by a wall, or learn what it met'}")
     temperature = dict(simulation.explore.part.options)["temperature"]
     first = int(question.discard * len(series.time))
     samples = of_series(walkers, series, term, temperature, first)

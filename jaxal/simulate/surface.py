@@ -8,6 +8,8 @@ import ase
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ase.calculators.calculator import CalculationFailed
+from ase.optimize import BFGS
 from jax.sharding import Mesh
 from jaxtyping import Float
 
@@ -18,6 +20,7 @@ from jaxal.core.types import Params, Structure
 from jaxal.data import files, neighbors
 from jaxal.data import frames as door
 from jaxal.deploy import model as models
+from jaxal.deploy.calculator import Calculator
 from jaxal.deploy.structures import placed
 from jaxal.uncertainty.bound import bounds
 from jaxal.uncertainty.support import Support
@@ -74,6 +77,23 @@ def structures(model: models.Model, path: str | Path) -> list[ase.Atoms]:
             placed(model, [each])
         except InputError as error:
             raise InputError(f"{path}: frame {number}: {str(error).removeprefix('atoms: ')}") from None
+    return atoms
+
+
+def minimized(model: models.Model, atoms: ase.Atoms, force: float, steps: int, name: str) -> ase.Atoms:
+    """The nearest minimum, where no free atom is pulled by more than `force` (eV/Å).
+
+    Raises InputError, for the structure `name`, where it is not reached in so many steps.
+    """
+    atoms = atoms.copy()
+    atoms.calc = Calculator(model)
+    try:
+        done = BFGS(atoms, logfile=None, maxstep=0.1).run(fmax=force, steps=steps)
+    except CalculationFailed as error:
+        raise InputError(f"{name}: relaxes to what cannot be: {error}") from None
+    if not done:
+        raise InputError(f"{name}: does not relax to a minimum in {steps} steps; give another structure")
+    atoms.calc = None
     return atoms
 
 

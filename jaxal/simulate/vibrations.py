@@ -5,16 +5,14 @@ from typing import Any, NamedTuple
 import ase
 import numpy as np
 from ase import units
-from ase.optimize import BFGS
 from ase.thermochemistry import HarmonicThermo, IdealGasThermo
 from jaxtyping import Bool, Float
 
 from jaxal.core.errors import InputError
 from jaxal.data.frames import fixed_atoms
 from jaxal.deploy import model as models
-from jaxal.deploy.calculator import Calculator
 from jaxal.deploy.structures import electrons_of
-from jaxal.simulate.surface import Expansion, expander, in_double
+from jaxal.simulate.surface import Expansion, expander, in_double, minimized
 
 # eV of the quantum of an oscillator whose curvature is 1 eV/(Å^2 amu)
 QUANTUM = units._hbar * units.m / np.sqrt(units._e * units._amu)
@@ -112,12 +110,7 @@ def reference_of(model: models.Model, atoms: ase.Atoms) -> float:
 
 def relaxed(model: models.Model, atoms: ase.Atoms) -> ase.Atoms:
     """The nearest minimum. Raises InputError where it is not reached."""
-    atoms = atoms.copy()
-    atoms.calc = Calculator(in_double(model))
-    if not BFGS(atoms, logfile=None, maxstep=0.1).run(fmax=RELAXED, steps=RELAXATIONS):
-        raise InputError(f"atoms: no minimum is reached in {RELAXATIONS} steps; give another structure")
-    atoms.calc = None
-    return atoms
+    return minimized(in_double(model), atoms, RELAXED, RELAXATIONS, "STRUCTURE")
 
 
 def vibrations(model: models.Model, atoms: ase.Atoms) -> Vibrations:

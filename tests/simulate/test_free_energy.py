@@ -104,7 +104,9 @@ def test_two_variables_have_the_free_energy_of_both():
 
 
 def test_a_walker_that_leaves_what_the_model_knows_ends_and_says_so():
-    simulation = parse({}, None, Simulation, ["limit=1e-9", f"along={ALONG}", "length=0.5", "explore.walkers=2"])
+    simulation = parse(
+        {}, None, Simulation, ["limit=1e-9", f"along={ALONG}", "length=0.5", "explore.walkers=2", "unsure=stop"]
+    )
     walkers = dynamics.prepared(WELLS, simulation, [START], "test.xyz")
     series, frames = dynamics.run(walkers, simulation, None, lambda text: None)
     record = dynamics.record(walkers, simulation, series)
