@@ -45,6 +45,10 @@ NAMES = [n for n in registry.names("uncertainty") if registry.get("uncertainty",
 DTYPES = [jnp.float32, jnp.float64]
 
 every = pytest.mark.parametrize("name", NAMES)
+# one that takes as long as all others together
+most = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n == "d_optimality" else ()) for n in NAMES]
+)
 both = pytest.mark.parametrize("dtype", [DTYPES[0], pytest.param(DTYPES[1], marks=pytest.mark.slow)])
 
 
@@ -159,7 +163,7 @@ def test_types_are_kept_and_everything_is_finite(name, dtype):
     assert np.all(sure["energy"] > 0) and np.all(sure["force"][:, :3] >= 0)  # what is in the posterior may be certain
 
 
-@every
+@most
 def test_the_mean_is_the_plain_model(name):
     """But where a method trains weights of its own, or at random: there only it knows what is plain."""
     method, _, _, predict = functions(name)
@@ -315,9 +319,7 @@ def test_an_empty_training_set_is_finite(name):
     assert finite(params["posterior"]) and finite(predict(params, waters(2, 12)))
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in ("laplace", "dropout") else pytest.mark.slow) for n in NAMES]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "laplace" else pytest.mark.slow) for n in NAMES])
 def test_a_model_file_keeps_the_method(name, tmp_path):
     """With the equivariant potential, in single precision; of structures that are new to it, since what is left of a
     variance that is almost all explained is rounding."""

@@ -61,9 +61,7 @@ def test_measure_counts_units_beside_the_reference(monkeypatch):
     assert times.per_s == pytest.approx(1e3 / times.wall_ms) and times.ratio_cpu == pytest.approx(times.cpu_ms)
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=() if c in ("md", "train") else pytest.mark.slow) for c in CASES]
-)
+@pytest.mark.parametrize("case", [pytest.param(c, marks=() if c == "train" else pytest.mark.slow) for c in CASES])
 def test_every_case_gives_a_whole_record(case, tmp_path):
     out = tmp_path / "records.jsonl"
     shown = []

@@ -131,6 +131,7 @@ def test_what_cannot_be_labeled_is_refused_before_anything_is_paid(folder, capsy
     assert paid(folder) == 0 and not (folder / "kept").exists()
 
 
+@pytest.mark.slow
 def test_a_label_that_fails_or_hangs_is_told(folder, capsys):
     said = refusal(capsys, "--check", "system.charge=1", "system.spin=1")
     assert re.match(r"label: command fails on .*water\.xyz: .*exit status 1: no electrons left; see .*kept", said)

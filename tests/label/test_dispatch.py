@@ -71,7 +71,7 @@ def test_what_the_store_knows_is_not_paid_for_again(opened):
     assert len((folder / "calls").read_text().splitlines()) == 2
 
 
-@pytest.mark.parametrize("fault", ["DIES", "RAISES", "NOT_FINITE", "HANGS"])
+@pytest.mark.parametrize("fault", ["DIES", "RAISES", "NOT_FINITE", pytest.param("HANGS", marks=pytest.mark.slow)])
 def test_failures_land_with_their_reason_beside_labels_that_do_not_fail(opened, faults, fault):
     dispatch, store, _, _ = opened
     dispatch.submit(0, HYDROGEN._replace(charge=getattr(faults, fault)))

@@ -2,8 +2,8 @@
 
 A round takes one part of each kind, so there are as many rounds as the largest kind has parts, and each part is in one
 at least; under a schedule the selection is its first arm, the one that is played first. All rounds are traced, which
-shows that the parts fit each other and the loop; compiling one takes far longer, so but for `PLAYED` of them they are
-played among the slow tests.
+shows that the parts fit each other and the loop; compiling one takes far longer, so they are played among the slow
+tests.
 Uncertainties have their rounds in test_contracts_uncertainty.py; labelers and executors are outside of the program.
 """
 
@@ -71,15 +71,10 @@ def names_of(number: int) -> dict[str, str]:
     return names
 
 
-PLAYED = 1
-
-
-def rounds(played: int):
-    """Those after the first few are slow."""
+def rounds():
     for number in range(ROUNDS):
         names = names_of(number)
-        marks = pytest.mark.slow if number >= played else ()
-        yield pytest.param(names, id="-".join(names.values()), marks=marks)
+        yield pytest.param(names, id="-".join(names.values()))
 
 
 def section(name: str) -> dict:
@@ -137,7 +132,7 @@ def segment_of(folder, names):
     return loop.make_segment(parts, static), begin, (train, buffer, walkers, key), assembly.limits_of(config, 1e-3, 0.0)
 
 
-@pytest.mark.parametrize("names", rounds(ROUNDS))
+@pytest.mark.parametrize("names", rounds())
 def test_the_parts_of_a_round_fit(tmp_path, names):
     segment, begin, arguments, limits = segment_of(tmp_path, names)
     begun = jax.eval_shape(begin, *arguments)
@@ -147,7 +142,8 @@ def test_the_parts_of_a_round_fit(tmp_path, names):
     assert look.score.shape == look.flagged.shape == (1, WALKERS) and look.walker.shape == (1, BATCH)
 
 
-@pytest.mark.parametrize("names", rounds(PLAYED))
+@pytest.mark.slow
+@pytest.mark.parametrize("names", rounds())
 def test_one_round_of_silicon(tmp_path, names):
     segment, begin, arguments, limits = segment_of(tmp_path, names)
     begun = jax.jit(begin)(*arguments)
