@@ -107,6 +107,25 @@ def test_bias_never_pulls_to_where_the_committee_is_certain(name):
         assert bias.largest is not None and bias.largest > 0, "it knows no energy: it has to be bounded"
 
 
+@every("bias")
+def test_a_bias_at_rest_is_an_energy_of_the_structure_and_one_that_grows_says_by_how_much(name):
+    """Frames are weighed by what these say of themselves: `static`, `offset`."""
+    bias, structure = bias_of(name), structure_of(jnp.float32)
+    begun = bias.init(structure, jnp.int32(1))
+    moment = moment_of(structure, jnp.float32(0.2), 0.3 * structure.position, structure.position, 700.0)
+    after = learned(bias, begun, moment)
+    if bias.static:
+        assert bias.measure is None and not bias.shared
+        jax.tree.map(np.testing.assert_array_equal, after, begun)
+        early, late = (
+            bias.energy(begun, moment.variables, jnp.float32(u), structure, jnp.float32(t))
+            for u, t in ((0, 0), (9, 1234))
+        )
+        np.testing.assert_array_equal(early, late)
+    if bias.offset is not None:
+        assert bias.shared and float(bias.offset(begun)) == 0.0 and np.isfinite(bias.offset(after))
+
+
 @every("schedule")
 @pytest.mark.parametrize("wide", [False, True])
 def test_schedule_keeps_its_state_and_draws_arms_that_there_are(name, wide):

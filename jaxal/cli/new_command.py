@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from jaxal.data.frames import Frame
 
 
+USUAL = 500.0  # K
+
+
 def add(new: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
     new.add_argument("structure", metavar="STRUCTURE", type=Path, help="a structure, any format ASE reads")
@@ -26,7 +29,7 @@ def add(new: argparse.ArgumentParser) -> None:
     new.add_argument("--reaction", metavar="PRODUCT", type=Path, help="the same atoms on the other side of a reaction")
     new.add_argument("--charge", type=int, help="e (default: what the file says, else asked for)")
     new.add_argument("--spin", type=int, help="number of unpaired electrons; likewise")
-    new.add_argument("--temperature", type=float, default=500.0, help="of the walkers, K (default: 500)")
+    new.add_argument("--temperature", type=float, help="of the walkers, K (default: 500)")
     new.add_argument("--out", type=Path, metavar="FILE", help="the configuration (default: STRUCTURE.yaml)")
     new.add_argument("--no-label", action="store_true", help="do not calculate a label to see what it costs")
     new.add_argument("--force", action="store_true", help="replace --out if it is there")
@@ -40,8 +43,11 @@ def _new(arguments: argparse.Namespace) -> None:
     method = method_of(arguments.method)
     out = arguments.out or Path(f"{arguments.structure.stem}.yaml")
     states = out.with_name(f"{out.stem}_states.xyz")
-    if not arguments.temperature > 0:
+    if arguments.temperature is not None and not arguments.temperature > 0:
         raise InputError(f"--temperature: {arguments.temperature:g} is too small; give a temperature in K, such as 500")
+    if arguments.temperature is not None and arguments.reaction is not None:
+        raise InputError("--temperature: a band, which --reaction proposes, has none; leave one of the two out")
+    temperature = arguments.temperature or USUAL
     for path in (out, *([states] if arguments.reaction else [])):
         if path.exists() and not arguments.force:
             raise InputError(f"{path}: is there already; --force replaces it")
@@ -55,7 +61,7 @@ def _new(arguments: argparse.Namespace) -> None:
 
     def text(file: Path, seconds: float | None = None) -> str:
         name = Path(os.path.relpath(file, out.parent)).as_posix()
-        return configuration(starts, name, method, temperature=arguments.temperature, seconds=seconds, workers=workers)
+        return configuration(starts, name, method, temperature=temperature, seconds=seconds, workers=workers)
 
     with tempfile.TemporaryDirectory(prefix="jaxal-") as folder:  # until all is well nothing is written or replaced
         source = Path(folder) / states.name if arguments.reaction else arguments.structure

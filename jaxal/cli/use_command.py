@@ -84,7 +84,7 @@ def _ready(arguments: argparse.Namespace) -> "Model":
     return models.load(arguments.model)
 
 
-def _one(model: "Model", path: Path, option: str) -> "ase.Atoms":
+def _single(model: "Model", path: Path, option: str) -> "ase.Atoms":
     from jaxal.core.errors import InputError
     from jaxal.simulate.surface import structures
 
@@ -94,7 +94,7 @@ def _one(model: "Model", path: Path, option: str) -> "ase.Atoms":
     return read[0]
 
 
-def _atoms_and_bounds(arguments: argparse.Namespace, **least: float) -> None:
+def _at_least(arguments: argparse.Namespace, **least: float) -> None:
     """Raises InputError for numbers that are too small."""
     from jaxal.core.errors import InputError
 
@@ -103,7 +103,7 @@ def _atoms_and_bounds(arguments: argparse.Namespace, **least: float) -> None:
             raise InputError(f"--{name.replace('_', '-')}: {value:g} is too small; give at least {bound:g}")
 
 
-def _told(arguments: argparse.Namespace, record: dict[str, Any], text: str) -> None:
+def _show(arguments: argparse.Namespace, record: dict[str, Any], text: str) -> None:
     print(json.dumps(record, indent=1, allow_nan=False) if arguments.json else f"{text}\n{arguments.dir}: all of it")
 
 
@@ -116,9 +116,9 @@ def _say(arguments: argparse.Namespace) -> Any:
 def _barrier(arguments: argparse.Namespace) -> None:
     from jaxal.simulate import barrier, outcome
 
-    _atoms_and_bounds(arguments, images=3, converged=1e-4, steps=1)
+    _at_least(arguments, images=3, converged=1e-4, steps=1)
     model = _ready(arguments)
-    start, end = _one(model, arguments.start, "--from"), _one(model, arguments.end, "--to")
+    start, end = _single(model, arguments.start, "--from"), _single(model, arguments.end, "--to")
     result = barrier.barrier(
         model,
         start,
@@ -129,14 +129,14 @@ def _barrier(arguments: argparse.Namespace) -> None:
         relax=not arguments.as_they_are,
         say=_say(arguments),
     )
-    _told(arguments, *outcome.of_barrier(arguments.dir, result))
+    _show(arguments, *outcome.of_barrier(arguments.dir, result))
 
 
 def _saddle(arguments: argparse.Namespace) -> None:
     from jaxal.simulate import outcome, saddle
     from jaxal.simulate.surface import structures
 
-    _atoms_and_bounds(arguments, tries=1, steps=1, jolt=0.0, seed=0)
+    _at_least(arguments, tries=1, steps=1, jolt=0.0, seed=0)
     model = _ready(arguments)
     starts = structures(model, arguments.structure)
     result = saddle.search(
@@ -148,21 +148,21 @@ def _saddle(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         say=_say(arguments),
     )
-    _told(arguments, *outcome.of_search(arguments.dir, result))
+    _show(arguments, *outcome.of_search(arguments.dir, result))
 
 
 def _vibrations(arguments: argparse.Namespace) -> None:
     from jaxal.simulate import outcome, vibrations
 
-    _atoms_and_bounds(arguments, temperature=1e-3, pressure=1e-12, symmetry=1)
+    _at_least(arguments, temperature=1e-3, pressure=1e-12, symmetry=1)
     model = _ready(arguments)
-    atoms = _one(model, arguments.structure, "STRUCTURE")
+    atoms = _single(model, arguments.structure, "STRUCTURE")
     if arguments.relax:
         atoms = vibrations.relaxed(model, atoms)
-    shown = vibrations.vibrations(model, atoms)
+    oscillators = vibrations.vibrations(model, atoms)
     state = arguments.temperature, arguments.pressure, arguments.symmetry
-    thermal = vibrations.thermochemistry(model, atoms, shown, *state)
-    _told(arguments, *outcome.of_vibrations(arguments.dir, atoms, shown, thermal))
+    thermal = vibrations.thermochemistry(model, atoms, oscillators, *state)
+    _show(arguments, *outcome.of_vibrations(arguments.dir, atoms, oscillators, thermal))
 
 
 def _walkers(arguments: argparse.Namespace, model: "Model", unsure: Any) -> "tuple[Prepared, Any]":
@@ -194,7 +194,7 @@ def _dynamics(arguments: argparse.Namespace) -> None:
     walkers, simulation = _walkers(arguments, model, "stop")
     arguments.dir.mkdir(parents=True, exist_ok=True)
     series, _ = dynamics.run(walkers, simulation, arguments.dir, _say(arguments))
-    _told(arguments, *outcome.of_dynamics(arguments.dir, dynamics.record(walkers, simulation, series), series))
+    _show(arguments, *outcome.of_dynamics(arguments.dir, dynamics.record(walkers, simulation, series), series))
 
 
 def _free_energy(arguments: argparse.Namespace) -> None:
@@ -203,16 +203,16 @@ def _free_energy(arguments: argparse.Namespace) -> None:
     from jaxal.simulate import dynamics, outcome, sampling
 
     devices.prepare()
-    _atoms_and_bounds(arguments, bins=2, discard=0.0)
+    _at_least(arguments, bins=2, discard=0.0)
     if not arguments.discard < 1:
         raise InputError(f"--discard: {arguments.discard:g} is too large; give a part below 1, such as 0.2")
     model = _ready(arguments)
     walkers, simulation = _walkers(arguments, model, "go")
     sampling.check(walkers, simulation)
     arguments.dir.mkdir(parents=True, exist_ok=True)
-    series, frames = dynamics.run(walkers, simulation, arguments.dir, _say(arguments))
+    series, kept = dynamics.run(walkers, simulation, arguments.dir, _say(arguments), sampling.OPINIONS)
     record = dynamics.record(walkers, simulation, series)
     outcome.of_dynamics(arguments.dir, record, series)
     question = sampling.Question(arguments.split, arguments.bins, arguments.discard)
-    result = sampling.answer(walkers, simulation, series, frames, question)
-    _told(arguments, *outcome.of_free_energy(arguments.dir, result, record))
+    result = sampling.answer(walkers, simulation, series, kept, question)
+    _show(arguments, *outcome.of_free_energy(arguments.dir, result, record))

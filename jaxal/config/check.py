@@ -152,10 +152,9 @@ def check(config: Config) -> list[str]:
             f"label.initial: {config.initial} is too large; give at most stop.labels ({config.stop.labels})"
         )
     if config.initial < len(starts):
-        which = "system.index is" if config.system else "the systems is"
         raise InputError(
-            f"label.initial: {config.initial} is too small; each of the {len(starts)} frames of {which} "
-            f"labeled first, give at least {len(starts)}"
+            f"label.initial: {config.initial} is too small; each of the {len(starts)} start structures is labeled "
+            f"first, give at least {len(starts)}"
         )
     if config.label.mode == "pooled" and config.label.part.kind == "oracle":
         raise InputError("label.mode: pooled does not fit an oracle, whose labels are in the program; give inline")

@@ -143,6 +143,7 @@ def configuration(
     lines.append(f"  initial: {12 if reaction else 10}  # labels of displaced copies, before the dynamics")
     if dear and not reaction:
         lines.append("  mode: pooled  # the dynamics go on elsewhere while labels are calculated")
+    if dear:
         lines.append(f"  workers: {workers}  # at a time")
     lines += [
         "",

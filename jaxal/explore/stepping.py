@@ -10,11 +10,12 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxal.core import devices
 from jaxal.core.devices import WALKERS
-from jaxal.core.types import Explorer, Key, Neighbors, Sampler, Seen, Start, Structure, WalkerState
+from jaxal.core.types import Explorer, InputError, Key, Neighbors, Sampler, Seen, Start, Structure, WalkerState
 from jaxal.data import neighbors
 from jaxal.explore.walker import degrees_of_freedom, kinetic_energy
 
 S = TypeVar("S")
+REPLAYS = 8  # with more room each time
 
 
 def per_walker(explorer: Explorer) -> Sampler:
@@ -91,6 +92,25 @@ def step(
     seen, said = push(proposed, close)
     after = sampler.advance(walkers, everywhere, devices.gathered(mesh, WALKERS, seen))
     return Step(devices.own(mesh, WALKERS, after), near, close, said)
+
+
+def with_room(
+    spec: neighbors.Spec, attempt: Callable[[neighbors.Spec], tuple[S, bool, Structure]]
+) -> tuple[S, neighbors.Spec]:
+    """What an attempt comes to with enough room for neighbors, and that room; for programs that run outside of a run.
+
+    An attempt gives its result, whether there were more neighbors than room, and the structures it came to. Raises
+    InputError where there still are after `REPLAYS` more attempts: atoms that collapse into ever smaller space.
+    """
+    for again in range(REPLAYS + 1):
+        result, overflow, structures = attempt(spec)
+        if not overflow:
+            return result, spec
+        spec = neighbors.larger(spec, jax.device_get(structures), 0.9 ** (again + 1))
+    raise InputError(
+        f"dynamics: there are still more neighbors than room after it was enlarged {REPLAYS} times; "
+        "the atoms collapse: give a shorter timestep or a lower temperature"
+    )
 
 
 def where(mask: Bool[Array, "w"], yes: S, no: S) -> S:

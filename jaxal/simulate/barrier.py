@@ -12,10 +12,10 @@ from jaxal.deploy import model as models
 from jaxal.explore.band import band
 from jaxal.explore.images import alike, between
 from jaxal.simulate import vibrations
-from jaxal.simulate.program import program
 from jaxal.simulate.saddle import refined
-from jaxal.simulate.surface import expander, in_double, minimized, opinions, surface
+from jaxal.simulate.surface import deviation, expander, in_double, minimized, opinions, surface
 from jaxal.simulate.vibrations import Vibrations, reference_of
+from jaxal.simulate.walkers import position, program
 
 LARGE = 60  # atoms; of more no Hessian is calculated
 RELAXED, RELAXATIONS = 5e-3, 500  # eV/Å and steps of the minimization of the ends
@@ -73,52 +73,44 @@ def barrier(
         ]
         say("both ends are relaxed")
     begun = between(ends, images)
-    moves = program(surface(model), band(converged=converged, climb=max(0.3, 5 * converged)), (), begun, 0, EVERY)
-    state, done = moves.start, False
+    relaxation = program(surface(model), band(converged=converged, climb=max(0.3, 5 * converged)), (), begun, 0, EVERY)
+    state, done = relaxation.start, False
     for turn in range(max(1, steps // (10 * EVERY))):
-        state, frames = moves.onward(state, 10)
+        state, frames = relaxation.onward(state, 10)
         done = bool(frames.over.all())
         say(f"step {(turn + 1) * 10 * EVERY}: pull {float(frames.report['pull'][-1].max()):.3f} eV/Å")
         if done:
             break
     path = []
     for row, image in enumerate(begun):
-        place = np.asarray(frames.structure.position[-1, row, : len(image)], float) - moves.shift
         path.append(image.copy())
-        path[-1].set_positions(place, apply_constraint=False)
-    opinion = opinions(in_double(model), path)
+        path[-1].set_positions(position(relaxation, frames, -1, row), apply_constraint=False)
+    double = in_double(model)
+    opinion = opinions(double, path)
     mean = opinion.energy.mean(axis=1)
-    saddle, shown = _saddle(model, path[int(np.argmax(mean))], mean)
-    top = int(np.argmax(mean))
-    over = opinion.energy - opinion.energy[:1]
-    rows = [(opinion.energy[top], opinion.energy[0]), (opinion.energy[top], opinion.energy[-1])]
-    if saddle is not None:
-        at = opinions(in_double(model), [saddle]).energy[0]
-        rows = [(at, below) for _, below in rows]
-    sides = [above - below for above, below in rows]
+    top, over = int(np.argmax(mean)), opinion.energy - opinion.energy[:1]
+    saddle, oscillators = _saddle(model, path[top], mean)
+    highest = opinion.energy[top] if saddle is None else opinions(double, [saddle]).energy[0]
+    forward, backward = highest - opinion.energy[0], highest - opinion.energy[-1]
     moved = np.diff([image.positions for image in path], axis=0)
     lengths = np.linalg.norm(moved, axis=(1, 2))
     return Barrier(
         images=path,
         coordinate=np.concatenate([[0.0], np.cumsum(lengths)]),
         energies=over.mean(axis=1),
-        spread=over.std(axis=1) if over.shape[1] > 1 else np.full(len(path), np.nan),
+        spread=np.array([deviation(each) for each in over]),
         force_error=opinion.error,
         supported=opinion.supported,
-        forward=float(sides[0].mean()),
-        forward_spread=_spread(sides[0]),
-        backward=float(sides[1].mean()),
-        backward_spread=_spread(sides[1]),
+        forward=float(forward.mean()),
+        forward_spread=deviation(forward),
+        backward=float(backward.mean()),
+        backward_spread=deviation(backward),
         converged=done,
         saddle=saddle,
-        vibrations=shown,
+        vibrations=oscillators,
         passed=len(find_peaks(-mean, prominence=DEEP)[0]),
         gap=bool(np.max(lengths) > GAP * np.median(lengths)),
     )
-
-
-def _spread(members: np.ndarray) -> float:
-    return float(members.std()) if len(members) > 1 else float("nan")
 
 
 def _saddle(model: models.Model, top: ase.Atoms, energies: np.ndarray) -> tuple[ase.Atoms | None, Vibrations | None]:
@@ -131,5 +123,5 @@ def _saddle(model: models.Model, top: ase.Atoms, energies: np.ndarray) -> tuple[
         return None, None
     if np.linalg.norm(atoms.positions - top.positions, axis=-1).max() > NEAR:
         return None, None
-    shown = vibrations.of(atoms, expander(model, each=True)(atoms), reference_of(model, top))
-    return (atoms, shown) if shown.imaginary == 1 else (None, None)
+    oscillators = vibrations.of(atoms, expander(model, each=True)(atoms), reference_of(model, top))
+    return (atoms, oscillators) if oscillators.imaginary == 1 else (None, None)

@@ -29,11 +29,12 @@ from jaxal.explore.bias_forces import ENERGY, VALUE, Term, Terms
 from jaxal.explore.bias_functions import as_before, nothing
 from jaxal.explore.timestep import too_long
 from jaxal.program.step import CAUSES, PHYSICAL
-from jaxal.simulate.program import Frames, Program, program
 from jaxal.simulate.surface import Surface, surface
+from jaxal.simulate.walkers import Frames, Program, position, program
 from jaxal.uncertainty.bound import bounds
 
 AT_ONCE = 50  # frames between two looks from outside
+ALIKE = 1e-6  # eV, between energies that are the same
 OBSERVED = "observed"  # the bias that does nothing
 TRAJECTORY, SERIES, RESULT = "trajectory.xyz", "series.npz", "dynamics.json"
 
@@ -90,38 +91,40 @@ def observed(along: Sequence[Part], start: ase.Atoms) -> Terms:
 
 
 def _nearest(terms: Terms, starts: Sequence[ase.Atoms], number: int, model: models.Model) -> list[int]:
-    """Which structure each walker starts from: in turn, or where biases at rest have windows the nearest to its own."""
+    """Which structure each walker starts from: of those where biases at rest are lowest in its window, in turn."""
     at_rest = [term for term in terms if term.bias.static and term.variables.names]
-    if len(starts) == 1 or not at_rest:
-        return [walker % len(starts) for walker in range(number)]
     structures = jax.tree.map(jnp.asarray, from_atoms(list(starts), model.table))
     first = jax.tree.map(lambda x: x[0], structures)
     zero = jnp.zeros(())
 
     def energy(walker: Any, structure: Structure) -> Any:
         states = [(term, term.bias.init(first, walker)) for term in at_rest]
-        return sum(
+        return zero + sum(
             term.bias.energy(own, term.variables.values(structure), zero, structure, zero) for term, own in states
         )
 
     each = jax.vmap(lambda walker: jax.vmap(lambda structure: energy(walker, structure))(structures))
-    return np.argmin(np.asarray(each(jnp.arange(number))), axis=1).tolist()
+    energies = np.asarray(each(jnp.arange(number)))
+    lowest = [np.flatnonzero(row <= row.min() + ALIKE) for row in energies]
+    return [int(rows[walker % len(rows)]) for walker, rows in enumerate(lowest)]
 
 
 def run(
-    walkers: Prepared, simulation: Simulation, folder: Path | None, say: Callable[[str], None]
-) -> tuple[Series, list[ase.Atoms]]:
+    walkers: Prepared, simulation: Simulation, folder: Path | None, say: Callable[[str], None], keep: int = 0
+) -> tuple[Series, dict[int, list[ase.Atoms]]]:
     """Moves the walkers for `simulation.length`, or until the model is unsure of all of them.
 
     Frames are added to the trajectory in the folder as they come. With biases that walkers share the first of them to
-    be unsure ends the dynamics of all. Returns what was written down, and the structures of the frames that count,
-    walker by walker within each frame.
+    be unsure ends the dynamics of all. Returns what was written down, and evenly spaced about `keep` structures: of all
+    walkers, by the numbers of their frames.
     """
     model, step = walkers.surface.model, walkers.sampler.timestep
     wanted = max(1, math.ceil(simulation.length * 1e3 / (step * simulation.every) - 1e-9))
     moves = program(walkers.surface, walkers.sampler, walkers.terms, walkers.starts, simulation.seed, simulation.every)
     shared = any(term.bias.shared for term in walkers.terms)
-    state, parts, kept = moves.start, [], []
+    every = max(1, math.ceil(wanted * len(walkers.starts) / keep)) if keep else wanted + 1
+    state, parts = moves.start, []
+    kept: dict[int, list[ase.Atoms]] = {}
     alive = np.ones(len(walkers.starts), bool)
     done = 0
     while done < wanted and alive.any():
@@ -129,10 +132,12 @@ def run(
         state, frames = moves.onward(state, number)
         time = 1e-3 * step * simulation.every * np.arange(done + 1, done + number + 1)
         part, alive = _judged(walkers, simulation, frames, time, alive, shared)
-        atoms = _atoms(moves, model, frames, part)
         if folder is not None:
-            files.append(folder / TRAJECTORY, (frame for frame, _ in atoms))
-        kept += [each for _, each in atoms]
+            where = map(tuple, np.argwhere(part.counts).tolist())
+            files.append(folder / TRAJECTORY, (_frame(moves, model, frames, part, *each) for each in where))
+        for time_ in (at for at in range(number) if keep and (done + at) % every == 0):
+            own = range(len(alive))
+            kept[done + time_] = [door.to_atoms(_frame(moves, model, frames, part, time_, each)) for each in own]
         parts.append(part)
         done += number
         say(f"{time[-1]:.3g} of {simulation.length:g} ps, {int(alive.sum())} of {len(alive)} walkers")
@@ -144,12 +149,11 @@ def _judged(
 ) -> tuple[Series, Bool[np.ndarray, "w"]]:
     """What is written down of frames, and which walkers go on."""
     model = walkers.surface.model
-    error = bounds(model.calibration, frames.spread, frames.novelty)
     known = models.has_spread(model)
-    supported = (frames.novelty <= 1) | (model.support is None)
-    unsure = (frames.cause != PHYSICAL) | (known & ~supported)
-    if simulation.limit is not None and known:
-        unsure |= ~(np.where(np.isnan(error), frames.spread, error) <= simulation.limit)
+    supported = (frames.novelty <= 1) & ~frames.unknown
+    novelty = np.where(supported, np.nan if model.support is None else frames.novelty, np.inf)
+    error = bounds(model.calibration, frames.spread, novelty)
+    unsure = (frames.cause != PHYSICAL) | (known & ~(supported & _within(simulation, error, frames.spread)))
     stops = simulation.unsure != "go"
     if not stops:
         unsure = frames.cause != PHYSICAL
@@ -159,10 +163,6 @@ def _judged(
     counts = alive & ~ended if stops else ~unsure
     species = np.asarray(frames.structure.species)[0, 0]
     reference = float(model.reference[species[species >= 0]].sum())
-    offsets = {}
-    for term, learned in zip(walkers.terms, frames.learned, strict=True):
-        if term.bias.offset is not None:
-            offsets[term.name] = np.full(len(time), float(jax.jit(term.bias.offset)(learned)))
     series = Series(
         time=time,
         energy=frames.energy.astype(float) + reference,
@@ -173,32 +173,33 @@ def _judged(
         cause=frames.cause,
         counts=counts,
         report={name: np.asarray(values, float) for name, values in frames.report.items()},
-        offsets=offsets,
+        offsets=frames.offsets,
     )
     return series, alive & ~ended[-1] if stops else alive
 
 
-def _atoms(moves: Program, model: models.Model, frames: Frames, series: Series) -> list[tuple[Any, ase.Atoms]]:
-    """The frames that count, for the file and as ASE's atoms."""
-    out = []
-    for at, walker in np.argwhere(series.counts):
-        structure: Any = Structure(*(np.asarray(leaf)[at, walker] for leaf in frames.structure))  # pyright: ignore
-        place: Any = np.asarray(structure.position, float)
-        place[: len(moves.shift)] -= moves.shift
-        frame = to_frame(structure._replace(position=place), model.table)
-        info = {
-            "walker": int(walker),
-            "time_ps": float(series.time[at]),
-            "model_energy": float(series.energy[at, walker]),
-            "force_spread": float(series.spread[at, walker]),
-            "temperature": float(series.temperature[at, walker]),
-        } | {name: float(values[at, walker]) for name, values in series.report.items()}
-        velocity = frames.velocity[at, walker]
-        arrays = (("velocity", velocity.astype(float)),) if np.isfinite(velocity).all() else ()
-        carried = Carried(tuple(info.items()), arrays)
-        frame = frame._replace(carried=carried)
-        out.append((frame, door.to_atoms(frame)))
-    return out
+def _within(simulation: Simulation, error: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """Whether estimated errors, or spreads where there is no estimate, are within the limit."""
+    value = np.where(np.isnan(error), spread, error)
+    return np.full(value.shape, True) if simulation.limit is None else value <= simulation.limit
+
+
+def _frame(moves: Program, model: models.Model, frames: Frames, series: Series, time: int, walker: int) -> door.Frame:
+    """One walker's frame, with what was written down of it."""
+    structure: Any = Structure(*(np.asarray(leaf)[time, walker] for leaf in frames.structure))  # pyright: ignore
+    place: Any = np.array(structure.position, float)
+    place[: len(moves.shift)] = position(moves, frames, time, walker)
+    info = {
+        "walker": walker,
+        "time_ps": float(series.time[time]),
+        "model_energy": float(series.energy[time, walker]),
+        "force_spread": float(series.spread[time, walker]),
+        "temperature": float(series.temperature[time, walker]),
+    } | {name: float(values[time, walker]) for name, values in series.report.items()}
+    velocity = frames.velocity[time, walker, : len(moves.shift)]
+    arrays = (("velocity", velocity.astype(float)),) if np.isfinite(velocity).all() else ()
+    frame = to_frame(structure._replace(position=place), model.table)
+    return frame._replace(carried=Carried(tuple(info.items()), arrays))
 
 
 def _joined(parts: Sequence[Series]) -> Series:
@@ -227,7 +228,7 @@ def record(walkers: Prepared, simulation: Simulation, series: Series) -> dict[st
     first = np.array([np.argmin(counts) if not counts.all() else len(counts) for counts in series.counts.T])
     reasons = [
         "end of the simulation" if at == len(series.time)
-        else _reason(series, int(at), walker) for walker, at in enumerate(first)
+        else _reason(simulation, series, int(at), walker) for walker, at in enumerate(first)
     ]  # fmt: skip
     counts, known = series.counts, walkers.surface.model.support is not None
     return {
@@ -253,12 +254,13 @@ def _mean(values: np.ndarray, counts: np.ndarray) -> float | None:
     return float(chosen.mean()) if len(chosen) else None
 
 
-def _reason(series: Series, at: int, walker: int) -> str:
+def _reason(simulation: Simulation, series: Series, at: int, walker: int) -> str:
     if series.cause[at, walker] != PHYSICAL:
         return f"not physical: {CAUSES[series.cause[at, walker]]}"
     if not series.supported[at, walker]:
         return "unlike what the model was trained on"
-    return "estimated error above the limit" if series.counts[:at].all() else "another walker was unsure"
+    within = _within(simulation, series.error[at, walker], series.spread[at, walker])
+    return "another walker was unsure" if within else "estimated error above the limit"
 
 
 def save(folder: Path, record: dict[str, Any], series: Series) -> None:

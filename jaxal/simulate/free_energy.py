@@ -7,7 +7,7 @@ frames drawn anew (bootstrap). Host side, numpy.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +32,13 @@ class Samples(NamedTuple):
     window: Int[np.ndarray, "w"] | None = None  # of each walker
 
 
+class Drawn(NamedTuple):
+    """Samples of a bootstrap."""
+
+    samples: Samples
+    weight: Float[np.ndarray, "t w"]
+
+
 class Profile(NamedTuple):
     """A free energy on a grid; its minimum is zero. Not visited points are NaN."""
 
@@ -44,9 +51,10 @@ class Profile(NamedTuple):
 class Difference(NamedTuple):
     """Of two sides: F of what lies above a value less F of what lies below."""
 
+    split: float  # the value
     energy: float  # eV
     error: float  # eV, standard error
-    spread: float  # eV, of the committee; NaN where it is not known
+    spread: float = np.nan  # eV, of the committee; NaN where it is not known
 
 
 def weights(samples: Samples) -> Float[np.ndarray, "t w"]:
@@ -93,10 +101,17 @@ def histogram(
     samples: Samples, edges: tuple[np.ndarray, ...], weight: Float[np.ndarray, "t w"]
 ) -> Float[np.ndarray, "..."]:
     """F = -kT ln p on bins of the variables, eV; infinite where nothing is, its zero that of p."""
-    flat = samples.values.reshape(-1, samples.values.shape[-1])[:, : len(edges)]
-    total, _ = np.histogramdd(flat, bins=list(edges), weights=weight.ravel())
+    total = _total(samples, edges, weight)
     with np.errstate(divide="ignore"):
         return -BOLTZMANN * samples.temperature * np.log(total / total.sum())
+
+
+def _total(
+    samples: Samples, edges: tuple[np.ndarray, ...], weight: Float[np.ndarray, "t w"]
+) -> Float[np.ndarray, "..."]:
+    """The sum of the weights in each bin."""
+    flat = samples.values.reshape(-1, samples.values.shape[-1])[:, : len(edges)]
+    return np.histogramdd(flat, bins=list(edges), weights=weight.ravel())[0]
 
 
 def below_above(samples: Samples, split: float, weight: Float[np.ndarray, "t w"]) -> float:
@@ -106,12 +121,13 @@ def below_above(samples: Samples, split: float, weight: Float[np.ndarray, "t w"]
         return float(-BOLTZMANN * samples.temperature * np.log(weight[above].sum() / weight[~above].sum()))
 
 
-def draws(samples: Samples, seed: int = 0, number: int = DRAWS, blocks: int = BLOCKS) -> Iterator[Samples]:
+def resampled(samples: Samples, seed: int = 0, number: int = DRAWS, blocks: int = BLOCKS) -> list[Drawn]:
     """The samples with blocks of frames drawn anew: of each walker where they have windows, else of all together."""
     rng = np.random.default_rng(seed)
     time, walkers = samples.logweight.shape
     length = time // min(blocks, time)
     many = time // length
+    drawn = []
     for _ in range(number):
         start = length * rng.integers(0, many, (many, walkers))
         of = np.arange(walkers) + np.zeros((many, 1), int)
@@ -119,34 +135,40 @@ def draws(samples: Samples, seed: int = 0, number: int = DRAWS, blocks: int = BL
             of = rng.integers(0, walkers, (many, walkers))
         rows = (start[:, None] + np.arange(length)[None, :, None]).reshape(-1, walkers)
         columns = np.repeat(of, length, axis=0)
-        windows = None if samples.windows is None else samples.windows[:, rows, columns]
-        yield samples._replace(
-            values=samples.values[rows, columns], logweight=samples.logweight[rows, columns], windows=windows
+        part = samples._replace(
+            values=samples.values[rows, columns],
+            logweight=samples.logweight[rows, columns],
+            windows=None if samples.windows is None else samples.windows[:, rows, columns],
         )
+        drawn.append(Drawn(part, weights(part)))
+    return drawn
 
 
-def profile(samples: Samples, edges: tuple[np.ndarray, ...], shift: np.ndarray | None = None) -> Profile:
-    """The free energy on bins, with standard errors; `shift` [m t w] is by how much each member's energy is off the
-    mean, eV, whose mean in a bin is what the member says of F there, to first order.
+def profile(samples: Samples, edges: tuple[np.ndarray, ...], drawn: Sequence[Drawn]) -> Profile:
+    """The free energy on bins, with standard errors from the samples `resampled`."""
+    whole = histogram(samples, edges, weights(samples))
+    at = np.unravel_index(np.argmin(whole), whole.shape)
+    each = np.array([_zeroed(histogram(part, edges, weight), at) for part, weight in drawn])
+    energy = np.where(np.isfinite(whole), whole - whole[at], np.nan)
+    middles = tuple((edge[1:] + edge[:-1]) / 2 for edge in edges)
+    error = np.where(np.isfinite(energy), _deviation(each), np.nan)
+    return Profile(middles, energy, error, np.full(energy.shape, np.nan))
 
-    The spread is that of the members around their mean over the whole profile: Imbalzano et al., J. Chem. Phys. 154,
-    074102 (2021).
+
+def profile_spread(
+    samples: Samples, edges: tuple[np.ndarray, ...], shift: Float[np.ndarray, "m t w"]
+) -> Float[np.ndarray, "..."]:
+    """Standard deviation of what members say of a profile, eV, zero where it is lowest.
+
+    `shift` is by how much each member's energy is off the mean, eV: its mean in a bin is what the member says of F
+    there, to first order. Imbalzano et al., J. Chem. Phys. 154, 074102 (2021).
     """
     weight = weights(samples)
-    whole = histogram(samples, edges, weight)
-    at = np.unravel_index(np.argmin(whole), whole.shape)
-    each = np.array([_zeroed(histogram(part, edges, weights(part)), at) for part in draws(samples)])
-    error = _deviation(each)
-    energy = np.where(np.isfinite(whole), whole - whole[at], np.nan)
-    spread = np.full(energy.shape, np.nan)
-    if shift is not None and len(shift) > 1:
-        flat = samples.values.reshape(-1, samples.values.shape[-1])[:, : len(edges)]
-        total = np.histogramdd(flat, bins=list(edges), weights=weight.ravel())[0]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            means = [np.histogramdd(flat, bins=list(edges), weights=(weight * s).ravel())[0] / total for s in shift]
-        spread = np.std([mean - mean[at] for mean in means], axis=0)
-    middles = tuple((edge[1:] + edge[:-1]) / 2 for edge in edges)
-    return Profile(middles, energy, np.where(np.isfinite(energy), error, np.nan), spread)
+    total = _total(samples, edges, weight)
+    at = np.unravel_index(np.argmax(total), total.shape)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = [_total(samples, edges, weight * each) / total for each in shift]
+        return np.std([mean - mean[at] for mean in means], axis=0)
 
 
 def _deviation(each: np.ndarray) -> np.ndarray:
@@ -163,17 +185,19 @@ def _zeroed(values: np.ndarray, at: tuple[Any, ...]) -> np.ndarray:
     return values - (values[at] if np.isfinite(values[at]) else np.nanmin(values))
 
 
-def difference(samples: Samples, split: float, shift: np.ndarray | None = None) -> Difference:
-    """F above `split` less F below, with its standard error and what the members say, as of `profile`."""
-    weight = weights(samples)
-    value = below_above(samples, split, weight)
-    each = np.array([below_above(part, split, weights(part)) for part in draws(samples)])
-    spread = np.nan
-    if shift is not None and len(shift) > 1:
-        above = samples.values[..., 0] > split
-        sides: list[Callable[[np.ndarray], float]] = [
-            lambda s, on=on: float(np.sum((weight * s)[on]) / np.sum(weight[on])) for on in (above, ~above)
-        ]
-        spread = float(np.std([sides[0](s) - sides[1](s) for s in shift]))
+def difference(samples: Samples, split: float, drawn: Sequence[Drawn]) -> Difference:
+    """F above `split` less F below, with its standard error from the samples `resampled`."""
+    each = np.array([below_above(part, split, weight) for part, weight in drawn])
     finite = each[np.isfinite(each)]
-    return Difference(value, float(np.std(finite)) if len(finite) > 1 else np.nan, spread)
+    error = float(np.std(finite)) if len(finite) > 1 else np.nan
+    return Difference(split, below_above(samples, split, weights(samples)), error)
+
+
+def difference_spread(samples: Samples, split: float, shift: Float[np.ndarray, "m t w"]) -> float:
+    """Standard deviation of what members say of a difference, eV, as of `profile_spread`."""
+    weight, above = weights(samples), samples.values[..., 0] > split
+
+    def mean(values: np.ndarray, side: np.ndarray) -> float:
+        return float(np.sum((weight * values)[side]) / np.sum(weight[side])) if side.any() else np.nan
+
+    return float(np.std([mean(each, above) - mean(each, ~above) for each in shift]))

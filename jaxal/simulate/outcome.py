@@ -28,7 +28,7 @@ Outcome = tuple[dict[str, Any], str]  # what JSON has, and text
 
 def of_barrier(folder: Path, barrier: Barrier) -> Outcome:
     """The path, the saddle and their energies."""
-    shown = barrier.vibrations
+    oscillators = barrier.vibrations
     supported = None if barrier.supported is None else bool(barrier.supported.all())
     record = {
         "forward": barrier.forward,
@@ -37,8 +37,8 @@ def of_barrier(folder: Path, barrier: Barrier) -> Outcome:
         "backward_spread": barrier.backward_spread,
         "reaction": barrier.forward - barrier.backward,
         "converged": barrier.converged,
-        "saddle": shown is not None,
-        "imaginary_frequency": None if shown is None else float(shown.wavenumbers[0]),
+        "saddle": oscillators is not None,
+        "imaginary_frequency": None if oscillators is None else float(oscillators.wavenumbers[0]),
         "minima_between": barrier.passed,
         "gap": barrier.gap,
         "supported": supported,
@@ -58,9 +58,9 @@ def of_barrier(folder: Path, barrier: Barrier) -> Outcome:
         f"barrier      {_kcal(barrier.forward, barrier.forward_spread)}",
         f"back         {_kcal(barrier.backward, barrier.backward_spread)}",
         f"reaction     {_kcal(barrier.forward - barrier.backward)}",
-        f"saddle       one imaginary frequency, {shown.wavenumbers[0]:.0f}i cm^-1".replace("-", "", 1)
-        if shown is not None
-        else "saddle       none near the highest image",
+        "saddle       none near the highest image"
+        if oscillators is None
+        else f"saddle       one imaginary frequency, {-oscillators.wavenumbers[0]:.0f}i cm^-1",
         f"band         {'converged' if barrier.converged else 'not converged: give more --steps'}",
     ]
     if barrier.passed:
@@ -109,27 +109,26 @@ def of_search(folder: Path, search: Search) -> Outcome:
     return to_json(record), "\n".join(lines)
 
 
-def of_vibrations(folder: Path, atoms: ase.Atoms, shown: Vibrations, thermal: Thermochemistry) -> Outcome:
+def of_vibrations(folder: Path, atoms: ase.Atoms, oscillators: Vibrations, thermal: Thermochemistry) -> Outcome:
     """Frequencies and what follows from them."""
     record = {
-        "wavenumbers": shown.wavenumbers,
-        "spread": shown.spread / invcm,
-        "imaginary": shown.imaginary,
-        "largest_force": shown.force,
-        "energy": shown.energy,
+        "wavenumbers": oscillators.wavenumbers,
+        "spread": oscillators.spread / invcm,
+        "imaginary": oscillators.imaginary,
+        "largest_force": oscillators.force,
+        "energy": oscillators.energy,
         "thermochemistry": thermal,
     }  # fmt: skip
     figure, axes = _axes()
-    axes.vlines(shown.wavenumbers, 0, 1, color=BLUE)
+    axes.vlines(oscillators.wavenumbers, 0, 1, color=BLUE)
     axes.set(xlabel="wavenumber, cm$^{-1}$", yticks=[], ylim=(0, 1.2))
     _write(folder, "vibrations", record, {"structure.xyz": ([atoms], [{}])}, figure)
     unit = record["spread"]
-    kind = (
-        ("a minimum", "a first-order saddle")[shown.imaginary] if shown.imaginary < 2 else "neither minimum nor saddle"
-    )
+    kinds = ("a minimum", "a first-order saddle")
+    kind = kinds[oscillators.imaginary] if oscillators.imaginary < 2 else "neither minimum nor saddle"
     bars = [f" +- {spread:.1f}" if math.isfinite(spread) else "" for spread in unit]
-    lines = [f"{value:10.1f}{bar} cm^-1" for value, bar in zip(shown.wavenumbers, bars, strict=True)]
-    lines.append(f"{shown.imaginary} imaginary: {kind}; largest force {shown.force:.2g} eV/Å")
+    lines = [f"{value:10.1f}{bar} cm^-1" for value, bar in zip(oscillators.wavenumbers, bars, strict=True)]
+    lines.append(f"{oscillators.imaginary} imaginary: {kind}; largest force {oscillators.force:.2g} eV/Å")
     gas = f", {thermal.pressure:g} bar" if thermal.pressure is not None else ""
     lines.append(f"zero-point energy {thermal.zero_point:.4f} eV")
     thermal_state = f"entropy {1e3 * thermal.entropy:.4f} meV/K, free energy {thermal.free:.4f} eV"

@@ -11,9 +11,9 @@ from jaxal.core.errors import InputError
 from jaxal.deploy import model as models
 from jaxal.explore.dimer import dimer
 from jaxal.simulate import vibrations
-from jaxal.simulate.program import program
-from jaxal.simulate.surface import Expansion, expander, in_double, minimized, opinions, surface
+from jaxal.simulate.surface import Expansion, deviation, expander, in_double, minimized, opinions, surface
 from jaxal.simulate.vibrations import Vibrations, motions, reference_of
+from jaxal.simulate.walkers import position, program
 from jaxal.validate.graph import bonds
 
 FLAT = 1e-3  # eV/Å, the largest force left on an atom of a refined saddle
@@ -22,7 +22,7 @@ ARC, ARCS = 0.08, 150  # length, Å amu^(1/2), and number of the steps down from
 LEAST = 0.01  # eV/Å/amu^(1/2); a path that is less steep has come down
 RELAXED, RELAXATIONS = 5e-3, 500  # eV/Å and steps of the minimization that follows
 SAME = 0.05  # Å, largest difference of sorted distances of what is the same structure
-SHARE = 1e-4  # eV, energies of what is the same structure
+SAME_ENERGY = 1e-4  # eV; of what is the same structure energies differ by less
 
 
 class Side(NamedTuple):
@@ -129,13 +129,13 @@ def _time(values: np.ndarray, slope: np.ndarray) -> float:
 
 
 def joined(
-    model: models.Model, expand: Callable[[ase.Atoms], Expansion], atoms: ase.Atoms, shown: Vibrations
+    model: models.Model, expand: Callable[[ase.Atoms], Expansion], atoms: ase.Atoms, oscillators: Vibrations
 ) -> Saddle:
     """A saddle with the minima on both sides of it."""
     double = in_double(model)
     ends, paths = [], []
     for sign in (1.0, -1.0):
-        frames = descent(expand, atoms, sign * shown.modes[0])
+        frames = descent(expand, atoms, sign * oscillators.modes[0])
         end = minimized(double, frames[-1], RELAXED, RELAXATIONS, "saddle: the structure below it")
         ends.append(end)
         paths.append([*frames, end])
@@ -144,9 +144,9 @@ def joined(
     for row, (end, frames) in enumerate(zip(ends, paths, strict=True), start=1):
         each = opinion.energy[0] - opinion.energy[row]
         energy = float(opinion.energy[row].mean())
-        sides.append(Side(end, energy, float(each.mean()), float(each.std()), frames))
+        sides.append(Side(end, energy, float(each.mean()), deviation(each), frames))
     known = None if opinion.supported is None else bool(opinion.supported.all())
-    return Saddle(atoms, shown, (sides[0], sides[1]), known, float(np.max(opinion.error)))
+    return Saddle(atoms, oscillators, (sides[0], sides[1]), known, float(np.max(opinion.error)))
 
 
 def search(
@@ -166,10 +166,10 @@ def search(
     for structures that the model cannot take.
     """
     begun = [starts[number % len(starts)] for number in range(tries) for _ in range(2)]
-    moves = program(surface(model), dimer(converged=converged, jolt=jolt), (), begun, seed, 10)
-    state, frames = moves.start, None
+    ascent = program(surface(model), dimer(converged=converged, jolt=jolt), (), begun, seed, 10)
+    state, frames = ascent.start, None
     for _ in range(max(1, steps // 50)):
-        state, frames = moves.onward(state, 5)
+        state, frames = ascent.onward(state, 5)
         over = frames.over[::2]
         say(f"{int(over.sum())} of {tries} dimers are at saddles")
         if over.all():
@@ -180,20 +180,17 @@ def search(
     failed: dict[str, int] = {}
     for number, over in enumerate(frames.over[::2]):
         guess = begun[2 * number].copy()
-        size = len(guess)
-        guess.set_positions(
-            np.asarray(frames.structure.position[-1, 2 * number, :size], float) - moves.shift, apply_constraint=False
-        )
+        guess.set_positions(position(ascent, frames, -1, 2 * number), apply_constraint=False)
         try:
             if not over:
                 raise InputError("saddle: the dimer did not converge")
             atoms, _ = refined(expand, guess)
-            shown = vibrations.of(atoms, each(atoms), reference_of(model, atoms))
-            if shown.imaginary != 1:
-                raise InputError(f"saddle: {shown.imaginary} imaginary frequencies")
-            if any(same(atoms, other.atoms, shown.energy - other.vibrations.energy) for other in saddles):
+            oscillators = vibrations.of(atoms, each(atoms), reference_of(model, atoms))
+            if oscillators.imaginary != 1:
+                raise InputError(f"saddle: {oscillators.imaginary} imaginary frequencies")
+            if any(same(atoms, other.atoms, oscillators.energy - other.vibrations.energy) for other in saddles):
                 raise InputError("saddle: there already")
-            saddles.append(joined(model, expand, atoms, shown))
+            saddles.append(joined(model, expand, atoms, oscillators))
         except InputError as error:
             reason = str(error).removeprefix("saddle: ")
             failed[reason] = failed.get(reason, 0) + 1
@@ -205,7 +202,7 @@ def same(atoms: ase.Atoms, other: ase.Atoms, apart: float = 0.0) -> bool:
 
     By energies `apart` (eV) and sorted distances between each two elements, so mirror images are the same.
     """
-    return abs(apart) < SHARE and all(
+    return abs(apart) < SAME_ENERGY and all(
         np.abs(a - b).max(initial=0.0) < SAME for a, b in zip(_distances(atoms), _distances(other), strict=True)
     )
 

@@ -1,6 +1,5 @@
 """From dynamics to free energies: the temperature, the variables and the weights of what was written down."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import ase
@@ -16,7 +15,16 @@ from jaxal.data.structure import from_atoms
 from jaxal.explore.bias_forces import Term
 from jaxal.simulate import dynamics
 from jaxal.simulate.dynamics import OBSERVED, Prepared, Series
-from jaxal.simulate.free_energy import Difference, Profile, Samples, difference, profile
+from jaxal.simulate.free_energy import (
+    Difference,
+    Profile,
+    Samples,
+    difference,
+    difference_spread,
+    profile,
+    profile_spread,
+    resampled,
+)
 from jaxal.simulate.surface import opinions
 
 OPINIONS = 2000  # frames that the members are asked about
@@ -75,9 +83,9 @@ def _first_offset(walkers: Prepared, term: Term) -> float:
 
 
 def answer(
-    walkers: Prepared, simulation: Simulation, series: Series, frames: Sequence[ase.Atoms], question: Question
+    walkers: Prepared, simulation: Simulation, series: Series, kept: dict[int, list[ase.Atoms]], question: Question
 ) -> Answer:
-    """The free energy along the variables of `check`; `frames` are the structures that count, as of `dynamics.run`.
+    """The free energy along the variables of `check`; `kept` are structures as of `dynamics.run`.
 
     Raises InputError where walkers came to an end early.
     """
@@ -96,18 +104,17 @@ def answer(
         _edges(samples.values[..., row], term.variables.periods[row], question.bins)
         for row in range(len(term.variables.names))
     )
-    thin, shift = _shifts(walkers, samples, frames, first)
-    whole = profile(samples, edges)
-    spread = profile(thin, edges, shift).spread if shift is not None else whole.spread
-    between = None
-    if question.split is not None:
-        between = difference(samples, question.split)
-        if shift is not None:
-            between = between._replace(spread=difference(thin, question.split, shift).spread)
+    drawn = resampled(samples)
+    thin, shift = _shifts(walkers, samples, kept, first)
+    whole = profile(samples, edges, drawn)
+    between = None if question.split is None else difference(samples, question.split, drawn)
+    if shift is not None:
+        whole = whole._replace(spread=profile_spread(thin, edges, shift))
+        between = between and between._replace(spread=difference_spread(thin, between.split, shift))
     acting = [each.name for each in walkers.terms if each.name != OBSERVED]
     how = "MBAR" if samples.windows is not None else "reweighted" if acting else "counted"
     count = int(np.prod(samples.logweight.shape))
-    return Answer(term.labels, term.variables.units, whole._replace(spread=spread), between, how, count)
+    return Answer(term.labels, term.variables.units, whole, between, how, count)
 
 
 def of_series(walkers: Prepared, series: Series, term: Term, temperature: float, first: int) -> Samples:
@@ -160,17 +167,16 @@ def _edges(values: np.ndarray, period: float | None, bins: int) -> np.ndarray:
 
 
 def _shifts(
-    walkers: Prepared, samples: Samples, frames: Sequence[ase.Atoms], first: int
+    walkers: Prepared, samples: Samples, kept: dict[int, list[ase.Atoms]], first: int
 ) -> tuple[Samples, Float[np.ndarray, "m t w"] | None]:
-    """Some of the samples, and by how much each member's energy of them is off the mean, eV."""
-    time, number = samples.logweight.shape
-    every = max(1, time * number // OPINIONS)
-    rows = np.arange(0, time, every)
+    """The samples whose structures were kept, and by how much each member's energy of them is off the mean, eV."""
+    rows = np.array([row - first for row in sorted(kept) if row >= first], int)
     windows = None if samples.windows is None else samples.windows[:, rows]
     thin = samples._replace(values=samples.values[rows], logweight=samples.logweight[rows], windows=windows)
-    chosen = [frames[(first + row) * number + walker] for row in rows for walker in range(number)]
-    energy = opinions(walkers.surface.model, chosen).energy
+    if not len(rows):
+        return thin, None
+    energy = opinions(walkers.surface.model, [atoms for row in rows for atoms in kept[int(row) + first]]).energy
     if energy.shape[1] < 2:
         return thin, None
     off = (energy - energy.mean(axis=1, keepdims=True)).T
-    return thin, off.reshape(energy.shape[1], len(rows), number)
+    return thin, off.reshape(energy.shape[1], len(rows), -1)

@@ -26,6 +26,7 @@ from jaxal.uncertainty.bound import bounds
 from jaxal.uncertainty.support import Support
 
 ROWS = 16  # of a Hessian, that are calculated together
+CLOSEST = 0.5  # of the sum of two covalent radii; what is nearer is not physical, as of `gate.closest`
 MARGIN = 1.3  # room for neighbors over those of the structure
 
 
@@ -58,9 +59,12 @@ def surface(model: models.Model, mesh: Mesh | None = None) -> Surface:
 
 def in_double(model: models.Model) -> models.Model:
     """The same model in float64: for second derivatives and forces that are to vanish."""
-    params = jax.tree.map(lambda x: np.asarray(x, np.float64) if np.issubdtype(x.dtype, np.floating) else x,
-                          jax.tree.map(np.asarray, model.params))  # fmt: skip
-    return model._replace(params=params, precision="float64")
+
+    def cast(values: Any) -> np.ndarray:
+        array = np.asarray(values)
+        return array.astype(np.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+    return model._replace(params=jax.tree.map(cast, model.params), precision="float64")
 
 
 def structures(model: models.Model, path: str | Path) -> list[ase.Atoms]:
@@ -68,16 +72,17 @@ def structures(model: models.Model, path: str | Path) -> list[ase.Atoms]:
 
     Raises InputError, with the file, for one that cannot be read or that the model does not know.
     """
-    read = files.read(path, labeled=False)
-    atoms = [door.to_atoms(door.stripped(door.with_electrons(frame, *models.unsaid(model), "model"))) for frame in read]
-    for number, each in enumerate(atoms):
-        if reason := door.overlap(each, 0.5):
-            raise InputError(f"{path}: frame {number}: {reason}; give a structure that can be")
+    read = []
+    for number, frame in enumerate(files.read(path, labeled=False)):
         try:
-            placed(model, [each])
+            atoms = door.to_atoms(door.stripped(door.with_electrons(frame, *models.unsaid(model), "model")))
+            if reason := door.overlap(atoms, CLOSEST):
+                raise InputError(f"{reason}; give a structure that can be")
+            placed(model, [atoms])
         except InputError as error:
             raise InputError(f"{path}: frame {number}: {str(error).removeprefix('atoms: ')}") from None
-    return atoms
+        read.append(atoms)
+    return read
 
 
 def minimized(model: models.Model, atoms: ase.Atoms, force: float, steps: int, name: str) -> ase.Atoms:
@@ -155,6 +160,11 @@ class Opinion(NamedTuple):
     spread: Float[np.ndarray, "b"]  # eV/Å, the largest of an atom's force
     error: Float[np.ndarray, "b"]  # eV/Å, a bound on the largest force error; infinite where not supported
     supported: np.ndarray | None  # [b] bool; None where the model does not know
+
+
+def deviation(members: Float[np.ndarray, "m"]) -> float:
+    """Standard deviation of what the members say; NaN of a single one."""
+    return float(members.std()) if len(members) > 1 else float("nan")
 
 
 def opinions(model: models.Model, frames: Sequence[ase.Atoms], at_once: int = 64) -> Opinion:

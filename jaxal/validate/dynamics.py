@@ -24,7 +24,6 @@ from jaxal.validate.graph import same_skeleton
 # Structures [b] and their neighbors -> energies (eV), forces (eV/Å) and stresses (eV/Å^3)
 Field = Callable[[Structure, Neighbors], tuple[Float[Array, "b"], Float[Array, "b n 3"], Float[Array, "b 3 3"]]]
 
-REPLAYS = 8  # with more room each time
 GRAM_PER_CM3 = 1.66053906660  # of one amu/Å^3
 
 
@@ -118,18 +117,13 @@ def run(
 
     starts = jax.tree.map(jnp.asarray, starts)
     keys = jax.random.split(key, starts.position.shape[0])
-    spec = lists.plan(starts, cutoff, skin)
-    for again in range(REPLAYS + 1):
-        program = jax.jit(all_of, static_argnums=0)
-        (structure, energy, kinetic), overflow = jax.tree.map(np.asarray, program(spec, keys, starts))
-        if not overflow.any():
-            break
-        if again == REPLAYS:
-            raise InputError(
-                f"dynamics: there are still more neighbors than room after it was enlarged {REPLAYS} times; "
-                "the atoms collapse: give a shorter timestep or a lower temperature"
-            )
-        spec = lists.larger(spec, starts, 0.9 ** (again + 1))
+    program = jax.jit(all_of, static_argnums=0)
+
+    def attempt(spec: lists.Spec):
+        kept, overflow = jax.tree.map(np.asarray, program(spec, keys, starts))
+        return kept, bool(overflow.any()), starts
+
+    (structure, energy, kinetic), _ = stepping.with_room(lists.plan(starts, cutoff, skin), attempt)
     time = np.arange(1, frames + 1) * every * sampler.timestep * 1e-3
     return Trajectory(structure, energy.astype(float), kinetic.astype(float), time)
 

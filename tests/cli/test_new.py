@@ -100,6 +100,11 @@ def test_electrons_are_those_of_the_file_or_the_command(said, words, electrons):
         ({}, ("--method", "pbe0/no-such-basis"), "label.basis: PySCF has no 'no-such-basis' for H"),
         ({}, ("--method", "stillinger_weber"), "stillinger_weber"),
         ({}, ("--reaction", "nothing.xyz"), "nothing.xyz: there is no such file"),
+        (
+            {},
+            ("--reaction", "water.xyz", "--temperature", 300),
+            "--temperature: a band, which --reaction proposes, has",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(said, words, reason):

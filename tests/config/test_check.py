@@ -60,7 +60,7 @@ def test_several_start_structures(folder):
         (WATER, ["system.index=[0, 2]"], "system.index: 2 does not fit; .*two.xyz holds 2 frames, 0 to 1"),
         (WATER, ["system.index=[]"], "system.index: an empty list does not fit; give frames such as"),
         (WATER, ["system.index=some"], "system.index: some does not fit; give a whole number or all or a list"),
-        (WATER, ["system.index=[0, 1, 0]", "label.initial=2"], "label.initial: 2 is too small; each of the 3 frames"),
+        (WATER, ["system.index=[0, 1, 0]", "label.initial=2"], "label.initial: 2 is too small; each of the 3 start"),
     ],
 )
 def test_start_structures_that_do_not_belong_together(folder, second, overrides, expected):

@@ -37,9 +37,10 @@ def simulated(*overrides, starts=(START,), walkers=8, length=25.0):
     simulation = parse({}, None, Simulation, [*fields, *more, *overrides])
     walkers_ = dynamics.prepared(WELLS, simulation, list(starts), "test.xyz")
     sampling.check(walkers_, simulation)
-    series, frames = dynamics.run(walkers_, simulation, None, lambda text: None)
+    series, kept = dynamics.run(walkers_, simulation, None, lambda text: None, sampling.OPINIONS)
+    assert len(kept) * walkers <= sampling.OPINIONS + walkers
     question = sampling.Question(MIDDLE, 30, 0.2)
-    return sampling.answer(walkers_, simulation, series, frames, question), series
+    return sampling.answer(walkers_, simulation, series, kept, question), series
 
 
 UMBRELLA = "{name: umbrella, low: 1.5, high: 3.4, windows: 8, stiffness: 3, variables: " + ALONG + "}"
@@ -86,7 +87,7 @@ def test_intervals_hold_as_often_as_they_say():
         values = np.stack([rng.choice(grid, 150, p=w / w.sum()) for w in weights], axis=1)[..., None]
         windows = 0.5 * stiffness * (values[None, ..., 0] - centers[:, None, None]) ** 2 / THERMAL
         samples = free_energy.Samples(KELVIN, values, np.zeros(values.shape[:2]), windows, np.arange(4))
-        between = free_energy.difference(samples, MIDDLE)
+        between = free_energy.difference(samples, MIDDLE, free_energy.resampled(samples))
         within += abs(between.energy - above_less_below(MIDDLE)) < 2 * between.error
     assert within >= 9
 
@@ -96,7 +97,7 @@ def test_two_variables_have_the_free_energy_of_both():
     values = rng.normal(size=(4000, 4, 2)) * [0.3, 0.5]
     samples = free_energy.Samples(300.0, values, np.zeros((4000, 4)))
     edges = tuple(np.linspace(-1, 1, 11) * s for s in (0.6, 1.0))
-    profile = free_energy.profile(samples, edges)
+    profile = free_energy.profile(samples, edges, free_energy.resampled(samples))
     x, y = np.meshgrid(*profile.axes, indexing="ij")
     wanted = 0.5 * BOLTZMANN * 300 * ((x / 0.3) ** 2 + (y / 0.5) ** 2)
     off = (profile.energy - wanted) / np.hypot(profile.error, 1e-3)
@@ -108,11 +109,49 @@ def test_a_walker_that_leaves_what_the_model_knows_ends_and_says_so():
         {}, None, Simulation, ["limit=1e-9", f"along={ALONG}", "length=0.5", "explore.walkers=2", "unsure=stop"]
     )
     walkers = dynamics.prepared(WELLS, simulation, [START], "test.xyz")
-    series, frames = dynamics.run(walkers, simulation, None, lambda text: None)
+    series, kept = dynamics.run(walkers, simulation, None, lambda text: None)
     record = dynamics.record(walkers, simulation, series)
-    assert record["ended"] == ["estimated error above the limit"] * 2 and record["frames"] == 0 == len(frames)
+    assert record["ended"] == ["estimated error above the limit"] * 2 and record["frames"] == 0 == len(kept)
     with pytest.raises(InputError, match=r"walker 0 ended at .* ps \(estimated error above the limit\); learn what"):
-        sampling.answer(walkers, simulation, series, frames, sampling.Question(None, 10, 0.2))
+        sampling.answer(walkers, simulation, series, kept, sampling.Question(None, 10, 0.2))
+
+
+def test_walkers_that_share_a_bias_end_together_and_each_says_why():
+    """The second begins where members differ more; the first stops with it, though it is sure."""
+    starts = [START.copy(), START.copy()]
+    starts[1].set_distance(0, 1, 3.9, fix=0)
+    bias = f"bias={METADYNAMICS}variables: {ALONG}}}"
+    fields = [f"explore.temperature={KELVIN}", "explore.walkers=2", "length=0.01", "every=1", "limit=0.1"]
+    simulation = parse({}, None, Simulation, [*fields, "unsure=stop", bias])
+    walkers = dynamics.prepared(WELLS, simulation, starts, "test.xyz")
+    series, _ = dynamics.run(walkers, simulation, None, lambda text: None)
+    record = dynamics.record(walkers, simulation, series)
+    assert series.spread[0, 1] > 0.1 > series.spread[0, 0]
+    assert record["ended"] == ["another walker was unsure", "estimated error above the limit"]
+
+
+def test_walkers_take_structures_in_turn_and_windows_the_nearest():
+    starts = [START.copy() for _ in range(3)]
+    for atoms, distance in zip(starts, (1.5, 2.4, 3.4), strict=True):
+        atoms.set_distance(0, 1, distance, fix=0)
+
+    def begun(*overrides):
+        simulation = parse({}, None, Simulation, ["explore.walkers=4", f"along={ALONG}", *overrides])
+        return [round(a.get_distance(0, 1), 3) for a in dynamics.prepared(WELLS, simulation, starts, "test.xyz").starts]
+
+    assert begun() == [1.5, 2.4, 3.4, 1.5] and begun(f"bias={WALL}") == [1.5, 2.4, 3.4, 1.5]
+    windows = UMBRELLA.replace("windows: 8", "windows: 4").replace("low: 1.5, high: 3.4", "low: 3.4, high: 1.5")
+    assert begun(f"bias={windows}") == [3.4, 2.4, 2.4, 1.5]
+
+
+def test_an_isolated_atom_is_not_certain_though_all_members_agree():
+    start = START.copy()
+    start.set_distance(0, 1, 9.0, fix=0)  # beyond the cutoff: no member sees a neighbor
+    simulation = parse({}, None, Simulation, ["explore.walkers=1", "length=0.1", "unsure=stop"])
+    walkers = dynamics.prepared(WELLS, simulation, [start], "test.xyz")
+    series, _ = dynamics.run(walkers, simulation, None, lambda text: None)
+    assert not series.spread.any() and not series.supported.any() and not series.counts.any()
+    assert dynamics.record(walkers, simulation, series)["ended"] == ["unlike what the model was trained on"]
 
 
 @pytest.mark.parametrize(

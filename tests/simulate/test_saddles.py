@@ -14,8 +14,8 @@ from jaxal.core.errors import InputError
 from jaxal.explore.dimer import dimer
 from jaxal.simulate import saddle, vibrations
 from jaxal.simulate.barrier import barrier
-from jaxal.simulate.program import program
 from jaxal.simulate.surface import expander, in_double, surface
+from jaxal.simulate.walkers import program
 
 pytestmark = pytest.mark.usefixtures("surfaces")
 LEPS = model("leps")

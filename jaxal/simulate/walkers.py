@@ -11,22 +11,22 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxal.acquire.score import max_force_spread
 from jaxal.committee.evaluation import predict
-from jaxal.core.errors import InputError
+from jaxal.committee.isolated_atoms import ISOLATED
 from jaxal.core.types import GateState, Sampler, Start, Structure, WalkerState
+from jaxal.core.units import TIME_UNIT
 from jaxal.data import neighbors
 from jaxal.deploy.structures import placed
-from jaxal.explore import bias_forces
+from jaxal.explore import bias_forces, stepping
 from jaxal.explore.bias_forces import Terms
 from jaxal.program.step import Bounds, Walk, farthest, make_walk, nothing, reported
-from jaxal.simulate.surface import Surface
+from jaxal.simulate.surface import CLOSEST, Surface
 
 SKIN = 0.5  # Å
-CLOSEST, HOTTEST = 0.5, 10.0  # as of `gate`: what is nearer or hotter is not physical
-REPLAYS = 8  # with more room each time
+HOTTEST = 10.0  # as of `gate.hottest`: what is hotter is not physical
 
 
 class Frames(NamedTuple):
-    """What walkers [w] do, frame by frame [t]; numpy, and `learned` as of the last frame."""
+    """What walkers [w] do, frame by frame [t]; numpy."""
 
     structure: Structure  # [t w n ...], moved near the origin by the `shift` of the program
     velocity: Float[np.ndarray, "t w n 3"]  # Å/fs; NaN of walkers that have none
@@ -34,10 +34,11 @@ class Frames(NamedTuple):
     temperature: Float[np.ndarray, "t w"]  # K
     spread: Float[np.ndarray, "t w"]  # eV/Å, the largest of an atom's force
     novelty: Float[np.ndarray, "t w"]  # above 1 it is not supported; 0 where the model does not know
+    unknown: Bool[np.ndarray, "t w"]  # an isolated atom of a species that the model does not know so
     cause: Int[np.ndarray, "t w"]  # why it is not physical, of `program.step.CAUSES`
     report: dict[str, np.ndarray]  # [t w], energies of the biases, variables, what the sampler reports
+    offsets: dict[str, np.ndarray]  # [t] eV, of the biases that grow, by name
     over: Bool[np.ndarray, "w"]  # at the last frame, whether the walker has come to its end
-    learned: tuple[Any, ...]  # by the biases
 
 
 class Program(NamedTuple):
@@ -60,40 +61,48 @@ def program(
     with jax.enable_x64(surface.double):
         structures = jax.tree.map(jnp.asarray, batch)
         spec = neighbors.plan(structures, surface.committee.potential.cutoff, SKIN)
-        state, spec = _begun(surface, sampler, terms, spec, structures, jax.random.key(seed))
+        state = _begun(surface, sampler, terms, spec, structures, jax.random.key(seed))
         widest = farthest(surface.committee.potential.cutoff, structures)
-    moves = not sampler.relaxes  # what does waits for images that are not physical, and nobody takes them back
+    judged = not sampler.relaxes  # what does waits for images that are not physical, and nobody takes them back
     bounds = Bounds(
         implausible=jnp.asarray(jnp.inf, surface.dtype),
-        closest=jnp.asarray(CLOSEST if moves else 0.0, surface.dtype),
+        closest=jnp.asarray(CLOSEST if judged else 0.0, surface.dtype),
         hottest=jnp.asarray(HOTTEST, surface.dtype),
-        farthest=jnp.full(len(starts), widest if moves else jnp.inf, surface.dtype),
-        known=jnp.zeros(len(surface.model.table), bool),
+        farthest=jnp.full(len(starts), widest if judged else jnp.inf, surface.dtype),
+        known=_isolated(surface),
     )
     compiled = jax.jit(_frames(surface, sampler, terms, every), static_argnums=(0, 1))
     room = [spec]  # grows where neighbors overflow
 
     def onward(state: PyTree, number: int) -> tuple[PyTree, Frames]:
+        def attempt(spec: neighbors.Spec):
+            near = state.near if spec == room[0] else neighbors.find(spec, sampler.walkers(state.walkers))
+            now = state._replace(near=near)
+            after, frames, full = compiled(spec, number, surface.params, surface.support, bounds, now)
+            return (after, frames), bool(np.any(full)), sampler.walkers(after.walkers)
+
         with jax.enable_x64(surface.double):
-            for again in range(REPLAYS + 1):
-                after, frames, full = compiled(room[0], number, surface.params, surface.support, bounds, state)
-                if not np.any(full):
-                    return after, jax.tree.map(np.asarray, frames)
-                at = sampler.walkers(after.walkers)
-                room[0] = neighbors.larger(room[0], jax.device_get(at), 0.9 ** (again + 1))
-                state = state._replace(near=neighbors.find(room[0], sampler.walkers(state.walkers)))
-        raise InputError(
-            f"dynamics: there are still more neighbors than room after it was enlarged {REPLAYS} times; the atoms "
-            "collapse: give a shorter timestep or a lower temperature"
-        )
+            (after, frames), room[0] = stepping.with_room(room[0], attempt)
+            return after, jax.tree.map(np.asarray, frames)
 
     return Program(state, onward, shift)
 
 
+def position(moves: Program, frames: Frames, time: int, walker: int) -> Float[np.ndarray, "n 3"]:
+    """Where the atoms of a walker are at a frame, Å, in the place of the structures that it began with."""
+    return np.asarray(frames.structure.position[time, walker, : len(moves.shift)], float) - moves.shift
+
+
+def _isolated(surface: Surface) -> Bool[Array, "s"]:
+    """The species of which the model knows isolated atoms."""
+    there = surface.params.get(ISOLATED)
+    return jnp.zeros(len(surface.model.table), bool) if there is None else there["known"][0] > 0
+
+
 def _begun(
     surface: Surface, sampler: Sampler, terms: Terms, spec: neighbors.Spec, structures: Structure, key: Array
-) -> tuple[Walk, neighbors.Spec]:
-    """Walkers at these structures, and room for their neighbors."""
+) -> Walk:
+    """Walkers at these structures."""
     committee, number = surface.committee, structures.charge.shape[0]
 
     def begin(params, structures, key):
@@ -106,7 +115,7 @@ def _begun(
         candidate = nothing(structures, force, stress, drift, reported(sampler, terms, walkers))
         return Walk(walkers, near, candidate, jnp.zeros(number, bool), drift)
 
-    return jax.jit(begin)(surface.params, structures, key), spec
+    return jax.jit(begin)(surface.params, structures, key)
 
 
 def _frames(surface: Surface, sampler: Sampler, terms: Terms, every: int):
@@ -125,16 +134,17 @@ def _frames(surface: Surface, sampler: Sampler, terms: Terms, every: int):
             state = state._replace(candidate=state.candidate._replace(cause=physical))
             after = walk(params, gate, support, bounds, state)
             seen, now = after.candidate, sampler.walkers(after.walkers)
-            values = seen.energy, seen.temperature, seen.score, seen.novelty, seen.cause, seen.report
-            return after, (now, _velocity(after.walkers, now), *values)
+            offsets = {
+                term.name: term.bias.offset(jax.tree.map(lambda x: x[0], learned))
+                for term, learned in zip(terms, after.drift, strict=True)
+                if term.bias.offset is not None
+            }
+            values = seen.energy, seen.temperature, seen.score, seen.novelty, seen.unknown, seen.cause, seen.report
+            return after, (now, _velocity(after.walkers, now), *values, offsets)
 
         after, kept = jax.lax.scan(frame, state, None, length=number)
         last = jnp.zeros(after.full.shape, bool) if sampler.over is None else sampler.over(after.walkers)
-        shared = tuple(
-            jax.tree.map(lambda x: x[0], learned) if term.bias.shared else learned
-            for term, learned in zip(terms, after.drift, strict=True)
-        )
-        frames: Any = Frames(*kept, last, shared)  # pyright: ignore[reportArgumentType]  of JAX in here
+        frames: Any = Frames(*kept, last)  # pyright: ignore[reportArgumentType]  of JAX in here
         return after._replace(full=jnp.zeros_like(after.full)), frames, after.full
 
     return run
@@ -143,7 +153,5 @@ def _frames(surface: Surface, sampler: Sampler, terms: Terms, every: int):
 def _velocity(walkers: PyTree, structure: Structure) -> Float[Array, "w n 3"]:
     """Å/fs, of what has a momentum."""
     if isinstance(walkers, WalkerState) and hasattr(walkers.engine, "momentum"):
-        from jaxal.core.units import TIME_UNIT
-
         return walkers.engine.momentum / walkers.engine.mass / TIME_UNIT
     return jnp.full_like(structure.position, jnp.nan)
