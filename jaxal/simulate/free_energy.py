@@ -83,6 +83,8 @@ def _of_windows(windows: Float[np.ndarray, "k t w"], window: Int[np.ndarray, "w"
 
 def _free_energies(energies: Float[np.ndarray, "k f"], number: Int[np.ndarray, "k"]) -> Float[np.ndarray, "k"]:
     """Dimensionless free energies of the windows, the first one zero."""
+    if len(energies) == 1:
+        return np.zeros(1)
     # pymbar sets JAX to 64 bits for good where it is not so already
     with jax.enable_x64(True):
         try:

@@ -96,7 +96,7 @@ def of(atoms: ase.Atoms, expansion: Expansion, reference: float = 0.0) -> Vibrat
         spread = np.std([_quanta(curvatures(hessian)[0]) for hessian in expansion.hessian], axis=0)
     force = float(np.linalg.norm(expansion.force.mean(axis=0)[free], axis=-1).max())
     energy = float(expansion.energy.mean()) + reference
-    return Vibrations(quanta, spread, modes.reshape(len(modes), -1, 3), energy, force)
+    return Vibrations(quanta, spread, modes.reshape(-1, len(atoms), 3), energy, force)
 
 
 def _quanta(curvatures: np.ndarray) -> np.ndarray:
@@ -133,9 +133,10 @@ def thermochemistry(
         free_energy = float(harmonic.get_helmholtz_energy(temperature, verbose=False))
         return Thermochemistry(temperature, None, zero_point, entropy, free_energy)
     line = len(oscillators.quanta) == 3 * len(atoms) - 5
+    shape = "monatomic" if len(atoms) == 1 else "linear" if line else "nonlinear"
     gas: Any = IdealGasThermo(
         vib_energies=[quantum if quantum > 0 else -1j * quantum for quantum in oscillators.quanta],
-        geometry="linear" if line else "nonlinear",
+        geometry=shape,
         potentialenergy=oscillators.energy,
         atoms=atoms,
         symmetrynumber=symmetry,

@@ -92,6 +92,15 @@ def test_intervals_hold_as_often_as_they_say():
     assert within >= 9
 
 
+def test_walkers_in_the_same_window_are_of_one_ensemble():
+    rng, stiffness = np.random.default_rng(2), 2.0
+    values = rng.normal(0.0, np.sqrt(THERMAL / stiffness), (4000, 3, 1))  # of a flat energy, under a spring
+    windows = 0.5 * stiffness * values[None, ..., 0] ** 2 / THERMAL
+    samples = free_energy.Samples(KELVIN, values, np.zeros((4000, 3)), windows, np.zeros(3, int))
+    edges = (np.linspace(-0.2, 0.2, 9),)
+    assert np.ptp(free_energy.histogram(samples, edges, free_energy.weights(samples))) < 0.1 * THERMAL
+
+
 def test_two_variables_have_the_free_energy_of_both():
     rng = np.random.default_rng(1)
     values = rng.normal(size=(4000, 4, 2)) * [0.3, 0.5]

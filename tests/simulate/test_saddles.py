@@ -96,6 +96,16 @@ def test_a_diatomic_vibrates_as_its_curvature_says():
     assert thermal.free < shown.energy and thermal.entropy > 0
 
 
+def test_a_free_atom_has_no_vibrations_but_an_entropy():
+    """That of Sackur and Tetrode, with two states of its spin."""
+    atom = ase.Atoms("H", info={"spin": 1})
+    shown = vibrations.vibrations(model("wells"), atom)
+    assert shown.quanta.shape == (0,) and shown.modes.shape == (0, 1, 3) and shown.force == 0
+    thermal = vibrations.thermochemistry(model("wells"), atom, shown, 298.15, 1.0, 1)
+    assert thermal.zero_point == 0
+    assert thermal.entropy / units.kB == pytest.approx(114.7 / 8.314, rel=2e-3)  # J/mol/K, NIST
+
+
 def test_what_cannot_be_is_refused():
     first, second = reactants(2.0, True), reactants(2.0, False)
     with pytest.raises(InputError, match="--images: 2 is too small"):
