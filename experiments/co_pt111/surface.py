@@ -1,7 +1,8 @@
 """CO on Pt(111) for the experiment and for its outcome: the method, the sites, and structures on them.
 
 `python experiments/co_pt111/surface.py` writes start.xyz, the structures that the walkers start from, relaxed by the
-method itself, and test.xyz, labeled structures around the path from the top site into the hollow. Some minutes.
+method itself; hop.xyz, CO on three sites of the surface as it is without CO; and test.xyz, labeled structures
+around the path from the top site into the hollow. Some minutes.
 """
 
 from pathlib import Path
@@ -44,11 +45,20 @@ def adsorbed(site: str) -> ase.Atoms:
     return ase.Atoms(slab.numbers, slab.positions, cell=cell, pbc=slab.pbc, constraint=lowest)
 
 
-def relaxed(site: str, calculator: Calculator) -> ase.Atoms:
+def relaxed(atoms: ase.Atoms, calculator: Calculator) -> ase.Atoms:
     """The structure at its nearest stationary point; symmetry keeps CO on its site."""
-    atoms = adsorbed(site)
     atoms.calc = calculator
     BFGS(atoms, logfile=None, maxstep=0.1).run(fmax=0.02, steps=200)  # pyright: ignore[reportArgumentType]
+    return atoms
+
+
+def still(site: str, surface: ase.Atoms) -> ase.Atoms:
+    """CO on a site of a surface that keeps its place; the last two atoms of `surface` are CO away from it."""
+    atoms = adsorbed(site)
+    lift = surface.positions[:-2, 2].max() - atoms.positions[:-2, 2].max()
+    atoms.positions[:-2] = surface.positions[:-2]
+    atoms.positions[-2:, 2] += lift
+    atoms.set_constraint(FixAtoms(indices=range(len(atoms) - 2)))
     return atoms
 
 
@@ -70,8 +80,10 @@ def tests(start: ase.Atoms, end: ase.Atoms) -> list[ase.Atoms]:
 
 
 if __name__ == "__main__":
-    starts = {site: relaxed(site, method()) for site in ("top", "fcc", "away")}
+    starts = {site: relaxed(adsorbed(site), method()) for site in ("top", "fcc", "away")}
+    hop = [relaxed(still(site, starts["away"]), method()) for site in ("top", "fcc", "hcp")]
     write(HERE / "test.xyz", tests(starts["top"], starts["fcc"]), format="extxyz")
-    for start in starts.values():
-        start.calc = None
+    for atoms in (*starts.values(), *hop):
+        atoms.calc = None
     write(HERE / "start.xyz", list(starts.values()), format="extxyz")
+    write(HERE / "hop.xyz", hop, format="extxyz")

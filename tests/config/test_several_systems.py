@@ -101,7 +101,7 @@ def test_fixed_atoms_are_those_of_the_file_and_of_the_configuration(folder):
         (["systems.chloride.index=1"], "systems.chloride.index: 1 does not fit"),
         (["systems.chloride.fixed=[0]"], "systems.chloride.file: all atoms of"),
         (["stop.labels=10"], "label.initial: 18 is too large; give at most stop.labels (10)"),
-        (["label.initial=2"], "label.initial: 2 is too small; each of the 3 frames of the systems is labeled first"),
+        (["label.initial=2"], "label.initial: 2 is too small; each of the 3 start structures is labeled first"),
     ],
 )
 def test_mistakes_name_the_system(folder, overrides, expected):

@@ -138,7 +138,8 @@ def eight(config) -> Path:
     return out
 
 
-@pytest.mark.parametrize("segments", [[], pytest.param(["all"], marks=pytest.mark.slow)], ids=["one", "all"])
+@pytest.mark.slow
+@pytest.mark.parametrize("segments", [[], ["all"]], ids=["one", "all"])
 def test_committee_training_and_segment_on_every_mesh_are_those_of_one_device(segments):
     """Committee and training on three meshes, segments on one of them or on all over which they divide."""
     result = python(HERE / "devices_program.py", *segments, JAX_ENABLE_X64="1")
