@@ -2,8 +2,8 @@
 
 `python experiments/co_pt111/outcome.py RUN` relaxes CO on each site and away, once with the surface free to follow and
 once with it still, and on the still surface finds the paths from the fcc hollow onto the top site and into the hcp
-hollow; with both potentials from the same structures. Writes them into RUN/validate.json, where the errors on the test frames already are. Some
-minutes, most of them by the method.
+hollow; with both potentials from the same structures. Writes them into RUN/validate.json, where the errors on the test
+frames already are. Some minutes, most of them by the method.
 """
 
 import json

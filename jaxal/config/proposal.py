@@ -145,6 +145,8 @@ def configuration(
         lines.append("  mode: pooled  # the dynamics go on elsewhere while labels are calculated")
     if dear:
         lines.append(f"  workers: {workers}  # at a time")
+    if reaction:  # of the images that the committee is unsure of neighbors say nearly the same
+        lines.append(f"  batch: {workers if dear else 1}  # the worst, then the committee learns and the band goes on")
     lines += [
         "",
         "# Frames whose force error, as estimated, is above the target are labeled.",

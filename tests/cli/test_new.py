@@ -218,6 +218,12 @@ def test_labels_that_take_long_are_not_waited_for():
     config = load("water.yaml")
     assert check(config) == [] and (config.label.mode, config.label.workers) == ("pooled", 3)
     assert "one label took 1.5 min, so 500 take 12 h" in text and "then 100 labels more calibrate" in text
+    # of a reaction as many at a time as are calculated at a time
+    sides = [water, water.copy()]
+    for seconds, batch in ((90.0, 3), (0.01, 1)):
+        costs = {"temperature": 500, "seconds": seconds, "workers": 3}
+        Path("sides.yaml").write_text(proposal.configuration(sides, "water.xyz", method, **costs))
+        assert load("sides.yaml").label.batch == batch
 
 
 def test_who_sits_at_a_terminal_is_asked():
