@@ -29,7 +29,7 @@ def add(new: argparse.ArgumentParser) -> None:
     new.add_argument("--reaction", metavar="PRODUCT", type=Path, help="the same atoms on the other side of a reaction")
     new.add_argument("--charge", type=int, help="e (default: what the file says, else asked for)")
     new.add_argument("--spin", type=int, help="number of unpaired electrons; likewise")
-    new.add_argument("--temperature", type=float, help="of the walkers, K (default: 500)")
+    new.add_argument("--temperature", type=float, help=f"of the walkers, K (default: {USUAL:g})")
     new.add_argument("--out", type=Path, metavar="FILE", help="the configuration (default: STRUCTURE.yaml)")
     new.add_argument("--no-label", action="store_true", help="do not calculate a label to see what it costs")
     new.add_argument("--force", action="store_true", help="replace --out if it is there")
@@ -44,7 +44,7 @@ def _new(arguments: argparse.Namespace) -> None:
     out = arguments.out or Path(f"{arguments.structure.stem}.yaml")
     states = out.with_name(f"{out.stem}_states.xyz")
     if arguments.temperature is not None and not arguments.temperature > 0:
-        raise InputError(f"--temperature: {arguments.temperature:g} is too small; give a temperature in K, such as 500")
+        raise InputError(f"--temperature: {arguments.temperature:g} is too small; give K, such as {USUAL:g}")
     if arguments.temperature is not None and arguments.reaction is not None:
         raise InputError("--temperature: a band, which --reaction proposes, has none; leave one of the two out")
     temperature = arguments.temperature or USUAL
