@@ -11,6 +11,7 @@ from ase.constraints import FixAtoms
 from jaxal.core.errors import InputError
 from jaxal.data.frames import overlap
 from jaxal.explore.images import between
+from jaxal.validate.graph import bonds
 
 
 def lengths(images):
@@ -30,6 +31,29 @@ def test_a_molecule_is_turned_onto_itself_and_ends_are_kept():
     np.testing.assert_allclose(images[-1].get_all_distances(), last.get_all_distances(), atol=1e-8)
     steps = lengths(images)
     assert max(steps) < 2 * min(steps) and sum(steps) < 4
+
+
+def test_bonds_keep_their_lengths_along_a_geodesic_and_the_way_is_always_the_same():
+    first = molecule("CH3CH2OH")
+    last = first.copy()
+    (oxygen,) = np.flatnonzero(first.numbers == 8)
+    bonded = [(i, j) for i, j in itertools.combinations(range(9), 2) if bonds(first)[i, j]]
+    carbon, hydrogen = (
+        next(i + j - oxygen for i, j in bonded if oxygen in (i, j) and first.numbers[i + j - oxygen] == z)
+        for z in (6, 1)
+    )
+    other = next(i + j - carbon for i, j in bonded if carbon in (i, j) and first.numbers[i + j - carbon] == 6)
+    last.set_dihedral(other, carbon, oxygen, hydrogen, 60, indices=[hydrogen])
+    np.random.seed(3)
+    before = np.random.get_state()[1].copy()
+    images, again = between([first, last], 7), between([first, last], 7)
+    assert np.array_equal(np.random.get_state()[1], before), "others draw from the same numbers"
+    for image, same in zip(images, again, strict=True):
+        np.testing.assert_array_equal(image.positions, same.positions)
+    assert np.linalg.norm(last.positions - first.positions, axis=1).max() > 1.4
+    for i, j in bonded:
+        lengths_of = [image.get_distance(i, j) for image in images]
+        assert max(lengths_of) - min(lengths_of) < 0.03, "a straight way would bring the atom onto the axis"
 
 
 def test_atoms_on_a_line_pass_each_other():
