@@ -15,6 +15,7 @@ FACTORS = (0.97, 1.0, 1.03)
 DEPTH, LENGTH, RANGE, SATO = 4.7466, 0.7414, 1.9413, 0.18
 # two wells of the distance of two atoms
 HEIGHT, MIDDLE, HALF, TILT = 0.12, 2.5, 0.6, 0.05  # eV, Å, Å, eV/Å
+SPRING, SPACING = 5.0, 2.5  # eV/Å^2, Å, of a chain
 
 
 def _distances(structure, near):
@@ -78,7 +79,18 @@ def wells(table: tuple[int, ...]) -> Potential:
     return _potential(8.0, whole)
 
 
-POTENTIALS = {"leps": leps, "wells": wells}
+def chain(table: tuple[int, ...]) -> Potential:
+    """Atoms on a line, with springs between neighbors."""
+
+    def whole(structure, near):
+        distance, used = _distances(structure, near)
+        used &= distance < 1.4 * SPACING
+        return 0.25 * SPRING * jnp.sum(jnp.where(used, (jnp.where(used, distance, SPACING) - SPACING) ** 2, 0.0))
+
+    return _potential(1.6 * SPACING, whole)
+
+
+POTENTIALS = {"leps": leps, "wells": wells, "chain": chain}
 
 
 def model(name: str) -> Model:
