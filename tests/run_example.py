@@ -56,9 +56,9 @@ def model_arrays(directory: Path) -> dict[str, np.ndarray]:
         return {names.get(name, name): file[name] for name in file.files}
 
 
-def killed_after(config: Path, directory: Path, lines: int) -> None:
+def killed_after(config: Path, directory: Path, lines: int, part: Path = SMALL) -> None:
     """Starts a run and kills it, hard, when it has written so many metrics lines."""
-    command = [sys.executable, "-m", "jaxal", "run", str(config), "--dir", str(directory), "--part", str(SMALL)]
+    command = [sys.executable, "-m", "jaxal", "run", str(config), "--dir", str(directory), "--part", str(part)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     path = directory / "metrics.jsonl"
     end = time.monotonic() + 300

@@ -24,6 +24,7 @@ TESTED = {"score", "gate", "kernel", "select", "uncertainty", "explorer", "poten
 TESTED |= {"bias", "schedule"}  # in test_contracts_seek.py
 TESTED |= {"variable"}  # in test_contracts_variables.py
 TESTED |= {"sampler"}  # in test_contracts_samplers.py
+TESTED |= {"task"}  # in simulate/test_task.py
 DTYPES = [jnp.float32, jnp.float64]
 
 

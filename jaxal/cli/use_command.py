@@ -21,6 +21,9 @@ def add(commands: Any) -> list[argparse.ArgumentParser]:
     _model(barrier)
     barrier.add_argument("--from", dest="start", metavar="FILE", type=Path, required=True, help="structure on one side")
     barrier.add_argument("--to", dest="end", metavar="FILE", type=Path, required=True, help="that on the other side")
+    barrier.add_argument(
+        "--via", metavar="FILE", type=Path, help="structures in between, in their order, to begin with"
+    )
     barrier.add_argument("--images", type=int, default=9, help="of the band, both ends included (default: 9)")
     barrier.add_argument("--converged", type=float, default=0.02, help="largest pull on an atom, eV/Å (default: 0.02)")
     barrier.add_argument("--steps", type=int, default=2000, help="of the band at most (default: 2000)")
@@ -45,6 +48,15 @@ def add(commands: Any) -> list[argparse.ArgumentParser]:
     vibrations.add_argument("--symmetry", type=int, default=1, help="symmetry number of the molecule (default: 1)")
     _output(vibrations, _vibrations)
 
+    phonons = commands.add_parser("phonons", help="dispersion, density of states and thermal properties, by phonopy")
+    _model(phonons)
+    phonons.add_argument("structure", metavar="STRUCTURE", type=Path, help="a crystal, a slab or a wire, any format")
+    size = {"nargs": 3, "type": int, "metavar": ("A", "B", "C")}
+    phonons.add_argument("--supercell", required=True, **size, help="repetitions for the force constants")
+    phonons.add_argument("--relax", action="store_true", help="the atoms to their minimum first, the cell as it is")
+    phonons.add_argument("--temperature", type=float, default=300.0, help="of what is printed, K (default: 300)")
+    _output(phonons, _phonons)
+
     dynamics = commands.add_parser("dynamics", help="many walkers on a finished potential, any explorer and biases")
     free_energy = commands.add_parser("free-energy", help="a free energy along variables, with intervals")
     for command in (dynamics, free_energy):
@@ -57,7 +69,7 @@ def add(commands: Any) -> list[argparse.ArgumentParser]:
     free_energy.add_argument("--bins", type=int, default=40, help="along each variable (default: 40)")
     free_energy.add_argument("--discard", type=float, default=0.2, help="first part of the frames (default: 0.2)")
     _output(free_energy, _free_energy)
-    return [barrier, saddle, vibrations, dynamics, free_energy]
+    return [barrier, saddle, vibrations, phonons, dynamics, free_energy]
 
 
 def _model(command: argparse.ArgumentParser) -> None:
@@ -115,6 +127,7 @@ def _say(arguments: argparse.Namespace) -> Any:
 
 def _barrier(arguments: argparse.Namespace) -> None:
     from jaxal.simulate import barrier, outcome
+    from jaxal.simulate.surface import structures
 
     _at_least(arguments, images=3, converged=1e-4, steps=1)
     model = _ready(arguments)
@@ -123,6 +136,7 @@ def _barrier(arguments: argparse.Namespace) -> None:
         model,
         start,
         end,
+        via=structures(model, arguments.via) if arguments.via else (),
         images=arguments.images,
         converged=arguments.converged,
         steps=arguments.steps,
@@ -149,6 +163,16 @@ def _saddle(arguments: argparse.Namespace) -> None:
         say=_say(arguments),
     )
     _show(arguments, *outcome.of_search(arguments.dir, result))
+
+
+def _phonons(arguments: argparse.Namespace) -> None:
+    from jaxal.simulate import outcome, phonons
+
+    _at_least(arguments, temperature=0.0)
+    model = _ready(arguments)
+    atoms = _single(model, arguments.structure, "STRUCTURE")
+    result = phonons.phonons(model, atoms, tuple(arguments.supercell), arguments.relax)
+    _show(arguments, *outcome.of_phonons(arguments.dir, *result, arguments.temperature))
 
 
 def _vibrations(arguments: argparse.Namespace) -> None:

@@ -188,6 +188,10 @@ def check(config: Config) -> list[str]:
         for system in systems
     ]
     cautions.append(idle_weight(weight, starts, [system.file for system in systems]))
+    ordered = config.task is not None and _built("task", config.task.bind()).ordered
+    if config.task is not None and ordered and not any(system.sampler.ordered for system in systems):
+        what = "asks about a path, and no system has one; give explore.name = band, or leave the task out"
+        raise InputError(f"task.name: {config.task.name} {what}")
     return list(dict.fromkeys(caution for of_system in cautions for caution in of_system))
 
 

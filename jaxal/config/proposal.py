@@ -19,7 +19,8 @@ from jaxal.explore.timestep import ENOUGH, fastest
 STEPS = (2.0, 1.0, 0.5, 0.25, 0.2, 0.1, 0.05)  # fs, time steps that divide a picosecond
 FORCES = 30_000  # force components that a first potential is learned from; those of experiments/ took 2,700 to 52,000
 LABELS = (100, 400)  # no fewer and no more
-PATH, IMAGES = 60, 9  # labels of a reaction path, and images of the band along it
+# Labels for each atom of a reaction path, no fewer and no more of them in all; of its task; images of the band along it
+PATH, PATHS, TASK, IMAGES = 2, (24, 60), 16, 9
 LARGE = 100  # atoms from which on fewer walkers fill the processor
 DEAR = 1.0  # s, a label that takes longer is not waited for
 PERIODIC = ("open", "periodic in one direction", "periodic in two directions", "periodic")
@@ -115,10 +116,10 @@ def configuration(
         Processes that calculate labels, where those are too dear to be waited for.
     """
     atoms, reaction = starts[0], len(starts) > 1
-    budget = PATH if reaction else labels(atoms)
+    budget = int(np.clip(PATH * len(atoms), *PATHS)) if reaction else labels(atoms)
     free, directions = int((~fixed_atoms(atoms)).sum()), int(atoms.pbc.sum())
     all_of = ", index: all" if len(starts) > 1 else ""
-    paid = budget + calibrating(budget)
+    paid = budget + (TASK if reaction else calibrating(budget))
     cost = "" if seconds is None else f"; one label took {_time(seconds)}, so {paid} take {_time(paid * seconds)}"
     dear = seconds is not None and seconds > DEAR
     fields = {"name": method.name, **method.options}
@@ -145,7 +146,9 @@ def configuration(
         lines.append("  mode: pooled  # the dynamics go on elsewhere while labels are calculated")
     if dear:
         lines.append(f"  workers: {workers}  # at a time")
-    if reaction:  # of the images that the committee is unsure of neighbors say nearly the same
+    if reaction:
+        lines.append("  calibration: 0  # labels for a bound on force errors: the barrier has an error of its own")
+        # of the images that the committee is unsure of neighbors say nearly the same
         lines.append(f"  batch: {workers if dear else 1}  # the worst, then the committee learns and the band goes on")
     lines += [
         "",
@@ -154,12 +157,20 @@ def configuration(
         "",
     ]
     if reaction:
-        lines += ["# Barriers are energies: they count for more than by default.", "train: {energy_weight: 5}", ""]
-    more = f"then {calibrating(budget)} labels more calibrate its bound"
+        lines.append(
+            "# Few labels are learned from thoroughly, and energies, as barriers are, count for more than by default."
+        )
+        lines += [
+            "train: {initial_steps: 1500, steps: 200, final_steps: 3000, learning_rate: 0.01, energy_weight: 5}",
+            "",
+        ]
     if reaction:
-        lines.append(f"# The run ends when the band has converged, or at the first of these; {more}.")
+        lines.append("# The band ends when it has converged, or at the first of these.")
         lines.append(f"stop: {{labels: {budget}, time: 3}}  # labels to learn from; ps: 3000 steps of the band")
+        lines += ["", "# Then saddle and ends are labeled and learned, until the barrier is sure."]
+        lines.append(f"task: {{name: barrier, labels: {TASK}, tolerance: 0.004}}  # labels at most; eV")
     else:
+        more = f"then {calibrating(budget)} labels more calibrate its bound"
         lines.append(f"# The run ends at the first of these; {more}.")
         lines.append(
             f"stop: {{labels: {budget}, quiet: 5}}  # labels to learn from; ps a walker without asking for one"

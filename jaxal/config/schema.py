@@ -58,6 +58,7 @@ SelectPart = Annotated[Part, Kinds(("select",), "top_k")]
 ExplorerPart = Annotated[Part, Kinds(("explorer", "sampler"), "nvt_langevin")]
 VariablePart = Annotated[Part, Kinds(("variable",))]
 SchedulePart = Annotated[Part, Kinds(("schedule",), "single")]
+TaskPart = Annotated[Part, Kinds(("task",))]
 
 
 @dataclass(frozen=True)
@@ -256,6 +257,7 @@ class Config:
     validate: Validate
     output: Output
     bias: tuple[Bias, ...] = ()  # one or a list
+    task: TaskPart | None = None  # what the run is to answer, beside a model
     seed: Annotated[int, Unit("", 0)] = 0
     precision: Precision = "float32"
     devices: Literal["auto"] | Count = "auto"  # auto takes the most there are that divide walkers and members evenly

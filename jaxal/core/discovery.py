@@ -8,7 +8,15 @@ from pathlib import Path
 
 from jaxal.core import plugins, registry
 
-ROOMS = ("potential", "acquire", "uncertainty", "explore", "label/methods", "label/workers")  # where parts are
+ROOMS = (
+    "potential",
+    "acquire",
+    "uncertainty",
+    "explore",
+    "label/methods",
+    "label/workers",
+    "simulate",
+)  # where parts are
 REGISTERS = re.compile(r'^@register\("(\w+)"', re.MULTILINE)
 NEEDED = {"schedule": ("select",)}  # kinds whose parts name parts of others
 

@@ -23,6 +23,7 @@ KINDS = (
     "kernel",
     "select",
     "schedule",
+    "task",
 )
 
 _table: dict[str, dict[str, Callable]] = {kind: {} for kind in KINDS}

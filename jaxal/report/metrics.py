@@ -50,3 +50,9 @@ def shares(segment: Record) -> Record:
         "device_idle": numbers[1] / time,
         "workers_idle": None if at_work is None else max(0.0, 1 - at_work),
     }
+
+
+def answers(records: list[Record]) -> dict[str, Record]:
+    """The last answer of a run's task to each system: a line of text, labels, whether the task is done with it."""
+    last = {str(record.get("system")): record for record in records if record.get("kind") == "task"}
+    return {name: {key: record.get(key) for key in ("text", "labels", "satisfied")} for name, record in last.items()}

@@ -165,6 +165,7 @@ def _summary(
         "coverage_wanted": 1 - miss if isinstance(miss, int | float) else None,
         "holdout_force_rmse": holdout[-1] if holdout else None,  # eV/Å
         "bound": {name: bound.get(name) for name in BOUND} if bound else None,
+        "task": metrics.answers(records),
         "within_bound": _inside(validation, "within"),  # of the supported structures
         "supported": _inside(validation, "support"),
         "force_rmse": _inside(validation, "errors", "force", "rmse"),  # eV/Å
@@ -231,6 +232,16 @@ def _bound_tiles(summary: Record, show: Callable[..., str | None]) -> list[tuple
     ]
 
 
+def _task_tiles(summary: Record) -> list[tuple[str, str]]:
+    """What the task of the run came to."""
+    tiles = []
+    for name, answer in summary["task"].items():
+        system = f", {name}" if len(summary["task"]) > 1 else ""
+        state = "done" if answer["satisfied"] else "its labels are spent: more would change it"
+        tiles.append((f"task{system}: {state}, {answer['labels']} labels", str(answer["text"])))
+    return tiles
+
+
 def _count_frames(path: Path) -> int | None:
     """Structures in an extended-XYZ file, without parsing the atoms."""
     try:
@@ -266,6 +277,7 @@ def _tiles(summary: Record) -> list[tuple[str, str]]:
             (f"looks at walkers that were {name}, %", show(part, ".1f", 100))
             for name, part in summary["rewinds"].items()
         ),
+        *_task_tiles(summary),
         *_bound_tiles(summary, show),
         ("device idle while exploring, %", show(summary["device_idle"], ".1f", 100)),
         ("workers idle while exploring, %", show(summary["workers_idle"], ".1f", 100)),

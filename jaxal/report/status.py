@@ -16,7 +16,7 @@ import yaml
 from jaxal.label.store.summary import STATUSES, cost
 from jaxal.label.task import LabelError
 from jaxal.report.display import clock
-from jaxal.report.metrics import METRICS, STORE, Record, read_metrics, shares, store_of
+from jaxal.report.metrics import METRICS, STORE, Record, answers, read_metrics, shares, store_of
 
 # The names belong to config, memory, records and lock, which load JAX.
 CONFIG, CHECKPOINTS, LOCK = "config.yaml", "checkpoints", "lock"
@@ -66,6 +66,7 @@ def gather(directory: str | Path) -> Record:
         "threshold": _number(last.get("threshold")),
         "coverage": _number(last.get("coverage")),
         "systems": _systems(records, last),
+        "task": answers(records),
         "waiting": _number(last.get("waiting")),
         "running": _number(last.get("running")),
         "dropped": _number(last.get("dropped")),
@@ -108,6 +109,10 @@ def text(record: Record) -> str:
         ("error of new labels", _scaled(record["true"], 1e3, ".0f", " meV/Å")),
         ("error of held-out labels", _scaled(record["holdout_force_rmse"], 1e3, ".0f", " meV/Å")),
         *((f"  {name}", _of_system(own)) for name, own in record["systems"].items()),
+        *(
+            (f"task, {name}" if len(record["task"]) > 1 else "task", _answer(own))
+            for name, own in record["task"].items()
+        ),
         ("factor of the gate", _scaled(record["factor"], 1, ".3g", "")),
         ("threshold of the gate", _scaled(record["threshold"], 1, ".3g", "")),
         ("realized coverage", _scaled(record["coverage"], 100, ".1f", "% of the labels within their estimated error")),
@@ -124,6 +129,11 @@ def _systems(records: list[Record], last: Record) -> Record:
         return {}
     labels = [record.get("system") for record in records if record.get("kind") == "label"]
     return {name: (of if isinstance(of, dict) else {}) | {"labels": labels.count(name)} for name, of in own.items()}
+
+
+def _answer(own: Record) -> str:
+    """What the task of a run says of a system, in a line."""
+    return f"{own['text']}; {own['labels']} labels{'' if own['satisfied'] else ', not settled'}"
 
 
 def _of_system(own: Record) -> str:

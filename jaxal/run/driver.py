@@ -168,7 +168,7 @@ def _go(config: Config, directory: Path, interrupted: Callable[[], bool], change
                 assert state is not None
                 session.show(run, progress, "final training")
                 final_training.finish(run, progress, *assembled(run, progress, labels.label), state)
-        session.show(run, progress, "done")
+        session.show(run, progress, "done", progress.answer)
         return True
     return False
 

@@ -1,5 +1,6 @@
 """The end of a run or of an offline training: a long training, the bound, the model, its validation, the report."""
 
+import functools
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,7 +25,7 @@ from jaxal.deploy import model
 from jaxal.label.task import Enough
 from jaxal.program import state as states
 from jaxal.report import page
-from jaxal.run import folder, initial_labels, labeling, notes, persistence, session
+from jaxal.run import answering, folder, initial_labels, labeling, notes, persistence, session
 from jaxal.run.session import Progress, Run
 from jaxal.train import fit as training
 from jaxal.train import posterior
@@ -34,6 +35,7 @@ from jaxal.train.loss import force_rmse
 from jaxal.validate import command
 
 CHUNKS = 10  # pieces of the final training, between which the held-out error is looked at
+AGAIN = 3  # a training for the labels of a task takes so many times fewer steps, from a smaller rate
 STOPPING = 256  # held-out labels, the latest so many, that say which weights are kept
 SAMPLED, HELD = "random frames of the dynamics", "held-out labels"  # what calibrates a bound
 
@@ -98,19 +100,20 @@ def anneal(
     return best[1], best[0] if np.isfinite(best[0]) else None
 
 
-def write_model(
-    directory: Path,
-    committee: Committee,
-    train: training.TrainState,
-    bound: Bounded,
-    buffer: buffers.Buffer,
-    **facts: Any,
-) -> None:
-    """The model file of a run folder; `facts` are the other fields of `model.Model`."""
-    facts |= {"params": jax.device_get(train.average), "calibration": bound.calibration}
-    facts |= {"support": jax.device_get(bound.support)}
-    facts |= {"electrons": electrons_can_be(buffer, facts["table"]), "states": states_of(buffer)}
-    model.save(directory / model.FILE_NAME, model.Model(heads=committee.heads, signs=committee.signs, **facts))
+def model_of(
+    committee: Committee, train: training.TrainState, bound: Bounded, buffer: buffers.Buffer, **facts: Any
+) -> model.Model:
+    """The model of a training; `facts` are the other fields of `model.Model`."""
+    return model.Model(
+        heads=committee.heads,
+        signs=committee.signs,
+        params=jax.device_get(train.average),
+        calibration=bound.calibration,
+        support=jax.device_get(bound.support),
+        electrons=electrons_can_be(buffer, facts["table"]),
+        states=states_of(buffer),
+        **facts,
+    )
 
 
 def states_of(buffer: buffers.Buffer) -> tuple[State, ...]:
@@ -160,8 +163,19 @@ def validated_by_system(run: Run) -> None:
 
 
 def finish(run: Run, progress: Progress, parts: states.Parts, static: states.Static, state: states.State) -> None:
-    """Ends a run whose exploration is over."""
+    """Ends a run whose exploration is over: its task, where it has one, the bound, the model and the report."""
     config, directory = run.config, run.directory
+    alone = parts.committee._replace(mesh=None)  # a few structures, by each process alike
+    facts: dict[str, Any] = {
+        "potential": config.potential.name,
+        "options": config.potential.options,
+        "uncertainty": config.uncertainty.name,
+        "uncertainty_options": config.uncertainty.options,
+        "table": run.table,
+        "reference": np.asarray(progress.reference),
+        "precision": config.precision,
+        "isolated": progress.exact,
+    }
 
     def show(error: float | None, left: float) -> None:
         if devices.from_first(run.interrupted):  # the training begins anew, from the last checkpoint
@@ -169,44 +183,47 @@ def finish(run: Run, progress: Progress, parts: states.Parts, static: states.Sta
         progress.fold = error
         session.show(run, progress, "final training", eta=left)
 
-    train, progress.fold = anneal(
-        parts.committee,
-        static.recipe,
-        static.train_near,
-        state.train,
-        state.buffer,
-        jax.random.fold_in(jax.random.key(config.seed), 2),
-        config.train.final_steps,
-        progress.rate,
-        config.train.final_learning_rate,
-        show,
-    )
-    learned = jax.jit(supports.learned, static_argnums=(0, 1))
-    support = learned(parts.committee, static.train_near, train.average, state.buffer)
-    train, support, buffer, sample = devices.whole((train, support, state.buffer, state.sample))
+    def trained(buffer: buffers.Buffer, turn: int) -> tuple[training.TrainState, Any, buffers.Buffer]:
+        key = jax.random.fold_in(jax.random.key(config.seed), 2)
+        begun, steps, rate = state.train, config.train.final_steps, progress.rate
+        if turn:  # a few labels more: it goes on from what it was
+            begun, key = devices.laid(run.mesh, states.LAYOUT.train, last[0]), jax.random.fold_in(key, turn)
+            steps, rate = steps // AGAIN, rate / AGAIN
+        train, progress.fold = anneal(
+            parts.committee,
+            static.recipe,
+            static.train_near,
+            begun,
+            buffer,
+            key,
+            steps,
+            rate,
+            config.train.final_learning_rate,
+            show,
+        )
+        learned = jax.jit(supports.learned, static_argnums=(0, 1))
+        support = learned(parts.committee, static.train_near, train.average, buffer)
+        return devices.whole((train, support, buffer))
+
+    last: list[Any] = []
+    if config.task is None:
+        train, support, buffer = trained(state.buffer, 0)
+    else:
+
+        def learned(buffer: buffers.Buffer, turn: int) -> model.Model:
+            last[:] = trained(buffer, turn)
+            return model_of(parts.committee, last[0], Bounded(None, last[1], np.nan), last[2], **facts)
+
+        labeled = functools.partial(_labeled, run, progress, parts)
+        state = answering.answered(run, progress, parts.samplers, state, learned, labeled)
+        train, support, buffer = last
     session.show(run, progress, "calibration")
-    structures, labels = sampled(run, progress, parts, sample)
-    alone = parts.committee._replace(mesh=None)  # a few structures, by each process alike
+    structures, labels = sampled(run, progress, parts, devices.whole(state.sample))
     bound = bounded(alone, train.average, support, structures, labels, SAMPLED)
 
     def write() -> None:
-        reference = np.asarray(progress.reference)
-        write_model(
-            directory,
-            parts.committee,
-            train,
-            bound,
-            buffer,
-            potential=config.potential.name,
-            options=config.potential.options,
-            uncertainty=config.uncertainty.name,
-            uncertainty_options=config.uncertainty.options,
-            table=run.table,
-            reference=reference,
-            precision=config.precision,
-            isolated=progress.exact,
-        )
-        folder.write_training(directory, buffer, run.table, reference)
+        model.save(directory / model.FILE_NAME, model_of(parts.committee, train, bound, buffer, **facts))
+        folder.write_training(directory, buffer, run.table, facts["reference"])
         folder.append(directory, [_noted(run, bound, labels)])
         session.show(run, progress, "validation")
         folder.append(directory, [notes.phase(run, "validation")])
@@ -228,27 +245,9 @@ def sampled(run: Run, progress: Progress, parts: states.Parts, sample: samples.S
     structures: Any = jax.tree.map(lambda x: np.asarray(x)[rows], sample.structure)
 
     def labeled() -> list[Any] | None:
-        wanted = np.ones(rows.size, bool)
-        if run.config.label.part.kind == "oracle":
-            assert parts.label is not None
-            return [np.asarray(x) for x in jax.jit(parts.label)(structures, wanted)]
-        opened = labeling.open_service(
-            run.config,
-            run.table,
-            run.store,
-            np.asarray(progress.reference),
-            run.interrupted,
-            run.opener,
-        )
-        try:
-            with suppress(Enough):  # it must be raised in all processes
-                labels = opened.label(structures, wanted, initial_labels.carriers(run.starts, run.table)(structures))
-                if trouble := opened.trouble():
-                    raise InputError(f"{trouble}; the last checkpoint stands, `jaxal resume {run.directory}` goes on")
-                return list(labels)
-            return None
-        finally:
-            opened.close()
+        with suppress(Enough):  # it must be raised in all processes
+            return list(_labeled(run, progress, parts, structures))
+        return None
 
     if not rows.size:
         none: Any = np.zeros(0), np.zeros((0, *structures.position.shape[1:])), np.zeros((0, 3, 3)), np.zeros(0, bool)
@@ -257,6 +256,29 @@ def sampled(run: Run, progress: Progress, parts: states.Parts, sample: samples.S
     if values is None:
         raise Enough
     return structures, Label(*values)
+
+
+def _labeled(run: Run, progress: Progress, parts: states.Parts, structures: Any) -> Label:
+    """Labels of structures [c], numpy, energies relative to the references; the first process asks.
+
+    Raises Enough where the run is told to end meanwhile, and InputError where none can be kept.
+    """
+    wanted = np.ones(len(structures.charge), bool)
+    if run.config.label.part.kind == "oracle":
+        assert parts.label is not None
+        dtype = np.dtype(run.config.precision)
+        cast = jax.tree.map(lambda x: x.astype(dtype) if x.dtype.kind == "f" else x, structures)
+        return jax.tree.map(np.asarray, jax.jit(parts.label)(cast, wanted))
+    reference = np.asarray(progress.reference)
+    opened = labeling.open_service(run.config, run.table, run.store, reference, run.interrupted, run.opener)
+    try:
+        labels = opened.label(structures, wanted, initial_labels.carriers(run.starts, run.table)(structures))
+        if trouble := opened.trouble():
+            raise InputError(f"{trouble}; the last checkpoint stands, `jaxal resume {run.directory}` goes on")
+        values: Any = labels
+        return Label(*values)
+    finally:
+        opened.close()
 
 
 def _noted(run: Run, bound: Bounded, labels: Label) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from jaxal.data import dataset, neighbors
 from jaxal.data.frames import Frame
 from jaxal.data.lattice import FLAT
 from jaxal.data.structure import from_frames, labels_of, shares_of
+from jaxal.deploy import model
 from jaxal.report import page
 from jaxal.report.display import Status, display
 from jaxal.run import assembly, final_training, folder, training_data
@@ -83,8 +84,7 @@ def train(config: Offline, directory: Path) -> None:
         support = jax.jit(learned, static_argnums=(0, 1))(committee, near, state.average, buffer)
         judging = [jax.tree.map(lambda x: x[last], tree) for tree in (structures, labels)]
         bound = bounded(committee, state.average, support, judging[0], judging[1], final_training.HELD)
-        final_training.write_model(
-            directory,
+        learned_model = final_training.model_of(
             committee,
             state,
             bound,
@@ -98,6 +98,7 @@ def train(config: Offline, directory: Path) -> None:
             precision=config.precision,
             isolated=exact,
         )
+        model.save(directory / model.FILE_NAME, learned_model)
         folder.write_frames(directory / folder.TRAINING, map(folder.marked, frames, held))
         status("validation", error)
         final_training.validated(directory, config.data.validation)

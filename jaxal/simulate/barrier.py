@@ -1,6 +1,6 @@
 """The barrier between two structures on a finished model: a band in one program, its top refined to a saddle."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import ase
@@ -12,17 +12,27 @@ from jaxal.deploy import model as models
 from jaxal.explore.band import band
 from jaxal.explore.images import alike, between
 from jaxal.simulate import vibrations
-from jaxal.simulate.saddle import refined
+from jaxal.simulate.saddle import descent, refined
 from jaxal.simulate.surface import deviation, expander, in_double, minimized, opinions, surface
 from jaxal.simulate.vibrations import Vibrations, reference_of
 from jaxal.simulate.walkers import position, program
+from jaxal.validate.graph import bonds
 
 LARGE = 60  # atoms; of more no Hessian is calculated
 RELAXED, RELAXATIONS = 5e-3, 500  # eV/Å and steps of the minimization of the ends
-NEAR = 1.0  # Å, that an atom may go from the highest image to the saddle
+NEAR, HIGHER = 1.0, 0.1  # Å that an atom may go from the highest image to the saddle, and eV that this may be higher
 GAP = 3.0  # times the median distance of neighboring images; springs keep them closer than that
 DEEP = 0.005  # eV; less deep minima in between are none
 EVERY = 10  # steps of the band between two frames
+
+
+class Band(NamedTuple):
+    """Images of a path that were relaxed."""
+
+    images: list[ase.Atoms]
+    spread: np.ndarray  # [i] eV/Å, of what the members say of the force on an atom, the largest
+    converged: bool
+    rests: bool  # the members differed too much
 
 
 class Barrier(NamedTuple):
@@ -41,6 +51,7 @@ class Barrier(NamedTuple):
     converged: bool
     saddle: ase.Atoms | None  # refined with exact Hessians
     vibrations: Vibrations | None  # of it
+    joins: bool | None  # the ways down from it lead to where the bonds are those of both ends; None without a saddle
     passed: int  # minima that the path passes in between
     gap: bool  # two images are far apart: between them the path may be higher than any image
 
@@ -50,6 +61,7 @@ def barrier(
     start: ase.Atoms,
     end: ase.Atoms,
     *,
+    via: Sequence[ase.Atoms] = (),
     images: int = 9,
     converged: float = 0.02,
     steps: int = 2000,
@@ -58,9 +70,10 @@ def barrier(
 ) -> Barrier:
     """The barrier from `start` to `end`, which are relaxed first (or with `relax` false taken as they are).
 
-    `images` counts both ends; the band has converged where no atom is pulled by more than `converged` (eV/Å). The
-    members' spread of a barrier is at the committee's own structures: to first order what each member's own path would
-    give. Raises InputError for structures between which there is no path, and those that the model cannot take.
+    The band begins at structures in between, `via`, where there are any; `images` counts both ends, and there are no
+    fewer than structures. It has converged where no atom is pulled by more than `converged` (eV/Å). The members' spread
+    of a barrier is at the committee's own structures: to first order what each member's own path would give. Raises
+    InputError for structures between which there is no path, and those that the model cannot take.
     """
     if images < 3:
         raise InputError(f"--images: {images} is too small; a band has 3 images or more")
@@ -72,24 +85,57 @@ def barrier(
             for name, atoms in zip(("--from", "--to"), ends, strict=True)
         ]
         say("both ends are relaxed")
-    begun = between(ends, images)
-    relaxation = program(surface(model), band(converged=converged, climb=max(0.3, 5 * converged)), (), begun, 0, EVERY)
-    state, done = relaxation.start, False
+    begun = between([ends[0], *via, ends[1]], max(images, len(via) + 2))
+    path = relaxed(model, begun, converged=converged, steps=steps, say=say)
+    return along(model, path, (path.images[0], path.images[-1]))
+
+
+def relaxed(
+    model: models.Model,
+    begun: Sequence[ase.Atoms],
+    *,
+    converged: float,
+    steps: int = 2000,
+    wary: float = np.inf,
+    say: Callable[[str], None] = lambda text: None,
+) -> Band:
+    """A band between the first and the last of these images, relaxed until no atom is pulled by `converged` (eV/Å).
+
+    Where the members differ by more than `wary` (eV/Å) about the force on an atom it rests at once, where it is: what
+    it would come to on such a surface is nothing.
+    """
+    moves = band(converged=converged, climb=max(0.3, 5 * converged))
+    relaxation = program(surface(model), moves, (), begun, 0, EVERY)
+    state, done, last = relaxation.start, False, -1
     for turn in range(max(1, steps // (10 * EVERY))):
         state, frames = relaxation.onward(state, 10)
         done = bool(frames.over.all())
         say(f"step {(turn + 1) * 10 * EVERY}: pull {float(frames.report['pull'][-1].max()):.3f} eV/Å")
-        if done:
+        doubtful = np.flatnonzero((frames.spread > wary).any(axis=1))
+        if doubtful.size:
+            done, last = False, int(doubtful[0])
+        if done or doubtful.size:
             break
-    path = []
+    images = []
     for row, image in enumerate(begun):
-        path.append(image.copy())
-        path[-1].set_positions(position(relaxation, frames, -1, row), apply_constraint=False)
-    double = in_double(model)
+        images.append(image.copy())
+        images[-1].set_positions(position(relaxation, frames, last, row), apply_constraint=False)
+    return Band(images, frames.spread[last], done, bool(doubtful.size))
+
+
+def along(model: models.Model, band: Band, sides: tuple[ase.Atoms, ase.Atoms] | None) -> Barrier:
+    """The barrier along a band, with the saddle near its highest image, which should lead to the bonds of both sides.
+
+    Without `sides` no saddle is looked for.
+    """
+    double, path = in_double(model), band.images
     opinion = opinions(double, path)
     mean = opinion.energy.mean(axis=1)
     top, over = int(np.argmax(mean)), opinion.energy - opinion.energy[:1]
-    saddle, oscillators = _saddle(model, path[top], mean)
+    saddle, oscillators = (None, None) if sides is None else _saddle(model, path[top], mean)
+    joins = None
+    if saddle is not None and oscillators is not None and sides is not None:
+        joins = _joins(model, saddle, oscillators, sides)
     highest = opinion.energy[top] if saddle is None else opinions(double, [saddle]).energy[0]
     forward, backward = highest - opinion.energy[0], highest - opinion.energy[-1]
     moved = np.diff([image.positions for image in path], axis=0)
@@ -105,23 +151,57 @@ def barrier(
         forward_spread=deviation(forward),
         backward=float(backward.mean()),
         backward_spread=deviation(backward),
-        converged=done,
+        converged=band.converged,
         saddle=saddle,
         vibrations=oscillators,
+        joins=joins,
         passed=len(find_peaks(-mean, prominence=DEEP)[0]),
         gap=bool(np.max(lengths) > GAP * np.median(lengths)),
     )
+
+
+def settled(model: models.Model, end: ase.Atoms) -> ase.Atoms:
+    """The minimum near the end of a band; that end where there is none near."""
+    try:
+        atoms = minimized(model, end, RELAXED, RELAXATIONS, "an end of the band")
+    except InputError:
+        return end
+    return atoms if np.linalg.norm(atoms.positions - end.positions, axis=-1).max() < NEAR else end
 
 
 def _saddle(model: models.Model, top: ase.Atoms, energies: np.ndarray) -> tuple[ase.Atoms | None, Vibrations | None]:
     """The saddle near the highest image, and its vibrations; None where there is none, or where the atoms are many."""
     if len(top) > LARGE or np.argmax(energies) in (0, len(energies) - 1):
         return None, None
+    expand = expander(model)
     try:
-        atoms, _ = refined(expander(model), top)
+        atoms, expansion = refined(expand, top)
     except InputError:
+        return None, None
+    if expansion.energy[0] > expand(top).energy[0] + HIGHER:  # that of another path
         return None, None
     if np.linalg.norm(atoms.positions - top.positions, axis=-1).max() > NEAR:
         return None, None
     oscillators = vibrations.of(atoms, expander(model, each=True)(atoms), reference_of(model, top))
     return (atoms, oscillators) if oscillators.imaginary == 1 else (None, None)
+
+
+def _joins(model: models.Model, saddle: ase.Atoms, oscillators: Vibrations, sides: tuple[ase.Atoms, ase.Atoms]) -> bool:
+    """Whether the reaction path leads down from a saddle to the bonds of one side, and on the other hand to those of
+    the other.
+    """
+    expand, wanted = expander(model), [bonds(side) for side in sides]
+    reached: list[set[int]] = []
+    for sign in (1.0, -1.0):
+        frames = descent(expand, saddle, sign * oscillators.modes[0])
+        seen = {at for at in (0, 1) if any(np.array_equal(bonds(frame), wanted[at]) for frame in frames)}
+        if not seen:
+            try:
+                last = minimized(in_double(model), frames[-1], RELAXED, RELAXATIONS, "below the saddle")
+            except InputError:
+                return False
+            seen = {at for at in (0, 1) if np.array_equal(bonds(last), wanted[at])}
+        reached.append(seen)
+    return any(here != there for here in reached[0] for there in reached[1]) or (
+        np.array_equal(wanted[0], wanted[1]) and all(reached)
+    )

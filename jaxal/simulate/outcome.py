@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,18 @@ from jaxal.report.figures import BLUE, GRAY, ORANGE, STYLE
 from jaxal.simulate import dynamics
 from jaxal.simulate.barrier import Barrier
 from jaxal.simulate.dynamics import Series
+from jaxal.simulate.phonons import Phonons
 from jaxal.simulate.saddle import Search, changes
 from jaxal.simulate.sampling import Answer
 from jaxal.simulate.vibrations import Thermochemistry, Vibrations
 from jaxal.validate.command import to_json
 
+SLIGHT = 0.1  # THz; what is so little below zero is numerical
 Outcome = tuple[dict[str, Any], str]  # what JSON has, and text
 
 
-def of_barrier(folder: Path, barrier: Barrier) -> Outcome:
-    """The path, the saddle and their energies."""
+def of_barrier(folder: Path, barrier: Barrier, labeled: Mapping[str, Any] | None = None) -> Outcome:
+    """The path, the saddle and their energies; `labeled` is what the reference method says of them, if it was asked."""
     oscillators = barrier.vibrations
     supported = None if barrier.supported is None else bool(barrier.supported.all())
     record = {
@@ -39,6 +41,7 @@ def of_barrier(folder: Path, barrier: Barrier) -> Outcome:
         "converged": barrier.converged,
         "saddle": oscillators is not None,
         "imaginary_frequency": None if oscillators is None else float(oscillators.wavenumbers[0]),
+        "joins": barrier.joins,
         "minima_between": barrier.passed,
         "gap": barrier.gap,
         "supported": supported,
@@ -46,6 +49,7 @@ def of_barrier(folder: Path, barrier: Barrier) -> Outcome:
         "energies": barrier.energies,
         "spread": barrier.spread,
         "force_error": barrier.force_error,
+        **({"labeled": dict(labeled)} if labeled else {}),
     }
     info = [
         {"energy_over_start": energy, "spread": spread}
@@ -60,7 +64,8 @@ def of_barrier(folder: Path, barrier: Barrier) -> Outcome:
         f"reaction     {_kcal(barrier.forward - barrier.backward)}",
         "saddle       none near the highest image"
         if oscillators is None
-        else f"saddle       one imaginary frequency, {-oscillators.wavenumbers[0]:.0f}i cm^-1",
+        else f"saddle       one imaginary frequency, {-oscillators.wavenumbers[0]:.0f}i cm^-1; its reaction path "
+        + ("leads to the bonds of both ends" if barrier.joins else "does not lead to the bonds of both ends"),
         f"band         {'converged' if barrier.converged else 'not converged: give more --steps'}",
     ]
     if barrier.passed:
@@ -133,6 +138,54 @@ def of_vibrations(folder: Path, atoms: ase.Atoms, oscillators: Vibrations, therm
     lines.append(f"zero-point energy {thermal.zero_point:.4f} eV")
     thermal_state = f"entropy {1e3 * thermal.entropy:.4f} meV/K, free energy {thermal.free:.4f} eV"
     lines.append(f"at {thermal.temperature:g} K{gas}: {thermal_state}")
+    return to_json(record), "\n".join(lines)
+
+
+def of_phonons(folder: Path, atoms: ase.Atoms, lattice: Phonons, temperature: float) -> Outcome:
+    """Dispersion, density of states, and thermal properties."""
+    record = {
+        "atoms": lattice.atoms,
+        "displaced": lattice.displaced,
+        "largest_force": lattice.force,
+        "lowest": lattice.lowest,
+        "segments": [segment._asdict() for segment in lattice.segments],
+        "density": lattice.density,
+        **{name: getattr(lattice, name) for name in ("temperature", "free", "entropy", "capacity")},
+    }
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    axes, beside = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+    for segment in lattice.segments:
+        for band, spread in zip(segment.frequency.T, segment.spread.T, strict=True):
+            axes.fill_between(segment.distance, band - spread, band + spread, color=ORANGE, alpha=0.3, linewidth=0)
+            axes.plot(segment.distance, band, color=BLUE, linewidth=1.0)
+    corners: dict[float, str] = {}
+    for segment in lattice.segments:
+        for place, name in zip(segment.distance[[0, -1]], segment.names, strict=True):
+            shown = corners.get(float(place), name)
+            corners[float(place)] = name if shown == name else f"{shown}|{name}"
+    axes.set_xticks(list(corners), list(corners.values()))
+    axes.set(ylabel="frequency, THz", xlim=(min(corners), max(corners)))
+    axes.axhline(0, color=GRAY, linewidth=0.8)
+    beside.plot(lattice.density[:, 1], lattice.density[:, 0], color=BLUE, linewidth=1.0)
+    beside.set(xlabel="states per THz", xlim=(0, None))
+    _write(folder, "phonons", record, {"structure.xyz": ([atoms], [{}])}, figure)
+    highest = max(segment.frequency.max() for segment in lattice.segments)
+    spread = max(segment.spread.max() for segment in lattice.segments)
+    bar = f", members differ by up to {spread:.2g}" if math.isfinite(spread) else ""
+    free, entropy, capacity = (
+        float(np.interp(temperature, lattice.temperature, values))
+        for values in (lattice.free, lattice.entropy, lattice.capacity)
+    )
+    lines = [
+        f"{lattice.atoms} atoms in the primitive cell, forces of {lattice.displaced} displaced structures",
+        f"frequencies  {lattice.lowest:.3f} to {highest:.3f} THz{bar}",
+        "stability    no imaginary frequency"
+        if lattice.lowest > -SLIGHT
+        else "stability    imaginary frequencies (negative): this is no minimum, or its supercell is too small",
+        f"at {temperature:g} K     free energy {free:.4f} eV, entropy {1e3 * entropy:.4f} meV/K, "
+        f"heat capacity {1e3 * capacity:.4f} meV/K, per primitive cell",
+        f"largest force in the structure {lattice.force:.2g} eV/Å",
+    ]
     return to_json(record), "\n".join(lines)
 
 

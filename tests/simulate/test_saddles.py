@@ -13,7 +13,7 @@ import jaxal
 from jaxal.core.errors import InputError
 from jaxal.explore.dimer import dimer
 from jaxal.simulate import saddle, vibrations
-from jaxal.simulate.barrier import barrier
+from jaxal.simulate.barrier import Band, along, barrier
 from jaxal.simulate.surface import expander, in_double, surface
 from jaxal.simulate.walkers import program
 
@@ -45,7 +45,10 @@ def test_a_barrier_is_that_of_the_surface_with_what_each_member_says():
     assert result.saddle is not None and result.vibrations is not None
     bonds = [result.saddle.get_distance(0, 1), result.saddle.get_distance(1, 2)]
     np.testing.assert_allclose(bonds, length, atol=1e-3)
-    assert result.vibrations.imaginary == 1
+    assert result.vibrations.imaginary == 1 and result.joins
+    band = Band(result.images, np.zeros(9), converged=True, rests=False)
+    left = reactants(2.5, True)
+    assert not along(LEPS, band, (left, left)).joins, "the other side has other bonds"
     assert np.argmax(result.energies) == 4 and result.energies[0] == 0
 
 

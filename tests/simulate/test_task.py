@@ -1,0 +1,148 @@
+"""Tasks on surfaces in closed form, whose reference method is another surface: same energies, other lengths."""
+
+import json
+
+import ase
+import jax
+import numpy as np
+import pytest
+from closed_surfaces import leps_energy, model
+from test_saddles import reactants, top
+
+from jaxal.core import registry
+from jaxal.simulate.task import Answer, Labeled, upper
+
+pytestmark = pytest.mark.usefixtures("surfaces")
+every = pytest.mark.parametrize("name", registry.names("task"))
+LEPS = model("leps")
+RATIO = 1.02  # of the lengths of the method over those of the model
+
+
+def method(asked: list[ase.Atoms], ratio: float = RATIO):
+    """LEPS with other lengths, so with the same barrier; it keeps what it is asked."""
+
+    def energy(position):
+        first, second, third = position
+        lengths = [jax.numpy.linalg.norm(a - b) for a, b in ((first, second), (second, third), (first, third))]
+        return leps_energy(*(length / ratio for length in lengths))
+
+    def reference(structures):
+        asked.extend(atoms.copy() for atoms in structures)
+        with jax.enable_x64(True):
+            both = [jax.value_and_grad(energy)(atoms.positions) for atoms in structures]
+        return [Labeled(float(value), -np.asarray(slope)) for value, slope in both]
+
+    return reference
+
+
+def lowest() -> float:
+    """The energy of H + H2 by the method, eV."""
+    apart = reactants(6.0, True)
+    apart.positions *= RATIO
+    return method([])([apart])[0].energy
+
+
+def images(number: int = 7, distance: float = 3.0) -> list[ase.Atoms]:
+    first, last = reactants(distance, True), reactants(distance, False)
+    return [
+        ase.Atoms("H3", positions=first.positions + x * (last.positions - first.positions) + [[0, 0.1 * x, 0]] * 3)
+        for x in np.linspace(0, 1, number)
+    ]
+
+
+def test_a_barrier_from_labels_is_the_methods_own():
+    _, height = top()
+    asked: list[ase.Atoms] = []
+    task = registry.get("task", "barrier")(tolerance=0.05)
+    answer = task.answer(LEPS, images(), [], 12, method(asked))
+    assert answer.satisfied and len(asked) == 3 and asked[0].get_distance(0, 1) == pytest.approx(0.93, abs=0.02)
+    # the model's own points are higher by 5 meV than the method's; what is left is that H and H2 are not quite apart
+    assert answer.labels[0].energy - (lowest() + height) > 4e-3 and answer.labels[1].energy - lowest() > 4e-3
+    assert answer.record["forward"] == pytest.approx(height, abs=1.2e-3)
+    assert abs(answer.record["forward"] - height) < answer.record["error"] <= 0.05
+    assert "barrier: " in answer.text and "kcal/mol" in answer.text
+
+
+@pytest.mark.slow
+def test_what_has_a_label_nearby_is_not_asked_again():
+    task = registry.get("task", "barrier")(tolerance=0.05)
+    first: list[ase.Atoms] = []
+    before = task.answer(LEPS, images(), [], 12, method(first))
+    known = list(zip(before.structures, before.labels, strict=True))
+    again: list[ase.Atoms] = []
+    after = task.answer(LEPS, images(), known, 9, method(again))
+    assert not again and after.structures == []
+    assert after.record["forward"] == pytest.approx(before.record["forward"], abs=1e-6)
+    # labels that leave too much force do not count as known
+    tight = registry.get("task", "barrier")(tolerance=1e-4)
+    later = tight.answer(LEPS, images(), known, 9, method(again))
+    assert len(again) == len(later.labels) > 0 and not later.satisfied
+
+
+def test_of_a_path_that_leads_far_down_the_upper_part_is_asked_about():
+    """A bond that is stretched, broken almost, and made: 2.3 eV below where it began."""
+    lengths = (1.6, 2.2, 1.3, 1.0, 0.75)
+    path = [ase.Atoms("H3", positions=[[0, 0, 0], [r, 0, 0], [r + 7.0, 0, 0]]) for r in lengths]
+    assert [atoms.get_distance(0, 1) for atoms in upper(LEPS, path)] == pytest.approx(lengths[:3])
+    assert [atoms.get_distance(0, 1) for atoms in upper(LEPS, path[::-1])] == pytest.approx(lengths[2::-1])
+    assert upper(LEPS, images()) == images(), "nothing of it is far below"
+
+
+@pytest.mark.slow
+def test_a_failed_label_is_no_answer():
+    def failing(structures):
+        return [Labeled(np.nan, np.full((3, 3), np.nan)) for _ in structures]
+
+    answer = registry.get("task", "barrier")().answer(LEPS, images(), [], 12, failing)
+    assert not answer.satisfied and answer.record == {} and "the method fails" in answer.text
+    assert len(answer.structures) == len(answer.labels) == 3
+
+
+@pytest.mark.slow
+def test_without_a_saddle_images_are_labeled_to_learn_from():
+    """Between two structures on the same side there is none."""
+    asked: list[ase.Atoms] = []
+    path = [reactants(x, True) for x in (1.9, 2.0, 2.1, 2.2, 2.3)]
+    answer = registry.get("task", "barrier")().answer(LEPS, path, [], 2, method(asked))
+    assert not answer.satisfied and answer.text.startswith("barrier: none yet") and 1 <= len(asked) <= 2
+
+
+def test_a_band_that_its_members_differ_about_rests_and_is_labeled():
+    """Their forces are in proportion: they differ most where these are largest."""
+    asked: list[ase.Atoms] = []
+    path = images()
+    task = registry.get("task", "barrier")(wary=0.01, ends="fixed")
+    answer = task.answer(LEPS, path, [], 12, method(asked))
+    assert not answer.satisfied and answer.text.startswith("barrier: none yet, its members differ by ")
+    moved = [min(np.abs(atoms.positions - image.positions).max() for image in path) for atoms in asked]
+    assert 0 < len(asked) <= 3 and max(moved) < 0.8, "it had not gone far"
+
+
+@pytest.mark.slow
+def test_fixed_ends_stay_and_count_as_they_are():
+    asked: list[ase.Atoms] = []
+    path = images(distance=1.6)  # not minima: 10 meV over them
+    answer = registry.get("task", "barrier")(tolerance=0.05, ends="fixed").answer(LEPS, path, [], 12, method(asked))
+    assert answer.satisfied
+    np.testing.assert_allclose(asked[1].positions, path[0].positions, atol=1e-5)
+    _, height = top()
+    own = method([], RATIO)([path[0]])[0].energy
+    assert answer.record["forward"] == pytest.approx(height - (own - lowest()), abs=3e-3)
+
+
+@every
+@pytest.mark.parametrize("left", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_no_more_is_asked_than_there_are_labels_left(name, left, tmp_path):
+    asked: list[ase.Atoms] = []
+    task = registry.get("task", name)()
+    assert task.labels >= 1
+    answer = task.answer(LEPS, images(), [], left, method(asked))
+    assert isinstance(answer, Answer) and len(asked) == len(answer.structures) == len(answer.labels) <= left
+    for mine, theirs in zip(answer.structures, asked, strict=True):
+        assert np.array_equal(mine.positions, theirs.positions) and np.array_equal(mine.numbers, theirs.numbers)
+    assert "\n" not in answer.text and json.dumps(answer.record)
+    assert not answer.satisfied or answer.record
+    answer.save(tmp_path / "task")
+    assert list((tmp_path / "task").iterdir())
+    same = task.answer(LEPS, images(), [], left, method([]))
+    assert same.record == answer.record and same.text == answer.text
