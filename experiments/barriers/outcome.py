@@ -1,8 +1,8 @@
 """Barriers that runs between two structures learned, beside GFN2-xTB's: python experiments/barriers/outcome.py RUN ...
 
-A run's barrier is what `jaxal barrier` says of its model: a band, and the saddle refined with exact Hessians. The
-reference is ASE's climbing band on GFN2-xTB between the same structures, to 0.005 eV/Å. With `--ends` the structures
-are made again: minima of GFN2-xTB on either side.
+A run's barrier is what its task says, and what `jaxal barrier` says of its model. The reference is ASE's climbing band
+on GFN2-xTB between the same structures, to 0.005 eV/Å. With `--ends` the structures are made again: minima of GFN2-xTB
+on either side.
 """
 
 import functools
@@ -22,6 +22,7 @@ from tblite.ase import TBLite
 from jaxal.core.units import KCAL_PER_MOL
 from jaxal.deploy import model as models
 from jaxal.explore.images import between
+from jaxal.report.metrics import METRICS, read_metrics
 from jaxal.simulate.barrier import barrier
 
 HERE = Path(__file__).parent
@@ -113,14 +114,20 @@ def main(arguments: list[str]) -> None:
     for run in map(Path, arguments):
         name = Path(yaml.safe_load((run / "config.yaml").read_text())["system"]["file"]).stem
         ends: Any = read(HERE / f"{name}.xyz", ":")
-        labels: Any = read(run / "training.xyz", ":")
-        learned = barrier(models.load(run), *ends)
+        records = read_metrics(run / METRICS)
+        asked = max(record["labels"] for record in records if record["kind"] == "segment")
+        task = [record for record in records if record["kind"] == "task"]
+        asked += task[-1]["labels"] if task else 0
+        own, learned = reference(name), barrier(models.load(run), *ends)
         value, spread = learned.forward / KCAL_PER_MOL, learned.forward_spread / KCAL_PER_MOL
-        saddle = "saddle" if learned.saddle is not None else "no saddle"
-        off = value - reference(name)
         print(
-            f"{run.name}: {value:.3f} +- {spread:.3f} kcal/mol, {off:+.3f}, {len(labels)} labels, {saddle}", flush=True
+            f"{run.name}: {asked} labels; the model alone {value:.3f} +- {spread:.3f} kcal/mol, {value - own:+.3f}",
+            end="",
         )
+        if task and "forward" in task[-1]:
+            value, error = (task[-1][key] / KCAL_PER_MOL for key in ("forward", "error"))
+            print(f"; its task {value:.3f} +- {error:.3f}, {value - own:+.3f}", end="")
+        print(flush=True)
 
 
 if __name__ == "__main__":
