@@ -171,7 +171,7 @@ def _phonons(arguments: argparse.Namespace) -> None:
     _at_least(arguments, temperature=0.0)
     model = _ready(arguments)
     atoms = _single(model, arguments.structure, "STRUCTURE")
-    result = phonons.phonons(model, atoms, tuple(arguments.supercell), arguments.relax)
+    result = phonons.phonons(model, atoms, tuple(arguments.supercell), arguments.relax, arguments.temperature)
     _show(arguments, *outcome.of_phonons(arguments.dir, *result, arguments.temperature))
 
 

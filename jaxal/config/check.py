@@ -188,11 +188,22 @@ def check(config: Config) -> list[str]:
         for system in systems
     ]
     cautions.append(idle_weight(weight, starts, [system.file for system in systems]))
-    ordered = config.task is not None and _built("task", config.task.bind()).ordered
-    if config.task is not None and ordered and not any(system.sampler.ordered for system in systems):
-        what = "asks about a path, and no system has one; give explore.name = band, or leave the task out"
-        raise InputError(f"task.name: {config.task.name} {what}")
+    if config.task is not None:
+        _check_task(config.task, systems)
     return list(dict.fromkeys(caution for of_system in cautions for caution in of_system))
+
+
+def _check_task(part: Part, systems: Sequence[Population]) -> None:
+    """Raises InputError for a task that no system is fit for, or one of them is too large for."""
+    task = _built("task", part.bind())
+    asked = [system for system in systems if system.sampler.ordered or not task.ordered]
+    if not asked:
+        what = "asks about a path, and no system has one; give explore.name = band, or leave the task out"
+        raise InputError(f"task.name: {part.name} {what}")
+    for system in asked:
+        if task.largest is not None and (number := len(system.starts[0])) > task.largest:
+            what = f"is for {task.largest} atoms at most, {system.file} has {number}; leave the task out"
+            raise InputError(f"task.name: {part.name} {what}")
 
 
 def with_inputs(config: Config, starts: Sequence[ase.Atoms]) -> Config:

@@ -119,7 +119,8 @@ def configuration(
     budget = int(np.clip(PATH * len(atoms), *PATHS)) if reaction else labels(atoms)
     free, directions = int((~fixed_atoms(atoms)).sum()), int(atoms.pbc.sum())
     all_of = ", index: all" if len(starts) > 1 else ""
-    paid = budget + (TASK if reaction else calibrating(budget))
+    small = len(atoms) <= (registry.get("task", "barrier")().largest or len(atoms))  # for the task
+    paid = budget + ((TASK if small else 0) if reaction else calibrating(budget))
     cost = "" if seconds is None else f"; one label took {_time(seconds)}, so {paid} take {_time(paid * seconds)}"
     dear = seconds is not None and seconds > DEAR
     fields = {"name": method.name, **method.options}
@@ -164,11 +165,11 @@ def configuration(
             "train: {initial_steps: 1500, steps: 200, final_steps: 3000, learning_rate: 0.01, energy_weight: 5}",
             "",
         ]
-    if reaction:
         lines.append("# The band ends when it has converged, or at the first of these.")
         lines.append(f"stop: {{labels: {budget}, time: 3}}  # labels to learn from; ps: 3000 steps of the band")
-        lines += ["", "# Then saddle and ends are labeled and learned, until the barrier is sure."]
-        lines.append(f"task: {{name: barrier, labels: {TASK}, tolerance: 0.004}}  # labels at most; eV")
+        if small:
+            lines += ["", "# Then saddle and ends are labeled and learned, until the barrier is sure."]
+            lines.append(f"task: {{name: barrier, labels: {TASK}, tolerance: 0.004}}  # labels at most; eV")
     else:
         more = f"then {calibrating(budget)} labels more calibrate its bound"
         lines.append(f"# The run ends at the first of these; {more}.")

@@ -8,15 +8,8 @@ from pathlib import Path
 
 from jaxal.core import plugins, registry
 
-ROOMS = (
-    "potential",
-    "acquire",
-    "uncertainty",
-    "explore",
-    "label/methods",
-    "label/workers",
-    "simulate",
-)  # where parts are
+# where parts are
+ROOMS = ("potential", "acquire", "uncertainty", "explore", "label/methods", "label/workers", "simulate")
 REGISTERS = re.compile(r'^@register\("(\w+)"', re.MULTILINE)
 NEEDED = {"schedule": ("select",)}  # kinds whose parts name parts of others
 

@@ -41,14 +41,14 @@ def band(
     """Nudged elastic band with improved tangents and a climbing image, relaxed by FIRE.
 
     The walkers of the system are its images: its start structures in their order, and between two of them as many more
-    as there are walkers. The first and the last stand still, or with `ends` relaxed follow the force on them to
-    their minima. What is periodic may be wrapped as it likes: from image to image an
-    atom takes the shortest way. Of the committee's force on an image that across the path counts, of springs of
-    `stiffness` (eV/Å^2) that along it. Once no atom is pulled by more than `climb` (eV/Å; 0 is never) the highest image
-    feels no springs, and its force along the path is turned around: it goes to the saddle. The band is over where no
-    atom of any image is pulled by more than `converged` (eV/Å). No atom goes farther than `stride` (Å) in a step. While
-    an image is not physical all of them rest, and begin again from where they are. Reported is the `pull` (eV/Å) on the
-    atom of each image that is pulled most.
+    as there are walkers. The first and the last stand still, or with `ends` relaxed follow the force on them to their
+    minima. What is periodic may be wrapped as it likes: from image to image an atom takes the shortest way. Of the
+    committee's force on an image that across the path counts, of springs of `stiffness` (eV/Å^2) that along it. Once no
+    atom is pulled by more than `climb` (eV/Å; 0 is never) the highest image feels no springs, and its force along the
+    path is turned around: it goes to the saddle. The band is over where no atom of any image is pulled by more than
+    `converged` (eV/Å). No atom goes farther than `stride` (Å) in a step. While an image is not physical all of them
+    rest, and begin again from where they are. Reported is the `pull` (eV/Å) on the atom of each image that is pulled
+    most.
 
     Henkelman and Jónsson, J. Chem. Phys. 113, 9978 (2000); Henkelman, Uberuaga and Jónsson, ibid. 9901; FIRE: Bitzek
     et al., Phys. Rev. Lett. 97, 170201 (2006). Raises InputError for less than three walkers.

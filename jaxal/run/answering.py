@@ -57,7 +57,6 @@ def answered(
         if values is None:
             raise Enough
         structures, labels, done = Structure(*values[0]), Label(*values[1]), set(values[2])
-        progress.answer = values[3]
         number = len(labels.ok)
         progress.asked += number
         progress.failed += int(np.sum(~np.asarray(labels.ok)))
@@ -113,12 +112,12 @@ def _turn(
         energy = np.where(label.ok, np.float64(label.energy) + offset, np.nan)
         return [Labeled(float(e), np.asarray(f)[: len(a)]) for e, f, a in zip(energy, label.force, images, strict=True)]
 
-    done, texts = [], {}
+    done = []
     for at in sorted(left):
-        spent = len(known[at])
-        answer: Answer = task.answer(model, paths[at], known[at], task.labels - spent, labeled)
+        answer: Answer = task.answer(model, paths[at], known[at], task.labels - len(known[at]), labeled)
         known[at] += zip(answer.structures, answer.labels, strict=True)
-        if answer.satisfied or len(known[at]) == spent:
+        learned = any(np.isfinite(label.energy) for label in answer.labels)
+        if answer.satisfied or not learned:  # the same model would ask the same
             done.append(at)
         name = run.systems[at].name
         place = run.directory / FOLDER / (name if len(paths) > 1 else "")
@@ -127,12 +126,10 @@ def _turn(
         line = {"kind": "task", "wall": session.elapsed(run), "system": name, "labels": len(known[at])}
         folder.append(run.directory, [line | {"satisfied": answer.satisfied, "text": answer.text, **answer.record}])
         session.show(run, progress, "task", answer.text)
-        texts[at] = f"{name}: {answer.text}" if len(paths) > 1 else answer.text
-    said = "; ".join(texts.values())
     if not parts:
-        return [list(from_atoms([], run.table, dtype=np.float64, size=run.atoms)), _no_labels(run.atoms), done, said]
+        return [list(from_atoms([], run.table, dtype=np.float64, size=run.atoms)), _no_labels(run.atoms), done]
     together = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-    return [list(together[0]), list(together[1]), done, said]
+    return [list(together[0]), list(together[1]), done]
 
 
 def _no_labels(atoms: int) -> list[np.ndarray]:

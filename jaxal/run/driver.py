@@ -35,6 +35,7 @@ from jaxal.label.task import Enough
 from jaxal.label.workers.executor import shared_executor
 from jaxal.program import state as states
 from jaxal.report.display import Status, display
+from jaxal.report.metrics import METRICS, answers, read_metrics
 from jaxal.run import (
     addition,
     assembly,
@@ -168,7 +169,8 @@ def _go(config: Config, directory: Path, interrupted: Callable[[], bool], change
                 assert state is not None
                 session.show(run, progress, "final training")
                 final_training.finish(run, progress, *assembled(run, progress, labels.label), state)
-        session.show(run, progress, "done", progress.answer)
+        answered = answers(read_metrics(directory / METRICS)) if devices.first() else {}
+        session.show(run, progress, "done", "; ".join(str(answer["text"]) for answer in answered.values()))
         return True
     return False
 

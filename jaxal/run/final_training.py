@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxal.committee.evaluation import Committee, predict
+from jaxal.config.schema import Config, Offline
 from jaxal.core import devices
 from jaxal.core.types import InputError, Key, Label, Params, Structure
 from jaxal.data import buffer as buffers
@@ -21,6 +22,7 @@ from jaxal.data import sample as samples
 from jaxal.data.dataset import labeled
 from jaxal.data.electrons import State
 from jaxal.data.frames import of_atoms
+from jaxal.data.structure import Table
 from jaxal.deploy import model
 from jaxal.label.task import Enough
 from jaxal.program import state as states
@@ -40,6 +42,7 @@ STOPPING = 256  # held-out labels, the latest so many, that say which weights ar
 SAMPLED, HELD = "random frames of the dynamics", "held-out labels"  # what calibrates a bound
 
 
+@functools.lru_cache(maxsize=1)  # a run trains several times for its task
 def compiled_fit(committee: Committee, recipe: training.Recipe, near: neighbors.Spec) -> Callable:
     """Training as a program of its own: (train, buffer, key, steps, rate, final rate) -> (train, losses)."""
 
@@ -101,18 +104,32 @@ def anneal(
 
 
 def model_of(
-    committee: Committee, train: training.TrainState, bound: Bounded, buffer: buffers.Buffer, **facts: Any
+    config: Config | Offline,
+    committee: Committee,
+    train: training.TrainState,
+    bound: Bounded,
+    buffer: buffers.Buffer,
+    table: Table,
+    reference: np.ndarray,
+    isolated: bool,
 ) -> model.Model:
-    """The model of a training; `facts` are the other fields of `model.Model`."""
+    """The model of a training; `reference` and `isolated` are as in `model.Model`."""
     return model.Model(
+        potential=config.potential.name,
+        options=config.potential.options,
+        uncertainty=config.uncertainty.name,
+        uncertainty_options=config.uncertainty.options,
+        precision=config.precision,
+        table=table,
+        reference=reference,
+        isolated=isolated,
         heads=committee.heads,
         signs=committee.signs,
         params=jax.device_get(train.average),
         calibration=bound.calibration,
         support=jax.device_get(bound.support),
-        electrons=electrons_can_be(buffer, facts["table"]),
+        electrons=electrons_can_be(buffer, table),
         states=states_of(buffer),
-        **facts,
     )
 
 
@@ -166,16 +183,7 @@ def finish(run: Run, progress: Progress, parts: states.Parts, static: states.Sta
     """Ends a run whose exploration is over: its task, where it has one, the bound, the model and the report."""
     config, directory = run.config, run.directory
     alone = parts.committee._replace(mesh=None)  # a few structures, by each process alike
-    facts: dict[str, Any] = {
-        "potential": config.potential.name,
-        "options": config.potential.options,
-        "uncertainty": config.uncertainty.name,
-        "uncertainty_options": config.uncertainty.options,
-        "table": run.table,
-        "reference": np.asarray(progress.reference),
-        "precision": config.precision,
-        "isolated": progress.exact,
-    }
+    facts = run.table, np.asarray(progress.reference), progress.exact
 
     def show(error: float | None, left: float) -> None:
         if devices.from_first(run.interrupted):  # the training begins anew, from the last checkpoint
@@ -212,7 +220,7 @@ def finish(run: Run, progress: Progress, parts: states.Parts, static: states.Sta
 
         def learned(buffer: buffers.Buffer, turn: int) -> model.Model:
             last[:] = trained(buffer, turn)
-            return model_of(parts.committee, last[0], Bounded(None, last[1], np.nan), last[2], **facts)
+            return model_of(config, parts.committee, last[0], Bounded(None, last[1], np.nan), last[2], *facts)
 
         labeled = functools.partial(_labeled, run, progress, parts)
         state = answering.answered(run, progress, parts.samplers, state, learned, labeled)
@@ -222,8 +230,9 @@ def finish(run: Run, progress: Progress, parts: states.Parts, static: states.Sta
     bound = bounded(alone, train.average, support, structures, labels, SAMPLED)
 
     def write() -> None:
-        model.save(directory / model.FILE_NAME, model_of(parts.committee, train, bound, buffer, **facts))
-        folder.write_training(directory, buffer, run.table, facts["reference"])
+        learned_model = model_of(config, parts.committee, train, bound, buffer, *facts)
+        model.save(directory / model.FILE_NAME, learned_model)
+        folder.write_training(directory, buffer, run.table, np.asarray(progress.reference))
         folder.append(directory, [_noted(run, bound, labels)])
         session.show(run, progress, "validation")
         folder.append(directory, [notes.phase(run, "validation")])

@@ -84,20 +84,8 @@ def train(config: Offline, directory: Path) -> None:
         support = jax.jit(learned, static_argnums=(0, 1))(committee, near, state.average, buffer)
         judging = [jax.tree.map(lambda x: x[last], tree) for tree in (structures, labels)]
         bound = bounded(committee, state.average, support, judging[0], judging[1], final_training.HELD)
-        learned_model = final_training.model_of(
-            committee,
-            state,
-            bound,
-            buffer,
-            potential=config.potential.name,
-            options=config.potential.options,
-            uncertainty=config.uncertainty.name,
-            uncertainty_options=config.uncertainty.options,
-            table=table,
-            reference=reference,
-            precision=config.precision,
-            isolated=exact,
-        )
+        facts = table, reference, exact
+        learned_model = final_training.model_of(config, committee, state, bound, buffer, *facts)
         model.save(directory / model.FILE_NAME, learned_model)
         folder.write_frames(directory / folder.TRAINING, map(folder.marked, frames, held))
         status("validation", error)

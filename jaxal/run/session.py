@@ -50,7 +50,6 @@ class Progress:
     sizes: dict[str, int] = field(default_factory=dict)
     busy: float = 0.0  # s of exploration in which the device had work
     idle: float = 0.0  # s of exploration in which it had none: it waited for labels, or for the host
-    answer: str = ""  # of the task of the run, in a line
     # of a pooled run
     begun: list[list[int]] = field(default_factory=list)  # ticket of each label at work, and the look it was begun at
     waiting: int | None = None  # structures in the queue

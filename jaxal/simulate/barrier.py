@@ -189,19 +189,26 @@ def _saddle(model: models.Model, top: ase.Atoms, energies: np.ndarray) -> tuple[
 def _joins(model: models.Model, saddle: ase.Atoms, oscillators: Vibrations, sides: tuple[ase.Atoms, ase.Atoms]) -> bool:
     """Whether the reaction path leads down from a saddle to the bonds of one side, and on the other hand to those of
     the other.
+
+    It need not end there: what comes after is another step. Where the bonds are those of the saddle itself, the end of
+    the path counts.
     """
-    expand, wanted = expander(model), [bonds(side) for side in sides]
+    expand, wanted, begun = expander(model), [bonds(side) for side in sides], bonds(saddle)
     reached: list[set[int]] = []
     for sign in (1.0, -1.0):
         frames = descent(expand, saddle, sign * oscillators.modes[0])
-        seen = {at for at in (0, 1) if any(np.array_equal(bonds(frame), wanted[at]) for frame in frames)}
+        passed = [graph for graph in map(bonds, frames) if not np.array_equal(graph, begun)]
+        seen = _among(wanted, passed)
         if not seen:
             try:
                 last = minimized(in_double(model), frames[-1], RELAXED, RELAXATIONS, "below the saddle")
             except InputError:
                 return False
-            seen = {at for at in (0, 1) if np.array_equal(bonds(last), wanted[at])}
+            seen = _among(wanted, [bonds(last)])
         reached.append(seen)
-    return any(here != there for here in reached[0] for there in reached[1]) or (
-        np.array_equal(wanted[0], wanted[1]) and all(reached)
-    )
+    return any(here != there for here in reached[0] for there in reached[1])
+
+
+def _among(wanted: list[np.ndarray], graphs: list[np.ndarray]) -> set[int]:
+    """Which of the wanted graphs are among others."""
+    return {at for at, graph in enumerate(wanted) if any(np.array_equal(graph, other) for other in graphs)}

@@ -22,7 +22,7 @@ from jaxal.simulate.surface import in_double, minimized
 DISPLACEMENT = 0.01  # Å
 POINTS, MESH = 41, 20  # wave vectors of a segment; of the density of states in each direction that repeats
 RELAXED, RELAXATIONS = 1e-4, 500  # eV/Å and steps of a minimization
-TEMPERATURES = np.arange(0.0, 1001.0, 10.0)  # K
+TEMPERATURES = np.arange(0.0, 1001.0, 10.0)  # K, and that which is asked for
 EV = units.kJ / units.mol  # eV, of phonopy's kJ/mol
 
 
@@ -51,12 +51,17 @@ class Phonons(NamedTuple):
 
 
 def phonons(
-    model: models.Model, atoms: ase.Atoms, supercell: tuple[int, int, int], relax: bool = False
+    model: models.Model,
+    atoms: ase.Atoms,
+    supercell: tuple[int, int, int],
+    relax: bool = False,
+    temperature: float = 300.0,
 ) -> tuple[ase.Atoms, Phonons]:
     """Phonons of a crystal that repeats `supercell` times for its force constants; the structure, and what it has.
 
     Atoms are moved by 0.01 Å, as its symmetry needs, and each member's forces make frequencies of its own (Togo et al.,
     J. Phys. Condens. Matter 35, 353001, 2023). With `relax` the atoms go to their minimum first, in the cell as it is.
+    Thermal properties are those from 0 to 1000 K and at `temperature` (K).
     Raises InputError for structures without a lattice, with fixed atoms, and where phonopy is missing.
     """
     _check(atoms, supercell)
@@ -87,8 +92,9 @@ def phonons(
     paths = _paths(Cell(lattice.primitive.cell), atoms.pbc)
     names = [pair for part in paths.parts for pair in itertools.pairwise(part)]
     bands = [np.linspace(paths.points[first], paths.points[last], POINTS) for first, last in names]
-    each = [_frequencies(lattice, force[:, member] - rest[member], bands) for member in range(force.shape[1])]
-    distance, mean = _frequencies(lattice, (force - rest[None]).mean(axis=1), bands, with_distance=True)
+    force -= rest[None]
+    each = [_dispersion(lattice, force[:, member], bands)[1] for member in range(force.shape[1])]
+    distance, mean = _dispersion(lattice, force.mean(axis=1), bands)  # the last: the mesh is of these forces
     many = len(each) > 1
     spread = [
         np.std([one[row] for one in each], axis=0) if many else np.full_like(x, np.nan) for row, x in enumerate(mean)
@@ -99,7 +105,7 @@ def phonons(
         warnings.simplefilter("ignore", UserWarning)  # of a mesh of a slab, which has not the symmetry of its cell
         lattice.run_mesh(mesh)
         lattice.run_total_dos()
-        lattice.run_thermal_properties(temperatures=TEMPERATURES)
+        lattice.run_thermal_properties(temperatures=np.union1d(TEMPERATURES, [temperature]))
     density, thermal = lattice.get_total_dos_dict(), lattice.get_thermal_properties_dict()
     everywhere: Any = lattice.get_mesh_dict()
     lowest = min(min(x.min() for x in mean), float(everywhere["frequencies"].min()))
@@ -159,13 +165,14 @@ def _forces(model: models.Model, frames: list[ase.Atoms]) -> Float[np.ndarray, "
     return np.concatenate([np.asarray(predict(row)[1], np.float64) for row in rows])
 
 
-def _frequencies(lattice: Any, force: np.ndarray, bands: list[np.ndarray], with_distance: bool = False) -> Any:
-    """Frequencies along the path from forces on the displaced cells, THz."""
+def _dispersion(
+    lattice: Any, force: Float[np.ndarray, "d n 3"], bands: list[np.ndarray]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Distances (1/Å) and frequencies (THz) along the path, from forces on the displaced cells."""
     with contextlib.redirect_stdout(io.StringIO()):
         lattice.forces = force
         lattice.produce_force_constants()
         lattice.symmetrize_force_constants()
         lattice.run_band_structure(bands, is_legacy_plot=False)
     result = lattice.get_band_structure_dict()
-    frequencies = [np.asarray(x) for x in result["frequencies"]]
-    return ([np.asarray(x) for x in result["distances"]], frequencies) if with_distance else frequencies
+    return [np.asarray(x) for x in result["distances"]], [np.asarray(x) for x in result["frequencies"]]

@@ -55,6 +55,7 @@ class Task(NamedTuple):
     # (model, where the walkers of a system are, what it asked for before, how many labels are left, the method)
     answer: Callable[[models.Model, Sequence[ase.Atoms], Known, int, Reference], Answer]
     ordered: bool = False  # it needs walkers that are a path
+    largest: int | None = None  # atoms that a system may have
 
 
 @register("task")
@@ -95,30 +96,30 @@ def barrier(
             why = "no saddle" if shown.saddle is None else "a saddle that does not join both ends"
             return _astray(shown, band, left, reference, why)
         expand = expander(model)
-        enough = tolerance / 3 if left else np.inf  # where nothing more can be asked what is there must do
-        points = [_known(expand, atoms, known, enough) for atoms in (shown.saddle, *sides)]
+        stationary = zip((shown.saddle, *sides), (True, ends == "relaxed", ends == "relaxed"), strict=True)
+        begun = [Point(atoms, None, moves) for atoms, moves in stationary]
+        points = [_known(expand, point, known, tolerance / 3) for point in begun]
+        if sum(point.label is None for point in points) > left:  # what is there must do
+            points = [_known(expand, point, known, np.inf) for point in begun]
         asked = [row for row, point in enumerate(points) if point.label is None]
         if len(asked) > left:
-            value = shown.forward / KCAL_PER_MOL
-            return _answer([], [], False, f"barrier: {value:.2f} kcal/mol by the model, no labels are left", {}, shown)
-        labels = reference([points[row].atoms for row in asked]) if asked else []
+            what = f"{shown.forward / KCAL_PER_MOL:.2f} kcal/mol by the model, too few labels are left"
+            return _answer([], [], False, f"barrier: {what}", {}, shown)
+        labels = reference([points[row].atoms for row in asked])
         for row, label in zip(asked, labels, strict=True):
-            rests = row > 0 and ends == "fixed"
-            lower = 0.0 if rests else _relaxation(expand, points[row].atoms, label)
-            points[row] = Point(points[row].atoms, label, lower)
+            points[row] = _labeled(expand, points[row], label)
         new = [points[row].atoms for row in asked]
         energy = np.array([point.label.energy for point in points if point.label is not None])
         if not np.isfinite(energy).all():
             return _answer(new, labels, False, "barrier: a saddle, but the method fails at it or an end", {}, shown)
-        lower = np.array([point.lower for point in points])
-        top, first, last = energy - lower
-        off = float(np.abs(lower[0]) + np.abs(lower[1:]).max())
+        top, first, last = energy - np.array([point.lower for point in points])
+        off = points[0].size + max(point.size for point in points[1:])
         record = {"forward": top - first, "backward": top - last, "error": off}
         values = [value / KCAL_PER_MOL for value in (top - first, top - last, off)]
         text = "barrier: {:.2f} kcal/mol, back {:.2f}, +- {:.2f}".format(*values)
         return _answer(new, labels, off <= tolerance, text, record, shown)
 
-    return Task(labels, answer, ordered=True)
+    return Task(labels, answer, ordered=True, largest=paths.LARGE)
 
 
 class Point(NamedTuple):
@@ -126,18 +127,28 @@ class Point(NamedTuple):
 
     atoms: ase.Atoms
     label: Labeled | None
-    lower: float  # eV, how much lower the method's own stationary point is
+    moves: bool  # what is meant is the method's own stationary point; else this very structure
+    lower: float = np.nan  # eV, how much lower that is
+    size: float = np.nan  # eV, the same, but that motions uphill and downhill do not make up for each other
 
 
-def _known(expand: Expand, atoms: ase.Atoms, known: Known, enough: float) -> Point:
-    """The structure with a label that is near a stationary point and close enough (eV) to the method's own, else that
-    point, without one.
+def _known(expand: Expand, point: Point, known: Known, enough: float) -> Point:
+    """The structure with a label that is near a point and close enough (eV) to the method's own, else that point,
+    without one.
     """
-    for other, label in reversed(known):
-        near = np.linalg.norm(other.positions - atoms.positions, axis=-1).max() < NEAR
-        if near and np.isfinite(label.energy) and abs(lower := _relaxation(expand, other, label)) < enough:
-            return Point(other, label, lower)
-    return Point(atoms, None, np.nan)
+    for atoms, label in reversed(known):
+        near = np.linalg.norm(atoms.positions - point.atoms.positions, axis=-1).max() < NEAR
+        if near and np.isfinite(label.energy):
+            there = _labeled(expand, point._replace(atoms=atoms), label)
+            if there.size < enough:
+                return there
+    return point
+
+
+def _labeled(expand: Expand, point: Point, label: Labeled) -> Point:
+    """The point with its label."""
+    lower, size = relaxation(expand(point.atoms), point.atoms, label.force) if point.moves else (0.0, 0.0)
+    return point._replace(label=label, lower=lower, size=size)
 
 
 def upper(model: models.Model, path: Sequence[ase.Atoms]) -> list[ase.Atoms]:
@@ -174,11 +185,14 @@ def _answer(
     return Answer(structures, labels, satisfied, text, record, save)
 
 
-def _relaxation(expand: Expand, atoms: ase.Atoms, label: Labeled) -> float:
-    """By how much (eV) a stationary point near a structure is lower, from the force there and the model's Hessian."""
-    basis, _ = motions(atoms)
+def relaxation(expansion: Expansion, atoms: ase.Atoms, force: Float[np.ndarray, "n 3"]) -> tuple[float, float]:
+    """By how much (eV) a stationary point near a structure is lower, by a Hessian, from the `force` there (eV/Å).
+
+    Also the same with all contributions positive: at a saddle those of the mode across it are negative.
+    """
+    basis, free = motions(atoms)
     root = np.repeat(np.sqrt(atoms.get_masses()), 3)
-    values, modes = np.linalg.eigh(basis.T @ (expand(atoms).hessian[0] / np.outer(root, root)) @ basis)
-    slope = (basis @ modes).T @ (label.force.ravel() / root)
-    stiff = np.maximum(np.abs(values), (SOFT / QUANTUM) ** 2) * np.where(values < 0, -1.0, 1.0)
-    return 0.5 * float(np.sum(slope**2 / stiff))
+    values, modes = np.linalg.eigh(basis.T @ (expansion.hessian[0] / np.outer(root, root)) @ basis)
+    slope = (basis @ modes).T @ (np.where(free[:, None], force, 0.0).ravel() / root)
+    each = 0.5 * slope**2 / np.maximum(np.abs(values), (SOFT / QUANTUM) ** 2)
+    return float(np.sum(np.where(values < 0, -each, each))), float(np.sum(each))

@@ -6,6 +6,7 @@ from pathlib import Path
 import ase
 import numpy as np
 import pytest
+from ase.build import molecule
 from ase.io import read, write
 from closed_surfaces import HEIGHT, well_energy
 from commands import SMALL, here
@@ -82,6 +83,14 @@ def test_a_task_needs_what_it_asks_about(tmp_path):
     text = CONFIG.replace("name: band, walkers: 7, converged: 0.02", "walkers: 2").replace(", index: all", "")
     done = here("check", pair(tmp_path, text), "--part", PART)
     assert done.returncode == 2 and "task.name: barrier asks about a path" in done.stderr
+    many = [molecule("C60") for _ in range(2)]
+    many[0] += ase.Atoms("He", positions=[[9.0, 0, 0]])
+    many[1] += ase.Atoms("He", positions=[[0, 9.0, 0]])
+    write(tmp_path / "many.xyz", many, format="extxyz")
+    band = "system: {file: many.xyz, index: all}\nexplore: {name: band, walkers: 3}\ntask: {name: barrier}\n"
+    (tmp_path / "many.yaml").write_text(band)
+    done = here("check", tmp_path / "many.yaml")
+    assert done.returncode == 2 and "task.name: barrier is for 60 atoms at most, " in done.stderr
     done = here("check", pair(tmp_path), "--part", PART, "task.labels=0")
     assert done.returncode == 2 and "task.labels: 0 is too small" in done.stderr
 

@@ -33,6 +33,8 @@ def test_a_chain_has_the_dispersion_of_springs(tmp_path):
     # the mean of half a quantum over the zone: that of the sine is 2 / pi
     zero_point = 0.5 * units._hplanck * HIGHEST * 1e12 / units._e * 2 / np.pi
     assert lattice.free[0] == pytest.approx(zero_point, rel=5e-3)
+    hot = phonons(model("chain"), CHAIN, (4, 1, 1), temperature=3000.0)[1]
+    assert hot.temperature[-1] == 3000 and hot.capacity[-1] > lattice.capacity[-1] > 0
     record, text = outcome.of_phonons(tmp_path / "out", structure, lattice, 300.0)
     assert json.loads((tmp_path / "out" / "phonons.json").read_text()) == record
     assert "stability    no imaginary frequency" in text and f"to {HIGHEST:.3f}" in text

@@ -10,7 +10,9 @@ from closed_surfaces import leps_energy, model
 from test_saddles import reactants, top
 
 from jaxal.core import registry
-from jaxal.simulate.task import Answer, Labeled, upper
+from jaxal.simulate.surface import expander
+from jaxal.simulate.task import Answer, Labeled, relaxation, upper
+from jaxal.simulate.vibrations import motions
 
 pytestmark = pytest.mark.usefixtures("surfaces")
 every = pytest.mark.parametrize("name", registry.names("task"))
@@ -86,6 +88,33 @@ def test_of_a_path_that_leads_far_down_the_upper_part_is_asked_about():
     assert [atoms.get_distance(0, 1) for atoms in upper(LEPS, path)] == pytest.approx(lengths[:3])
     assert [atoms.get_distance(0, 1) for atoms in upper(LEPS, path[::-1])] == pytest.approx(lengths[2::-1])
     assert upper(LEPS, images()) == images(), "nothing of it is far below"
+
+
+def test_what_is_uphill_and_what_is_downhill_of_a_saddle_do_not_make_up_for_each_other():
+    length, _ = top()
+    saddle = ase.Atoms("H3", positions=[[x, 0, 0] for x in (0.0, length, 2 * length)])
+    expansion, (basis, _) = expander(LEPS)(saddle), motions(saddle)
+    root = np.repeat(np.sqrt(saddle.get_masses()), 3)
+    values, modes = np.linalg.eigh(basis.T @ (expansion.hessian[0] / np.outer(root, root)) @ basis)
+    assert values[0] < 0 < values[-1]
+    slope = np.zeros_like(values)
+    slope[[0, -1]] = np.sqrt(2 * 0.01 * np.abs(values[[0, -1]]))  # 10 meV each
+    force = ((basis @ modes @ slope) * root).reshape(3, 3)
+    lower, size = relaxation(expansion, saddle, force)
+    assert abs(lower) < 1e-9 and size == pytest.approx(0.02)
+
+
+@pytest.mark.slow
+def test_ends_that_stay_are_known_by_their_own_labels():
+    asked: list[ase.Atoms] = []
+    task = registry.get("task", "barrier")(tolerance=1e-4, ends="fixed")
+    before = task.answer(LEPS, images(distance=1.6), [], 12, method(asked))
+    known = list(zip(before.structures, before.labels, strict=True))
+    again: list[ase.Atoms] = []
+    task.answer(LEPS, images(distance=1.6), known, 9, method(again))
+    assert len(asked) == 3 and len(again) == 1, "of the saddle alone"
+    few = task.answer(LEPS, images(distance=1.6), known, 0, method([]))
+    assert few.record and not few.satisfied, "without labels left what is there must do"
 
 
 @pytest.mark.slow
