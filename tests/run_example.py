@@ -24,6 +24,9 @@ stop: {labels: 64}
 output: {checkpoint: 0, trajectory: 5}
 """
 
+# many segments, to be killed between; all whole runs that may be alike are: a session compiles their program once
+BRIEF = WATER.replace("{initial: 4}", "{initial: 4, batch: 1}").replace("{labels: 64}", "{labels: 32}")
+
 
 def jaxal(*arguments: object, check: bool = True, run=here) -> subprocess.CompletedProcess:
     part = ("--part", SMALL) if arguments[0] in ("run", "train") else ()

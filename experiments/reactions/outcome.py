@@ -95,10 +95,9 @@ def one(number: int, ends: Sequence[Atoms], folder: Path, options: Sequence[str]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with (folder / "log").open("w") as log:
         how: dict[str, Any] = {"cwd": folder, "env": environment, "stdout": log, "stderr": log}
-        (folder / "reactant.yaml").unlink(missing_ok=True)
-        new = ["new", "reactant.xyz", "--reaction", "product.xyz", "--method", "GFN2-xTB"]
-        subprocess.run([*jaxal, *new], check=True, **how)
         if not (folder / "run").exists():
+            new = ["new", "reactant.xyz", "--reaction", "product.xyz", "--method", "GFN2-xTB", "--force"]
+            subprocess.run([*jaxal, *new], check=True, **how)
             subprocess.run([*jaxal, "run", "reactant.yaml", "--dir", "run", *options], **how)
         else:
             subprocess.run([*jaxal, "resume", "run"], **how)

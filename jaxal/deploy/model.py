@@ -4,6 +4,7 @@ The header names every leaf of the parameters with its dtype, in order; the tree
 own `init`, so that a potential may have any pytree of numbers (see `weights`).
 """
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +20,8 @@ from jaxal.committee.evaluation import Batching, Committee, predict
 from jaxal.committee.isolated_atoms import exact_when_isolated
 from jaxal.core import discovery, plugins
 from jaxal.core.devices import ready, refuse_fork
-from jaxal.core.types import InputError, Params, Potential, Prediction, Structure
+from jaxal.core.placement import Placement, placement
+from jaxal.core.types import InputError, Params, Potential, Prediction, Structure, Uncertainty
 from jaxal.data import neighbors
 from jaxal.data.electrons import State, listed
 from jaxal.uncertainty import bound
@@ -31,8 +33,11 @@ FORMAT = 6
 FIELDS = ("potential", "precision", "electrons", "heads", "signs", "uncertainty", "isolated")  # as they are
 KINDS = ("potential", "uncertainty")  # of the parts a model has
 
+KEPT = 8  # kinds of models of which compiled programs are kept
+
 SUPPORT = "support/"  # begins the names of its arrays in a file
 
+Options = tuple[tuple[str, Any], ...]
 # (padded atoms, directions in which any structure repeats) -> room for neighbors
 Specs = dict[tuple[int, tuple[bool, ...]], neighbors.Spec]
 
@@ -41,7 +46,7 @@ class Model(NamedTuple):
     """A trained committee and what is needed to use it."""
 
     potential: str  # name of the registered potential
-    options: tuple[tuple[str, Any], ...]  # its options
+    options: Options  # its options
     table: tuple[int, ...]  # atomic numbers of the species
     params: Params  # sets of weights leading, [r]: the members of a full committee
     reference: np.ndarray  # [s] float64, eV: total energy = model's + sum of those of the atoms
@@ -50,7 +55,7 @@ class Model(NamedTuple):
     heads: int = 1  # members on each set of weights
     signs: int = 0  # random combinations of them, see `committee.evaluation.Committee`
     uncertainty: str = "members"  # name of the registered method
-    uncertainty_options: tuple[tuple[str, Any], ...] = ()
+    uncertainty_options: Options = ()
     electrons: bool = True  # False: trained on structures that cannot have their charge and spin, as of a closed form
     isolated: bool = False  # isolated atoms are exact, of those species that its parameters say
     calibration: Calibration | None = None  # None: it has no bound
@@ -65,10 +70,16 @@ def potential(model: Model, sources: Mapping[str, Any] | None = None) -> Potenti
     """
     factory = _part("potential", model.potential, sources)
     try:
-        own = weights.collected(factory(model.table, **dict(model.options)))
-        return exact_when_isolated(own, model.table) if model.isolated else own
+        return _potential(factory, model.table, model.options, model.isolated)
     except (TypeError, ValueError) as error:
         raise InputError(f"model: the potential {model.potential} cannot be built: {error}") from None
+
+
+@functools.lru_cache(KEPT)
+def _potential(factory: Callable, table: tuple[int, ...], options: Options, isolated: bool) -> Potential:
+    """Of the same kind the same functions: what was compiled of one model serves all of its kind."""
+    own = weights.collected(factory(table, **dict(options)))
+    return exact_when_isolated(own, table) if isolated else own
 
 
 def unsaid(model: Model) -> tuple[int | None, int | None]:
@@ -106,10 +117,15 @@ def _committee(model: Model, members: int, batching: Batching, sources: Mapping[
     part, kinds = potential(model, sources), len(model.table)
     method = _part("uncertainty", model.uncertainty, sources)
     try:
-        spread = method(part, kinds, **dict(model.uncertainty_options))
+        spread = _uncertainty(method, part, kinds, model.uncertainty_options)
     except (TypeError, ValueError) as error:
         raise InputError(f"model: the uncertainty {model.uncertainty} cannot be built: {error}") from None
     return Committee(part, members, batching, model.heads, model.signs, kinds, spread)
+
+
+@functools.lru_cache(KEPT)
+def _uncertainty(method: Callable, part: Potential, kinds: int, options: Options) -> Uncertainty | None:
+    return method(part, kinds, **dict(options))
 
 
 def _part(kind: str, name: str, sources: Mapping[str, Any] | None) -> Callable:
@@ -270,16 +286,7 @@ def predictor(
         support = jax.tree.map(jnp.asarray, model.support)
     room: Specs = {} if specs is None else specs
 
-    def run(spec: neighbors.Spec, params: Params, structures: Structure):
-        near = jax.vmap(lambda s: neighbors.build(spec, s))(structures)
-        prediction = predict(part, params, structures, near)
-        if support is not None:
-            inputs = support, prediction.feature, structures, near, part.potential.cutoff
-            away = jax.vmap(novelty, (None, 0, 0, 0, None))(*inputs)
-            prediction = prediction._replace(novelty=away)
-        return prediction, jnp.any(near.overflow)
-
-    compiled = jax.jit(run, static_argnums=0)
+    compiled = _compiled(part, placement())
 
     def predicted(structures: Structure) -> Prediction:
         refuse_fork()
@@ -291,10 +298,27 @@ def predictor(
         kind = structures.species.shape[-1], tuple(np.any(np.asarray(structures.periodic), axis=0).tolist())
         if kind not in room:
             room[kind] = neighbors.plan(structures, part.potential.cutoff, 0.0, 1.25)
-        prediction, overflow = compiled(room[kind], params, structures)
+        prediction, overflow = compiled(room[kind], params, support, structures)
         if overflow:
             room[kind] = neighbors.larger(room[kind], structures)
-            prediction, _ = compiled(room[kind], params, structures)
+            prediction, _ = compiled(room[kind], params, support, structures)
         return prediction
 
     return predicted
+
+
+@functools.lru_cache(KEPT)
+def _compiled(part: Committee, where: Placement) -> Callable:
+    """The compiled program of a committee, of (room, parameters, support, structures), on this platform."""
+    del where
+
+    def run(spec: neighbors.Spec, params: Params, support: Support | None, structures: Structure):
+        near = jax.vmap(lambda s: neighbors.build(spec, s))(structures)
+        prediction = predict(part, params, structures, near)
+        if support is not None:
+            inputs = support, prediction.feature, structures, near, part.potential.cutoff
+            away = jax.vmap(novelty, (None, 0, 0, 0, None))(*inputs)
+            prediction = prediction._replace(novelty=away)
+        return prediction, jnp.any(near.overflow)
+
+    return jax.jit(run, static_argnums=0)

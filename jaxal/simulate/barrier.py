@@ -1,5 +1,6 @@
 """The barrier between two structures on a finished model: a band in one program, its top refined to a saddle."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import numpy as np
 from scipy.signal import find_peaks
 
 from jaxal.core.errors import InputError
+from jaxal.core.types import Sampler
 from jaxal.deploy import model as models
 from jaxal.explore.band import band
 from jaxal.explore.images import alike, between
@@ -104,7 +106,7 @@ def relaxed(
     Where the members differ by more than `wary` (eV/Å) about the force on an atom it rests at once, where it is: what
     it would come to on such a surface is nothing.
     """
-    moves = band(converged=converged, climb=max(0.3, 5 * converged))
+    moves = _moves(converged)
     relaxation = program(surface(model), moves, (), begun, 0, EVERY)
     state, done, last = relaxation.start, False, -1
     for turn in range(max(1, steps // (10 * EVERY))):
@@ -121,6 +123,12 @@ def relaxed(
         images.append(image.copy())
         images[-1].set_positions(position(relaxation, frames, last, row), apply_constraint=False)
     return Band(images, frames.spread[last], done, bool(doubtful.size))
+
+
+@functools.lru_cache(models.KEPT)
+def _moves(converged: float) -> Sampler:
+    """A band; the same one for the same program."""
+    return band(converged=converged, climb=max(0.3, 5 * converged))
 
 
 def along(model: models.Model, band: Band, sides: tuple[ase.Atoms, ase.Atoms] | None) -> Barrier:

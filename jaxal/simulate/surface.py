@@ -1,5 +1,6 @@
 """A finished model as an energy surface, for programs that move structures on it."""
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from jaxtyping import Float
 from jaxal.committee import weights
 from jaxal.committee.evaluation import Committee, predict
 from jaxal.core.errors import InputError
+from jaxal.core.placement import Placement, placement
 from jaxal.core.types import Params, Structure
 from jaxal.data import files, neighbors
 from jaxal.data import frames as door
@@ -118,24 +120,7 @@ def expander(model: models.Model, each: bool = False) -> Callable[[ase.Atoms], E
     """
     whole = surface(in_double(model))
     specs: dict[int, neighbors.Spec] = {}
-
-    def of(spec: neighbors.Spec, params: Params, structure: Structure):
-        near = jax.tree.map(lambda x: x[None], neighbors.build(spec, structure))
-
-        def forces(position):
-            moved = jax.tree.map(lambda x: x[None], structure._replace(position=position))
-            prediction = predict(whole.committee, params, moved, near)
-            energy, force = prediction.energy[0], prediction.force[0]
-            return (force, energy) if each else (force.mean(0, keepdims=True), energy.mean(0, keepdims=True))
-
-        force, pull, energy = jax.vjp(forces, structure.position, has_aux=True)
-        units = jnp.eye(force.size, dtype=force.dtype).reshape(-1, *force.shape)
-        rows = -jax.lax.map(lambda unit: pull(unit)[0], units, batch_size=min(ROWS, len(units)))
-        size = structure.position.size
-        hessian = rows.reshape(force.shape[0], size, size)
-        return energy, force, 0.5 * (hessian + jnp.swapaxes(hessian, 1, 2)), near.overflow[0]
-
-    compiled = jax.jit(of, static_argnums=0)
+    compiled = _hessian(whole.committee, each, placement())
 
     def expanded(atoms: ase.Atoms) -> Expansion:
         with jax.enable_x64(True):
@@ -151,6 +136,30 @@ def expander(model: models.Model, each: bool = False) -> Callable[[ase.Atoms], E
             return Expansion(*(np.asarray(value) for value in values))
 
     return expanded
+
+
+@functools.lru_cache(models.KEPT)
+def _hessian(committee: Committee, each: bool, where: Placement) -> Callable:
+    """The compiled program of an expansion, of (room, parameters, structure), on this platform."""
+    del where
+
+    def of(spec: neighbors.Spec, params: Params, structure: Structure):
+        near = jax.tree.map(lambda x: x[None], neighbors.build(spec, structure))
+
+        def forces(position):
+            moved = jax.tree.map(lambda x: x[None], structure._replace(position=position))
+            prediction = predict(committee, params, moved, near)
+            energy, force = prediction.energy[0], prediction.force[0]
+            return (force, energy) if each else (force.mean(0, keepdims=True), energy.mean(0, keepdims=True))
+
+        force, pull, energy = jax.vjp(forces, structure.position, has_aux=True)
+        units = jnp.eye(force.size, dtype=force.dtype).reshape(-1, *force.shape)
+        rows = -jax.lax.map(lambda unit: pull(unit)[0], units, batch_size=min(ROWS, len(units)))
+        size = structure.position.size
+        hessian = rows.reshape(force.shape[0], size, size)
+        return energy, force, 0.5 * (hessian + jnp.swapaxes(hessian, 1, 2)), near.overflow[0]
+
+    return jax.jit(of, static_argnums=0)
 
 
 class Opinion(NamedTuple):

@@ -1,5 +1,6 @@
 """Walkers on a finished model's surface, in one compiled program: the steps of the learning loop, without its looks."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,11 +11,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxal.acquire.score import max_force_spread
-from jaxal.committee.evaluation import predict
+from jaxal.committee.evaluation import Committee, predict
 from jaxal.committee.isolated_atoms import ISOLATED
+from jaxal.core.placement import Placement, placement
 from jaxal.core.types import GateState, Sampler, Start, Structure, WalkerState
 from jaxal.core.units import TIME_UNIT
 from jaxal.data import neighbors
+from jaxal.deploy.model import KEPT
 from jaxal.deploy.structures import placed
 from jaxal.explore import bias_forces, stepping
 from jaxal.explore.bias_forces import Terms
@@ -71,7 +74,7 @@ def program(
         farthest=jnp.full(len(starts), widest if judged else jnp.inf, surface.dtype),
         known=_isolated(surface),
     )
-    compiled = jax.jit(_frames(surface, sampler, terms, every), static_argnums=(0, 1))
+    compiled = _onward(surface.committee, surface.model.table, sampler, terms, every, placement())
     room = [spec]  # grows where neighbors overflow
 
     def onward(state: PyTree, number: int) -> tuple[PyTree, Frames]:
@@ -103,9 +106,16 @@ def _begun(
     surface: Surface, sampler: Sampler, terms: Terms, spec: neighbors.Spec, structures: Structure, key: Array
 ) -> Walk:
     """Walkers at these structures."""
-    committee, number = surface.committee, structures.charge.shape[0]
+    return _beginning(surface.committee, sampler, terms, placement())(spec, surface.params, structures, key)
 
-    def begin(params, structures, key):
+
+@functools.lru_cache(KEPT)
+def _beginning(committee: Committee, sampler: Sampler, terms: Terms, where: Placement) -> Callable[..., Walk]:
+    """The compiled program of (room, parameters, structures, key) that begins walkers, on this platform."""
+    del where
+
+    def begin(spec: neighbors.Spec, params, structures, key):
+        number = structures.charge.shape[0]
         near = neighbors.find(spec, structures)
         prediction = predict(committee, params, structures, neighbors.within(spec, near, structures))
         force, stress = prediction.force.mean(1), prediction.stress.mean(1)
@@ -115,18 +125,22 @@ def _begun(
         candidate = nothing(structures, force, stress, drift, reported(sampler, terms, walkers))
         return Walk(walkers, near, candidate, jnp.zeros(number, bool), drift)
 
-    return jax.jit(begin)(surface.params, structures, key)
+    return jax.jit(begin, static_argnums=0)
 
 
-def _frames(surface: Surface, sampler: Sampler, terms: Terms, every: int):
-    """The function to compile, of (room, number of frames, parameters, support, bounds, state)."""
-    model, committee = surface.model, surface.committee
-    none = jnp.asarray(jnp.nan, surface.dtype)
-    zero = jnp.zeros((), jnp.int32)
-    gate = GateState(none, none, none, zero, zero)
+@functools.lru_cache(KEPT)
+def _onward(
+    committee: Committee, table: tuple[int, ...], sampler: Sampler, terms: Terms, every: int, where: Placement
+) -> Callable:
+    """The compiled program of (room, number of frames, parameters, support, bounds, state) that takes walkers on, on
+    this platform.
+    """
+    del where
 
     def run(spec: neighbors.Spec, number: int, params, support, bounds: Bounds, state: Walk):
-        walk = make_walk(committee, sampler, max_force_spread, model.table, spec, every, bias=terms)
+        none, zero = jnp.full((), jnp.nan, bounds.implausible.dtype), jnp.zeros((), jnp.int32)
+        gate = GateState(none, none, none, zero, zero)
+        walk = make_walk(committee, sampler, max_force_spread, table, spec, every, bias=terms)
 
         def frame(state: Walk, _):
             # each frame is judged for itself
@@ -147,7 +161,7 @@ def _frames(surface: Surface, sampler: Sampler, terms: Terms, every: int):
         frames: Any = Frames(*kept, last)  # pyright: ignore[reportArgumentType]  of JAX in here
         return after._replace(full=jnp.zeros_like(after.full)), frames, after.full
 
-    return run
+    return jax.jit(run, static_argnums=(0, 1))
 
 
 def _velocity(walkers: PyTree, structure: Structure) -> Float[Array, "w n 3"]:

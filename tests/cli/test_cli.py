@@ -16,7 +16,7 @@ from ase.build import molecule
 from ase.calculators.emt import EMT
 from ase.io import write
 from commands import SMALL, alone, here
-from run_example import WATER
+from run_example import BRIEF
 
 from jaxal.config.loading import load
 from jaxal.config.schema import Offline
@@ -195,10 +195,10 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
 
 
 def test_run_report_validate_resume(folder):
-    (folder / "config.yaml").write_text(WATER.replace("{labels: 64}", "{labels: 8}"))
+    (folder / "config.yaml").write_text(BRIEF)
     process = alone("run", "config.yaml", "--part", SMALL, "--dir", "out", folder=folder)
     assert process.returncode == 0, process.stderr
-    assert yaml.safe_load((folder / "out" / "config.yaml").read_text())["stop"]["labels"] == 8
+    assert yaml.safe_load((folder / "out" / "config.yaml").read_text())["stop"]["labels"] == 32
     assert "already holds a run" in refused("run", "config.yaml", "--part", SMALL, "--dir", "out", folder=folder)
     assert here("resume", "out", folder=folder).returncode == 0  # a finished run: nothing is left to do
     report = here("report", "out", folder=folder)

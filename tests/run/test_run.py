@@ -12,7 +12,7 @@ import yaml
 from ase.build import bulk, molecule
 from ase.io import read, write
 from commands import SMALL, alone
-from run_example import EQUIVARIANT, WATER, folder, jaxal, killed_after, metrics, model_arrays
+from run_example import BRIEF, EQUIVARIANT, WATER, folder, jaxal, killed_after, metrics, model_arrays
 
 from jaxal.label.store.database import open_store
 from jaxal.run import initial_labels, lock, training_data
@@ -32,7 +32,7 @@ BIASED = pytest.param({"label: {initial: 4, batch: 1}": DRIVEN}, id="biased", ma
 
 @pytest.mark.parametrize("instead", [{}, SHARED, BIASED])
 def test_a_killed_run_resumes_bit_for_bit(tmp_path, instead):
-    text = WATER.replace("label: {initial: 4}", "label: {initial: 4, batch: 1}")  # many segments, to be killed between
+    text = BRIEF
     for old, new in instead.items():
         text = text.replace(old, new)
     config = folder(tmp_path, text)
@@ -54,13 +54,13 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, instead):
         store = open_store(directory / "labels.sqlite")
         counts.append([entry.row for entry in store.all()])
         store.close()
-    assert len(counts[0]) == len(counts[1]) == 64 + 16 + 2  # and those of the bound, and the isolated atoms
+    assert len(counts[0]) == len(counts[1]) == 32 + 8 + 2  # and those of the bound, and the isolated atoms
 
     # and what is left is what the documentation says
     training = read(whole / "training.xyz", ":")
     lines = metrics(whole)
-    assert len(training) == 64 and sum(atoms.info["held_out"] for atoms in training) > 0
-    assert [line["label"] for line in lines if line["kind"] == "label"] == list(range(5, 65))
+    assert len(training) == 32 and sum(atoms.info["held_out"] for atoms in training) > 0
+    assert [line["label"] for line in lines if line["kind"] == "label"] == list(range(5, 33))
     assert lines[-1]["phase"] == "done" and "label budget" in next(
         line["why"] for line in lines if line.get("phase") == "final training"
     )
