@@ -106,6 +106,7 @@ def test_the_dynamics_of_a_case_are_dynamics():
     assert program.facts["overflow"] is False
 
 
+@pytest.mark.slow
 def test_training_in_a_case_trains():
     potential = parse({}, cls=Bench, overrides=SMALL).potential
     setting = Setting("ethanol", systems.build("ethanol"), potential, 2, steps=2, batch=2)

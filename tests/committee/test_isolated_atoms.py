@@ -82,7 +82,10 @@ def of_bonds():
     return Committee(exact_when_isolated(weights.collected(bonds(TABLE)), TABLE), 2, species=3)
 
 
-@pytest.mark.parametrize("name", [*COMMITTEES, "bonds"])
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("heads", "without alone")]
+
+
+@pytest.mark.parametrize("name", ["full", "signs", "dropout", "bonds", *OTHERS])
 def test_fragments_far_apart_have_the_sum_of_their_energies(name):
     """Of all members alike: of atoms what is known of them, of molecules what the members say of each alone."""
     committee = of_bonds() if name == "bonds" else COMMITTEES[name]

@@ -241,6 +241,7 @@ def test_walkers_under_a_bias_become_less_certain(bias):
     assert np.mean(biased) > np.mean(plain)
 
 
+@pytest.mark.slow
 def test_adversarial_descent_raises_the_score_at_bounded_energy():
     """The objective rises, so the energy by less than 2 kT ln(score' / score)."""
     bias = biases.adversarial(mean_force_spread, NONE, temperature=2000.0)

@@ -21,6 +21,7 @@ from jaxal.label.workers.pool import local, open_pool
 
 pytest.importorskip("parsl", reason="Parsl is not installed: pip install '.[cluster]'")
 EXECUTORS = ["in_process", "pool", "parsl_local"]
+ONCE = ["in_process", "pool", pytest.param("parsl_local", marks=pytest.mark.slow)]  # its pool is that of a process
 OUTSIDE = ["pool", "parsl_local"]  # those that calculate in other processes
 
 
@@ -112,7 +113,7 @@ def test_a_run_opens_one_executor_for_all_it_labels(faults, tmp_path):
 # ---------------------------------------------------------------- the contract
 
 
-@pytest.mark.parametrize("name", EXECUTORS)
+@pytest.mark.parametrize("name", ONCE)
 def test_every_task_lands_once_and_waiting_ends(opened, faults, tmp_path, name):
     executor = opened(name)
     start = time.monotonic()
@@ -184,7 +185,7 @@ def test_crash_hang_and_exception_fail_one_label_each(opened, faults, tmp_path, 
     assert begun.count(faults.GOOD) == 2 and begun.count(faults.HANGS) == 1 and begun.count(faults.DIES) == 2
 
 
-@pytest.mark.parametrize("name", EXECUTORS)
+@pytest.mark.parametrize("name", ONCE)
 def test_told_enough_it_begins_nothing_more_and_keeps_what_was_begun(opened, faults, tmp_path, name):
     executor, kept = opened(name), {}
     with pytest.raises(Enough):

@@ -229,7 +229,7 @@ def test_tblite_gives_the_same_bits_every_time():
         # The hole of OH may lie in any direction of a degenerate pair: a coarse grid would turn it with h.
         pytest.param({"method": "PBE0", "dispersion": "d4"}, "OH", 0, 1, marks=pytest.mark.slow),
         ({"method": "wb97x-d3bj", "grid_level": 1, "density_fit": False}, "OH", -1, 0),
-        ({"method": "B3LYP", "basis": "6-31g*", "grid_level": 1}, "H2O", 1, 1),
+        pytest.param({"method": "B3LYP", "basis": "6-31g*", "grid_level": 1}, "H2O", 1, 1, marks=pytest.mark.slow),
     ],
 )
 def test_pyscf_forces_are_the_gradient(options, name, charge, spin):

@@ -82,7 +82,7 @@ def test_symmetric_product_is_ours(works, l_max, l_out, correlation):
 @pytest.mark.parametrize(
     "atoms, layers, batching",
     [
-        (molecule("CH3CH2OH"), 1, "vmap"),
+        pytest.param(molecule("CH3CH2OH"), 1, "vmap", marks=pytest.mark.slow),
         pytest.param(bulk("Si", "diamond", 5.43, cubic=True), 2, "map", marks=pytest.mark.slow),
     ],
     ids=["molecule", "crystal"],
