@@ -1,4 +1,4 @@
-"""Commands that use a finished model: barriers, saddles, vibrations, dynamics, free energies."""
+"""Commands that use a finished model: barriers, saddles, networks, vibrations, dynamics, free energies."""
 
 import argparse
 import dataclasses
@@ -39,6 +39,21 @@ def add(commands: Any) -> list[argparse.ArgumentParser]:
     saddle.add_argument("--seed", type=int, default=0, help="of the displacements and directions")
     _output(saddle, _saddle)
 
+    discover = commands.add_parser("discover", help="minima and saddles around structures: a network of reactions")
+    _model(discover)
+    discover.add_argument(
+        "structure", metavar="STRUCTURE", type=Path, help="where it begins, one or several; any format"
+    )
+    discover.add_argument("--generations", type=int, default=2, help="of minima that are begun from (default: 2)")
+    discover.add_argument("--pushes", type=int, default=64, help="walkers at a time (default: 64)")
+    discover.add_argument(
+        "--collision", type=float, default=10.0, help="that the artificial force grows to, eV (default: 10)"
+    )
+    discover.add_argument("--ceiling", type=float, default=8.0, help="over the lowest start, eV (default: 8)")
+    discover.add_argument("--wary", type=float, default=0.5, help="members may differ by, eV/Å (default: 0.5)")
+    discover.add_argument("--seed", type=int, default=0, help="of the first displacements")
+    _output(discover, _discover)
+
     vibrations = commands.add_parser("vibrations", help="frequencies and thermochemistry from the exact Hessian")
     _model(vibrations)
     vibrations.add_argument("structure", metavar="STRUCTURE", type=Path, help="a minimum or a saddle, any format")
@@ -69,7 +84,7 @@ def add(commands: Any) -> list[argparse.ArgumentParser]:
     free_energy.add_argument("--bins", type=int, default=40, help="along each variable (default: 40)")
     free_energy.add_argument("--discard", type=float, default=0.2, help="first part of the frames (default: 0.2)")
     _output(free_energy, _free_energy)
-    return [barrier, saddle, vibrations, phonons, dynamics, free_energy]
+    return [barrier, saddle, discover, vibrations, phonons, dynamics, free_energy]
 
 
 def _model(command: argparse.ArgumentParser) -> None:
@@ -163,6 +178,27 @@ def _saddle(arguments: argparse.Namespace) -> None:
         say=_say(arguments),
     )
     _show(arguments, *outcome.of_search(arguments.dir, result))
+
+
+def _discover(arguments: argparse.Namespace) -> None:
+    from jaxal.simulate import atlas, discovery
+    from jaxal.simulate.surface import structures
+
+    least = {"collision": 1e-3, "ceiling": 1e-3, "wary": 1e-6}
+    _at_least(arguments, generations=1, pushes=1, seed=0, **least)
+    model = _ready(arguments)
+    result = discovery.network(
+        model,
+        structures(model, arguments.structure),
+        pushes=arguments.pushes,
+        generations=arguments.generations,
+        collision=arguments.collision,
+        ceiling=arguments.ceiling,
+        wary=arguments.wary,
+        seed=arguments.seed,
+        say=_say(arguments),
+    )
+    _show(arguments, *atlas.of_network(arguments.dir, result))
 
 
 def _phonons(arguments: argparse.Namespace) -> None:

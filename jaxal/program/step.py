@@ -137,7 +137,10 @@ def farthest(cutoff: float, starts: Structure) -> Float[Array, ""]:
     """The widest gap, Å, that walkers from these structures [b] may come to: `FARTHEST` times the cutoff of the model,
     or the widest gap of a start where that is wider. Fragments that far apart have left each other.
     """
-    return FARTHEST * jnp.maximum(jnp.max(jax.vmap(fragments.gap)(starts)), cutoff)
+    return FARTHEST * jnp.maximum(jnp.max(_gaps(starts)), cutoff)
+
+
+_gaps = jax.jit(jax.vmap(fragments.gap))
 
 
 class Walk(NamedTuple):

@@ -55,7 +55,7 @@ def of_barrier(folder: Path, barrier: Barrier, labeled: Mapping[str, Any] | None
         {"energy_over_start": energy, "spread": spread}
         for energy, spread in zip(barrier.energies, barrier.spread, strict=True)
     ]
-    _write(folder, "barrier", record, {"path.xyz": (barrier.images, info)}, _path_figure(barrier))
+    write(folder, "barrier", record, {"path.xyz": (barrier.images, info)}, _path_figure(barrier))
     if barrier.saddle is not None:
         files.write(folder / "saddle.xyz", [frames.of_atoms(barrier.saddle, labeled=False)])
     lines = [
@@ -100,7 +100,7 @@ def of_search(folder: Path, search: Search) -> Outcome:
         for number, saddle in enumerate(search.saddles):
             down = [*reversed(saddle.sides[0].frames), *saddle.sides[1].frames[1:]]
             written[f"path_{number}.xyz"] = (down, [{}] * len(down))
-    _write(folder, "saddle", record, written, None)
+    write(folder, "saddle", record, written, None)
     lines = [f"{len(search.saddles)} saddles"]
     for number, (saddle, row) in enumerate(zip(search.saddles, rows, strict=True)):
         over = " and ".join(_kcal(side.barrier, side.spread) for side in saddle.sides)
@@ -127,7 +127,7 @@ def of_vibrations(folder: Path, atoms: ase.Atoms, oscillators: Vibrations, therm
     figure, axes = _axes()
     axes.vlines(oscillators.wavenumbers, 0, 1, color=BLUE)
     axes.set(xlabel="wavenumber, cm$^{-1}$", yticks=[], ylim=(0, 1.2))
-    _write(folder, "vibrations", record, {"structure.xyz": ([atoms], [{}])}, figure)
+    write(folder, "vibrations", record, {"structure.xyz": ([atoms], [{}])}, figure)
     unit = record["spread"]
     kinds = ("a minimum", "a first-order saddle")
     kind = kinds[oscillators.imaginary] if oscillators.imaginary < 2 else "neither minimum nor saddle"
@@ -168,7 +168,7 @@ def of_phonons(folder: Path, atoms: ase.Atoms, lattice: Phonons, temperature: fl
     axes.axhline(0, color=GRAY, linewidth=0.8)
     beside.plot(lattice.density[:, 1], lattice.density[:, 0], color=BLUE, linewidth=1.0)
     beside.set(xlabel="states per THz", xlim=(0, None))
-    _write(folder, "phonons", record, {"structure.xyz": ([atoms], [{}])}, figure)
+    write(folder, "phonons", record, {"structure.xyz": ([atoms], [{}])}, figure)
     highest = max(segment.frequency.max() for segment in lattice.segments)
     spread = max(segment.spread.max() for segment in lattice.segments)
     bar = f", members differ by up to {spread:.2g}" if math.isfinite(spread) else ""
@@ -241,7 +241,7 @@ def of_free_energy(folder: Path, answer: Answer, simulated: dict[str, Any]) -> O
         drawn = axes.contourf(*profile.axes, profile.energy.T / KCAL_PER_MOL, levels=20)
         figure.colorbar(drawn, label="free energy, kcal/mol")
         axes.set(xlabel=_labeled(answer, 0), ylabel=_labeled(answer, 1))
-    _write(folder, "free_energy", record, {}, figure)
+    write(folder, "free_energy", record, {}, figure)
     lines = [f"{answer.frames} frames, {answer.estimator}; along {', '.join(answer.names)}"]
     if between is not None and not math.isfinite(between.energy):
         lines.append("above less below: one of the two sides was never visited")
@@ -297,13 +297,14 @@ def _path_figure(barrier: Barrier) -> Figure:
     return figure
 
 
-def _write(
+def write(
     folder: Path,
     name: str,
     record: dict[str, Any],
     structures: dict[str, tuple[Sequence[ase.Atoms], Sequence[dict[str, Any]]]],
     figure: Figure | None,
 ) -> None:
+    """Writes a record as JSON, structures with what goes with each as extended XYZ, and a figure."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(to_json(record), indent=1, allow_nan=False)
     (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")

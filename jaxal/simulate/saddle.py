@@ -203,11 +203,13 @@ def same(atoms: ase.Atoms, other: ase.Atoms, apart: float = 0.0) -> bool:
     By energies `apart` (eV) and sorted distances between each two elements, so mirror images are the same.
     """
     return abs(apart) < SAME_ENERGY and all(
-        np.abs(a - b).max(initial=0.0) < SAME for a, b in zip(_distances(atoms), _distances(other), strict=True)
+        np.abs(a - b).max(initial=0.0) < SAME
+        for a, b in zip(sorted_distances(atoms), sorted_distances(other), strict=True)
     )
 
 
-def _distances(atoms: ase.Atoms) -> list[np.ndarray]:
+def sorted_distances(atoms: ase.Atoms) -> list[np.ndarray]:
+    """Distances between the atoms of each two elements, sorted, Å."""
     distance = atoms.get_all_distances(mic=bool(atoms.pbc.any()))
     kinds = sorted(set(atoms.numbers))
     pairs = [(a, b) for row, a in enumerate(kinds) for b in kinds[row:]]

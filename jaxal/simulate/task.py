@@ -98,16 +98,16 @@ def barrier(
         expand = expander(model)
         stationary = zip((shown.saddle, *sides), (True, ends == "relaxed", ends == "relaxed"), strict=True)
         begun = [Point(atoms, None, moves) for atoms, moves in stationary]
-        points = [_known(expand, point, known, tolerance / 3) for point in begun]
+        points = [known_near(expand, point, known, tolerance / 3) for point in begun]
         if sum(point.label is None for point in points) > left:  # what is there must do
-            points = [_known(expand, point, known, np.inf) for point in begun]
+            points = [known_near(expand, point, known, np.inf) for point in begun]
         asked = [row for row, point in enumerate(points) if point.label is None]
         if len(asked) > left:
             what = f"{shown.forward / KCAL_PER_MOL:.2f} kcal/mol by the model, too few labels are left"
             return _answer([], [], False, f"barrier: {what}", {}, shown)
         labels = reference([points[row].atoms for row in asked])
         for row, label in zip(asked, labels, strict=True):
-            points[row] = _labeled(expand, points[row], label)
+            points[row] = labeled_point(expand, points[row], label)
         new = [points[row].atoms for row in asked]
         energy = np.array([point.label.energy for point in points if point.label is not None])
         if not np.isfinite(energy).all():
@@ -132,20 +132,20 @@ class Point(NamedTuple):
     size: float = np.nan  # eV, the same, but that motions uphill and downhill do not make up for each other
 
 
-def _known(expand: Expand, point: Point, known: Known, enough: float) -> Point:
+def known_near(expand: Expand, point: Point, known: Known, enough: float) -> Point:
     """The structure with a label that is near a point and close enough (eV) to the method's own, else that point,
     without one.
     """
     for atoms, label in reversed(known):
         near = np.linalg.norm(atoms.positions - point.atoms.positions, axis=-1).max() < NEAR
         if near and np.isfinite(label.energy):
-            there = _labeled(expand, point._replace(atoms=atoms), label)
+            there = labeled_point(expand, point._replace(atoms=atoms), label)
             if there.size < enough:
                 return there
     return point
 
 
-def _labeled(expand: Expand, point: Point, label: Labeled) -> Point:
+def labeled_point(expand: Expand, point: Point, label: Labeled) -> Point:
     """The point with its label."""
     lower, size = relaxation(expand(point.atoms), point.atoms, label.force) if point.moves else (0.0, 0.0)
     return point._replace(label=label, lower=lower, size=size)

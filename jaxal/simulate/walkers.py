@@ -53,11 +53,18 @@ class Program(NamedTuple):
 
 
 def program(
-    surface: Surface, sampler: Sampler, terms: Terms, starts: Sequence[ase.Atoms], seed: int, every: int
+    surface: Surface,
+    sampler: Sampler,
+    terms: Terms,
+    starts: Sequence[ase.Atoms],
+    seed: int,
+    every: int,
+    drift: tuple[PyTree, ...] | None = None,
 ) -> Program:
     """Walkers [w] from these structures, one from each, that keep a frame every so many steps.
 
-    Nothing takes them back: a frame of dynamics that is not physical says so, and the walker goes on as it can. Raises
+    `drift` has the states of the biases [w] to begin with, where they are not what the biases themselves say. Nothing
+    takes walkers back: a frame of dynamics that is not physical says so, and the walker goes on as it can. Raises
     InputError for structures that the model or the sampler cannot take, and from `onward` for atoms that collapse.
     """
     batch, shift = placed(surface.model, starts)
@@ -65,6 +72,8 @@ def program(
         structures = jax.tree.map(jnp.asarray, batch)
         spec = neighbors.plan(structures, surface.committee.potential.cutoff, SKIN)
         state = _begun(surface, sampler, terms, spec, structures, jax.random.key(seed))
+        if drift is not None:
+            state = state._replace(drift=jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), drift, state.drift))
         widest = farthest(surface.committee.potential.cutoff, structures)
     judged = not sampler.relaxes  # what does waits for images that are not physical, and nobody takes them back
     bounds = Bounds(

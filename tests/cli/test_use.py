@@ -70,6 +70,16 @@ def test_saddles_from_a_guess(folder, capsys, tmp_path):
     assert len(read(tmp_path / "s" / "path_0.xyz", ":")) > 10
 
 
+@pytest.mark.slow
+def test_a_network_from_a_structure(folder, capsys, tmp_path):
+    fields = "--pushes", 4, "--generations", 1, "--dir", tmp_path / "n"
+    record = said(capsys, "discover", folder / "leps.npz", folder / "left.xyz", *fields, "--wary", 9)
+    (step,) = record["saddles"]
+    assert step["minima"] == [0, 0] and step["barriers"][0] == pytest.approx(step["barriers"][1], abs=5e-3)
+    assert record["minima"][0]["molecules"] == "H + H2"
+    assert len(read(tmp_path / "n" / "path_0.xyz", ":")) > 10 and (tmp_path / "n" / "network.svg").is_file()
+
+
 def test_dynamics_and_its_files(folder, capsys, tmp_path):
     fields = "explore.walkers=3", "explore.temperature=300", "length=0.2", "unsure=go", ALONG
     record = said(capsys, "dynamics", folder / "wells.npz", folder / "pair.xyz", *fields, "--dir", tmp_path / "d")
@@ -103,6 +113,8 @@ def test_a_free_energy_and_its_files(folder, capsys, tmp_path):
         ("barrier leps.npz --from left.xyz --to helium.xyz", "helium.xyz: frame 0: element He is not among those"),
         ("barrier leps.npz --from left.xyz --to right.xyz --images 2", "--images: 2 is too small; give at least 3"),
         ("saddle leps.npz guess.xyz --tries 0", "--tries: 0 is too small; give at least 1"),
+        ("discover leps.npz guess.xyz --pushes 0", "--pushes: 0 is too small; give at least 1"),
+        ("discover wells.npz helium.xyz", "helium.xyz: frame 0: element He is not among those"),
         ("vibrations leps.npz guess.xyz --temperature -3", "--temperature: -3 is too small; give at least 0.001"),
         (
             "dynamics wells.npz pair.xyz explore.temprature=3",

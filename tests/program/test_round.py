@@ -61,6 +61,7 @@ MAY_REST = {"confidence_bound", "expected_improvement", "probability_of_improvem
 
 # A bias for open structures, and an explorer for periodic ones.
 OPEN, PERIODIC = {"confinement"}, {"npt_nose_hoover"}
+OF_LENGTHS = {"artificial_force"}
 
 
 def names_of(number: int) -> dict[str, str]:
@@ -68,6 +69,8 @@ def names_of(number: int) -> dict[str, str]:
     names = {kind: names[number % len(names)] for kind, names in PARTS.items()}
     if names["bias"] in OPEN and names["explorer"] in PERIODIC:
         names["explorer"] = "nvt_langevin"
+    if names["bias"] in OF_LENGTHS:
+        names["variable"] = "distance"
     return names
 
 

@@ -15,7 +15,10 @@ from jaxal.simulate.task import Answer, Labeled, relaxation, upper
 from jaxal.simulate.vibrations import motions
 
 pytestmark = pytest.mark.usefixtures("surfaces")
-every = pytest.mark.parametrize("name", registry.names("task"))
+SLOW = {"network"}  # in test_discovery.py, too
+every = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in registry.names("task")]
+)
 LEPS = model("leps")
 RATIO = 1.02  # of the lengths of the method over those of the model
 
