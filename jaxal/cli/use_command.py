@@ -49,8 +49,8 @@ def add(commands: Any) -> list[argparse.ArgumentParser]:
     discover.add_argument(
         "--collision", type=float, default=10.0, help="that the artificial force grows to, eV (default: 10)"
     )
-    discover.add_argument("--ceiling", type=float, default=8.0, help="over the lowest start, eV (default: 8)")
-    discover.add_argument("--wary", type=float, default=0.5, help="members may differ by, eV/Å (default: 0.5)")
+    discover.add_argument("--ceiling", type=float, default=6.0, help="over the lowest start, eV (default: 6)")
+    discover.add_argument("--wary", type=float, default=1.0, help="members may differ by, eV/Å (default: 1)")
     discover.add_argument("--seed", type=int, default=0, help="of the first displacements")
     _output(discover, _discover)
 

@@ -25,7 +25,7 @@ from jaxal.simulate import barrier as paths
 from jaxal.simulate.saddle import Saddle, joined, same
 from jaxal.simulate.surface import expander, in_double, minimized, opinions, surface
 from jaxal.simulate.vibrations import Vibrations, reference_of
-from jaxal.simulate.walkers import Frames, Program, position, program
+from jaxal.simulate.walkers import position, program
 from jaxal.validate.graph import bonds, fragments
 
 STEPS, EVERY, STEP = 400, 5, 0.5  # of a push, between two of its frames, and fs that one counts as
@@ -33,6 +33,7 @@ NEIGHBORS = 6.0  # Å; atoms farther apart are not pushed together
 RELAXED, RELAXATIONS = 5e-3, 500  # eV/Å and steps of a minimization
 IMAGES, BAND = 9, 600  # of the band along a push, and its steps at most
 CONVERGED = 0.05  # eV/Å, of that band: the saddle is refined with Hessians
+DOUBTFUL = "the members differ"  # why a push ends
 SHELLS = 4  # bonds from an atom that its kind in a graph knows of
 
 
@@ -69,7 +70,7 @@ def network(
     pushes: int = 64,
     generations: int = 2,
     collision: float = 10.0,
-    ceiling: float = 8.0,
+    ceiling: float = 6.0,
     wary: float = np.inf,
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
@@ -166,63 +167,89 @@ class _Search(NamedTuple):
         start = self.minima[number]
         rows = [_sense(drive, len(start.atoms)) for drive in drives(start.atoms)]
         for first in range(0, len(rows), self.pushes):
-            batch = [rows[row % len(rows)] for row in range(first, first + self.pushes)]
-            for frames in self._pushed(start, np.array(batch))[: len(rows) - first]:
+            batch = rows[first : first + self.pushes]
+            for way in self._pushed(start, batch):
                 try:
-                    self._joined(number, frames)
+                    self._joined(number, way)
                 except InputError as error:
-                    reason = str(error)
-                    self.failed[reason] = self.failed.get(reason, 0) + 1
+                    self._failed(str(error))
 
-    def _pushed(self, start: Minimum, senses: Float[np.ndarray, "w v"]) -> list[list[ase.Atoms]]:
-        """The ways of walkers under these forces and then without them; empty where one is left out."""
+    def _pushed(self, start: Minimum, senses: Sequence[Float[np.ndarray, "v"]]) -> Iterator[list[ase.Atoms]]:
+        """The ways of walkers under these forces, until their bonds have come about, and then without them; and those
+        that leave them before any bond has changed, which lead to conformers.
+        """
+        size, none = len(start.atoms), np.zeros_like(senses[0])
+        padded = np.array([*senses, *[none] * (self.pushes - len(senses))])  # one size, one program
         ways: list[list[ase.Atoms]] = [[start.atoms] for _ in senses]
+        kept, own = [0] * len(senses), bonds(start.atoms)
         alive = np.ones(len(senses), bool)
-        ends = [start.atoms] * len(senses)
-        lowest = min(minimum.energy for minimum in self.minima)
-        for terms in (_terms(len(start.atoms), self.collision), ()):
-            drift = (Push(jnp.asarray(senses)),) if terms else None
-            moves = program(surface(self.model), _moves(), terms, ends, self.seed, EVERY, drift)
-            _, frames = moves.onward(moves.start, STEPS // EVERY)
-            done = np.full(len(senses), STEPS // EVERY)
-            if terms:
-                done = [self._done(start, moves, frames, walker, sense) for walker, sense in enumerate(senses)]
-            reference = reference_of(self.model, start.atoms)
-            for walker in np.flatnonzero(alive):
-                physical = frames.cause[:, walker] == PHYSICAL
-                low = frames.energy[:, walker] + reference < lowest + self.ceiling
-                sure = frames.spread[:, walker] <= self.wary
-                good = (physical & low & sure)[: done[walker]]
-                last = len(good) if good.all() else int(np.argmin(good))
-                for time in range(last):
-                    ways[walker].append(start.atoms.copy())
-                    ways[walker][-1].positions = position(moves, frames, time, int(walker))
-                if last < len(good):
-                    alive[walker] = False
-                    reason = "rises above the ceiling" if sure[last] else "the members differ"
-                    if not physical[last]:
-                        reason = "is not physical"
-                    elif not sure[last] and low[last]:
-                        self.doubtful.append(start.atoms.copy())
-                        self.doubtful[-1].positions = position(moves, frames, last, int(walker))
-                    self.failed[reason] = self.failed.get(reason, 0) + 1
-            ends = [way[-1] for way in ways]
-        return [way if lives else [] for way, lives in zip(ways, alive, strict=True)]
+        frames = self._moved(start, _terms(size, self.collision), [start.atoms] * self.pushes, padded)
+        for walker, sense in enumerate(senses):
+            wanted = np.zeros((size, size))
+            wanted[np.triu_indices(size, 1)] = sense
+            for atoms, reason in frames(walker):
+                graph = bonds(atoms)
+                if reason:
+                    alive[walker] = self._ended(reason, atoms)
+                    break
+                ways[walker].append(atoms)
+                if np.array_equal(graph, own) and kept[walker] == len(ways[walker]) - 2:
+                    kept[walker] += 1
+                if np.all((graph == (wanted > 0))[wanted != 0]):
+                    break
+        lengths = [len(way) for way in ways]
+        early = [way[: many + 1] for way, many in zip(ways, kept, strict=True)]
+        for begun, lives in ((ways, alive), (early, np.array(kept) > 0)):
+            ends = [way[-1] for way in begun] + [start.atoms] * (self.pushes - len(begun))
+            frames = self._moved(start, (), ends, None)
+            for walker in np.flatnonzero(lives):
+                if begun is early and kept[walker] + 1 == lengths[walker] and alive[walker]:
+                    continue  # it never changed its bonds
+                way = list(begun[walker])
+                for atoms, reason in frames(int(walker)):
+                    if reason:
+                        self._ended(reason, atoms)
+                        break
+                    way.append(atoms)
+                else:
+                    yield way
 
-    def _done(self, start: Minimum, moves: Program, frames: Frames, walker: int, sense: Float[np.ndarray, "v"]) -> int:
-        """How many frames of a push there are until its bonds are made and broken; all of them where they never are."""
-        number, atoms = len(start.atoms), start.atoms.copy()
-        rows = np.triu_indices(number, 1)
-        for time in range(STEPS // EVERY):
-            atoms.positions = position(moves, frames, time, walker)
-            if np.isfinite(atoms.positions).all() and np.all((bonds(atoms)[rows] == (sense > 0))[sense != 0]):
-                return time + 1
-        return STEPS // EVERY
+    def _moved(
+        self, start: Minimum, terms: Terms, begun: Sequence[ase.Atoms], senses: np.ndarray | None
+    ) -> Callable[[int], Iterator[tuple[ase.Atoms, str]]]:
+        """Walkers from structures; of each its frames, and why it ends there if it does."""
+        drift = None if senses is None else (Push(jnp.asarray(senses)),)
+        moves = program(surface(self.model), _moves(), terms, begun, self.seed, EVERY, drift)
+        _, frames = moves.onward(moves.start, STEPS // EVERY)
+        reference = reference_of(self.model, start.atoms)
+        highest = min(minimum.energy for minimum in self.minima) + self.ceiling - reference
+
+        def of(walker: int) -> Iterator[tuple[ase.Atoms, str]]:
+            for time in range(STEPS // EVERY):
+                atoms, reason = start.atoms.copy(), ""
+                atoms.positions = position(moves, frames, time, walker)
+                if frames.cause[time, walker] != PHYSICAL:
+                    reason = "is not physical"
+                elif frames.energy[time, walker] > highest:
+                    reason = "rises above the ceiling"
+                elif frames.spread[time, walker] > self.wary:
+                    reason = DOUBTFUL
+                yield atoms, reason
+
+        return of
+
+    def _ended(self, reason: str, atoms: ase.Atoms) -> bool:
+        """Notes why a push has ended; it does not go on."""
+        if reason == DOUBTFUL:
+            self.doubtful.append(atoms)
+        self._failed(reason)
+        return False
+
+    def _failed(self, reason: str) -> None:
+        self.failed[reason] = self.failed.get(reason, 0) + 1
 
     def _joined(self, number: int, way: Sequence[ase.Atoms]) -> None:
-        """The step from a minimum to where a way leads, if there is one. Raises InputError where there is no saddle."""
-        if not way:
-            return
+        """The step from a minimum to where a way leads. Raises InputError where there is no saddle."""
         end = minimized(self.double, way[-1], RELAXED, RELAXATIONS, "the end of a push")
         start, other = self.minima[number], self.minimum(end)
         if other == number and np.array_equal(bonds(end), bonds(start.atoms)):
@@ -234,7 +261,7 @@ class _Search(NamedTuple):
         band = paths.relaxed(self.model, images, converged=CONVERGED, steps=BAND, wary=self.wary)
         if band.rests:
             self.doubtful.append(band.images[int(np.argmax(band.spread))])
-            raise InputError("members differ along the path")
+            raise InputError(f"{DOUBTFUL} along the path")
         shown = paths.along(self.model, band, (images[0], end))
         if shown.saddle is None or shown.vibrations is None:
             raise InputError("no saddle")

@@ -29,9 +29,9 @@ def network(
     labels: Annotated[int, Unit("", 1)] = 200,
     at_once: Annotated[int, Unit("", 1)] = 12,
     tolerance: Energy = 0.02,
-    wary: Annotated[float, Unit("eV/Å", 0.0, True)] = 0.5,
+    wary: Annotated[float, Unit("eV/Å", 0.0, True)] = 1.0,
     collision: Energy = 10.0,
-    ceiling: Energy = 8.0,
+    ceiling: Energy = 6.0,
     generations: Annotated[int, Unit("", 1)] = 2,
     pushes: Annotated[int, Unit("", 1)] = 64,
 ) -> Task:
