@@ -204,6 +204,9 @@ def _check_task(part: Part, systems: Sequence[Population]) -> None:
         if task.largest is not None and (number := len(system.starts[0])) > task.largest:
             what = f"is for {task.largest} atoms at most, {system.file} has {number}; leave the task out"
             raise InputError(f"task.name: {part.name} {what}")
+        if task.open and system.starts[0].pbc.any():
+            what = f"is for open structures, that of {system.file} is periodic; leave the task out"
+            raise InputError(f"task.name: {part.name} {what}")
 
 
 def with_inputs(config: Config, starts: Sequence[ase.Atoms]) -> Config:

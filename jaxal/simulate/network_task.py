@@ -91,7 +91,7 @@ def network(
 
         return Answer(structures, labels, all(near) and not net.doubtful, text, record, save)
 
-    return Task(labels, answer, largest=LARGE)
+    return Task(labels, answer, largest=LARGE, open=True)
 
 
 def _relaxed(model: models.Model, path: Sequence[ase.Atoms]) -> list[ase.Atoms]:

@@ -56,6 +56,7 @@ class Task(NamedTuple):
     answer: Callable[[models.Model, Sequence[ase.Atoms], Known, int, Reference], Answer]
     ordered: bool = False  # it needs walkers that are a path
     largest: int | None = None  # atoms that a system may have
+    open: bool = False  # it makes sense of open structures alone
 
 
 @register("task")

@@ -6,7 +6,7 @@ from pathlib import Path
 import ase
 import numpy as np
 import pytest
-from ase.build import molecule
+from ase.build import bulk, molecule
 from ase.io import read, write
 from closed_surfaces import HEIGHT, well_energy
 from commands import SMALL, here
@@ -91,6 +91,10 @@ def test_a_task_needs_what_it_asks_about(tmp_path):
     (tmp_path / "many.yaml").write_text(band)
     done = here("check", tmp_path / "many.yaml")
     assert done.returncode == 2 and "task.name: barrier is for 60 atoms at most, " in done.stderr
+    write(tmp_path / "crystal.xyz", bulk("Si"))
+    (tmp_path / "crystal.yaml").write_text("system: {file: crystal.xyz}\ntask: {name: network}\n")
+    done = here("check", tmp_path / "crystal.yaml")
+    assert done.returncode == 2 and "task.name: network is for open structures, that of" in done.stderr
     done = here("check", pair(tmp_path), "--part", PART, "task.labels=0")
     assert done.returncode == 2 and "task.labels: 0 is too small" in done.stderr
 

@@ -54,7 +54,8 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, instead):
         store = open_store(directory / "labels.sqlite")
         counts.append([entry.row for entry in store.all()])
         store.close()
-    assert len(counts[0]) == len(counts[1]) == 32 + 8 + 2  # and those of the bound, and the isolated atoms
+    bound = sum(line["labels"] for line in metrics(whole) if line["kind"] == "calibration")
+    assert 6 <= bound <= 8 and len(counts[0]) == len(counts[1]) == 32 + bound + 2  # and the isolated atoms
 
     # and what is left is what the documentation says
     training = read(whole / "training.xyz", ":")
