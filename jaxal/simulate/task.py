@@ -134,16 +134,16 @@ class Point(NamedTuple):
 
 
 def known_near(expand: Expand, point: Point, known: Known, enough: float) -> Point:
-    """The structure with a label that is near a point and close enough (eV) to the method's own, else that point,
-    without one.
+    """Of the structures with a label that are near a point the one closest to the method's own, if it is close enough
+    (eV), else that point, without one.
     """
-    for atoms, label in reversed(known):
+    best = point._replace(size=enough)
+    for atoms, label in known:
         near = np.linalg.norm(atoms.positions - point.atoms.positions, axis=-1).max() < NEAR
         if near and np.isfinite(label.energy):
             there = labeled_point(expand, point._replace(atoms=atoms), label)
-            if there.size < enough:
-                return there
-    return point
+            best = there if there.size < best.size else best
+    return point if best.label is None else best
 
 
 def labeled_point(expand: Expand, point: Point, label: Labeled) -> Point:

@@ -268,7 +268,7 @@ def test_in_a_configuration(tmp_path):
     for override, expected in (
         (
             "bias={low: 1}",
-            r"bias\.name: missing; there are adversarial, artificial_force, confinement, .*, restraint, umbrella, uncertainty_driven",
+            r"bias\.name: missing; there are adversarial, artificial_force, .*, umbrella, uncertainty_driven",
         ),
         ("bias={name: restraint}", r"bias\.low: missing; restraint needs a number or text or a list"),
         ("bias={name: restraint, low: 1}", r"bias\.variables: missing; a restraint needs at least one"),
