@@ -21,7 +21,7 @@ from jaxal.label.task import Enough
 from jaxal.program import state as states
 from jaxal.run import folder, session, training_data
 from jaxal.run.session import Progress, Run
-from jaxal.simulate.task import Answer, Labeled, Task
+from jaxal.simulate.task import Answer, Labeled, Task, Turn
 
 FOLDER = "task"  # in the run folder; of several systems a folder for each in it
 
@@ -41,6 +41,7 @@ def answered(
     task: Task = run.config.task.bind()()
     paths = _paths(run, task, samplers, state)
     known: dict[int, list[tuple[ase.Atoms, Labeled]]] = {at: [] for at in paths}
+    again: dict[int, Sequence[ase.Atoms]] = dict.fromkeys(paths, ())
     open_, buffer = set(paths), state.buffer
     for turn in itertools.count():
         model = learned(buffer, turn)
@@ -50,7 +51,7 @@ def answered(
             if run.interrupted():
                 return None
             with suppress(Enough):  # it must be raised in all processes
-                return _turn(run, progress, task, model, paths, known, left, reference)
+                return _turn(run, progress, task, model, paths, known, again, left, reference)
             return None
 
         values = devices.from_first(asked)
@@ -94,6 +95,7 @@ def _turn(
     model: models.Model,
     paths: dict[int, list[ase.Atoms]],
     known: dict[int, list[tuple[ase.Atoms, Labeled]]],
+    again: dict[int, Sequence[ase.Atoms]],
     left: frozenset[int],
     reference: Reference,
 ) -> list[Any]:
@@ -114,7 +116,9 @@ def _turn(
 
     done = []
     for at in sorted(left):
-        answer: Answer = task.answer(model, paths[at], known[at], task.labels - len(known[at]), labeled)
+        turn = Turn(paths[at], known[at], task.labels - len(known[at]), labeled, again[at])
+        answer: Answer = task.answer(model, turn)
+        again[at] = answer.again
         known[at] += zip(answer.structures, answer.labels, strict=True)
         learned = any(np.isfinite(label.energy) for label in answer.labels)
         if answer.satisfied or not learned:  # the same model would ask the same

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import ase
@@ -140,8 +141,10 @@ def along(model: models.Model, band: Band, sides: tuple[ase.Atoms, ase.Atoms] | 
     opinion = opinions(double, path)
     mean = opinion.energy.mean(axis=1)
     top, over = int(np.argmax(mean)), opinion.energy - opinion.energy[:1]
-    saddle, oscillators = (None, None) if sides is None else _saddle(model, path[top], mean)
-    joins = None
+    saddle, oscillators, joins = None, None, None
+    if sides is not None and top not in (0, len(path) - 1):
+        with suppress(InputError):
+            saddle, oscillators = saddle_near(model, path[top])
     if saddle is not None and oscillators is not None and sides is not None:
         joins = _joins(model, saddle, oscillators, sides)
     highest = opinion.energy[top] if saddle is None else opinions(double, [saddle]).energy[0]
@@ -177,21 +180,23 @@ def settled(model: models.Model, end: ase.Atoms) -> ase.Atoms:
     return atoms if np.linalg.norm(atoms.positions - end.positions, axis=-1).max() < NEAR else end
 
 
-def _saddle(model: models.Model, top: ase.Atoms, energies: np.ndarray) -> tuple[ase.Atoms | None, Vibrations | None]:
-    """The saddle near the highest image, and its vibrations; None where there is none, or where the atoms are many."""
-    if len(top) > LARGE or np.argmax(energies) in (0, len(energies) - 1):
-        return None, None
+def saddle_near(model: models.Model, guess: ase.Atoms) -> tuple[ase.Atoms, Vibrations]:
+    """The saddle near a structure, such as the highest image of a band, and its vibrations.
+
+    Raises InputError where there is none, and where the atoms are more than `LARGE`.
+    """
+    if len(guess) > LARGE:
+        raise InputError(f"no saddle: {len(guess)} atoms are too many for a Hessian")
     expand = expander(model)
-    try:
-        atoms, expansion = refined(expand, top)
-    except InputError:
-        return None, None
-    if expansion.energy[0] > expand(top).energy[0] + HIGHER:  # that of another path
-        return None, None
-    if np.linalg.norm(atoms.positions - top.positions, axis=-1).max() > NEAR:
-        return None, None
-    oscillators = vibrations.of(atoms, expander(model, each=True)(atoms), reference_of(model, top))
-    return (atoms, oscillators) if oscillators.imaginary == 1 else (None, None)
+    atoms, expansion = refined(expand, guess)
+    if expansion.energy[0] > expand(guess).energy[0] + HIGHER:
+        raise InputError("no saddle: that of another path")
+    if np.linalg.norm(atoms.positions - guess.positions, axis=-1).max() > NEAR:
+        raise InputError("no saddle: none near")
+    oscillators = vibrations.of(atoms, expander(model, each=True)(atoms), reference_of(model, guess))
+    if oscillators.imaginary != 1:
+        raise InputError(f"no saddle: {oscillators.imaginary} imaginary frequencies")
+    return atoms, oscillators
 
 
 def _joins(model: models.Model, saddle: ase.Atoms, oscillators: Vibrations, sides: tuple[ase.Atoms, ase.Atoms]) -> bool:

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import ase
@@ -22,6 +23,7 @@ from jaxal.explore.images import alike, between
 from jaxal.explore.stepping import per_walker
 from jaxal.program.step import PHYSICAL
 from jaxal.simulate import barrier as paths
+from jaxal.simulate.barrier import saddle_near
 from jaxal.simulate.saddle import Saddle, joined, same
 from jaxal.simulate.surface import expander, in_double, minimized, opinions, surface
 from jaxal.simulate.vibrations import Vibrations, reference_of
@@ -72,6 +74,7 @@ def network(
     collision: float = 10.0,
     ceiling: float = 6.0,
     wary: float = np.inf,
+    guesses: Sequence[ase.Atoms] = (),
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
 ) -> Network:
@@ -79,12 +82,12 @@ def network(
 
     From each minimum `pushes` walkers at a time are driven by artificial forces that grow to that of `collision` (eV),
     each one to make or break other bonds (`drives`), until every drive has been tried; where its bonds have come about
-    a walker relaxes without the force. What comes to a new
-    minimum is joined to where it began by a band along its way, whose highest image is refined to a saddle by exact
-    Hessians; the minima on both sides of that, by the reaction path, make the step. New minima are begun from in the
-    next of so many `generations`. Walkers that rise more than `ceiling` (eV) above the lowest start are left out, and
-    those of which members differ by more than `wary` (eV/Å) end there. Raises InputError for structures that are not
-    open, or that the model cannot take.
+    a walker relaxes without the force. What comes to a new minimum is joined to where it began by a band along its way,
+    whose highest image is refined to a saddle by exact Hessians; the minima on both sides of that, by the reaction
+    path, make the step. New minima are begun from in the next of so many `generations`. Saddles near the structures
+    `guesses` are there from the first on. Walkers that rise more than `ceiling` (eV) above the lowest minimum are left
+    out, and those of which members differ by more than `wary` (eV/Å) end there. Raises InputError for structures that
+    are not open, or that the model cannot take.
     """
     double = in_double(model)
     if any(atoms.pbc.any() for atoms in starts):
@@ -96,6 +99,9 @@ def network(
     search = _Search(model, double, [], [], [], {}, collision, ceiling, wary, seed, pushes)
     for number, atoms in enumerate(starts):
         search.minimum(minimized(double, atoms, RELAXED, RELAXATIONS, f"structure {number}"))
+    for atoms in guesses:
+        with suppress(InputError):  # on another surface it may be none
+            search.step(*saddle_near(model, atoms))
     begun = 0
     for generation in range(generations):
         fresh = range(begun, len(search.minima))
@@ -112,7 +118,7 @@ def drives(atoms: ase.Atoms) -> Iterator[dict[tuple[int, int], int]]:
 
     Every bond is broken and every other pair of near atoms bonded, alone and together with the bonds of one of its
     atoms, and of both, that are broken: migrations, additions, eliminations and exchanges. Those of like atoms are not
-    told apart. Zimmerman, J. Chem. Theory Comput. 9, 3043 (2013) has such changes of at most two bonds.
+    told apart. Zimmerman, J. Comput. Chem. 34, 1385 (2013) has such changes of at most two bonds.
     """
     graph, distance = bonds(atoms), atoms.get_all_distances()
     pairs = list(itertools.combinations(range(len(atoms)), 2))
@@ -262,10 +268,10 @@ class _Search(NamedTuple):
         if band.rests:
             self.doubtful.append(band.images[int(np.argmax(band.spread))])
             raise InputError(f"{DOUBTFUL} along the path")
-        shown = paths.along(self.model, band, (images[0], end))
-        if shown.saddle is None or shown.vibrations is None:
-            raise InputError("no saddle")
-        self.step(shown.saddle, shown.vibrations)
+        top = int(np.argmax(opinions(self.double, band.images).energy.mean(axis=1)))
+        if top in (0, len(images) - 1):
+            raise InputError("no barrier")
+        self.step(*saddle_near(self.model, band.images[top]))
 
     def step(self, atoms: ase.Atoms, oscillators: Vibrations) -> None:
         """Adds a saddle with the minima below it."""
@@ -306,7 +312,7 @@ def graph_of(atoms: ase.Atoms) -> tuple[str, ...]:
     """The molecules of a structure, sorted: of each the formula, and a digest of the kinds of its atoms by their bonds.
 
     Atoms are told apart by their elements and their neighbors', a few bonds far (Weisfeiler and Leman, Nauchno-Tekh.
-    Inf. 2, 12, 1968), which hardly two graphs of small molecules have in common.
+    Inf., Ser. 2, 9, 12, 1968), which hardly two graphs of small molecules have in common.
     """
     graph, kinds, molecule = bonds(atoms), list(atoms.symbols), fragments(atoms)
     for _ in range(SHELLS):

@@ -18,7 +18,7 @@ from jaxal.simulate.discovery import RELAXATIONS, RELAXED, Network
 from jaxal.simulate.discovery import network as discovered
 from jaxal.simulate.saddle import sorted_distances
 from jaxal.simulate.surface import expander, in_double, minimized
-from jaxal.simulate.task import Answer, Known, Point, Reference, Task, known_near, labeled_point
+from jaxal.simulate.task import Answer, Point, Task, Turn, fails_near, known_near, labeled_point
 
 Energy = Annotated[float, Unit("eV", 0.0, True)]
 
@@ -43,11 +43,13 @@ def network(
     `wary` (eV/Å) about the force on an atom a push ends. Up to `at_once` such structures, those that are least alike,
     are labeled in a turn, with as many of the saddles and minima that have no label near enough to the method's own
     stationary point: what its forces say that this is lower, at most `tolerance` (eV), is taken off. Then the model
-    learns, and all begins anew, until no push is in doubt and every saddle is as near as that, or `labels` are spent,
-    beyond `stop.labels`. Of minima of several molecules, which are soft, a label is enough.
+    learns, and all begins anew, with the saddles that there were, until no push is in doubt and every saddle is as near
+    as that, or `labels` are spent, beyond `stop.labels`. Of minima of several molecules, which are soft, a label is
+    enough. Where the method has failed it is not asked again.
     """
 
-    def answer(model: models.Model, path: Sequence[ase.Atoms], known: Known, left: int, reference: Reference) -> Answer:
+    def answer(model: models.Model, turn: Turn) -> Answer:
+        path, known, left, reference, saddles = turn
         starts = _relaxed(model, path)
         if not starts:
             images = list(path[: min(left, at_once)])
@@ -62,6 +64,7 @@ def network(
             collision=collision,
             ceiling=ceiling,
             wary=wary,
+            guesses=saddles,
         )
         expand = expander(model)
         points = [Point(step.saddle.atoms, None, True) for step in net.steps]
@@ -71,7 +74,8 @@ def network(
             known_near(expand, point, known, tolerance if exact else np.inf)
             for point, exact in zip(points, strict, strict=True)
         ]
-        asked = [row for row, point in enumerate(points) if point.label is None][: min(at_once, left)]
+        open_ = [row for row, point in enumerate(points) if point.label is None and not fails_near(point, known)]
+        asked = open_[: min(at_once, left)]
         doubtful = apart(net.doubtful, min(at_once, left - len(asked)))
         labels = reference([points[row].atoms for row in asked] + doubtful)
         for row, label in zip(asked, labels[: len(asked)], strict=True):
@@ -89,7 +93,8 @@ def network(
         def save(folder: Path) -> None:
             _saved(folder, net, points)
 
-        return Answer(structures, labels, all(near) and not net.doubtful, text, record, save)
+        again = [step.saddle.atoms for step in net.steps]
+        return Answer(structures, labels, all(near) and not net.doubtful, text, record, save, again)
 
     return Task(labels, answer, largest=LARGE, open=True)
 

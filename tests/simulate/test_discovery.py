@@ -23,6 +23,7 @@ from jaxal.explore.artificial_force import ARGON, DEPTH, Push, all_pairs, artifi
 from jaxal.simulate import atlas
 from jaxal.simulate.discovery import Network, drives, graph_of, network
 from jaxal.simulate.network_task import apart
+from jaxal.simulate.task import Labeled, Turn
 
 LEPS = model("leps")
 
@@ -151,9 +152,28 @@ def test_a_task_ends_with_the_methods_own_energies(tmp_path):
     _, height = top()
     asked: list[ase.Atoms] = []
     task = registry.get("task", "network")(pushes=4, generations=1, collision=2.0, tolerance=0.05)
-    answer = task.answer(LEPS, [reactants(2.5, True)], [], 20, method(asked))
+    answer = task.answer(LEPS, Turn([reactants(2.5, True)], [], 20, method(asked)))
     assert len(asked) == len(answer.labels) and answer.record["saddles"] == 1
     answer.save(tmp_path)
     record = json.loads((tmp_path / "network.json").read_text())
     assert record["saddles"][0]["labeled"]["energy"] == pytest.approx(height, abs=5e-3)
     assert answer.satisfied == (record["saddles"][0]["labeled"]["error"] <= 0.05)
+    # the next turn has the saddle, whatever its pushes come to, and asks for nothing that it has
+    weak = registry.get("task", "network")(pushes=4, generations=1, collision=0.01, tolerance=0.05)
+    known = list(zip(answer.structures, answer.labels, strict=True))
+    later = weak.answer(LEPS, Turn([reactants(2.5, True)], known, 9, method([]), answer.again))
+    assert later.record["saddles"] == 1 and not later.labels and later.satisfied
+    assert weak.answer(LEPS, Turn([reactants(2.5, True)], known, 9, method([]))).record["saddles"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("surfaces")
+def test_where_the_method_fails_it_is_not_asked_again():
+    def failing(structures):
+        return [Labeled(np.nan, np.full((3, 3), np.nan)) for _ in structures]
+
+    task = registry.get("task", "network")(pushes=4, generations=1, collision=2.0)
+    answer = task.answer(LEPS, Turn([reactants(2.5, True)], [], 20, failing))
+    assert answer.labels and not answer.satisfied
+    known = list(zip(answer.structures, answer.labels, strict=True))
+    assert not task.answer(LEPS, Turn([reactants(2.5, True)], known, 18, failing, answer.again)).labels

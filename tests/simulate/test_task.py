@@ -10,8 +10,9 @@ from closed_surfaces import leps_energy, model
 from test_saddles import reactants, top
 
 from jaxal.core import registry
+from jaxal.simulate.barrier_task import upper
 from jaxal.simulate.surface import expander
-from jaxal.simulate.task import Answer, Labeled, relaxation, upper
+from jaxal.simulate.task import Answer, Labeled, Turn, relaxation
 from jaxal.simulate.vibrations import motions
 
 pytestmark = pytest.mark.usefixtures("surfaces")
@@ -59,7 +60,7 @@ def test_a_barrier_from_labels_is_the_methods_own():
     _, height = top()
     asked: list[ase.Atoms] = []
     task = registry.get("task", "barrier")(tolerance=0.05)
-    answer = task.answer(LEPS, images(), [], 12, method(asked))
+    answer = task.answer(LEPS, Turn(images(), [], 12, method(asked)))
     assert answer.satisfied and len(asked) == 3 and asked[0].get_distance(0, 1) == pytest.approx(0.93, abs=0.02)
     # the model's own points are higher by 5 meV than the method's; what is left is that H and H2 are not quite apart
     assert answer.labels[0].energy - (lowest() + height) > 4e-3 and answer.labels[1].energy - lowest() > 4e-3
@@ -72,15 +73,15 @@ def test_a_barrier_from_labels_is_the_methods_own():
 def test_what_has_a_label_nearby_is_not_asked_again():
     task = registry.get("task", "barrier")(tolerance=0.05)
     first: list[ase.Atoms] = []
-    before = task.answer(LEPS, images(), [], 12, method(first))
+    before = task.answer(LEPS, Turn(images(), [], 12, method(first)))
     known = list(zip(before.structures, before.labels, strict=True))
     again: list[ase.Atoms] = []
-    after = task.answer(LEPS, images(), known, 9, method(again))
+    after = task.answer(LEPS, Turn(images(), known, 9, method(again)))
     assert not again and after.structures == []
     assert after.record["forward"] == pytest.approx(before.record["forward"], abs=1e-6)
     # labels that leave too much force do not count as known
     tight = registry.get("task", "barrier")(tolerance=1e-4)
-    later = tight.answer(LEPS, images(), known, 9, method(again))
+    later = tight.answer(LEPS, Turn(images(), known, 9, method(again)))
     assert len(again) == len(later.labels) > 0 and not later.satisfied
 
 
@@ -111,12 +112,12 @@ def test_what_is_uphill_and_what_is_downhill_of_a_saddle_do_not_make_up_for_each
 def test_ends_that_stay_are_known_by_their_own_labels():
     asked: list[ase.Atoms] = []
     task = registry.get("task", "barrier")(tolerance=1e-4, ends="fixed")
-    before = task.answer(LEPS, images(distance=1.6), [], 12, method(asked))
+    before = task.answer(LEPS, Turn(images(distance=1.6), [], 12, method(asked)))
     known = list(zip(before.structures, before.labels, strict=True))
     again: list[ase.Atoms] = []
-    task.answer(LEPS, images(distance=1.6), known, 9, method(again))
+    task.answer(LEPS, Turn(images(distance=1.6), known, 9, method(again)))
     assert len(asked) == 3 and len(again) == 1, "of the saddle alone"
-    few = task.answer(LEPS, images(distance=1.6), known, 0, method([]))
+    few = task.answer(LEPS, Turn(images(distance=1.6), known, 0, method([])))
     assert few.record and not few.satisfied, "without labels left what is there must do"
 
 
@@ -125,9 +126,13 @@ def test_a_failed_label_is_no_answer():
     def failing(structures):
         return [Labeled(np.nan, np.full((3, 3), np.nan)) for _ in structures]
 
-    answer = registry.get("task", "barrier")().answer(LEPS, images(), [], 12, failing)
+    answer = registry.get("task", "barrier")().answer(LEPS, Turn(images(), [], 12, failing))
     assert not answer.satisfied and answer.record == {} and "the method fails" in answer.text
     assert len(answer.structures) == len(answer.labels) == 3
+    # where the method has failed it is not asked again
+    known = list(zip(answer.structures, answer.labels, strict=True))
+    again = registry.get("task", "barrier")().answer(LEPS, Turn(images(), known, 9, failing))
+    assert not again.labels and not again.satisfied and again.text == answer.text
 
 
 @pytest.mark.slow
@@ -135,7 +140,7 @@ def test_without_a_saddle_images_are_labeled_to_learn_from():
     """Between two structures on the same side there is none."""
     asked: list[ase.Atoms] = []
     path = [reactants(x, True) for x in (1.9, 2.0, 2.1, 2.2, 2.3)]
-    answer = registry.get("task", "barrier")().answer(LEPS, path, [], 2, method(asked))
+    answer = registry.get("task", "barrier")().answer(LEPS, Turn(path, [], 2, method(asked)))
     assert not answer.satisfied and answer.text.startswith("barrier: none yet") and 1 <= len(asked) <= 2
 
 
@@ -144,7 +149,7 @@ def test_a_band_that_its_members_differ_about_rests_and_is_labeled():
     asked: list[ase.Atoms] = []
     path = images()
     task = registry.get("task", "barrier")(wary=0.01, ends="fixed")
-    answer = task.answer(LEPS, path, [], 12, method(asked))
+    answer = task.answer(LEPS, Turn(path, [], 12, method(asked)))
     assert not answer.satisfied and answer.text.startswith("barrier: none yet, its members differ by ")
     moved = [min(np.abs(atoms.positions - image.positions).max() for image in path) for atoms in asked]
     assert 0 < len(asked) <= 3 and max(moved) < 0.8, "it had not gone far"
@@ -154,7 +159,9 @@ def test_a_band_that_its_members_differ_about_rests_and_is_labeled():
 def test_fixed_ends_stay_and_count_as_they_are():
     asked: list[ase.Atoms] = []
     path = images(distance=1.6)  # not minima: 10 meV over them
-    answer = registry.get("task", "barrier")(tolerance=0.05, ends="fixed").answer(LEPS, path, [], 12, method(asked))
+    answer = registry.get("task", "barrier")(tolerance=0.05, ends="fixed").answer(
+        LEPS, Turn(path, [], 12, method(asked))
+    )
     assert answer.satisfied
     np.testing.assert_allclose(asked[1].positions, path[0].positions, atol=1e-5)
     _, height = top()
@@ -168,7 +175,7 @@ def test_no_more_is_asked_than_there_are_labels_left(name, left, tmp_path):
     asked: list[ase.Atoms] = []
     task = registry.get("task", name)()
     assert task.labels >= 1
-    answer = task.answer(LEPS, images(), [], left, method(asked))
+    answer = task.answer(LEPS, Turn(images(), [], left, method(asked)))
     assert isinstance(answer, Answer) and len(asked) == len(answer.structures) == len(answer.labels) <= left
     for mine, theirs in zip(answer.structures, asked, strict=True):
         assert np.array_equal(mine.positions, theirs.positions) and np.array_equal(mine.numbers, theirs.numbers)
@@ -176,5 +183,5 @@ def test_no_more_is_asked_than_there_are_labels_left(name, left, tmp_path):
     assert not answer.satisfied or answer.record
     answer.save(tmp_path / "task")
     assert list((tmp_path / "task").iterdir())
-    same = task.answer(LEPS, images(), [], left, method([]))
+    same = task.answer(LEPS, Turn(images(), [], left, method([])))
     assert same.record == answer.record and same.text == answer.text
