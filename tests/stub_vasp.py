@@ -6,10 +6,9 @@
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from ase.io import read
+from ase import Atoms
 from ase.units import GPa
 from stub_form import ENOUGH, calculated, misbehave, numbers, spoiled, turned
 
@@ -25,6 +24,18 @@ def refuse(why: str) -> None:
     print("\n".join(f"|     {line:<72}|" for line in lines))
 
 
+def structure(text: str) -> Atoms:
+    """The atoms of a POSCAR."""
+    _, scale, *more = text.splitlines()
+    cell = float(scale) * np.array([row.split() for row in more[:3]], float)
+    symbols = [name for name, count in zip(*(row.split() for row in more[3:5]), strict=True) for _ in range(int(count))]
+    first = 6 if more[5].strip().lower().startswith("s") else 5  # selective dynamics
+    places = np.array([row.split()[:3] for row in more[first + 1 : first + 1 + len(symbols)]], float)
+    cartesian = more[first].strip().lower()[0] in "ck"
+    where = {"positions": float(scale) * places} if cartesian else {"scaled_positions": places}
+    return Atoms(symbols, cell=cell, pbc=True, **where)
+
+
 how = sys.argv[1] if len(sys.argv) > 1 else ""
 print(" running on    1 total cores\n vasp.6.4.2 20Jul23 (build Nov 24 2026 10:00:00) complex")
 if not Path("POSCAR").exists():
@@ -33,7 +44,7 @@ if not Path("POSCAR").exists():
 misbehave(how)
 tags = dict(re.findall(r"^(\w+) = (.*)$", Path("INCAR").read_text(), re.MULTILINE))
 potcar = Path("POTCAR").read_text()
-atoms: Any = read("POSCAR", format="vasp")
+atoms = structure(Path("POSCAR").read_text())
 kinds = list(dict.fromkeys(atoms.get_chemical_symbols()))
 assert kinds == re.findall(r"VRHFIN =(\w+)", potcar), "POSCAR and POTCAR differ"
 assert np.linalg.det(atoms.cell.array) > 0, "the triple product of the basis vectors is negative"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxal.bench import arguments as bench_arguments
-from jaxal.cli import label_command, new_command, store_command, use_command
+from jaxal.cli import label_command, new_command, observe_command, store_command, use_command
 from jaxal.contest import command as contest_command
 from jaxal.core import terminal
 from jaxal.core.errors import InputError, InputWarning
@@ -164,7 +164,7 @@ def parser() -> argparse.ArgumentParser:
     contest = commands.add_parser("contest", help="strategies of choosing labels against each other, over seeds")
     _add_config(contest)
     contest_command.add(contest)
-    used = use_command.add(commands)
+    used = use_command.add(commands) + observe_command.add(commands)
     bench = commands.add_parser("bench", help="measure forces, dynamics, the program and training on this machine")
     bench_arguments.add(bench)
     for command in (new, run, resume, train, validate, report, label, parts, check, plan, contest, bench, *used):

@@ -28,7 +28,7 @@ def add(commands: Any) -> list[argparse.ArgumentParser]:
     barrier.add_argument("--converged", type=float, default=0.02, help="largest pull on an atom, eV/Å (default: 0.02)")
     barrier.add_argument("--steps", type=int, default=2000, help="of the band at most (default: 2000)")
     barrier.add_argument("--as-they-are", action="store_true", help="do not relax the two structures first")
-    _output(barrier, _barrier)
+    gives(barrier, _barrier)
 
     saddle = commands.add_parser("saddle", help="saddles around structures, and the minima on both sides of each")
     _model(saddle)
@@ -37,7 +37,7 @@ def add(commands: Any) -> list[argparse.ArgumentParser]:
     saddle.add_argument("--steps", type=int, default=800, help="of the dimers at most (default: 800)")
     saddle.add_argument("--jolt", type=float, default=0.1, help="first random displacement, Å (default: 0.1)")
     saddle.add_argument("--seed", type=int, default=0, help="of the displacements and directions")
-    _output(saddle, _saddle)
+    gives(saddle, _saddle)
 
     discover = commands.add_parser("discover", help="minima and saddles around structures: a network of reactions")
     _model(discover)
@@ -52,7 +52,7 @@ def add(commands: Any) -> list[argparse.ArgumentParser]:
     discover.add_argument("--ceiling", type=float, default=6.0, help="over the lowest start, eV (default: 6)")
     discover.add_argument("--wary", type=float, default=1.0, help="members may differ by, eV/Å (default: 1)")
     discover.add_argument("--seed", type=int, default=0, help="of the first displacements")
-    _output(discover, _discover)
+    gives(discover, _discover)
 
     vibrations = commands.add_parser("vibrations", help="frequencies and thermochemistry from the exact Hessian")
     _model(vibrations)
@@ -61,7 +61,7 @@ def add(commands: Any) -> list[argparse.ArgumentParser]:
     vibrations.add_argument("--temperature", type=float, default=298.15, help="K (default: 298.15)")
     vibrations.add_argument("--pressure", type=float, default=1.0, help="of the ideal gas, bar (default: 1)")
     vibrations.add_argument("--symmetry", type=int, default=1, help="symmetry number of the molecule (default: 1)")
-    _output(vibrations, _vibrations)
+    gives(vibrations, _vibrations)
 
     phonons = commands.add_parser("phonons", help="dispersion, density of states and thermal properties, by phonopy")
     _model(phonons)
@@ -70,35 +70,41 @@ def add(commands: Any) -> list[argparse.ArgumentParser]:
     phonons.add_argument("--supercell", required=True, **size, help="repetitions for the force constants")
     phonons.add_argument("--relax", action="store_true", help="the atoms to their minimum first, the cell as it is")
     phonons.add_argument("--temperature", type=float, default=300.0, help="of what is printed, K (default: 300)")
-    _output(phonons, _phonons)
+    gives(phonons, _phonons)
 
     dynamics = commands.add_parser("dynamics", help="many walkers on a finished potential, any explorer and biases")
     free_energy = commands.add_parser("free-energy", help="a free energy along variables, with intervals")
     for command in (dynamics, free_energy):
-        _model(command)
-        command.add_argument("structure", metavar="STRUCTURE", type=Path, help="where walkers start, any format")
-        command.add_argument("overrides", metavar="key.sub=value", nargs="*", help=OVERRIDES)
-        command.add_argument("--config", metavar="FILE", type=Path, help="YAML file with the same fields")
-    _output(dynamics, _dynamics)
+        takes_walkers(command)
+    gives(dynamics, _dynamics)
     free_energy.add_argument("--split", type=float, help="value of the variable between two sides, to be compared")
     free_energy.add_argument("--bins", type=int, default=40, help="along each variable (default: 40)")
     free_energy.add_argument("--discard", type=float, default=0.2, help="first part of the frames (default: 0.2)")
-    _output(free_energy, _free_energy)
+    gives(free_energy, _free_energy)
     return [barrier, saddle, discover, vibrations, phonons, dynamics, free_energy]
+
+
+def takes_walkers(command: argparse.ArgumentParser) -> None:
+    """Adds what says which walkers move on which model."""
+    _model(command)
+    command.add_argument("structure", metavar="STRUCTURE", type=Path, help="where walkers start, any format")
+    command.add_argument("overrides", metavar="key.sub=value", nargs="*", help=OVERRIDES)
+    command.add_argument("--config", metavar="FILE", type=Path, help="YAML file with the same fields")
 
 
 def _model(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", metavar="MODEL", type=Path, help="run folder or model file")
 
 
-def _output(command: argparse.ArgumentParser, run: Any) -> None:
+def gives(command: argparse.ArgumentParser, run: Any) -> None:
+    """Adds where results go, and what makes them."""
     name = run.__name__.lstrip("_").replace("_", "-")
     command.add_argument("--dir", type=Path, default=Path(name), help=f"folder for the results, new (default: {name})")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(command=run)
 
 
-def _ready(arguments: argparse.Namespace) -> "Model":
+def ready(arguments: argparse.Namespace) -> "Model":
     """The model, and a folder for what comes; raises InputError where either cannot be."""
     from jaxal.core import compilation
     from jaxal.core.errors import InputError
@@ -121,7 +127,7 @@ def _single(model: "Model", path: Path, option: str) -> "ase.Atoms":
     return read[0]
 
 
-def _at_least(arguments: argparse.Namespace, **least: float) -> None:
+def at_least(arguments: argparse.Namespace, **least: float) -> None:
     """Raises InputError for numbers that are too small."""
     from jaxal.core.errors import InputError
 
@@ -130,11 +136,21 @@ def _at_least(arguments: argparse.Namespace, **least: float) -> None:
             raise InputError(f"--{name.replace('_', '-')}: {value:g} is too small; give at least {bound:g}")
 
 
-def _show(arguments: argparse.Namespace, record: dict[str, Any], text: str) -> None:
+def a_part(arguments: argparse.Namespace, name: str) -> None:
+    """Raises InputError for what is no part of a whole that leaves something."""
+    from jaxal.core.errors import InputError
+
+    if not (value := getattr(arguments, name)) < 1:
+        raise InputError(f"--{name}: {value:g} is too large; give a part below 1, such as 0.2")
+
+
+def show(arguments: argparse.Namespace, record: dict[str, Any], text: str) -> None:
+    """Prints what came out."""
     print(json.dumps(record, indent=1, allow_nan=False) if arguments.json else f"{text}\n{arguments.dir}: all of it")
 
 
-def _say(arguments: argparse.Namespace) -> Any:
+def say(arguments: argparse.Namespace) -> Any:
+    """What says how far a command has come."""
     from jaxal.core import terminal
 
     return lambda text: terminal.complain(f"jaxal: {text}")
@@ -144,8 +160,8 @@ def _barrier(arguments: argparse.Namespace) -> None:
     from jaxal.simulate import barrier, outcome
     from jaxal.simulate.surface import structures
 
-    _at_least(arguments, images=3, converged=1e-4, steps=1)
-    model = _ready(arguments)
+    at_least(arguments, images=3, converged=1e-4, steps=1)
+    model = ready(arguments)
     start, end = _single(model, arguments.start, "--from"), _single(model, arguments.end, "--to")
     result = barrier.barrier(
         model,
@@ -156,17 +172,17 @@ def _barrier(arguments: argparse.Namespace) -> None:
         converged=arguments.converged,
         steps=arguments.steps,
         relax=not arguments.as_they_are,
-        say=_say(arguments),
+        say=say(arguments),
     )
-    _show(arguments, *outcome.of_barrier(arguments.dir, result))
+    show(arguments, *outcome.of_barrier(arguments.dir, result))
 
 
 def _saddle(arguments: argparse.Namespace) -> None:
     from jaxal.simulate import outcome, saddle
     from jaxal.simulate.surface import structures
 
-    _at_least(arguments, tries=1, steps=1, jolt=0.0, seed=0)
-    model = _ready(arguments)
+    at_least(arguments, tries=1, steps=1, jolt=0.0, seed=0)
+    model = ready(arguments)
     starts = structures(model, arguments.structure)
     result = saddle.search(
         model,
@@ -175,9 +191,9 @@ def _saddle(arguments: argparse.Namespace) -> None:
         steps=arguments.steps,
         jolt=arguments.jolt,
         seed=arguments.seed,
-        say=_say(arguments),
+        say=say(arguments),
     )
-    _show(arguments, *outcome.of_search(arguments.dir, result))
+    show(arguments, *outcome.of_search(arguments.dir, result))
 
 
 def _discover(arguments: argparse.Namespace) -> None:
@@ -185,8 +201,8 @@ def _discover(arguments: argparse.Namespace) -> None:
     from jaxal.simulate.surface import structures
 
     least = {"collision": 1e-3, "ceiling": 1e-3, "wary": 1e-6}
-    _at_least(arguments, generations=1, pushes=1, seed=0, **least)
-    model = _ready(arguments)
+    at_least(arguments, generations=1, pushes=1, seed=0, **least)
+    model = ready(arguments)
     result = discovery.network(
         model,
         structures(model, arguments.structure),
@@ -196,37 +212,39 @@ def _discover(arguments: argparse.Namespace) -> None:
         ceiling=arguments.ceiling,
         wary=arguments.wary,
         seed=arguments.seed,
-        say=_say(arguments),
+        say=say(arguments),
     )
-    _show(arguments, *atlas.of_network(arguments.dir, result))
+    show(arguments, *atlas.of_network(arguments.dir, result))
 
 
 def _phonons(arguments: argparse.Namespace) -> None:
     from jaxal.simulate import outcome, phonons
 
-    _at_least(arguments, temperature=0.0)
-    model = _ready(arguments)
+    at_least(arguments, temperature=0.0)
+    model = ready(arguments)
     atoms = _single(model, arguments.structure, "STRUCTURE")
     result = phonons.phonons(model, atoms, tuple(arguments.supercell), arguments.relax, arguments.temperature)
-    _show(arguments, *outcome.of_phonons(arguments.dir, *result, arguments.temperature))
+    show(arguments, *outcome.of_phonons(arguments.dir, *result, arguments.temperature))
 
 
 def _vibrations(arguments: argparse.Namespace) -> None:
     from jaxal.simulate import outcome, vibrations
 
-    _at_least(arguments, temperature=1e-3, pressure=1e-12, symmetry=1)
-    model = _ready(arguments)
+    at_least(arguments, temperature=1e-3, pressure=1e-12, symmetry=1)
+    model = ready(arguments)
     atoms = _single(model, arguments.structure, "STRUCTURE")
     if arguments.relax:
         atoms = vibrations.relaxed(model, atoms)
     oscillators = vibrations.vibrations(model, atoms)
     state = arguments.temperature, arguments.pressure, arguments.symmetry
     thermal = vibrations.thermochemistry(model, atoms, oscillators, *state)
-    _show(arguments, *outcome.of_vibrations(arguments.dir, atoms, oscillators, thermal))
+    show(arguments, *outcome.of_vibrations(arguments.dir, atoms, oscillators, thermal))
 
 
-def _walkers(arguments: argparse.Namespace, model: "Model", unsure: Any) -> "tuple[Prepared, Any]":
-    """What a simulation is of, checked, and its fields; `unsure` where they do not say it."""
+def walkers(
+    arguments: argparse.Namespace, model: "Model", unsure: Any, fields: dict[str, Any] | None = None
+) -> "tuple[Prepared, Any]":
+    """What a simulation is of, checked, and its fields: `unsure` where they do not say it, `fields` without a file."""
     from jaxal.config.loading import load, parse
     from jaxal.config.simulation import Simulation
     from jaxal.core import terminal
@@ -236,13 +254,13 @@ def _walkers(arguments: argparse.Namespace, model: "Model", unsure: Any) -> "tup
     if arguments.config is not None:
         simulation = load(arguments.config, arguments.overrides, Simulation)
     else:
-        simulation = parse({}, ".", Simulation, arguments.overrides)
+        simulation = parse(fields or {}, ".", Simulation, arguments.overrides)
     simulation = dataclasses.replace(simulation, unsure=simulation.unsure or unsure)
     starts = structures(model, arguments.structure)
-    walkers = dynamics.prepared(model, simulation, starts, arguments.structure)
-    for caution in walkers.cautions:
+    moving = dynamics.prepared(model, simulation, starts, arguments.structure)
+    for caution in moving.cautions:
         terminal.complain(f"jaxal: warning: {caution}")
-    return walkers, simulation
+    return moving, simulation
 
 
 def _dynamics(arguments: argparse.Namespace) -> None:
@@ -250,29 +268,27 @@ def _dynamics(arguments: argparse.Namespace) -> None:
     from jaxal.simulate import dynamics, outcome
 
     devices.prepare()
-    model = _ready(arguments)
-    walkers, simulation = _walkers(arguments, model, "stop")
+    model = ready(arguments)
+    moving, simulation = walkers(arguments, model, "stop")
     arguments.dir.mkdir(parents=True, exist_ok=True)
-    series, _ = dynamics.run(walkers, simulation, arguments.dir, _say(arguments))
-    _show(arguments, *outcome.of_dynamics(arguments.dir, dynamics.record(walkers, simulation, series), series))
+    series, _ = dynamics.run(moving, simulation, arguments.dir, say(arguments))
+    show(arguments, *outcome.of_dynamics(arguments.dir, dynamics.record(moving, simulation, series), series))
 
 
 def _free_energy(arguments: argparse.Namespace) -> None:
     from jaxal.core import devices
-    from jaxal.core.errors import InputError
     from jaxal.simulate import dynamics, outcome, sampling
 
     devices.prepare()
-    _at_least(arguments, bins=2, discard=0.0)
-    if not arguments.discard < 1:
-        raise InputError(f"--discard: {arguments.discard:g} is too large; give a part below 1, such as 0.2")
-    model = _ready(arguments)
-    walkers, simulation = _walkers(arguments, model, "go")
-    sampling.check(walkers, simulation)
+    at_least(arguments, bins=2, discard=0.0)
+    a_part(arguments, "discard")
+    model = ready(arguments)
+    moving, simulation = walkers(arguments, model, "go")
+    sampling.check(moving, simulation)
     arguments.dir.mkdir(parents=True, exist_ok=True)
-    series, kept = dynamics.run(walkers, simulation, arguments.dir, _say(arguments), sampling.OPINIONS)
-    record = dynamics.record(walkers, simulation, series)
+    series, kept = dynamics.run(moving, simulation, arguments.dir, say(arguments), sampling.OPINIONS)
+    record = dynamics.record(moving, simulation, series)
     outcome.of_dynamics(arguments.dir, record, series)
     question = sampling.Question(arguments.split, arguments.bins, arguments.discard)
-    result = sampling.answer(walkers, simulation, series, kept, question)
-    _show(arguments, *outcome.of_free_energy(arguments.dir, result, record))
+    result = sampling.answer(moving, simulation, series, kept, question)
+    show(arguments, *outcome.of_free_energy(arguments.dir, result, record))

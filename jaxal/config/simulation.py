@@ -1,4 +1,4 @@
-"""The fields of dynamics on a finished model: `jaxal dynamics` and `jaxal free-energy`."""
+"""The fields of dynamics on a finished model: `jaxal dynamics`, `free-energy` and what is observed of it."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -13,6 +13,8 @@ class Walkers:
 
     part: ExplorerPart
     walkers: Count = 8
+    # whose force a walker follows: the mean, or one member's each; default: of motions the members', else the mean
+    drive: Literal["mean", "member"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +25,8 @@ class Simulation:
     bias: tuple[Bias, ...] = ()  # one or a list
     along: tuple[VariablePart, ...] = ()  # variables that are written down, beside those of the biases
     length: Annotated[float, Unit("ps", 0, True)] = 10.0  # of each walker
-    every: Count = 20  # steps between two frames
-    # what a walker does where the model is unsure; default: it stops, and for free energies goes on
+    every: Count | None = None  # steps between two frames; default: 20, and for spectra as many as fit into 2 fs
+    # what a walker does where the model is unsure; default: of dynamics it stops, of what is observed it goes on
     unsure: Literal["stop", "go"] | None = None
     limit: Annotated[float, Unit("eV/Å", 0, True)] | None = None  # estimated force errors above it are unsure, too
     seed: Annotated[int, Unit("", 0)] = 0

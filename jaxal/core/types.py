@@ -301,10 +301,13 @@ class Bias(NamedTuple):
     temperature: float | None = None  # K, of the dynamics that it is made for; None: of any
     open: bool = False  # it makes sense of open structures alone
     static: bool = (
-        False  # it neither learns nor knows of time or uncertainty: each walker's ensemble is a canonical one
+        False  # it knows nothing of time or uncertainty and only exchanges: each window's ensemble is a canonical one
     )
     # of a bias that grows: what has grown alike everywhere by now, eV; without it weights of frames would grow, too
     offset: Callable[[PyTree], Float[Array, ""]] | None = None
+    couples: bool = False  # `learn` takes the states and the moment of all walkers [w], which exchange what they have
+    # numbers of each walker by name, of its state, for trajectory and metrics
+    numbers: tuple[tuple[str, Callable[[PyTree], Float[Array, ""]]], ...] = ()
 
 
 class GateState(NamedTuple):

@@ -108,12 +108,13 @@ def _differentiated(
 
 
 def names(terms: Terms) -> tuple[str, ...]:
-    """What is written down of the terms at every frame: the energy of each, and its variables."""
+    """What is written down of the terms at every frame: the energy of each, its variables and its numbers."""
     return tuple(name for term in terms for name in _names(term))
 
 
 def _names(term: Term) -> tuple[str, ...]:
-    return f"{ENERGY}{term.name}", *(f"{VALUE}{label}" for label in term.labels)
+    own = (f"{term.name}_{name}" for name, _ in term.bias.numbers)
+    return f"{ENERGY}{term.name}", *(f"{VALUE}{label}" for label in term.labels), *own
 
 
 def begun(terms: Terms, structures: Structure) -> tuple[Any, ...]:
@@ -181,17 +182,21 @@ def push(
         after = _learned(committee, term.bias, state, moment)
         pull, stress, energy, sound = jax.vmap(functools.partial(_pull, term))(after, moment, higher.strain)
         kept = jax.tree.map(lambda new, old, ok=sound: jnp.where(_column(ok, new), new, old), after, state)
-        learned.append(after if term.bias.shared else kept)
-        report = dict(zip(_names(term), (energy, *values.T), strict=True))
+        learned.append(after if term.bias.shared or term.bias.couples else kept)
+        own = (jax.vmap(number)(after) for _, number in term.bias.numbers)
+        report = dict(zip(_names(term), (energy, *values.T, *own), strict=True))
         total = Push(total.force + pull, total.stress + stress, total.energy + energy, total.report | report)
     return total, tuple(learned)
 
 
 def _learned(committee: Committee, bias: Bias, states: Any, moment: Moment) -> Any:
-    """States [w] after a moment [w]; where they are shared all rows are alike, on every device."""
-    if not bias.shared:
+    """States [w] of this device's walkers after a moment [w]; where they are shared all rows are alike, everywhere."""
+    if not bias.shared and not bias.couples:
         return jax.vmap(bias.learn)(states, moment)
     together = devices.gathered(committee.mesh, WALKERS, moment)
+    if bias.couples:
+        after = bias.learn(devices.gathered(committee.mesh, WALKERS, states), together)
+        return devices.own(committee.mesh, WALKERS, after)
     after = bias.learn(jax.tree.map(lambda x: x[0], states), together)
     return jax.tree.map(lambda x, y: jnp.broadcast_to(x, y.shape), after, states)
 

@@ -1,14 +1,16 @@
 """Harmonic restraints, for walkers that heat alone does not take over a barrier: moving ones, and windows at rest."""
 
+import functools
 from typing import Annotated, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxal.core.registry import register
-from jaxal.core.types import Bias, InputError, Score, Structure, Variables
-from jaxal.core.units import Unit
+from jaxal.core.types import Bias, InputError, Moment, Score, Structure, Variables
+from jaxal.core.units import BOLTZMANN, Unit
 from jaxal.explore.bias_functions import Largest, as_before, of_variables
 from jaxal.explore.levels import Level, away, levels, needs_variables
 
@@ -101,6 +103,10 @@ class Window(NamedTuple):
     """Where one walker is held."""
 
     center: Float[Array, "v"]
+    number: Int[Array, ""]  # of the window
+    steps: Int[Array, ""]
+    tried: Float[Array, ""]  # exchanges of pairs whose lower one this was
+    accepted: Float[Array, ""]  # of these
 
 
 @register("bias")
@@ -112,6 +118,8 @@ def umbrella(
     high: Level,
     windows: Annotated[int, Unit("", 2)],
     stiffness: Stiffness | tuple[Stiffness, ...] = 5.0,
+    exchange: Annotated[int, Unit("steps", 1)] | None = None,
+    temperature: Annotated[float, Unit("K", 0.0, exclusive=True)] = 300.0,
 ) -> Bias:
     """Windows of umbrella sampling: E = sum s (q - c)^2 / 2 with a center c for each walker, at rest.
 
@@ -119,7 +127,13 @@ def umbrella(
     `high` and `stiffness` s (eV over the square of the variable's unit) as of `restraint`. Neighboring windows are to
     overlap: a walker spreads by sqrt(kT/s) around its center, or more where it is held on a slope.
 
-    Torrie and Valleau, J. Comput. Phys. 23, 187 (1977). Raises InputError as `restraint`.
+    With `exchange` walkers in neighboring windows exchange these every so many steps, with the chance
+    min(1, exp(-D/kT)) where D is by how much both energies grow, even and odd pairs in turn. Then `temperature` T is
+    that of the dynamics, and the number of the `window` and the part of the exchanges that was `accepted` are written
+    down. Walkers that have left the physical exchange nothing, and keep their windows when they are taken back.
+
+    Torrie and Valleau, J. Comput. Phys. 23, 187 (1977); Sugita, Kitao and Okamoto, J. Chem. Phys. 113, 6042 (2000).
+    Raises InputError as `restraint`.
     """
     del score
     needs_variables(variables, "an umbrella")
@@ -127,13 +141,54 @@ def umbrella(
     strength = levels("stiffness", stiffness, variables)
     if not np.any(first != last):
         raise InputError("high: the same as low; the windows need a range")
+    thermal = BOLTZMANN * temperature
 
     def init(structure: Structure, walker: Int[Array, ""]) -> Window:
         dtype = structure.position.dtype
-        part = (walker % windows).astype(dtype) / (windows - 1)
-        return Window(jnp.asarray(first, dtype) + part * jnp.asarray(last - first, dtype))
+        number = (walker % windows).astype(jnp.int32)
+        center = jnp.asarray(first, dtype) + number.astype(dtype) / (windows - 1) * jnp.asarray(last - first, dtype)
+        none = jnp.zeros((), dtype)
+        return Window(center, number, jnp.int32(0), none, none)
+
+    def within(center: Float[Array, "v"], values: Float[Array, "v"]) -> Float[Array, ""]:
+        return 0.5 * jnp.sum(jnp.asarray(strength, values.dtype) * away(variables, values, center) ** 2)
+
+    def exchanged(every: int, now: Window, moment: Moment) -> Window:
+        """Of all walkers [w], in windows that they had."""
+        number, values = len(now.number), moment.variables
+        walker = jnp.argsort(now.number)  # in the order of their windows
+        upper = walker[jnp.minimum(jnp.arange(number) + 1, number - 1)]
+        energy = jax.vmap(within)
+        before = energy(now.center[walker], values[walker]) + energy(now.center[upper], values[upper])
+        after = energy(now.center[upper], values[walker]) + energy(now.center[walker], values[upper])
+        steps = now.steps[0] + 1
+        row = jnp.arange(number)
+        paired = (row % 2 == (steps // every) % 2) & (row < number - 1) & (steps % every == 0)
+        paired &= moment.physical[walker] & moment.physical[upper]
+        chance = jax.random.uniform(jax.random.fold_in(jax.random.key(0), steps), (number,), values.dtype)
+        accepted = paired & (jnp.log(chance) < (before - after) / thermal)
+        below = jnp.roll(accepted, 1) & (row > 0)
+        source = walker[jnp.where(accepted, row + 1, jnp.where(below, row - 1, row))]
+        own = jnp.zeros_like(walker).at[walker].set(source)  # whose window each walker has now
+        counts = (jnp.zeros_like(now.tried).at[walker].set(each) for each in (paired, accepted))
+        tried, done = (old + new for old, new in zip((now.tried, now.accepted), counts, strict=True))
+        return Window(now.center[own], now.number[own], now.steps + 1, tried, done)
 
     def energy(state: Window, values: Float[Array, "v"]) -> Float[Array, ""]:
-        return 0.5 * jnp.sum(jnp.asarray(strength, values.dtype) * away(variables, values, state.center) ** 2)
+        return within(state.center, values)
 
-    return Bias(init, of_variables(energy), as_before, static=True)
+    if exchange is None:
+        return Bias(init, of_variables(energy), as_before, static=True)
+    return Bias(
+        init,
+        of_variables(energy),
+        functools.partial(exchanged, exchange),
+        rewind=lambda now, trusted, structure, time: now,
+        temperature=temperature,
+        static=True,
+        couples=True,
+        numbers=(
+            ("window", lambda state: state.number.astype(state.center.dtype)),
+            ("accepted", lambda state: state.accepted / jnp.maximum(state.tried, 1.0)),
+        ),
+    )

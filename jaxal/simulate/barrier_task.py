@@ -12,7 +12,6 @@ from jaxal.core.units import KCAL_PER_MOL, Unit
 from jaxal.deploy import model as models
 from jaxal.explore.images import between
 from jaxal.simulate import barrier as paths
-from jaxal.simulate import outcome
 from jaxal.simulate.barrier import Barrier
 from jaxal.simulate.surface import expander, in_double, opinions
 from jaxal.simulate.task import Answer, Labeled, Point, Reference, Task, Turn, fails_near, known_near, labeled_point
@@ -119,6 +118,8 @@ def _answer(
     shown: Barrier,
 ) -> Answer:
     def save(folder: Path) -> None:
+        from jaxal.simulate import outcome  # here: matplotlib, which who lists the tasks need not wait for
+
         outcome.of_barrier(folder, shown, record)
 
     return Answer(structures, labels, satisfied, text, record, save)

@@ -18,6 +18,7 @@ from jaxal.config.check import sampler_of
 from jaxal.config.schema import Part
 from jaxal.config.simulation import Simulation
 from jaxal.core import devices
+from jaxal.core.errors import InputError
 from jaxal.core.types import Bias, Sampler, Structure
 from jaxal.data import files
 from jaxal.data import frames as door
@@ -34,6 +35,7 @@ from jaxal.simulate.walkers import Frames, Program, position, program
 from jaxal.uncertainty.bound import bounds
 
 AT_ONCE = 50  # frames between two looks from outside
+EVERY = 20  # steps between two frames
 ALIKE = 1e-6  # eV, between energies that are the same
 OBSERVED = "observed"  # the bias that does nothing
 TRAJECTORY, SERIES, RESULT = "trajectory.xyz", "series.npz", "dynamics.json"
@@ -109,19 +111,38 @@ def _nearest(terms: Terms, starts: Sequence[ase.Atoms], number: int, model: mode
     return [int(rows[walker % len(rows)]) for walker, rows in enumerate(lowest)]
 
 
+def number_of_frames(walkers: Prepared, simulation: Simulation) -> int:
+    """Of each walker."""
+    spacing = walkers.sampler.timestep * (simulation.every or EVERY)
+    return max(1, math.ceil(simulation.length * 1e3 / spacing - 1e-9))
+
+
 def run(
-    walkers: Prepared, simulation: Simulation, folder: Path | None, say: Callable[[str], None], keep: int = 0
+    walkers: Prepared,
+    simulation: Simulation,
+    folder: Path | None,
+    say: Callable[[str], None],
+    keep: int = 0,
+    watch: Callable[[Frames], None] | None = None,
 ) -> tuple[Series, dict[int, list[ase.Atoms]]]:
     """Moves the walkers for `simulation.length`, or until the model is unsure of all of them.
 
-    Frames are added to the trajectory in the folder as they come. With biases that walkers share the first of them to
-    be unsure ends the dynamics of all. Returns what was written down, and evenly spaced about `keep` structures: of all
-    walkers, by the numbers of their frames.
+    Frames are added to the trajectory in the folder as they come. With biases that walkers share or exchange the first
+    of them to be unsure ends the dynamics of all. Returns what was written down, and evenly spaced about `keep`
+    structures: of all walkers, by the numbers of their frames. `watch` is called with all frames as they come.
     """
-    model, step = walkers.surface.model, walkers.sampler.timestep
-    wanted = max(1, math.ceil(simulation.length * 1e3 / (step * simulation.every) - 1e-9))
-    moves = program(walkers.surface, walkers.sampler, walkers.terms, walkers.starts, simulation.seed, simulation.every)
-    shared = any(term.bias.shared for term in walkers.terms)
+    model, step, steps = walkers.surface.model, walkers.sampler.timestep, simulation.every or EVERY
+    wanted = number_of_frames(walkers, simulation)
+    moves = program(
+        walkers.surface,
+        walkers.sampler,
+        walkers.terms,
+        walkers.starts,
+        simulation.seed,
+        steps,
+        drive=simulation.explore.drive or "mean",
+    )
+    shared = any(term.bias.shared or term.bias.couples for term in walkers.terms)
     every = max(1, math.ceil(wanted * len(walkers.starts) / keep)) if keep else wanted + 1
     state, parts = moves.start, []
     kept: dict[int, list[ase.Atoms]] = {}
@@ -130,7 +151,9 @@ def run(
     while done < wanted and alive.any():
         number = min(AT_ONCE, wanted - done)
         state, frames = moves.onward(state, number)
-        time = 1e-3 * step * simulation.every * np.arange(done + 1, done + number + 1)
+        time = 1e-3 * step * steps * np.arange(done + 1, done + number + 1)
+        if watch is not None:
+            watch(frames)
         part, alive = _judged(walkers, simulation, frames, time, alive, shared)
         if folder is not None:
             where = map(tuple, np.argwhere(part.counts).tolist())
@@ -246,6 +269,20 @@ def record(walkers: Prepared, simulation: Simulation, series: Series) -> dict[st
         "variables": {name: _mean(values, counts) for name, values in variables(series).items()},
         "seed": simulation.seed,
     }
+
+
+def to_the_end(walkers: Prepared, simulation: Simulation, series: Series, what: str) -> None:
+    """Raises InputError, for what is to be told of the frames, where walkers came to an end early."""
+    if series.counts.all():
+        return
+    ended = np.array([series.time[np.argmin(c)] if not c.all() else np.inf for c in series.counts.T])
+    walker = int(np.argmin(ended))
+    why = record(walkers, simulation, series)["ended"][walker]
+    when = f"walker {walker} ended at {ended[walker]:.3g} ps ({why})"
+    more = "learn what it met, or give unsure=go"
+    if simulation.unsure != "stop":
+        more = "keep it by a wall, or learn what it met"
+    raise InputError(f"{what}: {when}; {more}")
 
 
 def _mean(values: np.ndarray, counts: np.ndarray) -> float | None:

@@ -29,7 +29,8 @@ class Samples(NamedTuple):
     values: Float[np.ndarray, "t w v"]  # of the variables
     logweight: Float[np.ndarray, "t w"]  # of the biases that all walkers share, V / kT, less offsets
     windows: Float[np.ndarray, "k t w"] | None = None  # V_k / kT of each window k; None: there are none
-    window: Int[np.ndarray, "w"] | None = None  # of each walker
+    window: Int[np.ndarray, "w"] | None = None  # of each walker, to begin with
+    exchanged: bool = False  # walkers have exchanged their windows since: each frame has all of them, as at the start
 
 
 class Drawn(NamedTuple):
@@ -124,18 +125,20 @@ def below_above(samples: Samples, split: float, weight: Float[np.ndarray, "t w"]
 
 
 def resampled(samples: Samples, seed: int = 0, number: int = DRAWS, blocks: int = BLOCKS) -> list[Drawn]:
-    """The samples with blocks of frames drawn anew: of each walker where they have windows, else of all together."""
+    """The samples with blocks of frames drawn anew: of each walker where it stays in its window, of all at once where
+    they exchange these, and without windows of all together.
+    """
     rng = np.random.default_rng(seed)
     time, walkers = samples.logweight.shape
     length = time // min(blocks, time)
     many = time // length
     drawn = []
     for _ in range(number):
-        start = length * rng.integers(0, many, (many, walkers))
+        start = length * rng.integers(0, many, (many, 1 if samples.exchanged else walkers))
         of = np.arange(walkers) + np.zeros((many, 1), int)
         if samples.windows is None:
             of = rng.integers(0, walkers, (many, walkers))
-        rows = (start[:, None] + np.arange(length)[None, :, None]).reshape(-1, walkers)
+        rows = (start[:, None] + np.arange(length)[None, :, None]).reshape(len(of) * length, -1)
         columns = np.repeat(of, length, axis=0)
         part = samples._replace(
             values=samples.values[rows, columns],

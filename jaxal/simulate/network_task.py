@@ -11,8 +11,6 @@ from jaxal.core.errors import InputError
 from jaxal.core.registry import register
 from jaxal.core.units import Unit
 from jaxal.deploy import model as models
-from jaxal.simulate import atlas
-from jaxal.simulate.atlas import Checked
 from jaxal.simulate.barrier import LARGE
 from jaxal.simulate.discovery import RELAXATIONS, RELAXED, Network
 from jaxal.simulate.discovery import network as discovered
@@ -126,9 +124,11 @@ def apart(frames: Sequence[ase.Atoms], number: int) -> list[ase.Atoms]:
 
 
 def _saved(folder: Path, net: Network, points: Sequence[Point]) -> None:
+    from jaxal.simulate import atlas  # here: matplotlib, which who lists the tasks need not wait for
+
     checked = [
         None if point.label is None or not np.isfinite(point.label.energy)
-        else Checked(point.label.energy - point.lower, point.size)
+        else atlas.Checked(point.label.energy - point.lower, point.size)
         for point in points
     ]  # fmt: skip
     atlas.of_network(folder, net, checked[len(net.steps) :], checked[: len(net.steps)])

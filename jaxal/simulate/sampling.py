@@ -1,5 +1,6 @@
 """From dynamics to free energies: the temperature, the variables and the weights of what was written down."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import ase
@@ -12,6 +13,7 @@ from jaxal.config.simulation import Simulation
 from jaxal.core.errors import InputError
 from jaxal.core.units import BOLTZMANN
 from jaxal.data.structure import from_atoms
+from jaxal.deploy.model import Model
 from jaxal.explore.bias_forces import Term
 from jaxal.simulate import dynamics
 from jaxal.simulate.dynamics import OBSERVED, Prepared, Series
@@ -90,13 +92,7 @@ def answer(
     Raises InputError where walkers came to an end early.
     """
     term = check(walkers, simulation)
-    if not series.counts.all():
-        ended = np.array([series.time[np.argmin(c)] if not c.all() else np.inf for c in series.counts.T])
-        walker = int(np.argmin(ended))
-        why = dynamics.record(walkers, simulation, series)["ended"][walker]
-        when = f"walker {walker} ended at {ended[walker]:.3g} ps ({why})"
-        more = "; learn what it met, or give unsure=go" if simulation.unsure == "stop" else ""
-        raise InputError(f"free energy: {when}{more or '; keep it by a wall, or learn what it met'}")
+    dynamics.to_the_end(walkers, simulation, series, "free energy")
     temperature = dict(simulation.explore.part.options)["temperature"]
     first = int(question.discard * len(series.time))
     samples = of_series(walkers, series, term, temperature, first)
@@ -136,18 +132,29 @@ def of_series(walkers: Prepared, series: Series, term: Term, temperature: float,
         # walkers in the same windows are of one ensemble
         _, leader, window = np.unique(np.round(windows[:, 0], 9), axis=0, return_index=True, return_inverse=True)
         windows = windows[leader]
-    return Samples(temperature, values, logweight, windows, window)
+    exchanged = any(each.bias.couples for each in walkers.terms)
+    return Samples(temperature, values, logweight, windows, window, exchanged)
+
+
+def in_windows(walkers: Prepared, term: Term) -> bool:
+    """Whether walkers are held in different windows by a bias at rest."""
+    if not term.bias.static or not term.variables.names:
+        return False
+    return any(bool(jnp.any(x != x[:1])) for x in jax.tree.leaves(_states(walkers, term)))
+
+
+def _states(walkers: Prepared, term: Term) -> Any:
+    """Those of a bias of all walkers at the start."""
+    start = jax.tree.map(jnp.asarray, from_atoms(walkers.starts[0], walkers.surface.model.table))
+    return jax.vmap(lambda walker: term.bias.init(start, walker))(jnp.arange(len(walkers.starts)))
 
 
 def _windows(walkers: Prepared, term: Term, series: Series, first: int) -> Float[np.ndarray, "w t w"] | None:
     """Energies of a bias at rest in the window of each walker at all frames; None where all have the same."""
-    number = len(walkers.starts)
-    if not term.bias.static or not term.variables.names:
+    if not in_windows(walkers, term):
         return None
     start = jax.tree.map(jnp.asarray, from_atoms(walkers.starts[0], walkers.surface.model.table))
-    states = jax.vmap(lambda walker: term.bias.init(start, walker))(jnp.arange(number))
-    if all(bool(jnp.all(x == x[:1])) for x in jax.tree.leaves(states)):
-        return None
+    states = _states(walkers, term)
     values = jnp.asarray(np.stack([series.report[f"variable_{label}"][first:] for label in term.labels], axis=-1))
     zero: Any = jnp.zeros(())
 
@@ -173,10 +180,13 @@ def _shifts(
     rows = np.array([row - first for row in sorted(kept) if row >= first], int)
     windows = None if samples.windows is None else samples.windows[:, rows]
     thin = samples._replace(values=samples.values[rows], logweight=samples.logweight[rows], windows=windows)
-    if not len(rows):
-        return thin, None
-    energy = opinions(walkers.surface.model, [atoms for row in rows for atoms in kept[int(row) + first]]).energy
+    return thin, shifts(walkers.surface.model, [kept[int(row) + first] for row in rows])
+
+
+def shifts(model: Model, kept: Sequence[Sequence[ase.Atoms]]) -> Float[np.ndarray, "m t w"] | None:
+    """By how much each member's energy of structures [t w] is off the mean, eV; None where there is but one."""
+    energy = opinions(model, [atoms for row in kept for atoms in row]).energy if kept else np.zeros((0, 1))
     if energy.shape[1] < 2:
-        return thin, None
+        return None
     off = (energy - energy.mean(axis=1, keepdims=True)).T
-    return thin, off.reshape(energy.shape[1], len(rows), -1)
+    return off.reshape(energy.shape[1], len(kept), -1)

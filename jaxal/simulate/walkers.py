@@ -21,7 +21,7 @@ from jaxal.deploy.model import KEPT
 from jaxal.deploy.structures import placed
 from jaxal.explore import bias_forces, stepping
 from jaxal.explore.bias_forces import Terms
-from jaxal.program.step import Bounds, Walk, farthest, make_walk, nothing, reported
+from jaxal.program.step import Bounds, Drive, Walk, driving, farthest, make_walk, nothing, reported
 from jaxal.simulate.surface import CLOSEST, Surface
 
 SKIN = 0.5  # Å
@@ -60,18 +60,21 @@ def program(
     seed: int,
     every: int,
     drift: tuple[PyTree, ...] | None = None,
+    drive: Drive = "mean",
 ) -> Program:
     """Walkers [w] from these structures, one from each, that keep a frame every so many steps.
 
-    `drift` has the states of the biases [w] to begin with, where they are not what the biases themselves say. Nothing
-    takes walkers back: a frame of dynamics that is not physical says so, and the walker goes on as it can. Raises
-    InputError for structures that the model or the sampler cannot take, and from `onward` for atoms that collapse.
+    `drift` has the states of the biases [w] to begin with, where they are not what the biases themselves say. With
+    `drive` member each walker follows one of the model's members, in turn. Nothing takes walkers back: a frame of
+    dynamics that is not physical says so, and the walker goes on as it can. Raises InputError for structures that the
+    model or the sampler cannot take, for a member to follow where there is one, and from `onward` for atoms that
+    collapse.
     """
     batch, shift = placed(surface.model, starts)
     with jax.enable_x64(surface.double):
         structures = jax.tree.map(jnp.asarray, batch)
         spec = neighbors.plan(structures, surface.committee.potential.cutoff, SKIN)
-        state = _begun(surface, sampler, terms, spec, structures, jax.random.key(seed))
+        state = _begun(surface, sampler, terms, drive, spec, structures, jax.random.key(seed))
         if drift is not None:
             state = state._replace(drift=jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), drift, state.drift))
         widest = farthest(surface.committee.potential.cutoff, structures)
@@ -83,7 +86,7 @@ def program(
         farthest=jnp.full(len(starts), widest if judged else jnp.inf, surface.dtype),
         known=_isolated(surface),
     )
-    compiled = _onward(surface.committee, surface.model.table, sampler, terms, every, placement())
+    compiled = _onward(surface.committee, surface.model.table, sampler, terms, every, drive, placement())
     room = [spec]  # grows where neighbors overflow
 
     def onward(state: PyTree, number: int) -> tuple[PyTree, Frames]:
@@ -112,14 +115,22 @@ def _isolated(surface: Surface) -> Bool[Array, "s"]:
 
 
 def _begun(
-    surface: Surface, sampler: Sampler, terms: Terms, spec: neighbors.Spec, structures: Structure, key: Array
+    surface: Surface,
+    sampler: Sampler,
+    terms: Terms,
+    drive: Drive,
+    spec: neighbors.Spec,
+    structures: Structure,
+    key: Array,
 ) -> Walk:
     """Walkers at these structures."""
-    return _beginning(surface.committee, sampler, terms, placement())(spec, surface.params, structures, key)
+    return _beginning(surface.committee, sampler, terms, drive, placement())(spec, surface.params, structures, key)
 
 
 @functools.lru_cache(KEPT)
-def _beginning(committee: Committee, sampler: Sampler, terms: Terms, where: Placement) -> Callable[..., Walk]:
+def _beginning(
+    committee: Committee, sampler: Sampler, terms: Terms, drive: Drive, where: Placement
+) -> Callable[..., Walk]:
     """The compiled program of (room, parameters, structures, key) that begins walkers, on this platform."""
     del where
 
@@ -127,8 +138,8 @@ def _beginning(committee: Committee, sampler: Sampler, terms: Terms, where: Plac
         number = structures.charge.shape[0]
         near = neighbors.find(spec, structures)
         prediction = predict(committee, params, structures, neighbors.within(spec, near, structures))
+        start = Start(structures, *driving(drive, prediction, jnp.arange(number)))
         force, stress = prediction.force.mean(1), prediction.stress.mean(1)
-        start = Start(structures, force, stress)
         walkers = sampler.init(jax.random.split(key, number), start, jnp.zeros(number, jnp.int32))
         drift = bias_forces.begun(terms, sampler.walkers(walkers))
         candidate = nothing(structures, force, stress, drift, reported(sampler, terms, walkers))
@@ -139,7 +150,13 @@ def _beginning(committee: Committee, sampler: Sampler, terms: Terms, where: Plac
 
 @functools.lru_cache(KEPT)
 def _onward(
-    committee: Committee, table: tuple[int, ...], sampler: Sampler, terms: Terms, every: int, where: Placement
+    committee: Committee,
+    table: tuple[int, ...],
+    sampler: Sampler,
+    terms: Terms,
+    every: int,
+    drive: Drive,
+    where: Placement,
 ) -> Callable:
     """The compiled program of (room, number of frames, parameters, support, bounds, state) that takes walkers on, on
     this platform.
@@ -149,7 +166,7 @@ def _onward(
     def run(spec: neighbors.Spec, number: int, params, support, bounds: Bounds, state: Walk):
         none, zero = jnp.full((), jnp.nan, bounds.implausible.dtype), jnp.zeros((), jnp.int32)
         gate = GateState(none, none, none, zero, zero)
-        walk = make_walk(committee, sampler, max_force_spread, table, spec, every, bias=terms)
+        walk = make_walk(committee, sampler, max_force_spread, table, spec, every, drive, terms)
 
         def frame(state: Walk, _):
             # each frame is judged for itself

@@ -1,4 +1,4 @@
-"""The nudged elastic band against ASE's, on the same potential: barrier and path."""
+"""The nudged elastic band and the string against ASE's band, on the same potential: barrier and path."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from ase.optimize import FIRE
 from structures import plain
 
 from jaxal.core.types import Start
-from jaxal.explore.band import band
+from jaxal.explore.band import band, string
 from jaxal.explore.stepping import unjudged
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -44,7 +44,7 @@ class OnSurface(Calculator):
         self.results = {"energy": float(value), "forces": force}
 
 
-def relaxed(images, steps, **options):
+def relaxed(images, steps, sampler=band, **options):
     """Positions [w 2] of the images after so many steps, and whether the band was over."""
     number = len(images)
     place = (
@@ -53,7 +53,7 @@ def relaxed(images, steps, **options):
     none, cell = jnp.zeros(number, jnp.int32), jnp.zeros((number, 3, 3))
     held = jnp.zeros((number, 2), bool).at[:, 1].set(True)
     start = plain(place, jnp.zeros((number, 2), jnp.int32), cell, none, none, fixed=held)
-    sampler = band(**options)
+    sampler = sampler(**options)
 
     def step(state, _):
         structure = sampler.propose(state)
@@ -67,10 +67,12 @@ def relaxed(images, steps, **options):
     return np.asarray(sampler.walkers(state).position[:, 0, :2]), np.asarray(over)
 
 
-@pytest.mark.parametrize("number", [8, 11])
-def test_barrier_and_path_are_those_of_ase(number):
+@pytest.mark.parametrize(
+    ("number", "sampler", "options"), [(8, band, {"stiffness": 2.0}), (11, band, {"stiffness": 2.0}), (11, string, {})]
+)
+def test_barrier_and_path_are_those_of_ase(number, sampler, options):
     straight = np.linspace(LEFT, RIGHT, number)
-    ours, over = relaxed(straight, 3000, converged=2e-3, stiffness=2.0, climb=0.5, stride=0.1)
+    ours, over = relaxed(straight, 3000, sampler, converged=2e-3, climb=0.5, stride=0.1, **options)
     assert over[-1] and not over[0]
     images = [Atoms("H", positions=[[x, y, 0.0]], calculator=OnSurface()) for x, y in straight]
     chain = NEB(images, k=2.0, climb=True, method="improvedtangent")
@@ -84,22 +86,24 @@ def test_barrier_and_path_are_those_of_ase(number):
     np.testing.assert_array_equal(ours[[0, -1]], straight[[0, -1]])
 
 
-def test_without_climbing_no_image_needs_to_be_at_the_top():
-    ours, over = relaxed(np.linspace(LEFT, RIGHT, 8), 3000, converged=2e-3, stiffness=2.0, climb=0.0)
+@pytest.mark.parametrize(("sampler", "options"), [(band, {"stiffness": 2.0}), (string, {})])
+def test_without_climbing_no_image_needs_to_be_at_the_top(sampler, options):
+    ours, over = relaxed(np.linspace(LEFT, RIGHT, 8), 3000, sampler, converged=2e-3, climb=0.0, **options)
     energy = np.array([float(surface(x)) for x in ours])
     assert over[-1] and energy.max() - energy[0] < BARRIER - 1e-3
     gaps = np.linalg.norm(np.diff(ours, axis=0), axis=1)
     np.testing.assert_allclose(gaps, gaps.mean(), rtol=0.05)
 
 
-def test_images_may_be_wrapped_as_they_like():
+@pytest.mark.parametrize("sampler", [band, string])
+def test_images_may_be_wrapped_as_they_like(sampler):
     """The forces on a band some of whose atoms were moved by lattice vectors are the same."""
     rng = np.random.default_rng(0)
     cell = np.array([[4.0, 0.0, 0.0], [1.0, 5.0, 0.0], [0.0, 0.0, 9.0]])
     path = rng.uniform(0, 4, (1, 3, 3)) + np.linspace(0, 1, 5)[:, None, None] * rng.normal(0, 0.5, (3, 3))
     moved = path + rng.integers(-2, 3, (5, 3, 3)) * [1, 1, 0] @ cell
     force, energy, none = rng.normal(size=path.shape), rng.normal(size=5), jnp.zeros(5, jnp.int32)
-    cells, sampler = jnp.broadcast_to(jnp.asarray(cell), (5, 3, 3)), band()
+    cells, sampler = jnp.broadcast_to(jnp.asarray(cell), (5, 3, 3)), sampler()
     periodic = jnp.broadcast_to(jnp.asarray([True, True, False]), (5, 3))
     pulls = []
     for place in (path, moved):

@@ -14,12 +14,12 @@ from jaxal.committee.evaluation import Committee
 from jaxal.config.check import check
 from jaxal.config.loading import load
 from jaxal.config.writing import dump
-from jaxal.core.types import InputError, Prediction
+from jaxal.core.types import InputError, Moment, Prediction
 from jaxal.core.units import BOLTZMANN
 from jaxal.explore import bias_forces, stepping
 from jaxal.explore.bias_forces import Term
 from jaxal.explore.dynamics import nvt_langevin
-from jaxal.explore.restraint import restraint
+from jaxal.explore.restraint import restraint, umbrella
 from jaxal.explore.variables import bound
 from jaxal.explore.walker import temperature
 from jaxal.potential.pair import lennard_jones
@@ -281,3 +281,44 @@ def test_in_a_configuration(tmp_path):
     ):
         with pytest.raises(InputError, match=expected):
             check(load(path, [override]))
+
+
+def test_windows_are_exchanged_as_metropolis_says_and_each_stays_with_one_walker():
+    """Values drawn from each window's own ensemble of a flat energy: exchanges keep these, and come as often as in
+    closed form."""
+    kelvin, stiffness, walkers, moments = 500.0, 3.0, 6, 4000
+    along = bound([BOND], Atoms("CClHCl", structure().position), "bias.variables")
+    bias = umbrella(max_force_spread, along, low=1.0, high=2.0, windows=walkers, stiffness=stiffness,
+                    exchange=2, temperature=kelvin)  # fmt: skip
+    start = several(structure(), walkers)
+    begun = jax.vmap(bias.init)(start, jnp.arange(walkers))
+    width = np.sqrt(BOLTZMANN * kelvin / stiffness)
+    quiet = jnp.ones(walkers, bool).at[3].set(False)
+
+    @jax.jit
+    def drawn(state, physical, key):
+        def body(state, key):
+            value = state.center[:, 0] + width * jax.random.normal(key, (walkers,), jnp.float64)
+            nothing = jnp.zeros(walkers)
+            moment = Moment(value[:, None], nothing, start.position, start.position, start, nothing, physical)
+            after = bias.learn(state, moment)
+            return after, (after.number, after.center[:, 0])
+
+        return jax.lax.scan(body, state, jax.random.split(key, moments))
+
+    last, (number, center) = drawn(begun, jnp.ones(walkers, bool), jax.random.key(1))
+    assert np.all(np.sort(number, axis=1) == np.arange(walkers)), "a window was lost"
+    np.testing.assert_allclose(center, 1.0 + 0.2 * np.asarray(number), atol=1e-12)
+    assert np.all(number[0::2] == np.concatenate([np.arange(walkers)[None], number[1:-1:2]])), "between exchanges"
+    assert len(np.unique(number[:, 0])) == walkers, "a walker comes everywhere"
+    # of two Gaussians a apart, exchanged where both lean to the other: erfc of half their distance over the width
+    expected = float(jax.scipy.special.erfc(0.2 / width / 2))
+    assert float(last.accepted.sum() / last.tried.sum()) == pytest.approx(expected, abs=0.02)
+    assert float(last.tried.sum()) == moments / 2 * (3 + 2) / 2
+    _, (number, _) = drawn(begun, quiet, jax.random.key(2))
+    assert np.all(number[:, 3] == 3) and not np.all(number[:, 1] == 1), "what is not physical exchanges nothing"
+    assert bias.rewind(last, begun, structure(), 0.0) is last
+    assert (
+        bias.temperature == kelvin
+        and umbrella(max_force_spread, along, low=1.0, high=2.0, windows=2).temperature is None
+    )

@@ -46,9 +46,11 @@ def simulated(*overrides, starts=(START,), walkers=8, length=25.0):
 UMBRELLA = "{name: umbrella, low: 1.5, high: 3.4, windows: 8, stiffness: 3, variables: " + ALONG + "}"
 METADYNAMICS = f"{{name: metadynamics, width: 0.15, height: 0.01, pace: 50, temperature: {KELVIN}, bias_factor: 6, "
 OPES = f"{{name: opes, width: 0.2, barrier: 0.3, pace: 50, temperature: {KELVIN}, "
+EXCHANGED = UMBRELLA.replace("stiffness: 3", f"stiffness: 3, exchange: 25, temperature: {KELVIN}")
 WAYS = {
     "none": f"bias=[{WALL}]",
     "umbrella": f"bias=[{UMBRELLA}, {WALL}]",
+    "exchanged": f"bias=[{EXCHANGED}, {WALL}]",
     "metadynamics": f"bias=[{METADYNAMICS}variables: {ALONG}}}, {WALL}]",
     "opes": f"bias=[{OPES}variables: {ALONG}}}, {WALL}]",
 }
@@ -71,7 +73,11 @@ def test_every_estimator_gives_the_free_energy_of_two_wells(way):
     expected = exact(radius)
     off = (profile - expected)[there] - np.mean((profile - expected)[there])
     assert np.abs(off).max() < max(5 * answer.profile.error[there].max(), 0.02)
-    assert answer.estimator == {"umbrella": "MBAR"}.get(way, "reweighted")
+    assert answer.estimator == {"umbrella": "MBAR", "exchanged": "MBAR"}.get(way, "reweighted")
+    if way == "exchanged":
+        windows = series.report["umbrella_window"]
+        assert np.all(np.sort(windows, axis=1) == np.arange(8)) and len(np.unique(windows[:, 0])) > 4
+        assert 0.1 < series.report["umbrella_accepted"][-1, 0] < 0.9
     # the members are the surface times a factor: the difference changes as its slope with the factor
     slope = (above_less_below(MIDDLE, 1.01) - above_less_below(MIDDLE, 0.99)) / 0.02
     assert between.spread == pytest.approx(abs(slope) * np.std(FACTORS), abs=max(0.2 * abs(slope) * 0.03, 3e-4))
