@@ -24,7 +24,7 @@ os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=1 {P
 PROGRAMS = None  # the folder of compiled programs, in the process that made it; workers have it from there
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     PROGRAMS = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxal-programs-")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # there are thousands of small ones
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")  # s; others cost more to keep
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's complaints about each loaded program
 
 gc.set_threshold(200_000, 50, 100)  # tracing makes millions of objects that live: looking through them takes a fifth

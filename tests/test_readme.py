@@ -67,7 +67,7 @@ def test_commands_in_the_text_are_right(monkeypatch):
             parse({}, cls=Bench, overrides=arguments.set)
         elif words[0] == "contest":
             assert not arguments.config.parent.parts or arguments.config.is_file()
-        elif words[0] in ("dynamics", "free-energy"):
+        elif words[0] in ("dynamics", "free-energy", "radial-distribution", "diffusion", "power-spectrum"):
             assert parse({}, None, Simulation, arguments.overrides).length > 0
         elif hasattr(arguments, "config") and (arguments.config.parent.parts or arguments.config.is_file()):
             load(arguments.config, arguments.overrides)

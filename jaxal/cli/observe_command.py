@@ -70,8 +70,7 @@ def _moving(arguments: argparse.Namespace, what: str, spectral: bool) -> tuple[A
     from jaxal.simulate import observed
 
     walkers, simulation = _begun(arguments, MOTIONS)
-    simulation = observed.of_motions(walkers, simulation, spectral)
-    observed.check(walkers, simulation, what, moves=True)
+    simulation = observed.of_motions(walkers, simulation, what, spectral)
     for caution in observed.cautions(simulation):
         terminal.complain(f"jaxal: warning: {caution}")
     return walkers, simulation

@@ -224,5 +224,5 @@ def _evenly(structure: Structure, climbs: Bool[Array, ""], highest: Bool[Array, 
     size = length[piece + 1] - length[piece]
     part = jnp.where(size > 0, (wanted - length[piece]) / jnp.where(size > 0, size, 1.0), 0.0)
     moved = place[piece] + part[:, None, None].astype(place.dtype) * ways[piece]
-    stays = (row == 0) | (row == last) | (climbs & highest)
-    return jnp.where(stays[:, None, None], place, moved)
+    moves = ~((row == 0) | (row == last) | (climbs & highest))[:, None] & jax.vmap(mobile)(structure)
+    return jnp.where(moves[..., None], moved, place)

@@ -28,14 +28,16 @@ HIGHEST = 4500.0  # 1/cm, to which spectra are drawn
 Say = Callable[[str], None]
 
 
-def of_motions(walkers: Prepared, simulation: Simulation, spectral: bool) -> Simulation:
-    """The fields, where they leave it open, for what is told of how atoms move."""
+def of_motions(walkers: Prepared, simulation: Simulation, what: str, spectral: bool) -> Simulation:
+    """The fields, where they leave it open, for what is told of how atoms move; raises InputError as `check`."""
     every, drive = simulation.every, simulation.explore.drive
     if every is None:
         every = max(1, int(SHORT / walkers.sampler.timestep + 1e-9)) if spectral else EVERY
+    simulation = dataclasses.replace(simulation, every=every)
+    check(walkers, simulation, what, moves=True)
     if drive is None:
         drive = "member" if _members(walkers) > 1 else "mean"
-    return dataclasses.replace(simulation, every=every, explore=dataclasses.replace(simulation.explore, drive=drive))
+    return dataclasses.replace(simulation, explore=dataclasses.replace(simulation.explore, drive=drive))
 
 
 def check(walkers: Prepared, simulation: Simulation, what: str, moves: bool) -> None:

@@ -252,6 +252,7 @@ def test_adversarial_descent_raises_the_score_at_bounded_energy():
     assert np.all(rise < 2 * BOLTZMANN * 2000.0 * np.log(after / before))
 
 
+@pytest.mark.slow
 def test_jolted_walkers_part_and_descend_without_a_bias():
     end, _, energy = walked(None, descent(rate=0.002, jolt=0.01))
     assert np.all(np.asarray(end.candidate.energy) < energy)

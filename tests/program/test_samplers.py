@@ -36,6 +36,7 @@ def through(place) -> float:
     return float(np.sum(DEPTH * ((1 - np.exp(-STEEP * (distance - BOND))) ** 2 - 1)))
 
 
+@pytest.mark.slow
 def test_a_band_finds_the_barrier_that_a_scan_has_and_pays_for_what_is_uncertain():
     images = 7
     height = np.sqrt(BOND**2 - RADIUS**2)

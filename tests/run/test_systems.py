@@ -127,6 +127,7 @@ def test_a_system_is_added_with_more_atoms(finished, tmp_path):
     assert [system.walkers for system in populations(load(tmp_path / "run" / "config.yaml"))] == [2, 2, 4]
 
 
+@pytest.mark.slow
 def test_what_was_learned_stays_where_a_system_is_added(finished, tmp_path, monkeypatch):
     """Rows of the training set, the random sample, counts of the gate; walkers begin at their trusted frames."""
     shutil.copytree(finished / "run", tmp_path / "run")
