@@ -20,7 +20,7 @@ STEPS = (2.0, 1.0, 0.5, 0.25, 0.2, 0.1, 0.05)  # fs, time steps that divide a pi
 FORCES = 30_000  # force components that a first potential is learned from; those of experiments/ took 2,700 to 52,000
 LABELS = (100, 400)  # no fewer and no more
 # Labels for each atom of a reaction path, no fewer and no more of them in all; of its task; images of the band along it
-PATH, PATHS, TASK, IMAGES = 2, (24, 60), 16, 9
+PATH, PATHS, TASK, IMAGES = 2, (24, 60), 48, 9
 LARGE = 100  # atoms from which on fewer walkers fill the processor
 DEAR = 1.0  # s, a label that takes longer is not waited for
 PERIODIC = ("open", "periodic in one direction", "periodic in two directions", "periodic")

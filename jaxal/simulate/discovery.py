@@ -118,7 +118,8 @@ def drives(atoms: ase.Atoms) -> Iterator[dict[tuple[int, int], int]]:
 
     Every bond is broken and every other pair of near atoms bonded, alone and together with the bonds of one of its
     atoms, and of both, that are broken: migrations, additions, eliminations and exchanges. Those of like atoms are not
-    told apart. Zimmerman, J. Comput. Chem. 34, 1385 (2013) has such changes of at most two bonds.
+    told apart. Zimmerman, J. Comput. Chem. 34, 1385 (2013) has such changes of at most two bonds. An atom on one side
+    of a bond is also driven towards each on the other side and away from it: the bond turns, and none need change.
     """
     graph, distance = bonds(atoms), atoms.get_all_distances()
     pairs = list(itertools.combinations(range(len(atoms)), 2))
@@ -136,6 +137,13 @@ def drives(atoms: ase.Atoms) -> Iterator[dict[tuple[int, int], int]]:
         for here, there in itertools.product(*ends):
             if here != there:
                 yield made | {here: -1, there: -1}
+    for first, second in np.argwhere(np.triu(graph)).tolist():
+        before, after = np.flatnonzero(graph[first]), np.flatnonzero(graph[second])
+        for here, there in itertools.product(before[before != second][:1].tolist(), after[after != first].tolist()):
+            if here != there and not graph[here, there]:
+                yield {_pair(here, there): -1}
+                if distance[here, there] > NEIGHBORS:
+                    yield {_pair(here, there): 1}
 
 
 class _Search(NamedTuple):
@@ -182,7 +190,7 @@ class _Search(NamedTuple):
 
     def _pushed(self, start: Minimum, senses: Sequence[Float[np.ndarray, "v"]]) -> Iterator[list[ase.Atoms]]:
         """The ways of walkers under these forces, until their bonds have come about, and then without them; and those
-        that leave them before any bond has changed, which lead to conformers.
+        that leave them before any bond has changed, or half way to there, which lead to conformers.
         """
         size, none = len(start.atoms), np.zeros_like(senses[0])
         padded = np.array([*senses, *[none] * (self.pushes - len(senses))])  # one size, one program
@@ -193,6 +201,7 @@ class _Search(NamedTuple):
         for walker, sense in enumerate(senses):
             wanted = np.zeros((size, size))
             wanted[np.triu_indices(size, 1)] = sense
+            changes = (wanted != 0) & (own != (wanted > 0))
             for atoms, reason in frames(walker):
                 graph = bonds(atoms)
                 if reason:
@@ -201,11 +210,11 @@ class _Search(NamedTuple):
                 ways[walker].append(atoms)
                 if np.array_equal(graph, own) and kept[walker] == len(ways[walker]) - 2:
                     kept[walker] += 1
-                if np.all((graph == (wanted > 0))[wanted != 0]):
+                if changes.any() and np.all((graph == (wanted > 0))[changes]):
                     break
         lengths = [len(way) for way in ways]
-        early = [way[: many + 1] for way, many in zip(ways, kept, strict=True)]
-        for begun, lives in ((ways, alive), (early, np.array(kept) > 0)):
+        early, half = ([way[: many // part + 1] for way, many in zip(ways, kept, strict=True)] for part in (1, 2))
+        for begun, lives in ((ways, alive), (early, np.array(kept) > 0), (half, np.array(kept) > 1)):
             ends = [way[-1] for way in begun] + [start.atoms] * (self.pushes - len(begun))
             frames = self._moved(start, (), ends, None)
             for walker in np.flatnonzero(lives):

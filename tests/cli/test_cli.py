@@ -196,7 +196,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
 
 def test_run_report_validate_resume(folder):
     (folder / "config.yaml").write_text(BRIEF)
-    process = alone("run", "config.yaml", "--part", SMALL, "--dir", "out", folder=folder)
+    process = here("run", "config.yaml", "--part", SMALL, "--dir", "out", folder=folder)
     assert process.returncode == 0, process.stderr
     assert yaml.safe_load((folder / "out" / "config.yaml").read_text())["stop"]["labels"] == 32
     assert "already holds a run" in refused("run", "config.yaml", "--part", SMALL, "--dir", "out", folder=folder)

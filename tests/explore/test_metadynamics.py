@@ -84,6 +84,48 @@ def test_hills_are_those_of_a_plain_sum():
     np.testing.assert_allclose(slope, numeric, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 2])
+def test_hills_and_their_heights_are_those_of_openmm(number):
+    """The same places in the same order, in a program of its own kind: the whole bias on its grid."""
+    openmm = pytest.importorskip("openmm", reason="openmm is not installed (pip install openmm)")
+    from openmm import app, unit
+
+    width, height, factor, low, high = 0.15, 0.05, 5.0, -1.0, 1.0  # Å, eV, Å
+    joule = 96.48533212  # kJ/mol in eV
+    system = openmm.System()
+    system.addParticle(0.0)  # without a mass it stays where it is put
+    axes = []
+    for name in "xy"[:number]:
+        along = openmm.CustomExternalForce(f"10*{name}")  # nm to Å
+        along.addParticle(0)
+        axes.append(app.metadynamics.BiasVariable(along, low, high, width, False, 121))
+    meta = app.Metadynamics(system, axes, KELVIN * unit.kelvin, factor, height * joule, 1)
+    topology = app.Topology()
+    residue = topology.addResidue("X", topology.addChain())
+    topology.addAtom("X", app.Element.getBySymbol("H"), residue)
+    platform = openmm.Platform.getPlatformByName("Reference")
+    simulation = app.Simulation(topology, system, openmm.VerletIntegrator(0.001), platform)
+    rng = np.random.default_rng(0)
+    places = np.clip(np.cumsum(0.25 * rng.normal(size=(60, number)), axis=0) % 2.0 - 1.0, -0.95, 0.95)
+    bias = metadynamics(
+        max_force_spread, coordinates(number), width=(width,) * number, height=height, pace=1, temperature=KELVIN,
+        bias_factor=factor,
+    )  # fmt: skip
+    state, learn = begun(bias), jax.jit(bias.learn)
+    for place in places:
+        simulation.context.setPositions([[*(0.1 * place), *[0.0] * (3 - number)]])
+        meta.step(simulation, 1)
+        state = learn(state, moment_of(place[None]))
+    theirs = -meta.getFreeEnergy().value_in_unit(unit.kilojoule_per_mole) * (factor - 1) / factor / joule
+    grid = np.linspace(low, high, 121)
+    points = np.stack(np.meshgrid(*[grid] * number, indexing="ij"), -1).reshape(-1, number)
+    ours = np.asarray(jax.vmap(lambda x: energy_of(bias, state, x))(jnp.asarray(points))).reshape([121] * number)
+    ours = ours.T  # their first variable is the fastest
+    assert ours.max() > 2 * height
+    np.testing.assert_allclose(theirs, ours, atol=0.02 * ours.max())  # hills that are near are merged here
+
+
 def test_where_there_is_no_room_hills_join_the_nearest():
     bias = metadynamics(max_force_spread, coordinates(1), width=0.1, height=0.02, pace=1, bias_factor=None, hills=3)
     state = begun(bias)

@@ -91,6 +91,17 @@ def test_structures_are_driven_to_migrations_and_eliminations():
     assert not any(4 in pair for drive in drives(apart_) for pair in drive)
 
 
+def test_bonds_are_turned_both_ways():
+    trans = ase.Atoms("COHH", positions=[[0, 0, 0], [1.31, 0, 0], [-0.23, 1.09, 0], [1.63, -0.91, 0]])
+    every = list(drives(trans))
+    assert {(2, 3): -1} in every and every.count(
+        {(2, 3): 1}
+    ) == 1  # which is bonded, if it is near, for the drive before
+    ethane = list(drives(molecule("C2H6")))
+    turns = [drive for drive in ethane if list(drive.values()) == [-1] and ethane.count(drive) == 1]
+    assert len([drive for drive in turns if min(next(iter(drive))) > 1]) == 3, "of one hydrogen to three others"
+
+
 def test_molecules_are_told_apart_by_their_bonds_alone():
     ether, alcohol = molecule("CH3OCH3"), molecule("CH3CH2OH")
     assert sorted(ether.symbols) == sorted(alcohol.symbols) and graph_of(ether) != graph_of(alcohol)
