@@ -93,8 +93,9 @@ def resume(directory: Path, overrides: Sequence[str] = ()) -> bool:
     """Goes on with a run where its last checkpoint stands, bit for bit; a finished run is left as it is.
 
     `overrides`, such as "stop.labels=500", change fields of its configuration for good; `persistence.MAY_CHANGE` says
-    which may. Files with parts that it was started with are imported from the folder. Returns whether it came to its
-    end, as `start` does. Raises InputError for another change, and where another process is at work on the folder.
+    which may. With another task, or other options of it, a finished run goes on with that. Files with parts that it was
+    started with are imported from the folder. Returns whether it came to its end, as `start` does. Raises InputError
+    for another change, and where another process is at work on the folder.
     """
     directory = Path(directory)
 
@@ -154,6 +155,8 @@ def _go(config: Config, directory: Path, interrupted: Callable[[], bool], change
             run = run._replace(began=run.began - progress.elapsed)
             # what cannot be labeled, or not within the budget, leaves the folder as it was
             first = addition.first_labels(before, run, progress) if more else None
+            if progress.phase == "done" and persistence.asks_otherwise(run, progress):
+                progress.phase = "final training"  # on all that was learned, with labels of its own
             if changed:
                 copied = _config_from_first(lambda: dump(resolved(config, directory)))
                 run = run._replace(config=with_inputs(copied, run.starts))

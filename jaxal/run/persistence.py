@@ -23,6 +23,7 @@ MAY_CHANGE = (
     "label.workers",
     "output.",
     "stop.",
+    "task",
     "train.final_learning_rate",
     "train.final_steps",
     "validate.",
@@ -63,11 +64,18 @@ def check_changes(begun: str, now: str, source: Path) -> None:
     wrong = [name for name in differ if not name.startswith(MAY_CHANGE)]
     if wrong:
         changes = "; ".join(f"{name} was {was.get(name)}, is {present.get(name)}" for name in wrong)
-        may = ", ".join(name + "*" * name.endswith(".") for name in MAY_CHANGE)
+        may = ", ".join(name + "*" * (name.endswith(".") or name == "task") for name in MAY_CHANGE)
         raise InputError(
             f"{source}: the run was begun otherwise: {changes}. Set it back, or start a new run; {may} may change, and "
             "systems may be added"
         )
+
+
+def asks_otherwise(run: Run, progress: Progress) -> bool:
+    """Whether the task of the run is another one than when it last went on."""
+    texts = progress.config, dump(run.config, run.directory)
+    was, now = ({n: v for n, v in _fields(yaml12.parse(text, "")) if n.startswith("task")} for text in texts)
+    return run.config.task is not None and was != now
 
 
 def _system(name: str) -> str:

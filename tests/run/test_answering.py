@@ -79,6 +79,24 @@ def test_what_was_not_as_the_model_had_it_is_learned_and_asked_again(tmp_path):
     assert json.loads((tmp_path / "run" / "task" / "barrier.json").read_text())["labeled"]
 
 
+@pytest.mark.slow
+def test_a_finished_run_goes_on_with_what_its_task_is_allowed_more(tmp_path):
+    """Too few labels for saddle and ends, then enough; what was labeled is learned from and not paid for again."""
+    done = here("run", pair(tmp_path), "--dir", tmp_path / "run", "--part", PART, "task.labels=1")
+    assert done.returncode == 0, done.stderr
+    (first,) = [line for line in metrics(tmp_path / "run") if line["kind"] == "task"]
+    assert not first["satisfied"] and "too few labels are left" in first["text"]
+    again = here("resume", tmp_path / "run", "task.labels=6")
+    assert again.returncode == 0, again.stderr
+    lines = metrics(tmp_path / "run")
+    last = [line for line in lines if line["kind"] == "task"][-1]
+    assert last["satisfied"] and last["forward"] == pytest.approx(exact(), abs=1e-3)
+    assert [line["phase"] for line in lines if line["kind"] == "phase"][-1] == "done"
+    before = (tmp_path / "run" / "model.npz").read_bytes()
+    assert here("resume", tmp_path / "run", "task.labels=6").returncode == 0  # as it was: nothing is done
+    assert (tmp_path / "run" / "model.npz").read_bytes() == before
+
+
 def test_a_task_needs_what_it_asks_about(tmp_path):
     text = CONFIG.replace("name: band, walkers: 7, converged: 0.02", "walkers: 2").replace(", index: all", "")
     done = here("check", pair(tmp_path, text), "--part", PART)
