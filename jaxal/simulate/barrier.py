@@ -135,12 +135,14 @@ def _moves(converged: float) -> Sampler:
 def along(model: models.Model, band: Band, sides: tuple[ase.Atoms, ase.Atoms] | None) -> Barrier:
     """The barrier along a band, with the saddle near its highest image, which should lead to the bonds of both sides.
 
-    Without `sides` no saddle is looked for.
+    Energies are over those of the `sides`, which the band need not reach. Without them no saddle is looked for, and the
+    ends of the band are the sides.
     """
     double, path = in_double(model), band.images
     opinion = opinions(double, path)
     mean = opinion.energy.mean(axis=1)
-    top, over = int(np.argmax(mean)), opinion.energy - opinion.energy[:1]
+    ends = opinion.energy[[0, -1]] if sides is None else opinions(double, list(sides)).energy
+    top, over = int(np.argmax(mean)), opinion.energy - ends[:1]
     saddle, oscillators, joins = None, None, None
     if sides is not None and top not in (0, len(path) - 1):
         with suppress(InputError):
@@ -148,7 +150,7 @@ def along(model: models.Model, band: Band, sides: tuple[ase.Atoms, ase.Atoms] | 
     if saddle is not None and oscillators is not None and sides is not None:
         joins = _joins(model, saddle, oscillators, sides)
     highest = opinion.energy[top] if saddle is None else opinions(double, [saddle]).energy[0]
-    forward, backward = highest - opinion.energy[0], highest - opinion.energy[-1]
+    forward, backward = highest - ends[0], highest - ends[1]
     moved = np.diff([image.positions for image in path], axis=0)
     lengths = np.linalg.norm(moved, axis=(1, 2))
     return Barrier(

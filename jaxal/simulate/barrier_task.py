@@ -19,7 +19,7 @@ from jaxal.simulate.task import Answer, Labeled, Point, Reference, Task, Turn, f
 LOST = 3  # images that are labeled where the model has no path
 IMAGES, STEPS = 9, 1000  # of the band around the barrier
 FAILS = "barrier: a saddle, but the method fails at it or an end"
-BELOW = 0.5  # eV under the higher end, from where on a path only leads down to the lower
+BELOW = 0.7  # eV under the top, from where on a path says nothing of it
 
 
 @register("task")
@@ -33,7 +33,7 @@ def barrier(
 ) -> Task:
     """The barrier along a band, from labels of the saddle and of both ends.
 
-    On the learned model the band of the run, but for what is far below both ends, is relaxed until no atom is pulled by
+    On the learned model the part of the run's band that is not far below its top is relaxed until no atom is pulled by
     more than `converged` (eV/Å), and its highest image becomes a saddle by exact Hessians, as `jaxal barrier` does; its
     `ends` go to minima near them, or stay. The method labels saddle and ends. The forces g that it has left there say
     how far its own stationary points are: by the model's Hessian H their energies are lower by g H^-1 g / 2, to second
@@ -90,12 +90,14 @@ def barrier(
 
 
 def upper(model: models.Model, path: Sequence[ase.Atoms]) -> list[ase.Atoms]:
-    """The part of a path that is not far below both of its ends, with an image more on either hand.
+    """The part of a path around its top that is not far below it, with an image more on either hand.
 
-    What leads down from the barrier to an end that is much lower says nothing of it, and would have to be learned.
+    What leads down from there says nothing of the barrier, and would have to be learned; and where most images stand on
+    what is flat, as between fragments, few are left for the top.
     """
     energy = opinions(in_double(model), path).energy.mean(axis=1)
-    top, low = int(np.argmax(energy[1:-1])) + 1, max(energy[0], energy[-1]) - BELOW
+    top = int(np.argmax(energy[1:-1])) + 1
+    low = energy[top] - BELOW
     first = max((row for row in range(top) if energy[row] < low), default=0)
     last = min((row for row in range(top + 1, len(path)) if energy[row] < low), default=len(path) - 1)
     return list(path[first : last + 1])

@@ -10,8 +10,8 @@ from closed_surfaces import leps_energy, model
 from test_saddles import reactants, top
 
 from jaxal.core import registry
-from jaxal.simulate.barrier_task import upper
-from jaxal.simulate.surface import expander
+from jaxal.simulate.barrier_task import BELOW, upper
+from jaxal.simulate.surface import expander, opinions
 from jaxal.simulate.task import Answer, Labeled, Turn, relaxation
 from jaxal.simulate.vibrations import motions
 
@@ -85,12 +85,18 @@ def test_what_has_a_label_nearby_is_not_asked_again():
     assert len(again) == len(later.labels) > 0 and not later.satisfied
 
 
-def test_of_a_path_that_leads_far_down_the_upper_part_is_asked_about():
-    """A bond that is stretched, broken almost, and made: 2.3 eV below where it began."""
-    lengths = (1.6, 2.2, 1.3, 1.0, 0.75)
+def test_of_a_path_the_part_around_its_top_is_asked_about():
+    """A bond that is stretched, broken almost, and made: far down on both sides, farther on one."""
+    lengths = (0.9, 1.6, 2.2, 1.6, 1.3, 1.0, 0.75)
     path = [ase.Atoms("H3", positions=[[0, 0, 0], [r, 0, 0], [r + 7.0, 0, 0]]) for r in lengths]
-    assert [atoms.get_distance(0, 1) for atoms in upper(LEPS, path)] == pytest.approx(lengths[:3])
-    assert [atoms.get_distance(0, 1) for atoms in upper(LEPS, path[::-1])] == pytest.approx(lengths[2::-1])
+    energy = opinions(LEPS, path).energy.mean(axis=1)
+    below = np.flatnonzero(energy < energy[2] - BELOW)
+    assert below.tolist()[0] == 0 and len(below) > 3
+    first, last = below[below < 2].max(), below[below > 2].min()
+    assert [atoms.get_distance(0, 1) for atoms in upper(LEPS, path)] == pytest.approx(lengths[first : last + 1])
+    assert [atoms.get_distance(0, 1) for atoms in upper(LEPS, path[::-1])] == pytest.approx(
+        lengths[first : last + 1][::-1]
+    )
     assert upper(LEPS, images()) == images(), "nothing of it is far below"
 
 
