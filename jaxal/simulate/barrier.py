@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import ase
 import numpy as np
+from jaxtyping import Float
 from scipy.signal import find_peaks
 
 from jaxal.core.errors import InputError
@@ -142,14 +143,14 @@ def along(model: models.Model, band: Band, sides: tuple[ase.Atoms, ase.Atoms] | 
     opinion = opinions(double, path)
     mean = opinion.energy.mean(axis=1)
     ends = opinion.energy[[0, -1]] if sides is None else opinions(double, list(sides)).energy
-    top, over = int(np.argmax(mean)), opinion.energy - ends[:1]
+    top, over = highest_inside(mean), opinion.energy - ends[:1]
     saddle, oscillators, joins = None, None, None
-    if sides is not None and top not in (0, len(path) - 1):
+    if sides is not None and top is not None:
         with suppress(InputError):
             saddle, oscillators = saddle_near(model, path[top])
     if saddle is not None and oscillators is not None and sides is not None:
         joins = _joins(model, saddle, oscillators, sides)
-    highest = opinion.energy[top] if saddle is None else opinions(double, [saddle]).energy[0]
+    highest = opinion.energy[np.argmax(mean)] if saddle is None else opinions(double, [saddle]).energy[0]
     forward, backward = highest - ends[0], highest - ends[1]
     moved = np.diff([image.positions for image in path], axis=0)
     lengths = np.linalg.norm(moved, axis=(1, 2))
@@ -171,6 +172,12 @@ def along(model: models.Model, band: Band, sides: tuple[ase.Atoms, ase.Atoms] | 
         passed=len(find_peaks(-mean, prominence=DEEP)[0]),
         gap=bool(np.max(lengths) > GAP * np.median(lengths)),
     )
+
+
+def highest_inside(energy: Float[np.ndarray, "i"]) -> int | None:
+    """The highest image of a path that is no lower than its neighbors: an end of a piece of it may be higher."""
+    tops = np.flatnonzero((energy[1:-1] >= energy[:-2]) & (energy[1:-1] >= energy[2:])) + 1
+    return int(tops[np.argmax(energy[tops])]) if len(tops) else None
 
 
 def settled(model: models.Model, end: ase.Atoms) -> ase.Atoms:

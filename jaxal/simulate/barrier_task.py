@@ -14,8 +14,20 @@ from jaxal.explore.images import between
 from jaxal.simulate import barrier as paths
 from jaxal.simulate.barrier import Barrier
 from jaxal.simulate.surface import expander, in_double, opinions
-from jaxal.simulate.task import Answer, Labeled, Point, Reference, Task, Turn, fails_near, known_near, labeled_point
+from jaxal.simulate.task import (
+    Answer,
+    Labeled,
+    Point,
+    Reference,
+    Task,
+    Turn,
+    fails_near,
+    known_near,
+    labeled_point,
+    nearer,
+)
 
+NEARER = 2  # times that stationary points are labeled again, where the forces there say they are
 LOST = 3  # images that are labeled where the model has no path
 IMAGES, STEPS = 9, 1000  # of the band around the barrier
 FAILS = "barrier: a saddle, but the method fails at it or an end"
@@ -37,7 +49,8 @@ def barrier(
     more than `converged` (eV/Å), and its highest image becomes a saddle by exact Hessians, as `jaxal barrier` does; its
     `ends` go to minima near them, or stay. The method labels saddle and ends. The forces g that it has left there say
     how far its own stationary points are: by the model's Hessian H their energies are lower by g H^-1 g / 2, to second
-    order, which is taken off. Where that changes the barriers by less than `tolerance` (eV) the task is done; else the
+    order, which is taken off. Where that is much it labels there, H^-1 g away, too. Where what is left to be taken off
+    changes the barriers by less than `tolerance` (eV) the task is done; else the
     model learns from these labels, and all begins anew from where the walkers are, until `labels` of them are spent,
     beyond `stop.labels`. A band rests where the members differ by more than `wary` (eV/Å) about the force on an atom.
     Where it comes to no saddle that joins both ends, images are labeled that are high and uncertain (Koistinen et al.,
@@ -76,9 +89,20 @@ def barrier(
         for row, label in zip(asked, labels, strict=True):
             points[row] = labeled_point(expand, points[row], label)
         new = [points[row].atoms for row in asked]
-        energy = np.array([point.label.energy for point in points if point.label is not None])
-        if not np.isfinite(energy).all():
+        if not all(point.label is not None and np.isfinite(point.label.energy) for point in points):
             return _answer(new, labels, False, FAILS, {}, shown)
+        for _ in range(NEARER):
+            off = [row for row, point in enumerate(points) if point.moves and point.size > tolerance / 3]
+            if not off or len(off) > left - len(new):
+                break
+            moved = [nearer(expand, points[row]) for row in off]
+            more = reference(moved)
+            for row, atoms, label in zip(off, moved, more, strict=True):
+                if np.isfinite(label.energy):
+                    there = labeled_point(expand, points[row]._replace(atoms=atoms), label)
+                    points[row] = min(points[row], there, key=lambda point: point.size)
+            new, labels = new + moved, [*labels, *more]
+        energy = np.array([point.label.energy for point in points if point.label is not None])
         top, first, last = energy - np.array([point.lower for point in points])
         off = points[0].size + max(point.size for point in points[1:])
         record = {"forward": top - first, "backward": top - last, "error": off}

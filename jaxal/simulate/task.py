@@ -13,6 +13,7 @@ from jaxal.simulate.surface import Expansion
 from jaxal.simulate.vibrations import QUANTUM, motions
 
 NEAR = 0.1  # Å; a stationary point whose atoms are nearer to those of one that has a label is the same
+STRIDE = 0.2  # Å, the farthest that an atom goes in one of Newton's steps
 SOFT = 0.0025  # eV; the quantum (20 cm^-1) below which a motion counts as one of that stiffness
 
 
@@ -97,14 +98,38 @@ def labeled_point(expand: Expand, point: Point, label: Labeled) -> Point:
     return point._replace(label=label, lower=lower, size=size)
 
 
+def nearer(expand: Expand, point: Point) -> ase.Atoms:
+    """Where the method's own stationary point is by the forces that it has left at a labeled one."""
+    assert point.label is not None
+    return stationary(expand(point.atoms), point.atoms, point.label.force)
+
+
 def relaxation(expansion: Expansion, atoms: ase.Atoms, force: Float[np.ndarray, "n 3"]) -> tuple[float, float]:
     """By how much (eV) a stationary point near a structure is lower, by a Hessian, from the `force` there (eV/Å).
 
     Also the same with all contributions positive: at a saddle those of the mode across it are negative.
     """
+    values, slope, _ = _by_mode(expansion, atoms, force)
+    each = 0.5 * slope**2 / values
+    return float(np.sum(each)), float(np.sum(np.abs(each)))
+
+
+def stationary(expansion: Expansion, atoms: ase.Atoms, force: Float[np.ndarray, "n 3"]) -> ase.Atoms:
+    """Where that stationary point is, by Newton's step; no atom goes farther than `STRIDE`."""
+    values, slope, modes = _by_mode(expansion, atoms, force)
+    step = (modes @ (slope / values)).reshape(-1, 3) / np.sqrt(atoms.get_masses())[:, None]
+    longest = np.linalg.norm(step, axis=-1).max()
+    after = atoms.copy()
+    after.set_positions(atoms.positions + step * min(1.0, STRIDE / max(longest, 1e-12)), apply_constraint=False)
+    return after
+
+
+def _by_mode(
+    expansion: Expansion, atoms: ase.Atoms, force: Float[np.ndarray, "n 3"]
+) -> tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k"], Float[np.ndarray, "3n k"]]:
+    """Curvatures of the modes of motion, none softer than `SOFT`, the force along each, and they (mass-weighted)."""
     basis, free = motions(atoms)
     root = np.repeat(np.sqrt(atoms.get_masses()), 3)
     values, modes = np.linalg.eigh(basis.T @ (expansion.hessian[0] / np.outer(root, root)) @ basis)
     slope = (basis @ modes).T @ (np.where(free[:, None], force, 0.0).ravel() / root)
-    each = 0.5 * slope**2 / np.maximum(np.abs(values), (SOFT / QUANTUM) ** 2)
-    return float(np.sum(np.where(values < 0, -each, each))), float(np.sum(each))
+    return np.where(values < 0, -1.0, 1.0) * np.maximum(np.abs(values), (SOFT / QUANTUM) ** 2), slope, basis @ modes
