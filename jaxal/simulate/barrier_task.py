@@ -18,7 +18,6 @@ from jaxal.simulate.task import (
     Answer,
     Labeled,
     Point,
-    Reference,
     Task,
     Turn,
     fails_near,
@@ -50,29 +49,33 @@ def barrier(
     `ends` go to minima near them, or stay. The method labels saddle and ends. The forces g that it has left there say
     how far its own stationary points are: by the model's Hessian H their energies are lower by g H^-1 g / 2, to second
     order, which is taken off. Where that is much it labels there, H^-1 g away, too. Where what is left to be taken off
-    changes the barriers by less than `tolerance` (eV) the task is done; else the
-    model learns from these labels, and all begins anew from where the walkers are, until `labels` of them are spent,
+    changes the barriers by less than `tolerance` (eV) the task is done; else the model learns from these labels, and
+    the saddle is looked for near this one, or where there is none from where the walkers are, until `labels` are spent,
     beyond `stop.labels`. A band rests where the members differ by more than `wary` (eV/Å) about the force on an atom.
     Where it comes to no saddle that joins both ends, images are labeled that are high and uncertain (Koistinen et al.,
     J. Chem. Phys. 147, 152720, 2017, rest and begin anew so).
     """
 
     def answer(model: models.Model, turn: Turn) -> Answer:
-        path, known, left, reference, _ = turn
-        part = upper(model, path)
-        images = between(part, max(IMAGES, len(part)))
-        band = paths.relaxed(model, images, converged=converged, steps=STEPS, wary=wary)
-        if band.rests:
-            why = f"its members differ by {band.spread.max():.2g} eV/Å"
-            return _astray(paths.along(model, band, None), band, left, reference, why)
-        # where it has not converged, as where the surface is flat, Hessian and reaction path prove the saddle
+        path, known, left, reference, again = turn
         sides = path[0], path[-1]
         if ends == "relaxed":
             sides = paths.settled(model, path[0]), paths.settled(model, path[-1])
-        shown = paths.along(model, band, sides)
-        if shown.saddle is None or not shown.joins:
-            why = "no saddle" if shown.saddle is None else "a saddle that does not join both ends"
-            return _astray(shown, band, left, reference, why)
+        # a saddle of the turn before is near that of this model, whatever it makes of a band
+        shown = paths.along(model, paths.Band(list(again), np.zeros(len(again)), True, False), sides) if again else None
+        if shown is None or not shown.joins:
+            part = upper(model, path)
+            images = between(part, max(IMAGES, len(part)))
+            band = paths.relaxed(model, images, converged=converged, steps=STEPS, wary=wary)
+            if band.rests:
+                why = f"its members differ by {band.spread.max():.2g} eV/Å"
+                return _astray(paths.along(model, band, None), band, turn, why)
+            # where it has not converged, as where the surface is flat, Hessian and reaction path prove the saddle
+            shown = paths.along(model, band, sides)
+            if not shown.joins:
+                why = "no saddle" if shown.saddle is None else "a saddle that does not join both ends"
+                return _astray(shown, band, turn, why)
+        assert shown.saddle is not None
         expand = expander(model)
         stationary = zip((shown.saddle, *sides), (True, ends == "relaxed", ends == "relaxed"), strict=True)
         begun = [Point(atoms, None, moves) for atoms, moves in stationary]
@@ -127,12 +130,20 @@ def upper(model: models.Model, path: Sequence[ase.Atoms]) -> list[ase.Atoms]:
     return list(path[first : last + 1])
 
 
-def _astray(shown: Barrier, band: paths.Band, left: int, reference: Reference, why: str) -> Answer:
+def _astray(shown: Barrier, band: paths.Band, turn: Turn, why: str) -> Answer:
     """Nothing to answer with: the image that the members differ about most is labeled, the highest, and another."""
     top = 1 + int(np.argmax(shown.energies[1:-1]))
     order = [int(row) for row in np.argsort(-band.spread) if row != top]
-    images = [band.images[row] for row in (order[0], top, *order[1:])][: min(left, LOST)]
-    return _answer(images, reference(images), False, f"barrier: none yet, {why}", {}, shown)
+    images = [band.images[row] for row in (order[0], top, *order[1:])][: min(turn.left, LOST)]
+    return _answer(images, turn.reference(images), False, f"barrier: none yet, {why}", {}, shown, turn.again)
+
+
+def _by_way_of_its_saddle(shown: Barrier) -> list[ase.Atoms]:
+    """The images of a path, the saddle in place of the highest."""
+    images, top = list(shown.images), paths.highest_inside(shown.energies)
+    if top is not None and shown.saddle is not None:
+        images[top] = shown.saddle
+    return images
 
 
 def _answer(
@@ -142,10 +153,12 @@ def _answer(
     text: str,
     record: dict[str, Any],
     shown: Barrier,
+    again: Sequence[ase.Atoms] | None = None,
 ) -> Answer:
     def save(folder: Path) -> None:
         from jaxal.simulate import outcome  # here: matplotlib, which who lists the tasks need not wait for
 
         outcome.of_barrier(folder, shown, record)
 
-    return Answer(structures, labels, satisfied, text, record, save)
+    onward = _by_way_of_its_saddle(shown) if again is None else again
+    return Answer(structures, labels, satisfied, text, record, save, onward)
