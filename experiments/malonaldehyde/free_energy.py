@@ -29,6 +29,7 @@ from jaxal.simulate import dynamics, free_energy, sampling
 from jaxal.simulate.free_energy import Samples
 
 KELVIN, BETWEEN, DISCARD = 300.0, 0.1, 0.2
+STRAINED = 0.8  # eV over the lowest; walkers do not begin at structures that are higher
 ALONG = "{name: difference, pairs: [[5, 4], [5, 3]]}"
 GROWING = f"pace: 50, temperature: {KELVIN}, variables: {ALONG}}}"
 UMBRELLA = f"{{name: umbrella, low: -0.9, high: 0.9, windows: 12, stiffness: 2.0, variables: {ALONG}"
@@ -105,7 +106,9 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     options = parser.parse_args()
     model = models.load(options.run)
-    starts: Any = read(options.run / "training.xyz", ":")
+    learned: Any = read(options.run / "training.xyz", ":")
+    energies = np.array([atoms.get_potential_energy() for atoms in learned])
+    starts = [atoms for atoms, energy in zip(learned, energies, strict=True) if energy < energies.min() + STRAINED]
     for atoms in starts:
         atoms.calc = None
         atoms.info = {"charge": 0, "spin": 0}

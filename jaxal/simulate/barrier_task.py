@@ -24,12 +24,14 @@ from jaxal.simulate.task import (
     known_near,
     labeled_point,
     nearer,
+    remembered,
 )
 
 NEARER = 2  # times that stationary points are labeled again, where the forces there say they are
 LOST = 3  # images that are labeled where the model has no path
 IMAGES, STEPS = 9, 1000  # of the band around the barrier
 FAILS = "barrier: a saddle, but the method fails at it or an end"
+SADDLE = "saddle"  # marks it among the images of the next turn
 BELOW = 0.7  # eV under the top, from where on a path says nothing of it
 
 
@@ -62,7 +64,8 @@ def barrier(
         if ends == "relaxed":
             sides = paths.settled(model, path[0]), paths.settled(model, path[-1])
         # a saddle of the turn before is near that of this model, whatever it makes of a band
-        shown = paths.along(model, paths.Band(list(again), np.zeros(len(again)), True, False), sides) if again else None
+        before = list(again[1:-1])  # between both ends
+        shown = paths.along(model, paths.Band(before, np.zeros(len(before)), True, False), sides) if before else None
         if shown is None or not shown.joins:
             part = upper(model, path)
             images = between(part, max(IMAGES, len(part)))
@@ -79,21 +82,22 @@ def barrier(
         expand = expander(model)
         stationary = zip((shown.saddle, *sides), (True, ends == "relaxed", ends == "relaxed"), strict=True)
         begun = [Point(atoms, None, moves) for atoms, moves in stationary]
-        points = [known_near(expand, point, known, tolerance / 3) for point in begun]
+        had = (_saddle_of(before), again[0], again[-1]) if before else (None, None, None)
+        points = [remembered(expand, *each, known, tolerance / 3) for each in zip(begun, had, strict=True)]
         if sum(point.label is None for point in points) > left:  # what is there must do
             points = [known_near(expand, point, known, np.inf) for point in begun]
         asked = [row for row, point in enumerate(points) if point.label is None]
         if len(asked) > left:
             what = f"{shown.forward / KCAL_PER_MOL:.2f} kcal/mol by the model, too few labels are left"
-            return _answer([], [], False, f"barrier: {what}", {}, shown)
+            return _answer([], [], False, f"barrier: {what}", {}, shown, again)
         if any(fails_near(points[row], known) for row in asked):
-            return _answer([], [], False, FAILS, {}, shown)
+            return _answer([], [], False, FAILS, {}, shown, again)
         labels = reference([points[row].atoms for row in asked])
         for row, label in zip(asked, labels, strict=True):
             points[row] = labeled_point(expand, points[row], label)
         new = [points[row].atoms for row in asked]
         if not all(point.label is not None and np.isfinite(point.label.energy) for point in points):
-            return _answer(new, labels, False, FAILS, {}, shown)
+            return _answer(new, labels, False, FAILS, {}, shown, again)
         for _ in range(NEARER):
             off = [row for row, point in enumerate(points) if point.moves and point.size > tolerance / 3]
             if not off or len(off) > left - len(new):
@@ -111,7 +115,8 @@ def barrier(
         record = {"forward": top - first, "backward": top - last, "error": off}
         values = [value / KCAL_PER_MOL for value in (top - first, top - last, off)]
         text = "barrier: {:.2f} kcal/mol, back {:.2f}, +- {:.2f}".format(*values)
-        return _answer(new, labels, off <= tolerance, text, record, shown)
+        onward = [points[1].atoms, *_with_saddle(shown, points[0].atoms), points[2].atoms]
+        return _answer(new, labels, off <= tolerance, text, record, shown, onward)
 
     return Task(labels, answer, ordered=True, largest=paths.LARGE)
 
@@ -138,12 +143,17 @@ def _astray(shown: Barrier, band: paths.Band, turn: Turn, why: str) -> Answer:
     return _answer(images, turn.reference(images), False, f"barrier: none yet, {why}", {}, shown, turn.again)
 
 
-def _by_way_of_its_saddle(shown: Barrier) -> list[ase.Atoms]:
-    """The images of a path, the saddle in place of the highest."""
-    images, top = list(shown.images), paths.highest_inside(shown.energies)
-    if top is not None and shown.saddle is not None:
-        images[top] = shown.saddle
+def _with_saddle(shown: Barrier, saddle: ase.Atoms) -> list[ase.Atoms]:
+    """The images of a path, and this structure, marked, in place of the highest."""
+    images, top = [image.copy() for image in shown.images], paths.highest_inside(shown.energies)
+    row = int(np.argmax(shown.energies)) if top is None else top
+    images[row] = saddle.copy()
+    images[row].info[SADDLE] = True
     return images
+
+
+def _saddle_of(images: Sequence[ase.Atoms]) -> ase.Atoms | None:
+    return next((image for image in images if image.info.get(SADDLE)), None)
 
 
 def _answer(
@@ -153,12 +163,11 @@ def _answer(
     text: str,
     record: dict[str, Any],
     shown: Barrier,
-    again: Sequence[ase.Atoms] | None = None,
+    again: Sequence[ase.Atoms],
 ) -> Answer:
     def save(folder: Path) -> None:
         from jaxal.simulate import outcome  # here: matplotlib, which who lists the tasks need not wait for
 
         outcome.of_barrier(folder, shown, record)
 
-    onward = _by_way_of_its_saddle(shown) if again is None else again
-    return Answer(structures, labels, satisfied, text, record, save, onward)
+    return Answer(structures, labels, satisfied, text, record, save, again)

@@ -13,6 +13,7 @@ from jaxal.simulate.surface import Expansion
 from jaxal.simulate.vibrations import QUANTUM, motions
 
 NEAR = 0.1  # Å; a stationary point whose atoms are nearer to those of one that has a label is the same
+AROUND, SAME = 0.5, 1e-6  # Å; where a stationary point is looked for again; a structure and itself
 STRIDE = 0.2  # Å, the farthest that an atom goes in one of Newton's steps
 SOFT = 0.0025  # eV; the quantum (20 cm^-1) below which a motion counts as one of that stiffness
 
@@ -83,13 +84,31 @@ def known_near(expand: Expand, point: Point, known: Known, enough: float) -> Poi
     return point if best.label is None else best
 
 
+def remembered(expand: Expand, point: Point, before: ase.Atoms | None, known: Known, enough: float) -> Point:
+    """The same point of the turn before, with its label, where it still is as close to the method's own (eV): what the
+    model makes of it now, as long as it is around there, says no more. Else that of `known_near`.
+    """
+    if before is not None and point.moves and _apart(before, point.atoms) < AROUND:
+        for atoms, label in known:
+            if _apart(atoms, before) < SAME and np.isfinite(label.energy):
+                there = labeled_point(expand, point._replace(atoms=atoms), label)
+                if there.size < enough:
+                    return there
+    return known_near(expand, point, known, enough)
+
+
 def fails_near(point: Point, known: Known) -> bool:
     """Whether the method has failed at a structure near a point: it is not asked there again."""
     return any(_near(atoms, point.atoms) and not np.isfinite(label.energy) for atoms, label in known)
 
 
 def _near(atoms: ase.Atoms, other: ase.Atoms) -> bool:
-    return bool(np.linalg.norm(atoms.positions - other.positions, axis=-1).max() < NEAR)
+    return _apart(atoms, other) < NEAR
+
+
+def _apart(atoms: ase.Atoms, other: ase.Atoms) -> float:
+    """How far apart an atom is in two structures, Å, at most."""
+    return float(np.linalg.norm(atoms.positions - other.positions, axis=-1).max())
 
 
 def labeled_point(expand: Expand, point: Point, label: Labeled) -> Point:

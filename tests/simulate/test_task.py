@@ -125,8 +125,11 @@ def test_ends_that_stay_are_known_by_their_own_labels():
     task.answer(LEPS, Turn(images(distance=1.6), known, 9, method(again)))
     assert len(asked) == 4 and len(again) <= 1, "of the saddle alone, and where it should be by the forces there"
     assert np.linalg.norm(asked[3].positions - asked[0].positions, axis=-1).max() < 0.2
-    few = task.answer(LEPS, Turn(images(distance=1.6), known, 0, method([])))
+    assert before.satisfied and before.record["error"] < 1e-5
+    few = task.answer(LEPS, Turn(images(distance=1.6), known[:3], 0, method([])))
     assert few.record and not few.satisfied, "without labels left what is there must do"
+    next_ = task.answer(LEPS, Turn(images(distance=1.6), known, 9, method(again), before.again))
+    assert next_.record["forward"] == pytest.approx(before.record["forward"], abs=1e-5), "from the saddle that it had"
 
 
 @pytest.mark.slow
