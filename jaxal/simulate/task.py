@@ -14,6 +14,7 @@ from jaxal.simulate.vibrations import QUANTUM, motions
 
 NEAR = 0.1  # Å; a stationary point whose atoms are nearer to those of one that has a label is the same
 AROUND, SAME = 0.5, 1e-6  # Å; where a stationary point is looked for again; a structure and itself
+USABLE = 0.05  # eV that are taken off a label, from where on one of Newton's steps says more than another model
 STRIDE = 0.2  # Å, the farthest that an atom goes in one of Newton's steps
 SOFT = 0.0025  # eV; the quantum (20 cm^-1) below which a motion counts as one of that stiffness
 
@@ -85,14 +86,14 @@ def known_near(expand: Expand, point: Point, known: Known, enough: float) -> Poi
 
 
 def remembered(expand: Expand, point: Point, before: ase.Atoms | None, known: Known, enough: float) -> Point:
-    """The same point of the turn before, with its label, where it still is as close to the method's own (eV): what the
-    model makes of it now, as long as it is around there, says no more. Else that of `known_near`.
+    """The same point of the turn before, with its label, where it still is near the method's own: what the model makes
+    of it now, as long as it is around there, says no more. Else that of `known_near`.
     """
     if before is not None and point.moves and _apart(before, point.atoms) < AROUND:
         for atoms, label in known:
             if _apart(atoms, before) < SAME and np.isfinite(label.energy):
                 there = labeled_point(expand, point._replace(atoms=atoms), label)
-                if there.size < enough:
+                if there.size < max(enough, USABLE):
                     return there
     return known_near(expand, point, known, enough)
 
