@@ -34,13 +34,13 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
 def printed(monkeypatch, encoding: str, *arguments: str) -> tuple[int, str, str]:
     """Status, standard output and error of a command whose terminal has this encoding."""
     streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
-    monkeypatch.setattr(sys, "stdout", streams[0])
-    monkeypatch.setattr(sys, "stderr", streams[1])
-    status = main(arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", streams[0])
+        patch.setattr(sys, "stderr", streams[1])
+        status = main(arguments)
     for stream in streams:
         stream.flush()
     out, err = (stream.buffer.getvalue().decode(encoding) for stream in streams)
-    monkeypatch.undo()
     return status, out, err
 
 
