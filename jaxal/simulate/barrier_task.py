@@ -99,19 +99,19 @@ def barrier(
         if not all(point.label is not None and np.isfinite(point.label.energy) for point in points):
             return _answer(new, labels, False, FAILS, {}, shown, again)
         for _ in range(NEARER):
-            off = [row for row, point in enumerate(points) if point.moves and point.size > tolerance / 3]
-            if not off or len(off) > left - len(new):
+            far = [row for row, point in enumerate(points) if point.moves and point.size > tolerance / 3]
+            if _off(points) <= tolerance or not far or len(far) > left - len(new):
                 break
-            moved = [nearer(expand, points[row]) for row in off]
+            moved = [nearer(expand, points[row]) for row in far]
             more = reference(moved)
-            for row, atoms, label in zip(off, moved, more, strict=True):
+            for row, atoms, label in zip(far, moved, more, strict=True):
                 if np.isfinite(label.energy):
                     there = labeled_point(expand, points[row]._replace(atoms=atoms), label)
                     points[row] = min(points[row], there, key=lambda point: point.size)
             new, labels = new + moved, [*labels, *more]
         energy = np.array([point.label.energy for point in points if point.label is not None])
         top, first, last = energy - np.array([point.lower for point in points])
-        off = points[0].size + max(point.size for point in points[1:])
+        off = _off(points)
         record = {"forward": top - first, "backward": top - last, "error": off}
         values = [value / KCAL_PER_MOL for value in (top - first, top - last, off)]
         text = "barrier: {:.2f} kcal/mol, back {:.2f}, +- {:.2f}".format(*values)
@@ -133,6 +133,11 @@ def upper(model: models.Model, path: Sequence[ase.Atoms]) -> list[ase.Atoms]:
     first = max((row for row in range(top) if energy[row] < low), default=0)
     last = min((row for row in range(top + 1, len(path)) if energy[row] < low), default=len(path) - 1)
     return list(path[first : last + 1])
+
+
+def _off(points: Sequence[Point]) -> float:
+    """How much barriers may be off, eV, by what is taken off a saddle and both ends."""
+    return points[0].size + max(point.size for point in points[1:])
 
 
 def _astray(shown: Barrier, band: paths.Band, turn: Turn, why: str) -> Answer:
