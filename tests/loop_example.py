@@ -80,7 +80,7 @@ def made(label=oracle, capacity=64, slots=2, queue=0, drive="mean", gate=None):
         drive=drive,
     )
     frames = initial_labels.first_structures(atoms, 4, 0)
-    structures = jax.tree.map(jnp.asarray, from_atoms(frames, TABLE))
+    structures = jax.device_put(from_atoms(frames, TABLE))
     labels = jax.jit(oracle)(structures, jnp.ones(4, bool))
     held = np.array([False, False, True, False])
     buffer = training_data.training_set(structures, labels, held, MEMBERS, capacity, jax.random.key(1), 1.0)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ase.io import read
 
@@ -24,7 +23,7 @@ def tiny_model(path: Path) -> None:
     reference = np.array([-13.0, -50.0, -430.0])
     model = models.Model("equivariant", options, table, {}, reference, "float32", ((0, 0),), calibration=known)
     potential = models.potential(model)
-    structure = jax.tree.map(jnp.asarray, from_atoms(atoms, table))
+    structure = jax.device_put(from_atoms(atoms, table))
     near = neighbors.build(neighbors.plan(structure, potential.cutoff), structure)
     params = jax.vmap(lambda key: potential.init(key, structure, near))(jax.random.split(jax.random.key(0), 2))
     models.save(path, model._replace(params=params))

@@ -225,7 +225,7 @@ def train(setting: Setting) -> Program:
     frames = [setting.atoms.copy() for _ in range(SAMPLES)]
     for frame, by in zip(frames, shift, strict=True):
         frame.positions += by
-    structures = jax.tree.map(jnp.asarray, from_atoms(frames, model.table, dtype=np.dtype(setting.precision)))
+    structures = jax.device_put(from_atoms(frames, model.table, dtype=np.dtype(setting.precision)))
     dtype = structures.position.dtype
     labels = Label(
         jnp.asarray(5.0 * (shift**2).sum((1, 2)), dtype),
@@ -270,17 +270,18 @@ def _model(setting: Setting) -> _Model:
     mesh = devices.mesh(setting.devices, setting.members // heads)
     committee = Committee(potential, setting.members, setting.batching, heads, setting.signs, len(table), mesh=mesh)
     # weights and positions are those of float32 in every precision, so that results can be compared
-    structure = jax.tree.map(jnp.asarray, from_atoms([setting.atoms], table, dtype=np.dtype(np.float32)))
+    structure = jax.device_put(from_atoms([setting.atoms], table, dtype=np.dtype(np.float32)))
     spec = neighbors.plan(structure, committee.potential.cutoff, assembly.SKIN)
     near = jax.jit(neighbors.find, static_argnums=0)(spec, structure)
-    first = jax.tree.map(lambda x: x[0], (structure, near))
-    params = jax.jit(lambda key, *rest: committees.init(committee, key, *rest))(jax.random.key(setting.seed), *first)
-    listed = float(jnp.mean(jnp.sum(near.index < len(setting.atoms), axis=-1)))
-    labels = Label(jnp.zeros(1), jnp.full(structure.position.shape, SCALE), jnp.zeros((1, 3, 3)), jnp.ones(1, bool))
+    first = jax.tree.map(lambda x: np.asarray(x)[0], (structure, near))
+    params = committees.init(committee, jax.random.key(setting.seed), *first)
+    listed = float(np.mean(np.sum(np.asarray(near.index) < len(setting.atoms), axis=-1)))
+    labels = Label(np.zeros(1), np.full(structure.position.shape, SCALE), np.zeros((1, 3, 3)), np.ones(1, bool))
     params = training.normalize(params, labels, structure, listed)
     cast = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
     params, structure, near = jax.tree.map(cast, (params, structure, near))
-    structures, near = jax.tree.map(lambda x: jnp.repeat(x, setting.walkers, axis=0), (structure, near))
+    alike = jax.tree.map(lambda x: np.repeat(np.asarray(x), setting.walkers, axis=0), (structure, near))
+    structures, near = jax.device_put(alike)
     params = devices.laid(mesh, P(MEMBERS), params)
     structures, near = devices.laid(mesh, devices.along(mesh, WALKERS, setting.walkers), (structures, near))
     return _Model(table, committee, params, structures, spec, near)
@@ -297,7 +298,7 @@ def _facts(setting: Setting, model: _Model | None) -> dict[str, Any]:
     facts |= dict(setting.potential.options)
     if model is not None:
         cutoff = model.committee.potential.cutoff
-        spec = neighbors.plan(jax.tree.map(lambda x: x[:1], model.structures), cutoff, 0.0, 1.0)
+        spec = neighbors.plan(jax.tree.map(lambda x: np.asarray(x)[:1], model.structures), cutoff, 0.0, 1.0)
         vector, used = jax.vmap(neighbors.vectors)(model.structures, model.near)
         near = used & (jnp.linalg.norm(vector, axis=-1) < cutoff)
         facts |= {
@@ -305,5 +306,5 @@ def _facts(setting: Setting, model: _Model | None) -> dict[str, Any]:
             "edges_padded": (model.spec.close or model.spec.capacity) * len(setting.atoms),
         }
         facts |= {"largest_degree": spec.capacity}
-        facts["params"] = sum(x[0].size for x in jax.tree.leaves(model.params))
+        facts["params"] = sum(x.size // x.shape[0] for x in jax.tree.leaves(model.params))
     return facts

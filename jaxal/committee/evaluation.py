@@ -55,6 +55,7 @@ class Committee(NamedTuple):
         return self.members // self.heads
 
 
+@functools.partial(jax.jit, static_argnums=0, inline=True)  # one program where it is called outside of one
 def init(committee: Committee, key: Key, structure: Structure, neighbors: Neighbors) -> Params:
     """Independent initial weights, [r] leading."""
 

@@ -63,7 +63,7 @@ def sampler_of(part: Part, starts: list[ase.Atoms], walkers: int, file: Any, fie
             what = f"{file} has a vacuum of {empty:.1f} Å, which a pressure would close; give nvt_langevin or another"
             raise InputError(f"explore.name: {part.name} does not fit: {what}")
     each = [starts[walker % len(starts)] for walker in range(walkers)]
-    structures = jax.tree.map(jnp.asarray, from_atoms(each, species_table([atoms])))
+    structures = jax.device_put(from_atoms(each, species_table([atoms])))
 
     def begin() -> Any:
         start = Start(structures, jnp.zeros_like(structures.position), jnp.zeros_like(structures.cell))

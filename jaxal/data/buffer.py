@@ -4,6 +4,7 @@ Every label has a bootstrap weight for each member and is either trained on or h
 not suffice nothing is added and `add` says so; the host then grows the buffer and replays.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -25,9 +26,9 @@ class Buffer(NamedTuple):
     count: Int[Array, ""]
 
 
+@partial(jax.jit, static_argnums=(1, 2), inline=True)  # one program where it is called outside of one
 def init(example: Structure, members: int, capacity: int) -> Buffer:
     """An empty buffer for structures like `example` (unbatched; its number of atoms and dtype are kept)."""
-    example = jax.tree.map(jnp.asarray, example)
     atoms, dtype = example.position.shape[0], example.position.dtype
     empty = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), example)
     label = Label(
@@ -100,6 +101,7 @@ def add(
     return added, overflow
 
 
+@partial(jax.jit, static_argnums=1)
 def grow(buffer: Buffer, size: int) -> Buffer:
     """The same buffer with room for `size` labels. Host side, between segments."""
     more = size - capacity(buffer)

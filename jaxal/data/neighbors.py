@@ -79,7 +79,7 @@ def plan(structures: Structure, cutoff: float, skin: float = 0.0, margin: float 
         three = int(bins[0]), int(bins[1]), int(bins[2])
         most = max(_fullest(three, *each, reach) for each in zip(atoms, cell, periodic, strict=True))
         spec = spec._replace(images=(0, 0, 0), bins=three, bin_slots=int(np.ceil(1.5 * most)) + 2)
-    frames = [jax.tree.map(lambda x, row=row: jnp.asarray(x[row]), flat) for row in range(len(position))]
+    frames = [jax.tree.map(lambda x, row=row: x[row], flat) for row in range(len(position))]
 
     def slots(each: Spec, margin: float) -> int:
         room = max(1, int(np.ceil(margin * max(int(np.max(_counts(each, frame))) for frame in frames))))

@@ -5,6 +5,7 @@ never used twice; the host takes rows by their tickets and marks as `sent` those
 queue is full a new row takes the place of a less uncertain one that has not been sent, or is not taken in.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -27,9 +28,9 @@ class Queue(NamedTuple):
     next: Int[Array, ""]  # ticket of the next row
 
 
+@partial(jax.jit, static_argnums=1, inline=True)  # one program where it is called outside of one
 def init(example: Structure, capacity: int) -> Queue:
     """An empty queue for structures like `example` (unbatched; its number of atoms and dtype are kept)."""
-    example = jax.tree.map(jnp.asarray, example)
     empty = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), example)
     return Queue(
         structure=empty._replace(species=jnp.full((capacity, *example.species.shape), -1, jnp.int32)),

@@ -282,8 +282,8 @@ def predictor(
     part = committee(model, batching, sources)
     double = model.precision == "float64"
     with jax.enable_x64(double):
-        params = jax.tree.map(jnp.asarray, weights.collections(model.params))
-        support = jax.tree.map(jnp.asarray, model.support)
+        params = jax.device_put(weights.collections(model.params))
+        support = jax.device_put(model.support)
     room: Specs = {} if specs is None else specs
 
     compiled = _compiled(part, placement())
@@ -294,7 +294,7 @@ def predictor(
             return evaluate(structures)
 
     def evaluate(structures: Structure) -> Prediction:
-        structures = jax.tree.map(jnp.asarray, structures)
+        structures = jax.device_put(structures)
         kind = structures.species.shape[-1], tuple(np.any(np.asarray(structures.periodic), axis=0).tolist())
         if kind not in room:
             room[kind] = neighbors.plan(structures, part.potential.cutoff, 0.0, 1.25)

@@ -60,7 +60,7 @@ def run_of(config: Config, systems: Sequence[Population], table: Table, factor: 
     systems = [system._replace(walkers=factor * system.walkers) for system in systems]
     dtype = assembly.dtype_of(config.precision)
     frames = initial_labels.first_of_all(systems, config.initial, config.seed)
-    structures = jax.tree.map(jnp.asarray, from_atoms(frames, table, dtype=dtype))
+    structures = jax.device_put(from_atoms(frames, table, dtype=dtype))
     cutoff = config.potential.bind()(table).cutoff
     groups = grouped(systems, cutoff)
     label = None if config.label.mode == "pooled" else _stand_in

@@ -111,7 +111,7 @@ def grown(before: Before, run: Run, labels_of_new: Labeled) -> tuple[Progress, s
     groups = grouping.program_groups(run.systems, run.groups, near)
     static = assembly.static_of(run.config, run.table, groups, train_near)
     walkers, begun = _walkers(old, run, state, rows)
-    starts, sample = jax.tree.map(jnp.asarray, session.walker_structures(run)), state.sample
+    starts, sample = jax.device_put(session.walker_structures(run)), state.sample
 
     def begin(train: Any, buffer: Any, key: Key) -> states.State:
         new = states.start(parts, static, train, buffer, walkers, key, begun)
@@ -279,4 +279,4 @@ def _walkers(old: Run, run: Run, state: states.State, rows: np.ndarray) -> tuple
             for values, from_old in zip(begin, trusted, strict=True):
                 values[row] = from_old[source]
             begun[row] = steps[source]
-    return jax.tree.map(jnp.asarray, begin), begun
+    return jax.device_put(begin), begun

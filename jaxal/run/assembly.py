@@ -115,7 +115,7 @@ def untrained(
         buffer = buffers.init(structure, parts.committee.members, rows)
         return states.start(parts, static, training.init(static.recipe, params), buffer, structures, key)
 
-    arguments = jax.tree.map(jnp.asarray, structures), jax.random.key(0)
+    arguments = jax.device_put(structures), jax.random.key(0)
     return jax.jit(build)(*arguments) if filled else jax.eval_shape(build, *arguments)
 
 

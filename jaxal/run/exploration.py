@@ -273,7 +273,7 @@ def _first_training(
     config = run.config
     session.show(run, progress, "first training")
     parts, static = assembled(run, progress, labels.label)
-    structures = jax.tree.map(jnp.asarray, session.walker_structures(run))
+    structures = jax.device_put(session.walker_structures(run))
     key_train, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
 
     def begin(train: training.TrainState, buffer: buffers.Buffer, key: Any) -> states.State:

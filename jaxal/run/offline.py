@@ -64,7 +64,7 @@ def train(config: Offline, directory: Path) -> None:
         params = training_data.new_params(committee, key, near, structures, labels, reference, free)
         last = final_training.split_held(held, dataset.groups(frames))  # known to nothing but the bound
         shares = shares_of(frames)[~last]
-        rest = [jax.tree.map(lambda x: x[~last], tree) for tree in (structures, labels)]
+        rest = [jax.tree.map(lambda x: np.asarray(x)[~last], tree) for tree in (structures, labels)]
         drawn = committee.members, len(held), key_set, recipe.bootstrap, shares
         buffer = training_data.training_set(rest[0], rest[1], held[~last], *drawn)
         state = training.init(recipe, params)
@@ -82,7 +82,7 @@ def train(config: Offline, directory: Path) -> None:
             lambda error, left: status("training", error, left),
         )
         support = jax.jit(learned, static_argnums=(0, 1))(committee, near, state.average, buffer)
-        judging = [jax.tree.map(lambda x: x[last], tree) for tree in (structures, labels)]
+        judging = [jax.tree.map(lambda x: np.asarray(x)[last], tree) for tree in (structures, labels)]
         bound = bounded(committee, state.average, support, judging[0], judging[1], final_training.HELD)
         facts = table, reference, exact
         learned_model = final_training.model_of(config, committee, state, bound, buffer, *facts)

@@ -223,7 +223,7 @@ def _rows(run: Run, came: Came, size: int) -> Arrivals:
         filled(came.walker, np.int32),
         there,
     )
-    return devices.laid(run.mesh, P(), jax.tree.map(jnp.asarray, rows))
+    return devices.laid(run.mesh, P(), jax.device_put(rows))
 
 
 def taken_in(run: Run, progress: Progress, state: states.State, came: Came, report: Absorbed) -> None:

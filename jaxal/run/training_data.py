@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxal.committee import evaluation as committees
@@ -20,16 +19,11 @@ def cast(structures: Structure, labels: Label, reference: np.ndarray, dtype: Any
     """Device arrays in the program's precision, energies relative to the references (subtracted in float64)."""
     species = np.asarray(structures.species)
     offset = np.where(species >= 0, np.asarray(reference)[species], 0.0).sum(-1)
-    structures = structures._replace(
-        position=jnp.asarray(structures.position, dtype), cell=jnp.asarray(structures.cell, dtype)
-    )
-    labels = Label(
-        jnp.asarray(np.asarray(labels.energy) - offset, dtype),
-        jnp.asarray(labels.force, dtype),
-        jnp.asarray(labels.stress, dtype),
-        jnp.asarray(labels.ok),
-    )
-    return jax.tree.map(jnp.asarray, (structures, labels))
+    position, cell = (np.asarray(x, dtype) for x in (structures.position, structures.cell))
+    energy = np.asarray(np.asarray(labels.energy) - offset, dtype)
+    force, stress = (np.asarray(x, dtype) for x in (labels.force, labels.stress))
+    structures, labels = structures._replace(position=position, cell=cell), Label(energy, force, stress, labels.ok)
+    return jax.device_put((structures, labels))
 
 
 def training_set(
@@ -44,10 +38,10 @@ def training_set(
 ) -> buffers.Buffer:
     """A buffer that holds the labels (device arrays, [b]); `held` marks those held out, `share` weighs them [b 3]."""
     number = structures.charge.shape[0]
-    empty = buffers.init(jax.tree.map(lambda x: x[0], structures), members, max(capacity, number))
+    empty = buffers.init(jax.tree.map(lambda x: np.asarray(x)[0], structures), members, max(capacity, number))
     add = jax.jit(buffers.add, static_argnums=6)
-    weights = None if share is None else jnp.asarray(share, empty.share.dtype)
-    return add(empty, key, structures, labels, labels.ok, jnp.asarray(held), bootstrap, weights)[0]
+    weights = None if share is None else np.asarray(share, empty.share.dtype)
+    return add(empty, key, structures, labels, labels.ok, np.asarray(held), bootstrap, weights)[0]
 
 
 def spread_hold(number: int, fraction: float, trained: int = 0) -> np.ndarray:
@@ -76,9 +70,9 @@ def new_params(
     The labels are relative to `reference` [s]; `isolated` are energies of isolated atoms by row of the table, eV.
     """
     near = jax.jit(neighbors.find, static_argnums=0)(spec, structures)
-    atoms = jnp.sum(structures.species >= 0)
-    listed = float(jnp.sum(near.index < structures.species.shape[-1]) / atoms)
-    first = jax.tree.map(lambda x: x[0], (structures, near))
-    params = jax.jit(lambda key, *example: committees.init(committee, key, *example))(key, *first)
+    species = np.asarray(structures.species)
+    listed = float(np.sum(np.asarray(near.index) < species.shape[-1]) / np.sum(species >= 0))
+    first = jax.tree.map(lambda x: np.asarray(x)[0], (structures, near))
+    params = committees.init(committee, key, *first)
     params = training.normalize(params, labels, structures, listed)
     return params if reference is None else with_isolated(params, reference, isolated or {})

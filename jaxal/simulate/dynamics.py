@@ -95,18 +95,21 @@ def observed(along: Sequence[Part], start: ase.Atoms) -> Terms:
 def _nearest(terms: Terms, starts: Sequence[ase.Atoms], number: int, model: models.Model) -> list[int]:
     """Which structure each walker starts from: of those where biases at rest are lowest in its window, in turn."""
     at_rest = [term for term in terms if term.bias.static and term.variables.names]
-    structures = jax.tree.map(jnp.asarray, from_atoms(list(starts), model.table))
-    first = jax.tree.map(lambda x: x[0], structures)
+    structures = from_atoms(list(starts), model.table)
     zero = jnp.zeros(())
 
-    def energy(walker: Any, structure: Structure) -> Any:
+    def energy(walker: Any, first: Structure, structure: Structure) -> Any:
         states = [(term, term.bias.init(first, walker)) for term in at_rest]
         return zero + sum(
             term.bias.energy(own, term.variables.values(structure), zero, structure, zero) for term, own in states
         )
 
-    each = jax.vmap(lambda walker: jax.vmap(lambda structure: energy(walker, structure))(structures))
-    energies = np.asarray(each(jnp.arange(number)))
+    def each(structures: Structure) -> Any:
+        first = jax.tree.map(lambda x: x[0], structures)
+        of_walker = jax.vmap(energy, (None, None, 0))
+        return jax.vmap(of_walker, (0, None, None))(jnp.arange(number), first, structures)
+
+    energies = np.asarray(jax.jit(each)(structures))
     lowest = [np.flatnonzero(row <= row.min() + ALIKE) for row in energies]
     return [int(rows[walker % len(rows)]) for walker, rows in enumerate(lowest)]
 

@@ -79,9 +79,10 @@ def check(walkers: Prepared, simulation: Simulation) -> Term:
 
 
 def _first_offset(walkers: Prepared, term: Term) -> float:
-    assert term.bias.offset is not None
-    start = jax.tree.map(jnp.asarray, from_atoms(walkers.starts[0], walkers.surface.model.table))
-    return float(term.bias.offset(term.bias.init(start, jnp.int32(0))))
+    offset = term.bias.offset
+    assert offset is not None
+    start = from_atoms(walkers.starts[0], walkers.surface.model.table)
+    return float(jax.jit(lambda start: offset(term.bias.init(start, jnp.int32(0))))(start))
 
 
 def answer(
@@ -140,22 +141,22 @@ def in_windows(walkers: Prepared, term: Term) -> bool:
     """Whether walkers are held in different windows by a bias at rest."""
     if not term.bias.static or not term.variables.names:
         return False
-    return any(bool(jnp.any(x != x[:1])) for x in jax.tree.leaves(_states(walkers, term)))
+    return any(bool(np.any(x != x[:1])) for x in map(np.asarray, jax.tree.leaves(_states(walkers, term))))
 
 
 def _states(walkers: Prepared, term: Term) -> Any:
     """Those of a bias of all walkers at the start."""
-    start = jax.tree.map(jnp.asarray, from_atoms(walkers.starts[0], walkers.surface.model.table))
-    return jax.vmap(lambda walker: term.bias.init(start, walker))(jnp.arange(len(walkers.starts)))
+    start = from_atoms(walkers.starts[0], walkers.surface.model.table)
+    return jax.jit(jax.vmap(term.bias.init, (None, 0)))(start, np.arange(len(walkers.starts)))
 
 
 def _windows(walkers: Prepared, term: Term, series: Series, first: int) -> Float[np.ndarray, "w t w"] | None:
     """Energies of a bias at rest in the window of each walker at all frames; None where all have the same."""
     if not in_windows(walkers, term):
         return None
-    start = jax.tree.map(jnp.asarray, from_atoms(walkers.starts[0], walkers.surface.model.table))
+    start = jax.device_put(from_atoms(walkers.starts[0], walkers.surface.model.table))
     states = _states(walkers, term)
-    values = jnp.asarray(np.stack([series.report[f"variable_{label}"][first:] for label in term.labels], axis=-1))
+    values = jax.device_put(np.stack([series.report[f"variable_{label}"][first:] for label in term.labels], axis=-1))
     zero: Any = jnp.zeros(())
 
     def energies(state: Any) -> Any:

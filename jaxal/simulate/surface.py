@@ -54,8 +54,8 @@ class Surface(NamedTuple):
 def surface(model: models.Model, mesh: Mesh | None = None) -> Surface:
     """The surface of a model, on a mesh of devices or on one."""
     with jax.enable_x64(model.precision == "float64"):
-        params = jax.tree.map(jnp.asarray, weights.collections(model.params))
-        support = jax.tree.map(jnp.asarray, model.support)
+        params = jax.device_put(weights.collections(model.params))
+        support = jax.device_put(model.support)
     return Surface(model, models.committee(model)._replace(mesh=mesh), params, support)
 
 

@@ -72,7 +72,7 @@ def program(
     """
     batch, shift = placed(surface.model, starts)
     with jax.enable_x64(surface.double):
-        structures = jax.tree.map(jnp.asarray, batch)
+        structures = jax.device_put(batch)
         spec = neighbors.plan(structures, surface.committee.potential.cutoff, SKIN)
         state = _begun(surface, sampler, terms, drive, spec, structures, jax.random.key(seed))
         if drift is not None:

@@ -57,7 +57,12 @@ def _transformation(recipe: Recipe) -> optax.GradientTransformation:
 
 def init(recipe: Recipe, params: Params) -> TrainState:
     """Fresh optimizer memory for parameters `params` [r ...]."""
-    return TrainState(params, params, jax.vmap(_transformation(recipe).init)(params["params"]))
+    return TrainState(params, params, _memory(recipe, params["params"]))
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _memory(recipe: Recipe, params: Any) -> optax.OptState:
+    return jax.vmap(_transformation(recipe).init)(params)
 
 
 def fit(

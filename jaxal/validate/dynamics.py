@@ -115,7 +115,7 @@ def run(
         carry, kept = jax.lax.scan(frame, (walkers, near, energy, near.overflow), None, length=frames)
         return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), kept), carry[-1]
 
-    starts = jax.tree.map(jnp.asarray, starts)
+    starts = jax.device_put(starts)
     keys = jax.random.split(key, starts.position.shape[0])
     program = jax.jit(all_of, static_argnums=0)
 

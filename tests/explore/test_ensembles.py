@@ -35,7 +35,7 @@ def double():
 def crystal(lattice=5.34, fixed=()):
     atoms = ase.build.bulk("Ar", "fcc", a=lattice, cubic=True).repeat(2)
     atoms.set_constraint(FixAtoms(fixed))
-    return jax.tree.map(jnp.asarray, from_atoms(atoms, (18,), dtype=np.float64))
+    return jax.device_put(from_atoms(atoms, (18,), dtype=np.float64))
 
 
 def sample(explorer, structure, walkers, equilibration, steps, every=4):

@@ -27,7 +27,7 @@ def structure(fixed=(), atoms=4, padding=0):
     position = np.arange(total)[:, None] * np.array([1.0, 0.2, 0.1])
     mass = np.resize(MASS, total)
     arguments = (position.astype(np.float32), species, 9 * np.eye(3, dtype=np.float32))
-    return jax.tree.map(jnp.asarray, plain(*arguments, mass=mass.astype(np.float32), fixed=held))
+    return jax.device_put(plain(*arguments, mass=mass.astype(np.float32), fixed=held))
 
 
 @pytest.mark.parametrize(

@@ -253,7 +253,7 @@ def test_the_callback_fires_exactly_when_asked_and_once_in_the_program(open_serv
         calls.append(float(np.max(np.abs(batch.position[0, 0] / batch_of().position[0, 0]))))
         return service.label(batch, wanted)
 
-    run, structures = program(label), jax.tree.map(jnp.asarray, batch_of())
+    run, structures = program(label), jax.device_put(batch_of())
     assert str(jax.make_jaxpr(run)(structures)).count("io_callback[") == 1 and not calls
     _, ok = jax.block_until_ready(run(structures))
     assert len(calls) == 4 and calls == sorted(calls)  # ordered
@@ -287,7 +287,7 @@ def test_a_labeler_that_raises_or_answers_nonsense_does_not_end_the_program(capl
         return np.zeros(1), np.zeros(1), np.zeros(1), np.ones(1, bool)
 
     for label, what in ((raises, "power cut"), (wrong, "answered with shape")):
-        energy, ok = program(label)(jax.tree.map(jnp.asarray, batch_of()))
+        energy, ok = program(label)(jax.device_put(batch_of()))
         assert float(energy) == 0.0 and not np.asarray(ok).any()
         assert what in caplog.text
 

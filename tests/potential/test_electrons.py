@@ -26,7 +26,7 @@ IONIZED = 12.5  # eV
 def batch_of(*atoms, states=((0, 0),)):
     structures = from_atoms(list(atoms), TABLE, size=6, dtype=np.float64)
     charge, spin = (jnp.asarray(x, jnp.int32) for x in zip(*states, strict=True))
-    return jax.tree.map(jnp.asarray, structures)._replace(charge=charge, spin=spin)
+    return jax.device_put(structures)._replace(charge=charge, spin=spin)
 
 
 def water(seed=0):

@@ -8,9 +8,10 @@ Uncertainties have their rounds in test_contracts_uncertainty.py; labelers and e
 """
 
 import functools
+import tempfile
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
@@ -35,6 +36,7 @@ KINDS = ("select", "score", "gate", "kernel", "schedule", "bias", "variable", "e
 PARTS = {kind: registry.names(kind) for kind in KINDS}
 ROUNDS = max(map(len, PARTS.values()))
 WALKERS, BATCH, STEPS = 6, 3, 3
+DTYPE = np.dtype("float32")
 # What a part cannot do without, and gates that are to ask for labels in the first steps.
 OPTIONS = {
     "bandit": {"rule": "ucb1"},
@@ -113,24 +115,35 @@ def test_each_part_has_its_round():
         assert {names_of(number)[kind] for number in range(ROUNDS)} == set(names)
 
 
+@functools.cache
+def lesson(periodic: bool):
+    """Labeled structures of silicon, the neighbors they have room for, weights made from them and a training set."""
+    alike = next(names for names in map(names_of, range(ROUNDS)) if (names["bias"] not in OPEN) == periodic)
+    with tempfile.TemporaryDirectory() as folder:
+        config, crystal = config_of(Path(folder), alike)
+        first = initial_labels.first_labels(config, populations(config), Path(folder) / "labels.db")
+    structures, labels = training_data.cast(first.structures, first.labels, np.zeros(1), DTYPE)
+    committee = assembly.committee_of(config, species_table([crystal]))._replace(potential=SHELLS)
+    near = neighbors.plan(structures, committee.potential.cutoff, assembly.SKIN)
+    train_near = near._replace(skin=0.0, close=0)
+    params = training_data.new_params(committee, jax.random.key(0), train_near, structures, labels)
+    held = training_data.spread_hold(6, 0.2)
+    buffer = training_data.training_set(structures, labels, held, 2, 16, jax.random.key(0), 1.0)
+    return structures, near, train_near, committee, params, buffer
+
+
 def segment_of(folder, names):
     """The segment of a round, what makes its first state, of what, and its limits."""
     config, crystal = config_of(folder, names)
-    table, dtype, key = species_table([crystal]), np.dtype("float32"), jax.random.key(0)
-    first = initial_labels.first_labels(config, populations(config), folder / "labels.db")
-    structures, labels = training_data.cast(first.structures, first.labels, np.zeros(1), dtype)
-    committee = assembly.committee_of(config, table)._replace(potential=SHELLS)
-    near = neighbors.plan(structures, committee.potential.cutoff, assembly.SKIN)
-    train_near = near._replace(skin=0.0, close=0)
-    params = training_data.new_params(committee, key, train_near, structures, labels)
-    buffer = training_data.training_set(structures, labels, training_data.spread_hold(6, 0.2), 2, 16, key, 1.0)
-    example = from_atoms([crystal], table, dtype=dtype)
-    label = labeling.oracle_label(config, table, dtype, np.zeros(1), labeling.oracle_spec(config, table, example))
+    table, key = species_table([crystal]), jax.random.key(0)
+    structures, near, train_near, committee, params, buffer = lesson(names["bias"] not in OPEN)
+    example = from_atoms([crystal], table, dtype=DTYPE)
+    label = labeling.oracle_label(config, table, DTYPE, np.zeros(1), labeling.oracle_spec(config, table, example))
     parts = assembly.parts_of(config, table, label, populations(config), [[0]])._replace(committee=committee)
     group = states.Group(near, len(crystal), (0,) * WALKERS)
     static = assembly.static_of(config, table, [group], train_near, looks=1)
     train = training.init(static.recipe, params)
-    walkers = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)[0]] * WALKERS), structures)
+    walkers = jax.tree.map(lambda x: np.stack([np.asarray(x)[0]] * WALKERS), structures)
     begin = functools.partial(states.start, parts, static)
     return loop.make_segment(parts, static), begin, (train, buffer, walkers, key), assembly.limits_of(config, 1e-3, 0.0)
 

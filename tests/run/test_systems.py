@@ -215,8 +215,8 @@ def test_walkers_of_two_sizes_see_what_they_would_alone():
 
     table = (1, 8)
     committee = committees.Committee(registry.get("potential", "bonds")(table), 2)
-    small = jax.tree.map(jnp.asarray, from_atoms([molecule("H2O")], table))
-    large = jax.tree.map(jnp.asarray, from_atoms([dimer()], table))
+    small = jax.device_put(from_atoms([molecule("H2O")], table))
+    large = jax.device_put(from_atoms([dimer()], table))
     both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), structures_to(small, 6), large)
     spec = neighbors.plan(both, committee.potential.cutoff)
     params = committees.init(

@@ -32,7 +32,7 @@ def batch(periodic=False):
         structures = structures._replace(cell=cell, periodic=np.ones((2, 3), bool))  # pyright: ignore[reportArgumentType]
     label = Label(*(rng.normal(size=s).astype(np.float32) for s in ((2,), (2, 3, 3), (2, 3, 3))), np.ones(2, bool))
     guess = [x + rng.normal(size=x.shape).astype(np.float32) for x in label[:3]]
-    return jax.tree.map(jnp.asarray, (structures, label, guess))
+    return jax.device_put((structures, label, guess))
 
 
 @pytest.mark.parametrize("huber", [None, 0.5])
@@ -125,7 +125,7 @@ class Scaled:
 def test_calibration_takes_held_out_and_fresh_labels():
     near = Spec(4.0, 0.0, 2, (0, 0, 0))
     frames = initial_labels.first_structures(molecule("H2O"), 8, 0)
-    structures = jax.tree.map(jnp.asarray, from_atoms(frames, (1, 8)))
+    structures = jax.device_put(from_atoms(frames, (1, 8)))
     truth = jax.vmap(lambda s: evaluate(Scaled.potential, jnp.ones(()), s, training.neighbors.build(near, s)))
     energy, force, stress, _ = jax.jit(truth)(structures)
     labels = Label(energy, force, stress, jnp.ones(8, bool))
@@ -149,7 +149,7 @@ def test_calibration_takes_held_out_and_fresh_labels():
 def test_training_finds_the_known_parameter_and_goes_on_where_it_was(optimizer):
     near = Spec(4.0, 0.0, 2, (0, 0, 0))
     frames = initial_labels.first_structures(molecule("H2O"), 6, 0)
-    structures = jax.tree.map(jnp.asarray, from_atoms(frames, (1, 8)))
+    structures = jax.device_put(from_atoms(frames, (1, 8)))
 
     def energy(params, structure, lists):
         return Scaled.energy(params["params"]["scale"], structure, lists)

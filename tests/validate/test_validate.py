@@ -211,7 +211,7 @@ def test_the_field_is_the_mean_of_the_members():
     def energy(params, structure, near):
         return jnp.sum(params * structure.position**2), structure.position
 
-    frame = jax.tree.map(jnp.asarray, from_atoms([Atoms("Ar2", [[0, 0, 0], [1, 2, 3]])], (18,)))
+    frame = jax.device_put(from_atoms([Atoms("Ar2", [[0, 0, 0], [1, 2, 3]])], (18,)))
     near = neighbors.find(neighbors.plan(frame, 1.0), frame)
     pair = Committee(Potential(lambda *_: None, energy, 1.0), 2)
     value, force, _ = mean_field(pair, jnp.array([1.0, 2.0]))(frame, near)
