@@ -50,6 +50,20 @@ def test_descriptions_and_options(kind):
 # ---------------------------------------------------------------- scores
 
 
+@functools.cache
+def score_of(name):
+    return jax.jit(registry.get("score", name))
+
+
+@functools.cache
+def slope_of(name):
+    return jax.jit(jax.value_and_grad(registry.get("score", name)))
+
+
+def finite(tree) -> bool:
+    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
+
+
 def prediction_of(dtype, atoms=6, padded=0, members=4) -> tuple[Prediction, Structure]:
     """Random predictions for `atoms` atoms; the padding holds garbage."""
     rng = np.random.default_rng(1)
@@ -58,22 +72,22 @@ def prediction_of(dtype, atoms=6, padded=0, members=4) -> tuple[Prediction, Stru
     def filled(*shape):
         values = rng.normal(size=(*shape[:-2], atoms, shape[-1]))
         garbage = 1e3 * np.arange(1.0, padded * shape[-1] * int(np.prod(shape[:-2], initial=1)) + 1)
-        return jnp.asarray(np.concatenate([values, garbage.reshape(*shape[:-2], padded, shape[-1])], -2), dtype)
+        return np.concatenate([values, garbage.reshape(*shape[:-2], padded, shape[-1])], -2).astype(dtype)
 
     prediction = Prediction(
-        energy=jnp.asarray([1.0, 1.5, -0.5, 0.25][:members], dtype),
+        energy=np.asarray([1.0, 1.5, -0.5, 0.25][:members], dtype),
         force=filled(members, total, 3),
-        stress=jnp.asarray(np.linspace(-1, 1, 9 * members).reshape(members, 3, 3), dtype),
+        stress=np.linspace(-1, 1, 9 * members).reshape(members, 3, 3).astype(dtype),
         feature=filled(total, 4),
     )
-    species = jnp.asarray([0, 1, 1, 0, 1, 0][:atoms] + [-1] * padded, jnp.int32)
-    structure = plain(filled(total, 3), species, jnp.zeros((3, 3), dtype), jnp.int32(0), jnp.int32(0))
+    species = np.asarray([0, 1, 1, 0, 1, 0][:atoms] + [-1] * padded, np.int32)
+    structure = plain(filled(total, 3), species, np.zeros((3, 3), dtype), np.int32(0), np.int32(0))
     return prediction, structure
 
 
 def unanimous(prediction: Prediction) -> Prediction:
     """All members say what the first does: nothing is uncertain."""
-    energy, force, stress = (jnp.broadcast_to(x[:1], x.shape) for x in prediction[:3])
+    energy, force, stress = (np.broadcast_to(x[:1], x.shape) for x in prediction[:3])
     return prediction._replace(energy=energy, force=force, stress=stress)
 
 
@@ -84,20 +98,20 @@ BOUND, IMPROVEMENT = "confidence_bound", ("expected_improvement", "probability_o
 
 @every("score")
 def test_score_ignores_padding_and_atom_order(name):
-    score = registry.get("score", name)
+    score = score_of(name)
     prediction, structure = prediction_of(jnp.float32)
     value = float(score(prediction, structure))
     assert np.isfinite(value) and (value > 0 or name == BOUND)
     assert float(score(*prediction_of(jnp.float32, padded=3))) == pytest.approx(value, rel=1e-6)
     if name not in (BOUND, *IMPROVEMENT):  # what is not there must not matter even where it is no number
-        masked = jnp.asarray([True] * 6 + [False] * 3)[:, None]
+        masked = np.array([True] * 6 + [False] * 3)[:, None]
         wide, room = prediction_of(jnp.float32, padded=3)
         broken = wide._replace(
-            force=jnp.where(masked, wide.force, jnp.nan), feature=jnp.where(masked, wide.feature, jnp.nan)
+            force=np.where(masked, wide.force, np.nan), feature=np.where(masked, wide.feature, np.nan)
         )
         assert float(score(broken, room)) == pytest.approx(value, rel=1e-6)
 
-    order = jnp.asarray([3, 0, 5, 1, 4, 2])
+    order = np.array([3, 0, 5, 1, 4, 2])
     swapped = prediction._replace(force=prediction.force[:, order], feature=prediction.feature[order])
     turned = structure._replace(position=structure.position[order], species=structure.species[order])
     assert float(score(swapped, turned)) == pytest.approx(value, rel=1e-6)
@@ -107,18 +121,17 @@ def test_score_ignores_padding_and_atom_order(name):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_score_keeps_the_dtype(name, dtype):
     with jax.enable_x64(True):
-        value = registry.get("score", name)(*prediction_of(dtype))
+        value = jax.eval_shape(registry.get("score", name), *prediction_of(dtype))
         assert value.dtype == dtype and value.shape == ()
 
 
 @every("score")
 @pytest.mark.parametrize("agree", [False, True])
 def test_score_has_a_finite_gradient(name, agree):
-    score = registry.get("score", name)
     prediction, structure = prediction_of(jnp.float32, padded=2)
     prediction = unanimous(prediction) if agree else prediction
-    value, slope = jax.value_and_grad(score)(prediction, structure)
-    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(slope))
+    value, slope = slope_of(name)(prediction, structure)
+    assert finite(slope)
     if measure_of(name).spread:
         assert (float(value) == 0) == agree
 
@@ -128,47 +141,51 @@ def test_score_has_a_finite_gradient(name, agree):
 @pytest.mark.parametrize("force", [0.0, 1e-30, 0.2])
 def test_score_reads_a_spread_in_closed_form(name, energy, force):
     """Unanimous pseudo-members with a spread beside them: the gradient is finite, and the spread is what counts."""
-    score = registry.get("score", name)
     prediction, structure = prediction_of(jnp.float32, padded=2)
-    closed_form = unanimous(prediction)._replace(energy_spread=jnp.float32(energy), force_spread=jnp.full(8, force))
-    value, slope = jax.value_and_grad(score)(closed_form, structure)
-    assert np.isfinite(float(value))
-    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(slope))
-    other = closed_form._replace(energy_spread=jnp.float32(energy + 0.1), force_spread=jnp.full(8, force + 0.1))
-    larger = float(score(at_mean(other, 0.1), structure))
-    assert larger > float(score(at_mean(closed_form, 0.1), structure))
+
+    def seen(more):
+        return unanimous(prediction)._replace(
+            energy_spread=np.float32(energy + more), force_spread=np.full(8, force + more, np.float32)
+        )
+
+    assert finite(slope_of(name)(seen(0.0), structure))
+    small, larger = (slope_of(name)(at_mean(seen(more), 0.1), structure)[0] for more in (0.0, 0.1))
+    assert float(larger) > float(small)
 
 
 def at_mean(prediction: Prediction, energy: float) -> Prediction:
     """The same spread about another energy, which is worse than a best known of zero."""
-    return prediction._replace(energy=prediction.energy - jnp.mean(prediction.energy) + energy)
+    return prediction._replace(energy=prediction.energy - np.mean(prediction.energy) + energy)
 
 
 @every("score")
 def test_score_grows_with_the_spread_and_goes_through_jit_and_vmap(name):
     """At a fixed mean; where that is better than the best known, the probability of improvement would fall."""
-    score = registry.get("score", name)
-    prediction, structure = prediction_of(jnp.float32, padded=2)
+    prediction, structure = prediction_of(jnp.float32, padded=3)
     prediction = at_mean(prediction, 0.5)
     prediction = prediction._replace(force=0.05 * prediction.force)  # or all atoms would be new at any of the scales
     same = at_mean(unanimous(prediction), 0.5)
-    scales = jnp.asarray([0.0, 0.5, 1.0, 2.0])
+    scales = np.array([0.0, 0.5, 1.0, 2.0], np.float32)
 
     def blend(a, b):
         return (1 - scales.reshape(-1, *(1,) * a.ndim)) * a + scales.reshape(-1, *(1,) * a.ndim) * b
 
     batch = jax.tree.map(blend, same, prediction)
-    values = jax.jit(jax.vmap(score, in_axes=(0, None)))(batch, structure)
-    assert values.shape == (4,) and bool(jnp.all(jnp.diff(values) > 0))
-    alone = [float(score(jax.tree.map(lambda x, i=i: x[i], batch), structure)) for i in range(4)]
+    values = jax.jit(jax.vmap(registry.get("score", name), in_axes=(0, None)))(batch, structure)
+    assert values.shape == (4,) and np.all(np.diff(values) > 0)
+    alone = [float(score_of(name)(jax.tree.map(lambda x, i=i: x[i], batch), structure)) for i in range(4)]
     np.testing.assert_allclose(values, alone, rtol=1e-5, atol=1e-5)
 
 
 # ---------------------------------------------------------------- gates
 
 
-def gate_of(name):
-    return registry.get("gate", name)()
+@functools.cache
+def gate_of(name, **options):
+    """A gate whose functions are compiled."""
+    gate = registry.get("gate", name)(**options)
+    observe = gate.observe and jax.jit(gate.observe)
+    return gate._replace(step=jax.jit(gate.step), calibrate=jax.jit(gate.calibrate), observe=observe)
 
 
 def types_of(tree):
@@ -182,13 +199,13 @@ def test_gate_states_keep_their_types(name, dtype):
     with jax.enable_x64(True):
         gate = gate_of(name)
         state = gate.init()
-        scores = jnp.linspace(0.1, 1.0, 5).astype(dtype)
-        after, flagged = jax.jit(gate.step)(state, scores)
+        scores, valid = np.linspace(0.1, 1.0, 5, dtype=dtype), np.arange(5) < 4
+        after, flagged = gate.step(state, scores)
         assert flagged.shape == (5,) and flagged.dtype == bool
-        learned = jax.jit(gate.calibrate)(after, scores, 2 * scores, jnp.arange(5) < 4)
+        learned = gate.calibrate(after, scores, 2 * scores, valid)
         assert types_of(state) == types_of(after) == types_of(learned)
         if gate.observe is not None:
-            seen = jax.jit(gate.observe)(learned, scores, 2 * scores, jnp.arange(5) < 4)
+            seen = gate.observe(learned, scores, 2 * scores, valid)
             assert types_of(seen) == types_of(state)
         else:
             assert not gate.estimates, "what is claimed is counted"
@@ -198,9 +215,9 @@ def test_gate_states_keep_their_types(name, dtype):
 def test_what_a_gate_observes_is_counted(name):
     gate = gate_of(name)
     new, empty, state = gate_states(gate)
-    score, within = jnp.asarray([0.1, 0.2, 0.3, 0.4, 0.2]), jnp.asarray([0.9, 1.0, 1.01, 7.0, 1.0])
-    ok = jnp.asarray([True, True, True, True, False])
-    after = gate.observe(state, score, (within * state.factor * score).at[4].set(jnp.nan), ok)
+    score, within = np.array([[0.1, 0.2, 0.3, 0.4, 0.2], [0.9, 1.0, 1.01, 7.0, np.nan]], np.float32)
+    ok = np.array([True, True, True, True, False])
+    after = gate.observe(state, score, within * np.asarray(state.factor) * score, ok)
     assert (int(after.covered), int(after.checked)) == (2, 4)
     # nothing has been claimed before the first calibration
     assert int(gate.observe(empty, score, score, ok).checked) == int(gate.observe(new, score, score, ok).checked) == 0
@@ -210,9 +227,9 @@ def gate_states(gate):
     """As it begins, calibrated on nothing, and calibrated on twenty held-out structures."""
     rng = np.random.default_rng(2)
     score, ratio = rng.uniform(0.05, 0.5, 20), rng.uniform(0.5, 2.0, 20)
-    arrays = jnp.asarray(score, jnp.float32), jnp.asarray(score * ratio, jnp.float32)
+    arrays = score.astype(np.float32), (score * ratio).astype(np.float32)
     state = gate.init()
-    return [state, *(gate.calibrate(state, *arrays, jnp.full(20, valid)) for valid in (False, True))]
+    return [state, *(gate.calibrate(state, *arrays, np.full(20, valid)) for valid in (False, True))]
 
 
 @every("gate")
@@ -220,30 +237,33 @@ def test_a_larger_score_is_flagged_if_a_smaller_one_is(name):
     gate = gate_of(name)
     states = gate_states(gate)
     for state in states:
-        _, flagged = gate.step(state, jnp.linspace(0.0, 20.0, 201))
-        assert np.all(np.diff(np.asarray(flagged, int)) >= 0)
+        flagged = np.asarray(gate.step(state, np.linspace(0.0, 20.0, 201, dtype=np.float32))[1], int)
+        assert np.all(np.diff(flagged) >= 0)
         assert flagged[-1], "a score above anything seen must be flagged"
-    assert not gate.step(states[-1], jnp.zeros(1))[1].any(), "a calibrated gate lets certainty pass"
+    flagged = np.asarray(gate.step(states[-1], np.zeros(1, np.float32))[1])
+    assert not flagged.any(), "a calibrated gate lets certainty pass"
 
 
 @every("gate")
 def test_a_score_that_is_not_a_number_is_flagged(name):
     gate = gate_of(name)
     for state in gate_states(gate):
-        assert gate.step(state, jnp.asarray([jnp.nan, jnp.inf]))[1].all()
+        assert np.asarray(gate.step(state, np.array([np.nan, np.inf], np.float32))[1]).all()
 
 
 @every("gate")
 def test_calibration_reads_valid_rows_only(name):
     gate = gate_of(name)
-    score, error = jnp.asarray([0.1, 0.3, 0.2, 0.4]), jnp.asarray([0.2, 0.3, 0.1, 0.5])
-    valid = jnp.asarray([True, True, False, True])
-    clean = gate.calibrate(gate.init(), score, error, valid)
-    for garbage in (jnp.nan, jnp.inf, 1e6):
-        dirty = gate.calibrate(gate.init(), score.at[2].set(garbage), error.at[2].set(garbage), valid)
-        assert jax.tree.map(float, dirty) == jax.tree.map(float, clean)
-    order = jnp.asarray([2, 0, 3, 1])
-    assert gate.calibrate(gate.init(), score[order], error[order], valid[order]) == clean
+    score, error = np.array([[0.1, 0.3, 0.2, 0.4], [0.2, 0.3, 0.1, 0.5]], np.float32)
+    valid, order = np.array([True, True, False, True]), np.array([2, 0, 3, 1])
+
+    def learned(*labels):
+        return jax.tree.map(float, gate.calibrate(gate.init(), *labels))
+
+    clean = learned(score, error, valid)
+    for garbage in (np.nan, np.inf, 1e6):
+        assert learned(*(np.where(valid, x, np.float32(garbage)) for x in (score, error)), valid) == clean
+    assert learned(score[order], error[order], valid[order]) == clean
 
 
 @pytest.mark.parametrize(("count", "miss_rate"), [(19, 0.1), (19, 0.3), (50, 0.1), (64, 0.25)])
@@ -256,7 +276,7 @@ def test_conformal_coverage(count, miss_rate):
     score = np.exp(rng.normal(-2, 1, (repeats, capacity + 1)))
     error = score * np.abs(rng.standard_t(2, score.shape))
     valid = np.argsort(rng.uniform(size=(repeats, capacity)), axis=1) < count
-    score, error = jnp.asarray(score, jnp.float32), jnp.asarray(error, jnp.float32)
+    score, error = score.astype(np.float32), error.astype(np.float32)
 
     @jax.vmap
     def trial(score, error, valid):
@@ -264,7 +284,7 @@ def test_conformal_coverage(count, miss_rate):
         _, flagged = gate.step(state, score[-1:])
         return error[-1] <= state.factor * score[-1], ~flagged[0] & (error[-1] > target)
 
-    covered, missed = (np.mean(np.asarray(x)) for x in jax.jit(trial)(score, error, jnp.asarray(valid)))
+    covered, missed = (np.mean(np.asarray(x)) for x in jax.jit(trial)(score, error, valid))
     expected = np.ceil((count + 1) * (1 - miss_rate) - 1e-9) / (count + 1)
     tolerance = 3 * np.sqrt(expected * (1 - expected) / repeats)
     assert expected >= 1 - miss_rate
@@ -278,20 +298,20 @@ def test_conformal_rank_is_exact(miss_rate):
     """Rounding must not move the rank: with errors 1, 2, 3, ... the factor is the rank itself."""
     gate = registry.get("gate", "conformal")(miss_rate=miss_rate)
     count = np.arange(1, 65)
-    valid = jnp.arange(64) < count[:, None]
-    ramp = jnp.arange(1.0, 65.0)
-    factor = jax.vmap(lambda v: gate.calibrate(gate.init(), jnp.ones(64), ramp, v).factor)(valid)
+    valid = np.arange(64) < count[:, None]
+    ones, ramp = np.ones(64, np.float32), np.arange(1.0, 65.0, dtype=np.float32)
+    factor = jax.jit(jax.vmap(lambda v: gate.calibrate(gate.init(), ones, ramp, v).factor))(valid)
     rank = -((-(count + 1) * round(100 - 100 * miss_rate)) // 100)  # in whole numbers
     np.testing.assert_array_equal(factor, np.minimum(rank, count))
 
 
 def test_conformal_with_too_few_labels_takes_the_worst_of_them():
-    gate = registry.get("gate", "conformal")(miss_rate=0.1)
-    score, error = jnp.asarray([0.1, 0.2, 0.3, 9.0]), jnp.asarray([0.1, 0.8, 0.3, 90.0])
-    state = gate.calibrate(gate.init(), score, error, jnp.asarray([True, True, True, False]))
+    gate = gate_of("conformal", miss_rate=0.1)
+    score, error = np.array([[0.1, 0.2, 0.3, 9.0], [0.1, 0.8, 0.3, 90.0]], np.float32)
+    state = gate.calibrate(gate.init(), score, error, np.array([True, True, True, False]))
     assert float(state.factor) == pytest.approx(4.0)
-    empty = gate.calibrate(gate.init(), score, error, jnp.zeros(4, bool))
-    assert gate.step(empty, jnp.asarray([0.0, 1e-9, 1.0]))[1].all()
+    empty = gate.calibrate(gate.init(), score, error, np.zeros(4, bool))
+    assert np.asarray(gate.step(empty, np.array([0.0, 1e-9, 1.0], np.float32))[1]).all()
     with pytest.raises(ValueError, match=r"gate\.miss_rate"):
         registry.get("gate", "conformal")(miss_rate=1.0)
 
@@ -308,21 +328,27 @@ def candidates_of(eligible, seed=4) -> Candidates:
     rng = np.random.default_rng(seed)
     count = len(eligible)
     return Candidates(
-        jnp.asarray(rng.uniform(size=count), jnp.float32),
-        jnp.asarray(rng.normal(size=(count, 3)), jnp.float32),
-        jnp.asarray(eligible, bool),
-        jnp.asarray(rng.normal(size=(5, 3)), jnp.float32),
-        jnp.asarray([1, 1, 0, 1, 0], bool),
+        rng.uniform(size=count).astype(np.float32),
+        rng.normal(size=(count, 3)).astype(np.float32),
+        np.asarray(eligible, bool),
+        rng.normal(size=(5, 3)).astype(np.float32),
+        np.array([1, 1, 0, 1, 0], bool),
     )
+
+
+def replaced(values, index, value):
+    values = values.copy()
+    values[index] = value
+    return values
 
 
 @every("select")
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
 def test_a_known_structure_whose_features_are_no_numbers_is_as_if_it_was_not_there(name, bad):
     candidates = candidates_of([1, 0, 1, 1, 0, 1, 1, 1])
-    without = candidates._replace(labeled=candidates.labeled.at[1].set(False))
-    broken = candidates._replace(known=candidates.known.at[1, 2].set(bad))
-    for size in (1, 4):
+    without = candidates._replace(labeled=candidates.labeled & (np.arange(5) != 1))
+    broken = candidates._replace(known=replaced(candidates.known, (1, 2), bad))
+    for size in (1, 3):
         rows, expected = (np.asarray(selection(name)(jax.random.key(3), x, size)) for x in (broken, without))
         np.testing.assert_array_equal(rows, expected)
 
@@ -337,7 +363,7 @@ MASKS = {"some": [1, 0, 1, 1, 0, 0, 1, 0], "none": [0] * 8, "all": [1] * 8, "one
 def test_selected_rows_are_eligible_and_distinct(name, size, mask, labeled):
     """As many as there are. Those that leave some out on purpose find none to leave out here."""
     eligible = np.array(MASKS[mask], bool)
-    candidates = candidates_of(eligible)._replace(labeled=jnp.asarray(labeled, bool))
+    candidates = candidates_of(eligible)._replace(labeled=np.array(labeled, bool))
     rows = np.asarray(selection(name)(jax.random.key(0), candidates, size))
     assert rows.shape == (size,) and rows.dtype == np.int32
     chosen = rows[rows >= 0]
@@ -352,9 +378,9 @@ def test_what_is_not_eligible_does_not_matter(name, garbage):
     eligible = np.array(MASKS["some"], bool)
     clean = candidates_of(eligible)
     dirty = clean._replace(
-        score=jnp.where(clean.eligible, clean.score, garbage),
-        feature=jnp.where(clean.eligible[:, None], clean.feature, garbage),
-        known=jnp.where(clean.labeled[:, None], clean.known, garbage),
+        score=np.where(clean.eligible, clean.score, garbage),
+        feature=np.where(clean.eligible[:, None], clean.feature, garbage),
+        known=np.where(clean.labeled[:, None], clean.known, garbage),
     )
     key = jax.random.key(1)
     np.testing.assert_array_equal(selection(name)(key, dirty, 11), selection(name)(key, clean, 11))
@@ -365,7 +391,7 @@ def test_known_structures_are_a_set_and_features_have_no_unit(name):
     candidates = candidates_of(MASKS["all"])
     key = jax.random.key(5)
     rows = selection(name)(key, candidates, 3)
-    order = jnp.asarray([4, 3, 1, 0, 2])
+    order = np.array([4, 3, 1, 0, 2])
     turned = candidates._replace(known=candidates.known[order], labeled=candidates.labeled[order])
     np.testing.assert_array_equal(selection(name)(key, turned, 3), rows)
     scaled = candidates._replace(feature=100.0 * candidates.feature + 7.0, known=100.0 * candidates.known + 7.0)
@@ -381,13 +407,13 @@ ORIGIN = {"badge"}
 @every("select")
 def test_what_is_known_is_not_asked_for_again(name):
     """Half of the candidates are known, and more features than structures: nothing is learned of the others."""
-    feature = jnp.asarray(np.random.default_rng(8).normal(size=(8, 20)), jnp.float32)
-    candidates = candidates_of(MASKS["all"])._replace(score=jnp.ones(8), feature=feature, known=feature[:5])
-    half = candidates._replace(labeled=jnp.arange(5) < 4)
+    feature = np.random.default_rng(8).normal(size=(8, 20)).astype(np.float32)
+    candidates = candidates_of(MASKS["all"])._replace(score=np.ones(8, np.float32), feature=feature, known=feature[:5])
+    half = candidates._replace(labeled=np.arange(5) < 4)
     draw = jax.jit(jax.vmap(lambda key, batch: registry.get("select", name)(key, batch, 3), (0, None)))
     keys = jax.random.split(jax.random.key(6), 64)
-    none = candidates._replace(labeled=jnp.zeros(5, bool))
-    repeated = [np.mean((rows >= 0) & (rows < 4)) for rows in (draw(keys, half), draw(keys, none))]
+    none = candidates._replace(labeled=np.zeros(5, bool))
+    repeated = [np.mean((rows >= 0) & (rows < 4)) for rows in (np.asarray(draw(keys, x)) for x in (half, none))]
     if name in BLIND:
         assert repeated[0] == repeated[1]
     elif name not in ORIGIN:
@@ -398,7 +424,7 @@ def test_what_is_known_is_not_asked_for_again(name):
 @pytest.mark.parametrize("field", ["score", "feature"])
 def test_a_candidate_that_is_not_finite_spoils_no_other(name, field):
     candidates = candidates_of(MASKS["all"])
-    broken = candidates._replace(**{field: getattr(candidates, field).at[2].set(jnp.nan)})
+    broken = candidates._replace(**{field: replaced(getattr(candidates, field), 2, np.nan)})
     rows = np.asarray(selection(name)(jax.random.key(7), broken, 11))
     chosen = rows[rows >= 0].tolist()
     assert len(chosen) == len(set(chosen)) and {0, 1, 3, 4, 5, 6, 7} <= set(chosen)
@@ -415,26 +441,26 @@ def test_single_precision_is_the_same_where_double_is_enabled(name):
         wide = part(jax.random.key(0), jax.tree.map(lambda x: x if x.dtype == bool else x.astype(float), candidates), 3)
         assert same.dtype == wide.dtype == jnp.int32
         np.testing.assert_array_equal(same, rows)
-        assert bool(jnp.all(candidates.eligible[wide]))
+        assert candidates.eligible[np.asarray(wide)].all()
 
 
 @every("select")
 def test_an_infinite_score_comes_first_and_vmap_passes(name):
     """A probe has an infinite score; selections that read scores must take it."""
-    several = jax.tree.map(lambda *x: jnp.stack(x), *(candidates_of([1] * 8, seed) for seed in range(3)))
+    several = jax.tree.map(lambda *x: np.stack(x), *(candidates_of([1] * 8, seed) for seed in range(3)))
     keys = jax.random.split(jax.random.key(2), 3)
     batch = jax.jit(jax.vmap(lambda key, candidates: registry.get("select", name)(key, candidates, 3)))(keys, several)
     for row in range(3):
         alone = selection(name)(keys[row], jax.tree.map(lambda x, row=row: x[row], several), 3)
         np.testing.assert_array_equal(batch[row], alone)
     probe = candidates_of([1] * 8)
-    rows = selection(name)(keys[0], probe._replace(score=probe.score.at[5].set(jnp.inf)), 3)
-    assert len(set(np.asarray(rows).tolist())) == 3
+    rows = np.asarray(selection(name)(keys[0], probe._replace(score=replaced(probe.score, 5, np.inf)), 3))
+    assert len(set(rows.tolist())) == 3
     if name == "random":
         return
     assert rows[0] == 5
     # several, as many as there are labels, and more than that
     for probes in ([1, 6], [0, 2, 7], [1, 2, 3, 4, 6]):
-        rows = selection(name)(keys[0], probe._replace(score=probe.score.at[jnp.asarray(probes)].set(jnp.inf)), 3)
+        rows = selection(name)(keys[0], probe._replace(score=replaced(probe.score, probes, np.inf)), 3)
         first = np.asarray(rows)[: len(probes)].tolist()
         assert set(first) <= set(probes) and len(set(first)) == min(3, len(probes))

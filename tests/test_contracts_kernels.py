@@ -17,7 +17,7 @@ from jaxal.data import neighbors
 
 import_parts()
 
-DTYPES = [jnp.float32, jnp.float64]
+DTYPES = [np.float32, np.float64]
 TABLE = (1, 6, 8)
 QUICK = {"cutoff": 3.0, "channels": 2, "l_max": 1, "radial_hidden": 4, "layers": 1}
 ROOM = 3  # slots beyond those that are needed
@@ -34,33 +34,39 @@ def batch_of(dtype, periodic=False, count=3) -> Structure:
     grid = 1.6 * np.array([(x, y, 0) for x in range(3) for y in range(2)], float)
     cell = np.array([[5.0, 0, 0], [0.4, 3.4, 0], [0, 0.3, 3.0]]) * periodic
     return plain(
-        jnp.asarray(grid + rng.normal(0, 0.2, (count, 6, 3)), dtype),
-        jnp.asarray([[0, 1, 2, 0, 1, 0]] * count, jnp.int32),
-        jnp.asarray([cell] * count, dtype),
-        jnp.zeros(count, jnp.int32),
-        jnp.zeros(count, jnp.int32),
+        (grid + rng.normal(0, 0.2, (count, 6, 3))).astype(dtype),
+        np.array([[0, 1, 2, 0, 1, 0]] * count, np.int32),
+        np.array([cell] * count, dtype),
+        np.zeros(count, np.int32),
+        np.zeros(count, np.int32),
     )
 
 
 @functools.cache
-def spec_of(periodic: bool) -> neighbors.Spec:
-    spec = neighbors.plan(batch_of(jnp.float32, periodic), potential().cutoff)
-    return spec._replace(capacity=spec.capacity + ROOM)
+def spec() -> neighbors.Spec:
+    """Of periodic structures and of open ones, which need less."""
+    planned = neighbors.plan(batch_of(np.float32, periodic=True), potential().cutoff)
+    return planned._replace(capacity=planned.capacity + ROOM)
+
+
+def find(structures: Structure) -> Neighbors:
+    return neighbors.find(spec(), structures)
 
 
 @functools.cache
 def params_of(dtype):
-    structure = jax.tree.map(lambda x: x[0], batch_of(dtype))
-    return jax.jit(potential().init)(jax.random.key(1), structure, neighbors.build(spec_of(False), structure))
+    structure, planned = jax.tree.map(lambda x: x[0], batch_of(dtype)), spec()
+    init = jax.jit(lambda key, s: potential().init(key, s, neighbors.build(planned, s)))
+    return init(jax.random.key(1), structure)
 
 
 @functools.cache
-def compiled(name: str, periodic: bool):
+def compiled(name: str):
     """(weights, structures) -> features; neighbors are found first."""
-    spec = spec_of(periodic)
+    planned = spec()
 
     def features(params, structures: Structure):
-        near = neighbors.find(spec, structures)
+        near = neighbors.find(planned, structures)
         return registry.get("kernel", name)(potential(), params, structures, near)
 
     return jax.jit(features)
@@ -69,9 +75,9 @@ def compiled(name: str, periodic: bool):
 def padded(structures: Structure, garbage: float) -> Structure:
     """Two more rows without an atom."""
     count = structures.charge.shape[0]
-    position = jnp.concatenate([structures.position, jnp.full((count, 2, 3), garbage, structures.position.dtype)], 1)
+    position = np.concatenate([structures.position, np.full((count, 2, 3), garbage, structures.position.dtype)], 1)
     return structures._replace(
-        position=position, species=jnp.concatenate([structures.species, jnp.full((count, 2), -1, jnp.int32)], 1)
+        position=position, species=np.concatenate([structures.species, np.full((count, 2), -1, np.int32)], 1)
     )
 
 
@@ -83,9 +89,12 @@ def every(kind: str):
 @every("kernel")
 @pytest.mark.parametrize("periodic", [False, True])
 def test_kernel_ignores_padding_order_orientation_and_place(name, periodic):
-    structures, params = batch_of(jnp.float64, periodic), params_of(jnp.float64)
-    run = functools.partial(compiled(name, periodic), params)
-    feature = np.asarray(run(structures))
+    structures, params = batch_of(np.float64, periodic), params_of(np.float64)
+
+    def run(structures):
+        return np.asarray(compiled(name)(params, structures))
+
+    feature = run(structures)
     assert feature.ndim == 2 and len(feature) == 3 and np.all(np.isfinite(feature))
     size = np.linalg.norm(feature)
     apart = [np.linalg.norm(feature[a] - feature[b]) for a, b in ((0, 1), (0, 2), (1, 2))]
@@ -95,10 +104,9 @@ def test_kernel_ignores_padding_order_orientation_and_place(name, periodic):
     for garbage in (0.0, 0.3, 1e4, np.nan):
         close(run(padded(structures, garbage)), feature)
 
-    order = jnp.asarray([4, 0, 5, 2, 1, 3])
-    turn = jnp.asarray(Rotation.random(random_state=8).as_matrix())
-    mirrored = structures.position[:, order] @ turn.T * jnp.asarray([1.0, 1.0, -1.0]) + 0.7
-    cell = structures.cell @ turn.T * jnp.asarray([1.0, 1.0, -1.0])
+    order, turn = np.array([4, 0, 5, 2, 1, 3]), Rotation.random(random_state=8).as_matrix()
+    mirrored = structures.position[:, order] @ turn.T * np.array([1.0, 1.0, -1.0]) + 0.7
+    cell = structures.cell @ turn.T * np.array([1.0, 1.0, -1.0])
     close(run(structures._replace(position=mirrored, species=structures.species[:, order], cell=cell)), feature)
     # other elements in the same places are another structure
     other = run(structures._replace(species=structures.species[:, ::-1]))
@@ -107,16 +115,15 @@ def test_kernel_ignores_padding_order_orientation_and_place(name, periodic):
 
 @every("kernel")
 def test_kernel_of_a_batch_is_that_of_each(name):
-    structures, params = batch_of(jnp.float32), params_of(jnp.float32)
-    together = compiled(name, False)(params, structures)
-    near = neighbors.find(spec_of(False), structures)
+    structures, params = batch_of(np.float32), params_of(np.float32)
+    together = np.asarray(compiled(name)(params, structures))
     part = registry.get("kernel", name)
 
     def single(pair: tuple[Structure, Neighbors]):  # as the training set is taken, a few structures at a time
         return part(potential(), params, *jax.tree.map(lambda x: x[None], pair))[0]
 
-    mapped = jax.jit(lambda *inputs: jax.lax.map(single, inputs, batch_size=2))(structures, near)
-    size = float(jnp.max(jnp.abs(together)))
+    mapped = jax.jit(lambda *inputs: jax.lax.map(single, inputs, batch_size=2))(structures, find(structures))
+    size = np.max(np.abs(together))
     np.testing.assert_allclose(mapped, together, rtol=1e-4, atol=1e-5 * size)
 
 
@@ -126,15 +133,14 @@ def test_kernel_keeps_the_dtype_and_has_a_finite_gradient(name, dtype):
     """Also of structures with atoms that have no neighbor, or no atoms at all."""
     with jax.enable_x64(True):
         structures, params = padded(batch_of(dtype), np.nan), params_of(dtype)
-        far = structures.position.at[0, :6].multiply(jnp.asarray(10.0, dtype))
-        species = structures.species.at[1].set(-1)
-        structures = structures._replace(position=far, species=species)
+        structures.position[0, :6] *= 10.0
+        structures.species[1] = -1
 
         def total(position):
-            feature = compiled(name, False)(params, structures._replace(position=position))
+            feature = compiled(name)(params, structures._replace(position=position))
             return jnp.sum(jnp.sin(feature)), feature
 
-        (_, feature), slope = jax.value_and_grad(total, has_aux=True)(structures.position)
+        (_, feature), slope = jax.device_get(jax.jit(jax.value_and_grad(total, has_aux=True))(structures.position))
         assert feature.dtype == slope.dtype == dtype
         assert np.all(np.isfinite(feature)) and np.all(np.isfinite(slope))
         assert np.any(slope[2]) and not np.any(slope[:, 6:]) and not np.any(slope[1])
@@ -143,17 +149,17 @@ def test_kernel_keeps_the_dtype_and_has_a_finite_gradient(name, dtype):
 # ---------------------------------------------------------------- what they are
 
 
-def features_of(part, dtype=jnp.float64, structures=None, **options):
-    structures = batch_of(dtype) if structures is None else structures
-    near = neighbors.find(spec_of(bool(np.any(structures.cell))), structures)
-    return jax.jit(lambda *arguments: part(potential(), *arguments, **options))(params_of(dtype), structures, near)
+def features_of(part, **options):
+    structures = batch_of(np.float64)
+    features = jax.jit(lambda *arguments: part(potential(), *arguments, **options))
+    return np.asarray(features(params_of(np.float64), structures, find(structures)))
 
 
 @pytest.mark.usefixtures("double")
 def test_last_layer_gradient_is_the_gradient_of_the_readout():
     """Against the derivative of the energy with respect to the weights of that name, over their scale."""
-    structures = batch_of(jnp.float64)
-    near, params = neighbors.find(spec_of(False), structures), params_of(jnp.float64)
+    structures = batch_of(np.float64)
+    near, params = find(structures), params_of(np.float64)
 
     def energies(readout):
         return potential().energies(params | {"params": params["params"] | readout}, structures, near)[0]
@@ -161,17 +167,17 @@ def test_last_layer_gradient_is_the_gradient_of_the_readout():
     names = [f"readout_{layer}" for layer in range(QUICK["layers"])]
     slopes = jax.jit(jax.jacobian(energies))({name: params["params"][name] for name in names})
     scale = params["constants"]["scale"]
-    expected = jnp.concatenate([slopes[name] for name in names], axis=-1).reshape(3, -1) / scale
+    expected = np.concatenate([slopes[name] for name in names], axis=-1).reshape(3, -1) / scale
     np.testing.assert_allclose(features_of(kernel.last_layer_gradient), expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.usefixtures("double")
 def test_last_layer_gradient_of_a_potential_without_weights_has_four_blocks():
     oracle = registry.get("oracle", "morse")(TABLE, cutoff=4.0)
-    structures = batch_of(jnp.float64)
-    near = neighbors.find(spec_of(False), structures)
-    features = kernel.last_layer_gradient(oracle, {}, structures, near)
-    atomic = np.asarray(jax.vmap(lambda s, n: oracle.energy({}, s, n)[1][:, 0])(structures, near))
+    structures = batch_of(np.float64)
+    near = find(structures)
+    features = jax.jit(lambda *atoms: kernel.last_layer_gradient(oracle, {}, *atoms))(structures, near)
+    atomic = np.asarray(jax.jit(jax.vmap(lambda s, n: oracle.energy({}, s, n)[1][:, 0]))(structures, near))
     expected = np.zeros((3, 4))
     for atom, species in enumerate([0, 1, 2, 0, 1, 0]):
         expected[:, species] += atomic[:, atom]
@@ -180,8 +186,8 @@ def test_last_layer_gradient_of_a_potential_without_weights_has_four_blocks():
 
 @pytest.mark.usefixtures("double")
 def test_a_sketch_keeps_the_products_of_gradients():
-    structures = batch_of(jnp.float64)
-    near, params = neighbors.find(spec_of(False), structures), params_of(jnp.float64)
+    structures = batch_of(np.float64)
+    near, params = find(structures), params_of(np.float64)
 
     def energies(weights):
         return potential().energies(params | {"params": weights}, structures, near)[0]
@@ -189,11 +195,11 @@ def test_a_sketch_keeps_the_products_of_gradients():
     slopes = jax.tree.leaves(jax.jit(jax.jacobian(energies))(params["params"]))
     full = np.concatenate([np.asarray(x).reshape(3, -1) for x in slopes], axis=1)
     # every weight is there once, so with a number for each nothing is lost but the order and the signs
-    exact = np.asarray(features_of(kernel.sketched_gradient, size=full.shape[1]))
+    exact = features_of(kernel.sketched_gradient, size=full.shape[1])
     np.testing.assert_allclose(exact @ exact.T, full @ full.T, rtol=1e-9)
     length = np.linalg.norm(full, axis=1)
     for size in (32, 128):
-        sketch = np.asarray(features_of(kernel.sketched_gradient, size=size))
+        sketch = features_of(kernel.sketched_gradient, size=size)
         assert sketch.shape == (3, size)
         error = (sketch @ sketch.T - full @ full.T) / np.outer(length, length)
         assert np.max(abs(error)) < 4 * size**-0.5
@@ -232,15 +238,16 @@ def legendre_spectra(structures: Structure, radial: int, l_max: int, elements: i
 @pytest.mark.usefixtures("double")
 def test_soap_is_the_sum_over_pairs_of_neighbors_of_legendre_polynomials():
     options = {"radial": 2, "l_max": 2, "elements": 2}
-    features = np.asarray(features_of(kernel_soap.soap, **options))
+    features = features_of(kernel_soap.soap, **options)
     assert features.shape == (3, 2 * 10 * 3)
-    np.testing.assert_allclose(features, legendre_spectra(batch_of(jnp.float64), **options), rtol=1e-7, atol=1e-10)
+    np.testing.assert_allclose(features, legendre_spectra(batch_of(np.float64), **options), rtol=1e-7, atol=1e-10)
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1.0)
 
 
 @pytest.mark.slow
 def test_soap_does_not_read_the_parameters():
-    structures = batch_of(jnp.float32)
-    near = neighbors.find(spec_of(False), structures)
-    with_any = [kernel_soap.soap(potential(), params, structures, near) for params in ({}, params_of(jnp.float32))]
+    structures = batch_of(np.float32)
+    near = find(structures)
+    soap = jax.jit(lambda *arguments: kernel_soap.soap(potential(), *arguments))
+    with_any = [soap(params, structures, near) for params in ({}, params_of(np.float32))]
     np.testing.assert_array_equal(*with_any)

@@ -28,7 +28,7 @@ from jaxal.label.task import OPEN, LabelError, Task
 
 import_parts()
 
-DTYPES = [jnp.float32, jnp.float64]
+DTYPES = [np.float32, np.float64]
 # Options that make a test quick; a part without an entry is tested with its defaults.
 QUICK: dict[str, dict[str, Any]] = {
     "equivariant": {"channels": 2, "l_max": 1, "radial_hidden": 4, "cutoff": 4.0},
@@ -81,14 +81,14 @@ def files():
     for name in ("potcars", "others"):
         (FILES / name).mkdir(parents=True)  # tests of a module may come in two parts
         write_potcars(FILES / name, {"H": 1.0, "O": 6.0})
+    potential = ("equivariant", (("cutoff", 3.0), ("channels", 2), ("l_max", 1), ("layers", 1)), (1, 8))
+    empty = models.Model(*potential, {}, np.zeros(2), "float32", ((0, 0),))
+    part, atoms = models.potential(empty), from_atoms([molecule("H2O")], (1, 8))
+    structure = jax.tree.map(lambda x: x[0], atoms)
+    near = neighbors.build(neighbors.plan(structure, part.cutoff), structure)
+    init = jax.jit(jax.vmap(part.init, (0, None, None)))
     for seed, name in enumerate(("model.npz", "other.npz")):
-        potential = ("equivariant", (("cutoff", 3.0), ("channels", 2), ("l_max", 1), ("layers", 1)), (1, 8))
-        empty = models.Model(*potential, {}, np.zeros(2), "float32", ((0, 0),))
-        part, atoms = models.potential(empty), from_atoms([molecule("H2O")], (1, 8))
-        structure = jax.tree.map(lambda x: jnp.asarray(x[0]), atoms)
-        near = neighbors.build(neighbors.plan(structure, part.cutoff), structure)
-        keys = jax.random.split(jax.random.key(seed), 2)
-        params = jax.vmap(part.init, (0, None, None))(keys, structure, near)
+        params = init(jax.random.split(jax.random.key(seed), 2), structure, near)
         models.save(FILES / name, empty._replace(params=params))
     yield
     shutil.rmtree(FILES)
@@ -108,19 +108,19 @@ def frame(dtype, fixed=(False,) * 4) -> Structure:
     """Four atoms in a periodic cell that no explorer refuses."""
     rng = np.random.default_rng(5)
     return plain(
-        jnp.asarray(rng.uniform(0, 6, (4, 3)), dtype),
-        jnp.asarray([0, 1, 2, 3], jnp.int32),
-        jnp.asarray(np.diag([6.0, 6.5, 7.0]), dtype),
-        jnp.int32(1),
-        jnp.int32(2),
-        mass=jnp.asarray(MASS, dtype),
-        fixed=jnp.asarray(fixed),
+        rng.uniform(0, 6, (4, 3)).astype(dtype),
+        np.arange(4, dtype=np.int32),
+        np.diag([6.0, 6.5, 7.0]).astype(dtype),
+        np.int32(1),
+        np.int32(2),
+        mass=MASS.astype(dtype),
+        fixed=np.array(fixed),
     )
 
 
 def pull(structure: Structure):
     """Springs to the origin, so that the forces depend on where the atoms are; an isotropic stress."""
-    stress = 0.01 * jnp.eye(3, dtype=structure.cell.dtype)
+    stress = 0.01 * np.eye(3, dtype=structure.cell.dtype)
     return -0.5 * structure.position, stress
 
 
@@ -137,55 +137,57 @@ def test_explorer_keeps_shapes_and_dtypes_through_scan_and_vmap(name, dtype):
             proposed = explorer.propose(walker)
             return explorer.advance(walker, proposed, *pull(proposed)), proposed
 
-        def run(key):
+        def run(key, start):
             begun = explorer.init(key, start, *pull(start), jnp.int32(0))
             ended, seen = jax.lax.scan(step, begun, length=4)  # refuses a state whose types change
             return begun, ended, seen
 
-        begun, ended, seen = jax.jit(jax.vmap(run))(keys)
-        floats = [x for x in jax.tree.leaves(ended) if jnp.issubdtype(x.dtype, jnp.floating)]
+        begun, ended, seen = jax.jit(jax.vmap(run, (0, None)))(keys, start)
+        floats = [np.asarray(x) for x in jax.tree.leaves(ended) if jnp.issubdtype(x.dtype, jnp.floating)]
         assert all(x.dtype == dtype for x in floats)
-        np.testing.assert_array_equal(begun.structure.position[0], start.position)
         np.testing.assert_array_equal(ended.step, [4, 4])
+        begun, ended, seen = jax.device_get((begun.structure, ended.structure, seen))
+        np.testing.assert_array_equal(begun.position[0], start.position)
         # what was proposed is where the walker stands once it has advanced
-        np.testing.assert_array_equal(ended.structure.position, seen.position[:, -1])
+        np.testing.assert_array_equal(ended.position, seen.position[:, -1])
         for field in ("species", "charge", "spin"):
-            np.testing.assert_array_equal(getattr(ended.structure, field)[0], getattr(start, field))
-        assert all(bool(jnp.all(jnp.isfinite(x))) for x in floats)
+            np.testing.assert_array_equal(getattr(ended, field)[0], getattr(start, field))
+        assert all(np.all(np.isfinite(x)) for x in floats)
         # other keys, other momenta; and the atoms do move
-        assert not np.array_equal(ended.structure.position[0], ended.structure.position[1])
-        assert not np.array_equal(ended.structure.position[0], start.position)
+        assert not np.array_equal(ended.position[0], ended.position[1])
+        assert not np.array_equal(ended.position[0], start.position)
 
 
 @every("explorer")
 def test_explorer_leaves_fixed_atoms_where_they_are(name):
     """To the last bit, whatever pulls at them, also where a walker begins anew; the others move."""
     explorer = registry.get("explorer", name)(**QUICK.get(name, {}))
-    start = frame(jnp.float32, fixed=(True, False, True, False))
-    held = np.asarray(start.fixed)
+    start = frame(np.float32, fixed=(True, False, True, False))
+    held = start.fixed
 
     def step(walker, _):
         proposed = explorer.propose(walker)
         return explorer.advance(walker, proposed, *pull(proposed)), proposed.position
 
     @jax.jit
-    def run(key):
+    def run(key, start):
         begun = explorer.init(key, start, *pull(start), jnp.int32(7))
         return begun, *jax.lax.scan(step, begun, length=50)
 
-    begun, ended, seen = run(jax.random.key(1))
+    begun, ended, seen = run(jax.random.key(1), start)
     assert int(ended.step) == 57
-    for place in (*seen, ended.structure.position, ended.engine.position):
+    position = np.asarray(ended.structure.position)
+    for place in (*np.asarray(seen), position, np.asarray(ended.engine.position)):
         np.testing.assert_array_equal(place[held], start.position[held])
     for walker in (begun, ended):
         assert not np.any(np.asarray(walker.engine.momentum)[held])
-    assert np.all(np.any(np.asarray(ended.structure.position != start.position), axis=1) == ~held)
+    assert np.all(np.any(position != start.position, axis=1) == ~held)
 
 
 @every("explorer")
 def test_explorer_repeats_itself_to_the_bit_and_goes_on_from_a_state(name):
     explorer = registry.get("explorer", name)(**QUICK.get(name, {}))
-    start = frame(jnp.float32)
+    start = frame(np.float32)
 
     @jax.jit
     def step(walker):
@@ -193,7 +195,7 @@ def test_explorer_repeats_itself_to_the_bit_and_goes_on_from_a_state(name):
         return explorer.advance(walker, proposed, *pull(proposed))
 
     def run(times):
-        walker = jax.jit(explorer.init)(jax.random.key(3), start, *pull(start), jnp.int32(0))
+        walker = jax.jit(explorer.init)(jax.random.key(3), start, *pull(start), np.int32(0))
         for _ in range(times):
             walker = step(walker)
         return walker
@@ -231,18 +233,35 @@ def atoms_of(table, periodic) -> Structure:
     grid = 2.0 * np.array([(x, y, z) for x in range(3) for y in range(2) for z in range(1)])
     cell = np.array([[6.0, 0, 0], [0.4, 4.0, 0], [0, 0.3, 3.0]]) * periodic
     return plain(
-        jnp.asarray(grid + rng.normal(0, 0.15, grid.shape)),
-        jnp.asarray(np.arange(6) % len(table), jnp.int32),
-        jnp.asarray(cell),
-        jnp.int32(0),
-        jnp.int32(0),
+        grid + rng.normal(0, 0.15, grid.shape),
+        (np.arange(6) % len(table)).astype(np.int32),
+        cell,
+        np.int32(0),
+        np.int32(0),
     )
 
 
 def padded(structure: Structure, by: int, garbage: float) -> Structure:
-    position = jnp.concatenate([structure.position, garbage * jnp.arange(3.0 * by).reshape(by, 3)])
-    species = jnp.concatenate([structure.species, jnp.full(by, -1, jnp.int32)])
-    return structure._replace(position=position.astype(structure.position.dtype), species=species)
+    position = np.concatenate([structure.position, garbage * np.arange(3.0 * by).reshape(by, 3)])
+    species = np.concatenate([structure.species, np.full(by, -1, np.int32)])
+    return structure._replace(position=position, species=species)
+
+
+def padded_batch(structure: Structure) -> tuple[Structure, Structure]:
+    """A batch of it with garbage in its padding, as its neighbors are found, and then with a walker gone wrong."""
+    batch = jax.tree.map(lambda *x: np.stack(x), *(padded(structure, 2, garbage) for garbage in (0.0, 0.3, 1e4, 0.0)))
+    position = batch.position.copy()
+    position[3, 0] = np.nan
+    return batch, batch._replace(position=position)
+
+
+def turned(structure: Structure, order: np.ndarray, turn: np.ndarray) -> Structure:
+    """With its atoms in another order, rotated and moved."""
+    return structure._replace(
+        position=structure.position[order] @ turn.T + 0.7,
+        species=structure.species[order],
+        cell=structure.cell @ turn.T,
+    )
 
 
 @pytest.mark.usefixtures("double")
@@ -252,29 +271,23 @@ def test_energy_forces_stress_and_features(kind, name, periodic):
     part, table = built(kind, name)
     structure = atoms_of(table, periodic)
     spec = neighbors.plan(structure, part.cutoff, 0.0, 1.0)
-    params = part.init(jax.random.key(7), structure, neighbors.build(spec, structure))
+    params = jax.jit(lambda key, s: part.init(key, s, neighbors.build(spec, s)))(jax.random.key(7), structure)
 
-    def evaluate(structure, spec):
+    @jax.jit
+    def evaluate(structure):
         near = neighbors.build(spec, structure)
         return evaluation.evaluate(part, params, structure, near), near.overflow
 
-    compiled = jax.jit(evaluate, static_argnums=1)
-    (energy, force, stress, feature), overflow = compiled(structure, spec)
+    (energy, force, stress, feature), overflow = jax.device_get(evaluate(structure))
     assert not overflow and energy.shape == () and force.shape == (6, 3) and feature.shape[0] == 6
-    assert all(bool(jnp.all(jnp.isfinite(x))) for x in (energy, force, stress, feature))
-    assert float(jnp.max(jnp.abs(force))) > 1e-6, "the test structure feels nothing of this part"
-    size = float(jnp.max(jnp.abs(force)))
+    assert all(np.all(np.isfinite(x)) for x in (energy, force, stress, feature))
+    size = float(np.max(np.abs(force)))
+    assert size > 1e-6, "the test structure feels nothing of this part"
     close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9 * max(size, 1.0))
 
     # atom order, rotation and translation
-    order = jnp.asarray([4, 0, 5, 2, 1, 3])
-    turn = jnp.asarray(Rotation.random(random_state=8).as_matrix())
-    other = structure._replace(
-        position=structure.position[order] @ turn.T + 0.7,
-        species=structure.species[order],
-        cell=structure.cell @ turn.T,
-    )
-    new, _ = compiled(other, spec)
+    order, turn = np.array([4, 0, 5, 2, 1, 3]), Rotation.random(random_state=8).as_matrix()
+    new, _ = evaluate(turned(structure, order, turn))
     for value, expected in zip(
         new, (energy, force[order] @ turn.T, turn @ stress @ turn.T, feature[order]), strict=True
     ):
@@ -283,10 +296,9 @@ def test_energy_forces_stress_and_features(kind, name, periodic):
 
     # padding with garbage in it, in a batch, more room for neighbors, and a walker beside that has gone wrong
     roomy = spec._replace(capacity=spec.capacity + 3)
-    batch = jax.tree.map(lambda *x: jnp.stack(x), *(padded(structure, 2, garbage) for garbage in (0.0, 0.3, 1e4, 0.0)))
-    near = neighbors.find(roomy, batch)
-    batch = batch._replace(position=batch.position.at[3, 0].set(jnp.nan))
-    many = jax.jit(lambda s: evaluation.evaluate_batch(part, params, s, near))(batch)
+    before, batch = padded_batch(structure)
+    evaluate_batch = jax.jit(functools.partial(evaluation.evaluate_batch, part, params))
+    many = jax.device_get(evaluate_batch(batch, neighbors.find(roomy, before)))
     for row in range(3):
         values = [x[row] for x in many]
         close(values[0], energy)
@@ -297,13 +309,13 @@ def test_energy_forces_stress_and_features(kind, name, periodic):
         assert not np.any(values[3][6:]), "features of padding are zero: they are summed over all rows"
 
     # charge and spin matter only where they are an input, see tests/potential/test_electrons.py
-    (ion, pulled, *_), _ = compiled(structure._replace(charge=jnp.int32(-1), spin=jnp.int32(1)), spec)
+    (ion, pulled, *_), _ = evaluate(structure._replace(charge=np.int32(-1), spin=np.int32(1)))
     np.testing.assert_array_equal(ion, energy)
     np.testing.assert_array_equal(pulled, force)
 
     # nothing is felt beyond the cutoff
-    far = structure._replace(position=jnp.arange(18.0).reshape(6, 3) * part.cutoff, cell=0 * structure.cell)
-    (_, force, _, _), _ = compiled(far, spec)
+    far = structure._replace(position=np.arange(18.0).reshape(6, 3) * part.cutoff, cell=0 * structure.cell)
+    (_, force, _, _), _ = evaluate(far)
     assert not np.any(force)
 
 
@@ -342,8 +354,8 @@ def test_prediction_of_a_committee(name, kind, periodic):
     whole = evaluation.Committee(part, members, heads=count, signs=signs, species=len(table))
     structure = atoms_of(table, periodic)
     spec = neighbors.plan(structure, part.cutoff, 0.0, 1.0)
-    near = neighbors.build(spec, structure)
-    params = jax.jit(lambda key: evaluation.init(whole, key, structure, near))(jax.random.key(7))
+    init = jax.jit(lambda key, s: evaluation.init(whole, key, s, neighbors.build(spec, s)))
+    params = init(jax.random.key(7), structure)
 
     @jax.jit
     def predict(batch, near):
@@ -351,33 +363,25 @@ def test_prediction_of_a_committee(name, kind, periodic):
 
     def single(structure, spec):
         batch = jax.tree.map(lambda x: x[None], structure)
-        return jax.tree.map(lambda x: x[0], predict(batch, neighbors.find(spec, batch)))
+        return jax.tree.map(lambda x: x[0], jax.device_get(predict(batch, neighbors.find(spec, batch))))
 
     energy, force, stress, feature, *_ = single(structure, spec)
     rows = 2 * signs * whole.replicas or members
     assert energy.shape == (rows,) and force.shape == (rows, 6, 3) and stress.shape == (rows, 3, 3)
-    size = float(jnp.max(jnp.abs(force)))
+    size = float(np.max(np.abs(force)))
     close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9 * max(size, 1.0))
-    assert float(jnp.max(jnp.std(force, axis=0))) > 1e-3 * size, "members start out different"
+    assert np.max(np.std(force, axis=0)) > 1e-3 * size, "members start out different"
 
     # atom order, rotation and translation
-    order = jnp.asarray([4, 0, 5, 2, 1, 3])
-    turn = jnp.asarray(Rotation.random(random_state=8).as_matrix())
-    other = structure._replace(
-        position=structure.position[order] @ turn.T + 0.7,
-        species=structure.species[order],
-        cell=structure.cell @ turn.T,
-    )
+    order, turn = np.array([4, 0, 5, 2, 1, 3]), Rotation.random(random_state=8).as_matrix()
     expected = (energy, force[:, order] @ turn.T, turn @ stress @ turn.T, feature[order])
-    for value, right in zip(single(other, spec)[:4], expected, strict=True):
+    for value, right in zip(single(turned(structure, order, turn), spec)[:4], expected, strict=True):
         close(value, right)
 
     # padding with garbage in it, in a batch, more room for neighbors, and a walker beside that has gone wrong
     roomy = spec._replace(capacity=spec.capacity + 3)
-    batch = jax.tree.map(lambda *x: jnp.stack(x), *(padded(structure, 2, garbage) for garbage in (0.0, 0.3, 1e4, 0.0)))
-    near = neighbors.find(roomy, batch)
-    batch = batch._replace(position=batch.position.at[3, 0].set(jnp.nan))
-    many = predict(batch, near)
+    before, batch = padded_batch(structure)
+    many = jax.device_get(predict(batch, neighbors.find(roomy, before)))
     for row in range(3):
         close(many.energy[row], energy)
         close(many.force[row, :, :6], force)

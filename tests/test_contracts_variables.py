@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from jaxal.core import registry
 from jaxal.core.discovery import import_parts
-from jaxal.core.types import InputError, Structure
+from jaxal.core.types import InputError, Structure, Variables
 from jaxal.data.structure import from_atoms, species_table
 from jaxal.explore.variables import ATOMS, REFERENCE, SELECTION, bound
 
@@ -63,15 +63,24 @@ def structure_of(position: Any, start: ase.Atoms, dtype: Any = float, size: int 
     atoms = start.copy()
     atoms.positions = position
     batch = from_atoms([atoms], species_table([atoms]), size=size, dtype=np.dtype(dtype))
-    return jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
+    return jax.tree.map(lambda x: x[0], batch)
+
+
+@functools.cache
+def along_of(name: str, periodic: bool) -> Variables:
+    return bound([(name, example(name))], ethanol(periodic), "bias.variables")
 
 
 @functools.cache
 def variable(name: str, periodic: bool):
-    """The values of a variable of ethanol at positions [9 3]; compiled once."""
-    start = ethanol(periodic)
-    values = bound([(name, example(name))], start, "bias.variables").values
-    return jax.jit(lambda position: values(structure_of(start.positions, start)._replace(position=position)))
+    """The values of a variable of ethanol at positions [9 3]."""
+    structure = structure_of(ethanol(periodic).positions, ethanol(periodic))
+    return lambda position: along_of(name, periodic).values(structure._replace(position=position))
+
+
+@functools.cache
+def slope_of(name: str, periodic: bool):
+    return jax.jit(jax.jacrev(variable(name, periodic)))
 
 
 def near(name: str, a: Any, b: Any, periodic: bool) -> None:
@@ -85,7 +94,7 @@ def near(name: str, a: Any, b: Any, periodic: bool) -> None:
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_its_values_have_the_dtype_of_the_positions_and_padding_changes_nothing(name, dtype):
     start = ethanol(True)
-    along = bound([(name, example(name))], start, "bias.variables")
+    along = along_of(name, True)
     assert len(along.names) == len(along.units) == len(along.periods) and set(along.units) <= {"Å", "rad", ""}
     values = [along.values(structure_of(moved(), start, dtype, size)) for size in (9, 12)]
     assert all(x.shape == (len(along.names),) and x.dtype == dtype for x in values)
@@ -114,7 +123,7 @@ def test_periodic_images_are_the_same_atom(name):
 def test_its_gradient_is_that_of_finite_differences(name, periodic):
     value, position, step = variable(name, periodic), moved(), 1e-5
     shift = (np.random.default_rng(4).integers(-2, 3, (9, 3)) @ CELL) if periodic else np.zeros((9, 3))
-    slope = jax.jit(jax.jacrev(value))(jnp.asarray(position + shift))
+    slope = np.asarray(slope_of(name, periodic)(position + shift))
     expected = np.zeros(slope.shape)
     for atom, axis in np.ndindex(9, 3):
         small = np.zeros((9, 3))
@@ -127,7 +136,7 @@ def test_its_gradient_is_that_of_finite_differences(name, periodic):
 
 @every
 def test_its_gradient_is_finite_where_it_is_not_defined(name):
-    slope = jax.jit(jax.jacrev(variable(name, False)))
+    slope = slope_of(name, False)
     line = np.outer(np.arange(9.0), [1.0, 0.0, 0.0])
     plane = moved() * [1.0, 1.0, 0.0]
     for position in (np.zeros((9, 3)), line, plane, ethanol(False).positions, np.repeat(moved()[:1], 9, 0)):
@@ -138,7 +147,7 @@ def test_its_gradient_is_finite_where_it_is_not_defined(name):
 def test_its_strain_derivative_is_that_of_finite_differences(name):
     """Atoms and cell are deformed together: a barostat feels the variable through its images too."""
     start = ethanol(True)
-    values = bound([(name, example(name))], start, "bias.variables").values
+    values = along_of(name, True).values
     shifted = structure_of(moved() + np.random.default_rng(5).integers(-1, 2, (9, 3)) @ CELL, start)
 
     @jax.jit
@@ -146,7 +155,7 @@ def test_its_strain_derivative_is_that_of_finite_differences(name):
         deformation = jnp.eye(3) + strain
         return values(shifted._replace(position=shifted.position @ deformation, cell=shifted.cell @ deformation))
 
-    slope, step = jax.jit(jax.jacrev(strained))(jnp.zeros((3, 3))), 1e-5
+    slope, step = np.asarray(jax.jit(jax.jacrev(strained))(np.zeros((3, 3)))), 1e-5
     for i, j in np.ndindex(3, 3):
         small = np.zeros((3, 3))
         small[i, j] = step

@@ -276,8 +276,10 @@ def _model(setting: Setting) -> _Model:
     first = jax.tree.map(lambda x: np.asarray(x)[0], (structure, near))
     params = committees.init(committee, jax.random.key(setting.seed), *first)
     listed = float(np.mean(np.sum(np.asarray(near.index) < len(setting.atoms), axis=-1)))
-    labels = Label(np.zeros(1), np.full(structure.position.shape, SCALE), np.zeros((1, 3, 3)), np.ones(1, bool))
-    params = training.normalize(params, labels, structure, listed)
+    scale: Any = np.full(structure.position.shape, SCALE)
+    params = training.normalize(
+        params, Label(jnp.zeros(1), scale, jnp.zeros((1, 3, 3)), jnp.ones(1, bool)), structure, listed
+    )
     cast = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
     params, structure, near = jax.tree.map(cast, (params, structure, near))
     alike = jax.tree.map(lambda x: np.repeat(np.asarray(x), setting.walkers, axis=0), (structure, near))

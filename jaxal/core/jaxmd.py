@@ -10,6 +10,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
+import jax
+
 LATER = ("energy", "interpolate", "nn", "rigid_body")
 
 
@@ -22,7 +24,8 @@ def _later(name: str) -> None:
             raise AttributeError(field)
         if sys.modules.get(name) is place:
             del sys.modules[name]
-        real = importlib.import_module(name)
+        with jax.ensure_compile_time_eval():  # its constants are none of a program that is being traced
+            real = importlib.import_module(name)
         vars(place).update(vars(real))
         return getattr(real, field)
 

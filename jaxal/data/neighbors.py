@@ -81,12 +81,14 @@ def plan(structures: Structure, cutoff: float, skin: float = 0.0, margin: float 
         spec = spec._replace(images=(0, 0, 0), bins=three, bin_slots=int(np.ceil(1.5 * most)) + 2)
     frames = [jax.tree.map(lambda x, row=row: x[row], flat) for row in range(len(position))]
 
-    def slots(each: Spec, margin: float) -> int:
-        room = max(1, int(np.ceil(margin * max(int(np.max(_counts(each, frame))) for frame in frames))))
+    most_listed, most_close = np.max([_most(spec, frame) for frame in frames], axis=0)
+
+    def slots(most: int, margin: float) -> int:
+        room = max(1, int(np.ceil(margin * most)))
         return room if np.any(periodic) else min(room, max(1, position.shape[1] - 1))
 
-    spec = spec._replace(capacity=slots(spec, margin if skin == 0 else max(margin, LISTED)))
-    close = slots(spec._replace(skin=0.0), margin) if skin else spec.capacity
+    spec = spec._replace(capacity=slots(most_listed, margin if skin == 0 else max(margin, LISTED)))
+    close = slots(most_close, margin)
     return spec._replace(close=close if close < spec.capacity else 0)
 
 
@@ -208,8 +210,10 @@ def _binned(spec: Spec, structure: Structure) -> _Pairs:
 
 @partial(jax.jit, static_argnums=0)
 @exact
-def _counts(spec: Spec, structure: Structure) -> Int[Array, "n"]:
-    return jnp.sum(_search(spec, structure).square < (spec.cutoff + spec.skin) ** 2, axis=1)
+def _most(spec: Spec, structure: Structure) -> Int[Array, "2"]:
+    """Neighbors of the atom that has most: in the list, and within the cutoff."""
+    square = _search(spec, structure).square
+    return jnp.stack([jnp.max(jnp.sum(square < reach**2, axis=1)) for reach in (spec.cutoff + spec.skin, spec.cutoff)])
 
 
 @partial(jax.jit, static_argnums=0, inline=True)  # one program where it is called outside of one

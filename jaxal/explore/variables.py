@@ -12,6 +12,7 @@ are finite everywhere: where a direction is not defined, as between atoms in one
 
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -152,6 +153,7 @@ def bound(choices: Sequence[tuple[str, Mapping[str, Any]]], start: ase.Atoms, fi
         abouts += [registry.about("variable", name, **options) or Coordinate("")] * size
     operation = _reduction(start)
 
+    @partial(jax.jit, inline=True)  # one program where it is called outside of one
     @exact
     def values(structure: Structure) -> Float[Array, "v"]:
         if operation is not None:
@@ -163,9 +165,10 @@ def bound(choices: Sequence[tuple[str, Mapping[str, Any]]], start: ase.Atoms, fi
 
 def _shapes(atoms: int) -> Any:
     """A structure as shapes."""
-    number, zero = (atoms, 3), jnp.zeros
+    number, zero = (atoms, 3), np.zeros
     vectors, flags, whole = zero(number), zero(atoms, bool), zero((), int)
-    return Structure(vectors, zero(atoms, int), zero((3, 3)), zero(3, bool), zero(atoms), flags, whole, whole)
+    own: Any = vectors, zero(atoms, int), zero((3, 3)), zero(3, bool), zero(atoms), flags, whole, whole
+    return Structure(*own)
 
 
 def _bound(name: str, options: Mapping[str, Any], start: ase.Atoms, field: str) -> Variable:

@@ -1,6 +1,7 @@
 """Labels as training sets: in the program's precision, relative to references; and the first weights."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,10 +20,9 @@ def cast(structures: Structure, labels: Label, reference: np.ndarray, dtype: Any
     """Device arrays in the program's precision, energies relative to the references (subtracted in float64)."""
     species = np.asarray(structures.species)
     offset = np.where(species >= 0, np.asarray(reference)[species], 0.0).sum(-1)
-    position, cell = (np.asarray(x, dtype) for x in (structures.position, structures.cell))
-    energy = np.asarray(np.asarray(labels.energy) - offset, dtype)
-    force, stress = (np.asarray(x, dtype) for x in (labels.force, labels.stress))
-    structures, labels = structures._replace(position=position, cell=cell), Label(energy, force, stress, labels.ok)
+    real: Any = partial(np.asarray, dtype=dtype)
+    structures = structures._replace(position=real(structures.position), cell=real(structures.cell))
+    labels = Label(real(np.asarray(labels.energy) - offset), real(labels.force), real(labels.stress), labels.ok)
     return jax.device_put((structures, labels))
 
 

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
@@ -20,10 +19,22 @@ SPECIES = np.array([0, 0, 1, 1, -1, -1])
 
 
 def example(**more) -> tuple[Prediction, Structure]:
-    single = functools.partial(jnp.asarray, dtype=jnp.float32)
-    prediction = Prediction(single(ENERGY), single(FORCE), jnp.zeros((MEMBERS, 3, 3)), single(FEATURE))
-    room = plain(jnp.zeros((TOTAL, 3)), jnp.asarray(SPECIES), jnp.zeros((3, 3)), jnp.int32(0), jnp.int32(0))
+    single = functools.partial(np.asarray, dtype=np.float32)
+    prediction = Prediction(single(ENERGY), single(FORCE), single(np.zeros((MEMBERS, 3, 3))), single(FEATURE))
+    zero, species = np.int32(0), SPECIES.astype(np.int32)
+    room = plain(single(np.zeros((TOTAL, 3))), species, single(np.zeros((3, 3))), zero, zero)
     return prediction._replace(**{name: single(value) for name, value in more.items()}), room
+
+
+@functools.cache
+def compiled(function, **words):
+    """A score with some options; numbers are given to what comes back."""
+    return jax.jit(functools.partial(function, **words))
+
+
+@functools.cache
+def slope_of(function):
+    return jax.jit(jax.value_and_grad(function))
 
 
 def spread_of(force):
@@ -39,7 +50,7 @@ OWN = np.array(CLOSED["force_spread"][:REAL])
 @pytest.mark.parametrize(("more", "spread"), [({}, SPREAD), (CLOSED, OWN)])
 def test_force_scores_are_what_they_say(more, spread):
     prediction, room = example(**more)
-    np.testing.assert_allclose(score.atom_spread(prediction)[:REAL], spread, rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(compiled(score.atom_spread)(prediction))[:REAL], spread, rtol=1e-5)
     expected = {
         score.max_force_spread: spread.max(),
         score.mean_force_spread: np.sqrt(np.mean(spread**2)),
@@ -51,8 +62,9 @@ def test_force_scores_are_what_they_say(more, spread):
             spread**5 / (spread**5 + 0.3**5)
         ),
     }
-    for function, value in expected.items():
-        assert float(function(prediction, room)) == pytest.approx(value, rel=1e-5), function
+    values = jax.jit(lambda *of: [function(*of) for function in expected])(prediction, room)
+    for value, (function, known) in zip(values, expected.items(), strict=True):
+        assert float(value) == pytest.approx(known, rel=1e-5), function
 
 
 def test_entropy_is_the_difference_of_two_normal_entropies():
@@ -63,20 +75,24 @@ def test_entropy_is_the_difference_of_two_normal_entropies():
             - stats.multivariate_normal(np.zeros(3), np.eye(3) * noise**2).entropy()
             for s in spread
         ]
-        entropy = float(score.committee_entropy(*example(**more), noise=noise))
+        entropy = float(compiled(score.committee_entropy)(*example(**more), noise=noise))
         assert entropy == pytest.approx(np.mean(entropies), rel=1e-5)
 
 
 def test_a_steep_novelty_counts_the_atoms_above_the_limit():
     prediction, room = example(**CLOSED)
-    count = functools.partial(environments.environment_novelty, prediction, room, steepness=500.0)
+    novelty = environments.environment_novelty
+    count, fraction = (
+        functools.partial(compiled(novelty, count=of), prediction, room, steepness=500.0)
+        for of in ("atoms", "fraction")
+    )
     assert float(count(limit=0.25)) == pytest.approx(2, abs=1e-3)
-    assert float(count(limit=0.25, count="fraction")) == pytest.approx(0.5, abs=1e-3)
+    assert float(fraction(limit=0.25)) == pytest.approx(0.5, abs=1e-3)
     assert float(count(limit=0.05)) == pytest.approx(REAL, abs=1e-3) and float(count(limit=5.0)) == 0
     # far above and far below the limit nothing overflows
     for size in (0.0, 1e-30, 1e-3, 1e3, 1e30):
-        given_spread = prediction._replace(force_spread=jnp.full(TOTAL, size))
-        value, slope = jax.value_and_grad(environments.environment_novelty)(given_spread, room)
+        given_spread = prediction._replace(force_spread=np.full(TOTAL, size, np.float32))
+        value, slope = slope_of(novelty)(given_spread, room)
         assert np.isfinite(value) and np.isfinite(slope.force_spread).all()
 
 
@@ -89,7 +105,7 @@ def test_model_change_is_the_mean_length_of_the_gradient(more):
     error = rng.normal(0, sigma, 200_000)
     gradient = np.sum(FEATURE[:REAL], axis=0)
     lengths = np.abs(error)[:, None] * np.linalg.norm(gradient) / REAL**2
-    change = float(environments.expected_model_change(prediction, room))
+    change = float(compiled(environments.expected_model_change)(prediction, room))
     assert change == pytest.approx(lengths.mean(), rel=0.01)
     assert change == pytest.approx(np.sqrt(2 / np.pi) * sigma * np.linalg.norm(gradient) / REAL**2, rel=1e-5)
 
@@ -101,18 +117,18 @@ def test_improvement_of_the_energy_against_scipy_and_by_drawing(more, best, goal
     prediction, room = example(**more)
     mean, std = ENERGY.mean() / REAL, more.get("energy_spread", ENERGY.std()) / REAL
     d = best - mean if goal == "low" else mean - best
-    options = {"best": best, "goal": goal}
     probability = stats.norm.cdf(d / std)
     gained = d * probability + std * stats.norm.pdf(d / std)
-    value = float(improvement.expected_improvement(prediction, room, **options))
-    assert value == pytest.approx(gained, rel=1e-3, abs=1e-9)
-    assert float(improvement.probability_of_improvement(prediction, room, **options)) == pytest.approx(
-        probability, rel=1e-3, abs=1e-9
+    value, chance = (
+        float(compiled(function, goal=goal)(prediction, room, best=best))
+        for function in (improvement.expected_improvement, improvement.probability_of_improvement)
     )
+    assert value == pytest.approx(gained, rel=1e-3, abs=1e-9)
+    assert chance == pytest.approx(probability, rel=1e-3, abs=1e-9)
     drawn = np.random.default_rng(4).normal(mean, std, 400_000)
     gains = np.maximum(best - drawn if goal == "low" else drawn - best, 0)
     assert abs(value - gains.mean()) < 5 * gains.std() / np.sqrt(len(gains)) + 1e-6
-    bound = float(improvement.confidence_bound(prediction, room, kappa=1.7, best=best))
+    bound = float(compiled(improvement.confidence_bound)(prediction, room, kappa=1.7, best=best))
     assert bound == pytest.approx(1.7 * std - (mean - best), rel=1e-4)
     # a lower confidence bound is a quantile
     assert best - bound == pytest.approx(stats.norm.ppf(stats.norm.cdf(-1.7), mean, std), rel=1e-4)
@@ -120,9 +136,9 @@ def test_improvement_of_the_energy_against_scipy_and_by_drawing(more, best, goal
 
 def test_low_and_unsure_energies_have_the_highest_bound():
     prediction, room = example(**CLOSED)
-    bound = functools.partial(improvement.confidence_bound, structure=room)
+    bound = functools.partial(compiled(improvement.confidence_bound), structure=room)
     lower = prediction._replace(energy=prediction.energy - 1.0)
-    unsure = prediction._replace(energy_spread=jnp.float32(0.9))
+    unsure = prediction._replace(energy_spread=np.float32(0.9))
     assert float(bound(lower)) > float(bound(prediction)) < float(bound(unsure))
 
 
@@ -134,13 +150,15 @@ def test_the_largest_force_as_a_property(more, atom):
     worst = np.argmax(np.linalg.norm(mean, axis=-1))
     size = np.linalg.norm(mean[worst])
     std = OWN[worst] / np.sqrt(3) if more else (FORCE[:, worst] @ (mean[worst] / size)).std()
-    largest = improvement.PROPERTIES["largest_force"](prediction, room)
+    largest = compiled(improvement.PROPERTIES["largest_force"])(prediction, room)
     assert float(largest.mean) == pytest.approx(size, rel=1e-5) and float(largest.std) == pytest.approx(std, rel=1e-5)
-    options = {"property": "largest_force", "goal": "high", "best": 1.0}
     d = size - 1.0
     expected = d * stats.norm.cdf(d / std) + std * stats.norm.pdf(d / std)
-    assert float(improvement.expected_improvement(prediction, room, **options)) == pytest.approx(expected, rel=1e-4)
-    probability = float(improvement.probability_of_improvement(prediction, room, **options))
+    value, probability = (
+        float(compiled(function, property="largest_force", goal="high")(prediction, room, best=1.0))
+        for function in (improvement.expected_improvement, improvement.probability_of_improvement)
+    )
+    assert value == pytest.approx(expected, rel=1e-4)
     assert probability == pytest.approx(stats.norm.cdf(d / std), rel=1e-4)
 
 
@@ -149,18 +167,18 @@ def test_the_largest_force_as_a_property(more, atom):
 def test_improvements_and_their_gradients_are_finite_at_any_spread(mean, std):
     prediction, room = example(energy=[mean], force=FORCE[:1], energy_spread=std, force_spread=np.zeros(TOTAL))
     for function in (improvement.expected_improvement, improvement.probability_of_improvement):
-        value, slope = jax.value_and_grad(function)(prediction, room)
-        assert np.isfinite(value) and value >= 0
+        value, slope = slope_of(function)(prediction, room)
+        assert np.isfinite(value) and float(value) >= 0
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
     if std == 0:
-        gain = float(improvement.expected_improvement(prediction, room))
+        gain = float(compiled(improvement.expected_improvement)(prediction, room))
         assert gain == pytest.approx(max(-mean / REAL, 0), rel=1e-6)
 
 
 def test_the_gradient_of_improvement_is_the_closed_one():
     """d EI / d mean = -Phi and d EI / d std = phi (Jones et al., eq. 16 ff)."""
     prediction, room = example(energy=[0.4], force=FORCE[:1], energy_spread=0.5, force_spread=np.zeros(TOTAL))
-    slope = jax.grad(improvement.expected_improvement)(prediction, room)
+    _, slope = slope_of(improvement.expected_improvement)(prediction, room)
     z = -0.4 / 0.5
     assert float(slope.energy[0]) == pytest.approx(-stats.norm.cdf(z) / REAL, rel=1e-4)
     assert float(slope.energy_spread) == pytest.approx(stats.norm.pdf(z) / REAL, rel=1e-4)

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxal.data.cell import determinant, inverse
+from jaxal.data import cell as cells
 
+determinant, inverse = jax.jit(cells.determinant), jax.jit(cells.inverse)
 CELLS = {
     "cube": np.eye(3) * 5.43,
     "left-handed": -np.eye(3) * 4.0,
@@ -19,25 +20,25 @@ CELLS = {
 @pytest.mark.parametrize("name", CELLS)
 def test_both_are_those_of_lapack(double, name):
     cell = CELLS[name]
-    assert float(determinant(jnp.asarray(cell))) == pytest.approx(np.linalg.det(cell), rel=1e-13)
-    np.testing.assert_allclose(inverse(jnp.asarray(cell)), np.linalg.inv(cell), atol=1e-14 / np.abs(cell).max())
+    assert float(determinant(cell)) == pytest.approx(np.linalg.det(cell), rel=1e-13)
+    np.testing.assert_allclose(inverse(cell), np.linalg.inv(cell), atol=1e-14 / np.abs(cell).max())
 
 
 def test_they_go_over_batches_in_single_precision():
-    cells = np.stack([*CELLS.values()]).astype(np.float32).reshape(5, 1, 3, 3)
-    assert determinant(jnp.asarray(cells)).shape == (5, 1) and inverse(jnp.asarray(cells)).dtype == jnp.float32
-    unit = np.asarray(jnp.asarray(cells) @ inverse(jnp.asarray(cells)))
+    batch = np.stack([*CELLS.values()]).astype(np.float32).reshape(5, 1, 3, 3)
+    assert determinant(batch).shape == (5, 1) and inverse(batch).dtype == np.float32
+    unit = batch @ np.asarray(inverse(batch))
     np.testing.assert_allclose(unit, np.broadcast_to(np.eye(3), unit.shape), atol=2e-6)
 
 
 def test_their_slopes_are_those_of_lapack(double):
-    cell = jnp.asarray(CELLS["triclinic"])
-    weight = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3)))
-    ours = jax.grad(lambda c: determinant(c) + jnp.sum(weight * inverse(c)))(cell)
-    theirs = jax.grad(lambda c: jnp.linalg.det(c) + jnp.sum(weight * jnp.linalg.inv(c)))(cell)
+    cell = CELLS["triclinic"]
+    weight = np.random.default_rng(0).normal(size=(3, 3))
+    ours = jax.jit(jax.grad(lambda c: determinant(c) + jnp.sum(weight * inverse(c))))(cell)
+    theirs = jax.jit(jax.grad(lambda c: jnp.linalg.det(c) + jnp.sum(weight * jnp.linalg.inv(c))))(cell)
     np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
 def test_what_has_no_volume_has_no_inverse():
-    assert float(determinant(jnp.zeros((3, 3)))) == 0
-    assert not np.isfinite(inverse(jnp.zeros((3, 3)))).any()
+    assert float(determinant(np.zeros((3, 3)))) == 0
+    assert not np.isfinite(inverse(np.zeros((3, 3)))).any()
