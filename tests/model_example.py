@@ -25,5 +25,6 @@ def tiny_model(path: Path) -> None:
     potential = models.potential(model)
     structure = jax.device_put(from_atoms(atoms, table))
     near = neighbors.build(neighbors.plan(structure, potential.cutoff), structure)
-    params = jax.vmap(lambda key: potential.init(key, structure, near))(jax.random.split(jax.random.key(0), 2))
+    init = jax.jit(jax.vmap(potential.init, (0, None, None)))
+    params = init(jax.random.split(jax.random.key(0), 2), structure, near)
     models.save(path, model._replace(params=params))

@@ -1,7 +1,8 @@
 """Exact isolated atoms: fragments add up, bonded structures are untouched, slopes are those of finite differences."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
@@ -34,21 +35,26 @@ def far_apart(numbers):
     return Atoms(numbers=numbers, positions=FAR * np.arange(3 * len(numbers)).reshape(-1, 3) ** 1.1)
 
 
+find = jax.jit(neighbors.find, static_argnums=0)
+evaluate_batch = jax.jit(evaluation.evaluate_batch, static_argnums=0)
+
+
 def asked(frames, states=None):
-    structures = jax.tree.map(jnp.asarray, from_atoms(frames, TABLE, dtype=np.float64))
+    structures = from_atoms(frames, TABLE, dtype=np.float64)
     if states is not None:
-        charge, spin = (jnp.asarray(x, jnp.int32) for x in zip(*states, strict=True))
+        charge, spin = (np.array(x, np.int32) for x in zip(*states, strict=True))
         structures = structures._replace(charge=charge, spin=spin)
-    return structures, neighbors.find(neighbors.plan(structures, 4.0), structures)
+    return structures, jax.device_get(find(neighbors.plan(structures, 4.0), structures))
 
 
+@functools.cache
 def params_of(committee, seed=0):
     """Random weights, shifts and biases too, that know the isolated atoms of hydrogen and oxygen."""
-    first = jax.tree.map(lambda x: x[0], asked([molecule("H2O")]))
-    params = evaluation.init(committee, jax.random.key(seed), *first)
-    keys = iter(jax.random.split(jax.random.key(seed + 1), 200))
-    shaken = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(next(keys), x.shape, x.dtype), params["params"])
-    return with_isolated({**params, "params": shaken}, BONDED, ISOLATED)
+    rng = np.random.default_rng(seed)
+    shapes = evaluation.shapes(committee, "float64")
+    params = jax.tree.map(lambda x: rng.uniform(0.5, 1.5, x.shape), shapes)  # constants, and masks of dropout
+    params["params"] = jax.tree.map(lambda x: 0.7 * rng.normal(size=x.shape), shapes["params"])
+    return jax.device_get(with_isolated(params, BONDED, ISOLATED))
 
 
 def single(raw=EXACT):
@@ -104,8 +110,7 @@ def test_fragments_far_apart_have_the_sum_of_their_energies(name):
 
 
 def evaluated(potential, frames):
-    arguments = single(), *asked(frames)
-    return jax.jit(lambda *inputs: evaluation.evaluate_batch(potential, *inputs))(*arguments)
+    return jax.device_get(evaluate_batch(potential, single(), *asked(frames)))
 
 
 def test_bonded_atoms_are_as_without():
@@ -127,7 +132,7 @@ def test_forces_are_slopes_on_the_way_out():
         return atoms
 
     frames = [frame(length + by) for length in lengths for by in (0.0, step, -step)]
-    energy, force, _, _ = (np.asarray(x) for x in evaluated(EXACT, frames))
+    energy, force, _, _ = evaluated(EXACT, frames)
     away = [atoms.get_distance(0, 1, vector=True) / atoms.get_distance(0, 1) for atoms in frames[::3]]
     slope = (energy[1::3] - energy[2::3]) / (2 * step)
     np.testing.assert_allclose(np.sum(force[::3, 1] * away, axis=-1), -slope, rtol=1e-5, atol=1e-6)
@@ -142,9 +147,6 @@ def test_neutral_structures_only(heads):
     """Whatever their unpaired electrons; atoms with a charge are as the model has them, without that knowledge."""
     committee = Committee(WITH_ELECTRONS, heads, heads=heads, species=3)
     params = params_of(committee)
-    constants = params["constants"]
-    offset = constants["offset"] + jax.random.normal(jax.random.key(5), constants["offset"].shape)
-    params = {**params, "constants": {**constants, "offset": offset}}
     atoms, water = far_apart([1, 8]), molecule("H2O")
     frames = [*[atoms] * 4, far_apart([8]), far_apart([8]), water, water, water + Atoms("O", positions=[[0, 0, FAR]])]
     states = [(0, 0), (0, 2), (1, 1), (-1, 1), (0, 2), (-1, 1), (0, 2), (0, 0), (0, 2)]

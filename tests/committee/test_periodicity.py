@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import SMALL
@@ -20,6 +19,7 @@ from jaxal.train.loss import LossWeights, loss
 pytestmark = pytest.mark.usefixtures("double")
 
 CUTOFF = 4.0  # Å, of the small potential
+complete = jax.jit(completed)
 
 
 @functools.cache
@@ -48,9 +48,8 @@ def structure_of(kind: str, turned: bool = True) -> Structure:
     place = rng.random((6, 3)) @ cell
     cell = np.where(periodic[:, None], cell, 30 * lattice.completed(cell, periodic))
     turn = Rotation.from_euler("xyz", [20, 40, 70], degrees=True).as_matrix() if turned else np.eye(3)
-    species = jnp.asarray([0, 0, 0, 0, 1, 1])
-    geometry = jnp.asarray(place @ turn), species, jnp.asarray(cell @ turn * periodic.any()), jnp.asarray(periodic)
-    return Structure(*geometry, jnp.ones(6), jnp.zeros(6, bool), jnp.int32(0), jnp.int32(0))
+    geometry = place @ turn, np.array([0, 0, 0, 0, 1, 1]), cell @ turn * periodic.any(), periodic
+    return Structure(*geometry, np.ones(6), np.zeros(6, bool), np.int32(0), np.int32(0))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +58,7 @@ def model():
     with jax.enable_x64(True):
         whole = structure_of("crystal")
         spec = neighbors.plan(whole, CUTOFF, 0.0, 2.0)._replace(images=(2, 2, 2))
-        params = small().init(jax.random.key(0), whole, neighbors.build(spec, whole))
+        params = jax.jit(small().init)(jax.random.key(0), whole, neighbors.build(spec, whole))
 
         @jax.jit
         def run(structure):
@@ -67,9 +66,9 @@ def model():
             return *evaluate(small(), params, structure, near)[:3], near.overflow
 
         def checked(structure):
-            *numbers, overflow = run(structure)
+            *numbers, overflow = jax.device_get(run(structure))
             assert not overflow
-            return [np.asarray(x) for x in numbers]
+            return numbers
 
         yield checked
 
@@ -79,16 +78,14 @@ def test_what_is_open_is_what_has_a_vacuum(model, kind):
     """Nothing of the open vectors counts for energies and forces, and their length only for the volume."""
     structure = structure_of(kind)
     energy, force, stress = model(structure)
-    far = model(structure._replace(periodic=jnp.ones(3, bool)))
+    far = model(structure._replace(periodic=np.ones(3, bool)))
     assert energy == pytest.approx(far[0], abs=1e-12)
     np.testing.assert_allclose(force, far[1], atol=1e-12)
-    np.testing.assert_allclose(
-        stress, lattice.along_periodic(far[2], *map(np.asarray, structure[2:4])), atol=1e-12, rtol=1e-9
-    )
-    closer = structure._replace(cell=jnp.where(structure.periodic[:, None], structure.cell, 0.5 * structure.cell))
+    np.testing.assert_allclose(stress, lattice.along_periodic(far[2], *structure[2:4]), atol=1e-12, rtol=1e-9)
+    closer = structure._replace(cell=np.where(structure.periodic[:, None], structure.cell, 0.5 * structure.cell))
     opened = int(3 - np.sum(KINDS[kind]))
     np.testing.assert_allclose(model(closer)[2], 2**opened * stress, rtol=1e-9)
-    nothing = structure._replace(cell=jnp.where(structure.periodic[:, None], structure.cell, 0.0))
+    nothing = structure._replace(cell=np.where(structure.periodic[:, None], structure.cell, 0.0))
     without = model(nothing)
     assert without[0] == energy and not without[2].any()
     np.testing.assert_array_equal(without[1], force)
@@ -98,7 +95,7 @@ def test_what_is_open_is_what_has_a_vacuum(model, kind):
 def test_stress_is_the_slope_along_what_repeats_and_zero_elsewhere(model, kind):
     structure = structure_of(kind)
     stress = model(structure)[2]
-    cell, periodic = np.asarray(structure.cell), np.asarray(structure.periodic)
+    cell, periodic = structure.cell, structure.periodic
     axes = lattice.basis(cell, periodic)
     strain = axes.T @ np.array([[1.0, 0.3, 0.1], [0.3, -0.5, 0.2], [0.1, 0.2, 0.7]])[: len(axes), : len(axes)] @ axes
 
@@ -121,8 +118,8 @@ def test_a_molecule_has_no_stress(model):
 def test_device_and_host_complete_a_cell_alike(kind):
     """Volume, heights and projection are those of LAPACK's; where all repeats no bit changes."""
     structure = structure_of(kind)
-    cell, periodic = np.asarray(structure.cell), np.asarray(structure.periodic)
-    ours = np.asarray(completed(structure.cell, structure.periodic))
+    cell, periodic = structure.cell, structure.periodic
+    ours = np.asarray(complete(cell, periodic))
     np.testing.assert_array_equal(ours[periodic], cell[periodic])
     out = ours[~periodic]
     np.testing.assert_allclose(out @ out.T, np.eye(len(out)), atol=1e-14)
@@ -130,11 +127,9 @@ def test_device_and_host_complete_a_cell_alike(kind):
     assert abs(np.linalg.det(ours)) == pytest.approx(lattice.spanned(cell, periodic), rel=1e-12)
     vector = np.random.default_rng(1).normal(size=(5, 3))
     expected = np.where(periodic, vector @ lattice.inverse(cell, periodic), 0.0)
-    np.testing.assert_allclose(
-        fractional(jnp.asarray(vector), structure.cell, structure.periodic), expected, atol=1e-13
-    )
+    np.testing.assert_allclose(jax.jit(fractional)(vector, cell, periodic), expected, atol=1e-13)
     tensor = np.random.default_rng(2).normal(size=(3, 3))
-    kept = along_periodic(jnp.asarray(tensor)[None], structure.cell[None], structure.periodic[None])[0]
+    kept = np.asarray(jax.jit(along_periodic)(tensor[None], cell[None], periodic[None]))[0]
     np.testing.assert_allclose(kept, lattice.along_periodic(tensor, cell, periodic), atol=1e-14)
     if periodic.all():
         np.testing.assert_array_equal(ours, cell)
@@ -147,21 +142,20 @@ def test_wires_along_an_axis_are_completed(axis, sign):
     """The closed form of the two other vectors has a pole to stay away from."""
     cell = np.zeros((3, 3))
     cell[1, axis] = sign * 2.5
-    ours = np.asarray(completed(jnp.asarray(cell), jnp.asarray([False, True, False])))
+    ours = np.asarray(complete(cell, np.array([False, True, False])))
     assert abs(np.linalg.det(ours)) == pytest.approx(2.5)
 
 
 def test_loss_counts_the_components_of_what_repeats():
     """A crystal's nine, a slab's four: the mean over those, not over zeros."""
     rows = [structure_of("crystal"), structure_of("slab"), structure_of("molecule")]
-    structures = jax.tree.map(lambda *x: jnp.stack(x), *rows)
+    structures = jax.tree.map(lambda *x: np.stack(x), *rows)
     rng = np.random.default_rng(3)
-    errors = [lattice.along_periodic(rng.normal(size=(3, 3)), *map(np.asarray, row[2:4])) for row in rows]
-    zeros = jnp.zeros((3, 6, 3))
-    label = Label(jnp.zeros(3), zeros, jnp.zeros((3, 3, 3)), jnp.ones(3, bool))
-    value = loss(
-        LossWeights(0.0, 0.0, 2.0, None), jnp.zeros(3), zeros, jnp.asarray(errors), structures, label, jnp.ones((3, 3))
-    )
-    volume = [abs(np.linalg.det(np.asarray(row.cell))) for row in rows]
+    errors = np.stack([lattice.along_periodic(rng.normal(size=(3, 3)), *row[2:4]) for row in rows])
+    zeros = np.zeros((3, 6, 3))
+    label = Label(np.zeros(3), zeros, np.zeros((3, 3, 3)), np.ones(3, bool))
+    weights = LossWeights(0.0, 0.0, 2.0, None)
+    value = jax.jit(functools.partial(loss, weights))(np.zeros(3), zeros, errors, structures, label, np.ones((3, 3)))
+    volume = [abs(np.linalg.det(row.cell)) for row in rows]
     squares = [np.sum((error * v / 6) ** 2) for error, v in zip(errors, volume, strict=True)]
     assert float(value) == pytest.approx(2.0 * (squares[0] + squares[1]) / 13)

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax_md import simulate
 
+from jaxal.core.jaxmd import simulate
 from jaxal.core.types import InputError
 from jaxal.run import checkpoint
 

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.build import molecule
@@ -94,7 +93,7 @@ def waters(count, seed):
         frame = molecule("H2O")
         frame.positions += rng.normal(0, 0.06, (3, 3))
         frames.append(frame)
-    return jax.tree.map(jnp.asarray, from_atoms(frames, TABLE))
+    return from_atoms(frames, TABLE)
 
 
 @functools.cache
@@ -103,7 +102,7 @@ def seen(name):
     method = registry.get("uncertainty", name)(SHELLS, len(TABLE))
     part = Committee(SHELLS, METHODS[name], species=len(TABLE), uncertainty=method)
     structures = waters(TRAINED + CALIBRATING + UNSEEN, 1)
-    labels = jax.jit(oracle)(structures, jnp.ones(structures.charge.shape[0], bool))
+    labels = jax.device_get(jax.jit(oracle)(structures, np.ones(len(structures.charge), bool)))
     first, others = (
         jax.tree.map(lambda x, rows=rows: x[rows], (structures, labels))
         for rows in (slice(0, TRAINED), slice(TRAINED, None))
@@ -135,7 +134,7 @@ def judged(gate):
     rule = registry.get("gate", gate)()
 
     def judge(score, error, others):
-        state = rule.calibrate(rule.init(), score, error, jnp.ones(CALIBRATING, bool))
+        state = rule.calibrate(rule.init(), score, error, np.ones(CALIBRATING, bool))
         return estimated(rule, state, others)
 
     return rule, jax.jit(judge)
@@ -189,7 +188,7 @@ def test_every_combination_covers_or_claims_nothing(uncertainty):
 
 def test_a_model_without_labels_to_calibrate_it_has_no_bound():
     part, params, support, structures, labels, _ = seen("members")
-    none = labels._replace(ok=jnp.zeros_like(labels.ok))
+    none = labels._replace(ok=np.zeros_like(labels.ok))
     result = bounding.bounded(part, params, support, structures, none, "failed labels")
     assert result.calibration is None and np.isnan(result.rmse)
     np.testing.assert_array_equal(result.support.limit, support.limit)

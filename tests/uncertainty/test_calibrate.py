@@ -1,7 +1,6 @@
 """Calibrations against scikit-learn, scipy and uncertainty-toolbox; the gates made of them."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import optimize, stats
@@ -11,6 +10,8 @@ from uncertainty_toolbox import metrics_calibration, metrics_scoring_rule
 from jaxal.uncertainty import calibrate
 from jaxal.uncertainty.calibrate import expected_error, isotonic_curve, likelihood_scale
 from jaxal.validate import calibration
+
+fit_curve, error_at, scale_of = map(jax.jit, (isotonic_curve, expected_error, likelihood_scale))
 
 
 def data(seed, count=60, ties=False):
@@ -26,27 +27,26 @@ def test_isotonic_is_that_of_scikit_learn(seed, ties):
     spread, error = data(seed, ties=ties)
     valid = np.random.default_rng(seed).uniform(size=len(spread)) < 0.8
     observations = np.where(valid, spread, np.nan), np.where(valid, error, np.inf)  # what is not valid may be anything
-    curve = jax.jit(isotonic_curve)(*map(jnp.asarray, (*observations, valid)))
+    curve = fit_curve(*observations, valid)
     theirs = IsotonicRegression(out_of_bounds="clip").fit(spread[valid], error[valid])
     where = np.r_[0.0, np.linspace(spread.min(), spread.max(), 301), 9.0].astype(np.float32)
-    np.testing.assert_allclose(expected_error(curve, where), theirs.predict(where), rtol=2e-4, atol=1e-5)
+    np.testing.assert_allclose(error_at(curve, where), theirs.predict(where), rtol=2e-4, atol=1e-5)
     assert np.all(np.diff(curve.error) >= 0) and np.all(np.diff(curve.spread) >= 0)
 
 
 def test_isotonic_at_its_limits_and_under_vmap():
-    spread, error = map(jnp.asarray, data(1, 10))
-    falling = isotonic_curve(jnp.arange(5.0), jnp.arange(5.0)[::-1], jnp.ones(5, bool))
-    np.testing.assert_allclose(falling.error, 2.0)
-    rising = isotonic_curve(jnp.arange(5.0), jnp.arange(5.0) ** 2, jnp.ones(5, bool))
-    np.testing.assert_allclose(rising.error, np.arange(5.0) ** 2)
-    none = isotonic_curve(spread, error, jnp.zeros(10, bool))
-    assert np.isinf(expected_error(none, jnp.asarray(0.3)))
-    single = isotonic_curve(spread, error, jnp.arange(10) == 4)
-    assert float(expected_error(single, jnp.asarray(7.0))) == pytest.approx(float(error[4]))
+    spread, error = data(1, 10)
+    rank, every = np.arange(5, dtype=np.float32), np.ones(5, bool)
+    np.testing.assert_allclose(fit_curve(rank, rank[::-1], every).error, 2.0)
+    np.testing.assert_allclose(fit_curve(rank, rank**2, every).error, rank**2)
+    none = fit_curve(spread, error, np.zeros(10, bool))
+    assert np.isinf(error_at(none, np.float32(0.3)))
+    single = fit_curve(spread, error, np.arange(10) == 4)
+    assert float(error_at(single, np.float32(7.0))) == pytest.approx(float(error[4]))
     several = np.stack([data(seed, 12)[0] for seed in range(3)]), np.stack([data(seed, 12)[1] for seed in range(3)])
-    batch = jax.vmap(isotonic_curve)(*map(jnp.asarray, several), jnp.ones((3, 12), bool))
+    batch = jax.device_get(jax.jit(jax.vmap(isotonic_curve))(*several, np.ones((3, 12), bool)))
     for row in range(3):
-        alone = isotonic_curve(several[0][row], several[1][row], jnp.ones(12, bool))
+        alone = fit_curve(several[0][row], several[1][row], np.ones(12, bool))
         np.testing.assert_allclose(batch.error[row], alone.error, rtol=1e-6)
 
 
@@ -57,41 +57,47 @@ def test_the_scale_is_the_most_likely_one(components):
     spread = np.exp(rng.normal(-2, 0.7, 300))
     parts = rng.standard_t(4, (300, components)) * spread[:, None]
     error = np.linalg.norm(parts, axis=1)
-    estimate = float(likelihood_scale(*(jnp.asarray(x, jnp.float32) for x in (spread, error)), jnp.ones(300, bool)))
+    estimate = float(scale_of(*(x.astype(np.float32) for x in (spread, error)), np.ones(300, bool)))
 
     def unlikely(scale):
         return -stats.norm.logpdf(parts, scale=scale * spread[:, None] / np.sqrt(components)).sum()
 
     assert estimate == pytest.approx(optimize.minimize_scalar(unlikely, bounds=(0.1, 10), method="bounded").x, rel=1e-3)
-    valid = jnp.asarray([True, True, False])
-    assert float(likelihood_scale(jnp.asarray([0.0, 0.5, 1.0]), jnp.ones(3), valid)) == 2.0
-    assert np.isinf(likelihood_scale(jnp.zeros(3), jnp.ones(3), valid))
+    valid, ones = np.array([True, True, False]), np.ones(3, np.float32)
+    assert float(scale_of(np.array([0.0, 0.5, 1.0], np.float32), ones, valid)) == 2.0
+    assert np.isinf(scale_of(0 * ones, ones, valid))
 
 
 def test_the_likelihood_gate_estimates_the_root_mean_square():
     gate = calibrate.likelihood(target_error=1.0)
-    state = gate.calibrate(gate.init(), jnp.asarray([0.1, 0.2, 9.0]), jnp.asarray([0.3, 0.8, 9.0]), jnp.arange(3) < 2)
+    score, error = np.array([0.1, 0.2, 9.0], np.float32), np.array([0.3, 0.8, 9.0], np.float32)
+    state = jax.jit(gate.calibrate)(gate.init(), score, error, np.arange(3) < 2)
     assert float(state.factor) == pytest.approx(np.sqrt((9 + 16) / 2), rel=1e-5)
+
+
+@jax.jit
+def flagged_by(target, spread, error, valid, scores):
+    """What an isotonic gate says of scores."""
+    gate = calibrate.isotonic(target_error=target)
+    return gate.step(gate.calibrate(gate.init(), spread, error, valid), scores)[1]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_isotonic_gate_asks_where_the_curve_exceeds_the_target(seed):
-    spread, error = data(seed, 80)
-    valid = jnp.ones(80, bool)
-    curve = isotonic_curve(spread, error, valid)
+    observations = *data(seed, 80), np.ones(80, bool)
+    curve = jax.device_get(fit_curve(*observations))
     middle = float(np.mean([curve.error[0], curve.error[-1]]))
-    scores = jnp.linspace(spread.min(), spread.max(), 400)
+    largest = observations[0].max()
+    scores = np.linspace(observations[0].min(), largest, 400, dtype=np.float32)
     for target in (middle, 0.5 * float(curve.error[0]), 2 * float(curve.error[-1])):
-        gate = calibrate.isotonic(target_error=target)
-        state = gate.calibrate(gate.init(), spread, error, valid)
-        flagged = np.asarray(gate.step(state, scores)[1])
-        expected = np.asarray(expected_error(curve, scores))
+        flagged = np.asarray(flagged_by(target, *observations, scores))
+        expected = np.asarray(error_at(curve, scores))
         sure = np.abs(expected - target) > 1e-3 * target
         np.testing.assert_array_equal(flagged[sure], expected[sure] > target)
     # beyond what was held out the curve goes on in proportion
-    gate = calibrate.isotonic(target_error=2 * float(curve.error[-1]))
-    state = gate.calibrate(gate.init(), spread, error, valid)
-    np.testing.assert_array_equal(gate.step(state, spread.max() * jnp.asarray([1.9, 2.1]))[1], [False, True])
+    beyond = largest * np.array([1.9, 2.1], np.float32)
+    flagged = flagged_by(2 * float(curve.error[-1]), *observations, beyond)
+    np.testing.assert_array_equal(flagged, [False, True])
 
 
 # ---------------------------------------------------------------- metrics

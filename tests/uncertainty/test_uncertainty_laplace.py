@@ -1,33 +1,27 @@
 """Last-layer Laplace against Bayesian linear regression written out in numpy, energies and forces."""
 
+import closed_features
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from closed_features import (
-    FEATURES,
-    KINDS,
-    POTENTIAL,
-    energy,
-    features,
-    features_slope,
-    lessons_of,
-    nothing_near,
-    predict,
-    structures_of,
-    taught,
-)
+from closed_features import FEATURES, KINDS, POTENTIAL, energy, features, features_slope, lessons_of, nothing_near
 
 from jaxal.uncertainty.features import directions
 from jaxal.uncertainty.laplace import laplace
 from jaxal.uncertainty.scale import FLOOR
 
 pytestmark = pytest.mark.usefixtures("double")
+predict, taught = (jax.jit(f, static_argnums=0) for f in (closed_features.predict, closed_features.taught))
+sketched = jax.jit(directions, static_argnums=(1, 2))
+
+
+def structures_of(*arguments):
+    return jax.device_get(jax.jit(lambda: closed_features.structures_of(*arguments))())
 
 
 def design(structure, rows, options, signs=None):
     """Rows of Bayesian linear regression over their noise, in numpy: the energy, then the force components."""
-    position, species = np.asarray(structure.position), np.asarray(structure.species)
+    position, species = structure.position, structure.species
     atoms, blocks = len(position), []
     phi = np.zeros((KINDS, FEATURES))
     jacobian = np.zeros((KINDS, FEATURES, atoms, 3))
@@ -47,7 +41,7 @@ NOISE = {"energy_noise": 0.3, "force_noise": 0.7}
 
 
 def signs_of(structure, probes):
-    return np.asarray(directions(structure, "probes", probes))
+    return np.asarray(sketched(structure, "probes", probes))
 
 
 @pytest.mark.parametrize("rows", ["energy", "forces", "probes"])
@@ -57,23 +51,23 @@ def test_laplace_is_bayesian_linear_regression(rows):
     method = laplace(POTENTIAL, KINDS, rows=rows, probes=probes, samples=samples, **NOISE)
     structures = structures_of(9, atoms, 2)
     trained, held = np.arange(9) < 5, (np.arange(9) >= 5) & (np.arange(9) < 8)
-    params = taught(method, structures, trained, held)
+    params = jax.device_get(taught(method, structures, trained, held))
     each = [jax.tree.map(lambda x, i=i: x[i], structures) for i in range(9)]
     designs = [design(s, rows, NOISE, signs_of(s, probes)) for s in each]
     gram = sum(d.T @ d for d, use in zip(designs, trained, strict=True) if use)
 
     # residuals of the held-out structures, over the same noise
-    lessons = lessons_of(structures, trained, held)
-    weight = np.asarray(params["params"]["weight"])
+    label = jax.device_get(lessons_of(structures, trained, held).label)
+    weight = params["params"]["weight"]
     squares, regressors = [], []
     for i in np.flatnonzero(held):
-        position, kinds = np.asarray(each[i].position), np.asarray(each[i].species)
+        position, kinds = each[i].position, each[i].species
         if rows == "energy":
-            gap = np.sum(weight[kinds] * features(position)) - float(lessons.label.energy[i])
+            gap = np.sum(weight[kinds] * features(position)) - label.energy[i]
             squares.append((gap / (atoms * NOISE["energy_noise"])) ** 2)
             regressors.append(designs[i][0])
             continue
-        gap = -np.einsum("nf,nfx->nx", weight[kinds], features_slope(position)) - np.asarray(lessons.label.force[i])
+        gap = -np.einsum("nf,nfx->nx", weight[kinds], features_slope(position)) - label.force[i]
         if rows == "forces":
             squares += list((gap.reshape(-1) / NOISE["force_noise"]) ** 2)
         else:
@@ -91,20 +85,20 @@ def test_laplace_is_bayesian_linear_regression(rows):
     covariance = alpha2 * np.linalg.inv(gram + strength * np.eye(len(gram)))
 
     new = structures_of(4, atoms, 3)
-    prediction = predict(method, params, new)
-    root = np.asarray(params["posterior"]["scale"] * params["posterior"]["root"])
+    prediction = jax.device_get(predict(method, params, new))
+    root = params["posterior"]["scale"] * params["posterior"]["root"]
     np.testing.assert_allclose(root @ root.T, covariance, rtol=1e-6, atol=1e-9 * np.abs(covariance).max())
     for i in range(4):
         matrix = design(
             jax.tree.map(lambda x, i=i: x[i], new), "forces", {"energy_noise": 1 / atoms, "force_noise": 1.0}
         )
         variance = np.einsum("qd,de,qe->q", matrix, covariance, matrix)
-        assert float(prediction.energy_spread[i]) ** 2 == pytest.approx(variance[0], rel=1e-6)
+        assert prediction.energy_spread[i] ** 2 == pytest.approx(variance[0], rel=1e-6)
         # the samples' own variance approaches it, within four standard errors of a variance of that many draws
         close = 4 * np.sqrt(2 / samples)
         np.testing.assert_allclose(np.var(prediction.energy[:, i]), variance[0], rtol=close)
         np.testing.assert_allclose(np.var(prediction.force[:, i], axis=0).reshape(-1), variance[1:], rtol=close)
-    plain = jax.vmap(lambda s: energy(params, s, None)[0])(new)
+    plain = jax.jit(jax.vmap(lambda p, s: energy(p, s, None)[0], (None, 0)))(params, new)
     np.testing.assert_allclose(prediction.energy.mean(0), plain, rtol=1e-10)
 
 
@@ -115,8 +109,8 @@ def test_a_rank_k_update_of_laplace_equals_a_rebuild(rows):
     held = np.arange(8) >= 6
     few = taught(method, structures, np.arange(8) < 3, held)
     more = jax.tree.map(lambda x: x[3:6], structures)
-    wanted = jnp.asarray([True, False, True])
-    updated = jax.jit(method.update)(few, more, nothing_near(more), wanted)
+    wanted = np.array([True, False, True])
+    updated = jax.jit(method.update)(few, more, jax.jit(nothing_near)(more), wanted)
     # the precision of the same prior with the rows of the two more structures
     rows_of = [jax.tree.map(lambda x, i=i: x[i], structures) for i in (3, 5)]
     added = np.concatenate([design(s, rows, NOISE, signs_of(s, 4)) for s in rows_of])
