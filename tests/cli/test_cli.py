@@ -194,7 +194,6 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
     assert process.stdout.startswith("potential ") and process.stderr == ""
 
 
-@pytest.mark.slow
 def test_run_report_validate_resume(folder):
     (folder / "config.yaml").write_text(BRIEF)
     process = here("run", "config.yaml", "--part", SMALL, "--dir", "out", folder=folder)

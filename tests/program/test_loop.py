@@ -183,7 +183,6 @@ def test_probes_are_labeled_whatever_the_gate_says_and_held_out():
     assert same(after.train, state.train)
 
 
-@pytest.mark.slow
 def test_a_full_buffer_undoes_the_segment_and_a_larger_one_gives_what_ample_room_gives():
     state, run, limits = program(threshold=-1.0, capacity=8)
     ample, run_ample, _ = program(threshold=-1.0)
