@@ -125,6 +125,12 @@ def tell_duplicates(frames: Sequence[Frame], source: str) -> np.ndarray:
     if different < len(frames):
         kinds = f"{different} different structure{'s' if different > 1 else ''}"
         tell(f"{source}: {len(frames)} frames hold {kinds}; copies are held out together")
+    contradictions(frames, group, source)
+    return group
+
+
+def contradictions(frames: Sequence[Frame], group: np.ndarray, source: str) -> None:
+    """Warns where frames of a group of `groups` have different energies."""
     for number in np.flatnonzero(np.bincount(group) > 1):
         rows = np.flatnonzero(group == number)
         energy = np.array([frames[int(row)].label.energy for row in rows]) / len(frames[int(rows[0])].numbers)
@@ -132,7 +138,6 @@ def tell_duplicates(frames: Sequence[Frame], source: str) -> np.ndarray:
             what = f"frames {rows[np.nanargmin(energy)]} and {rows[np.nanargmax(energy)]} are the same structure"
             tell(f"{source}: {what}, but their energies are {1e3 * spread:.3g} meV/atom apart")
             break
-    return group
 
 
 def held_out(frames: Sequence[Frame], group: np.ndarray, fraction: float) -> np.ndarray:

@@ -28,7 +28,8 @@ GROUND_SPINS = (
     *(2, 3, 4, 5, 4, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0),  # Hf to Rn
 )
 # what else a name may end in that is meant to say it, as in tot_charge; total_spin may be half of our number
-ALIKE = ("charge", "spin", "multiplicity", "mult", "uhf", "nelectrons", "n_electrons", "nelec")
+ALIKE = ("charge", "spin", "multiplicity", "mult", "uhf", "nelectrons", "n_electrons", "nelec", "magmom", "nupdown")
+ALIKE += ("magnetization",)
 
 
 State = tuple[int, int]  # charge, e, and number of unpaired electrons: which energy surface of the atoms is meant
@@ -57,6 +58,8 @@ def listed(states: Collection[State]) -> str:
 
 def whole(value: Any, name: str) -> int:
     """A whole number of any type. Raises InputError for anything else."""
+    if np.asarray(value).dtype == bool:  # what a word without a number is read as
+        raise InputError(f"{name} {value} is a flag, where a whole number is needed; give it as {name}=number")
     try:
         number = float(np.asarray(value).reshape(()))
     except (TypeError, ValueError):

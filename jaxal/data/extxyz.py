@@ -21,7 +21,7 @@ from ase.io.formats import filetype, open_with_compression
 from jaxal.core.errors import InputError
 from jaxal.data import frames
 from jaxal.data.frames import Frame
-from jaxal.data.labels import voigt_to_matrix
+from jaxal.data.labels import tensor_of, voigt_to_matrix
 from jaxal.data.lattice import letters
 
 COLUMNS = 10_000  # of one property
@@ -48,6 +48,7 @@ class Columns(NamedTuple):
 
     width: int | None  # values in a line; None: four or more, of which the first four count
     species: int | None  # the column of the element; None: there are atomic numbers instead
+    number: int | None = None  # that of the atomic number
 
 
 def is_extended(path: Path) -> bool:
@@ -73,6 +74,8 @@ def read(path: Path) -> Iterator[ase.Atoms]:
             atoms = next(parts)
         except StopIteration:
             break
+        except InputError as error:
+            raise InputError(f"{path}: frame {number} (line {begins[number]}): {error}") from None
         except Exception as error:  # ASE raises what its parser happens to meet
             where = f"{path}: frame {number} (line {begins[number]})"
             raise InputError(f"{where}: ASE cannot read it ({one_line(error)})") from error
@@ -142,7 +145,7 @@ def _declared(comment: str) -> Columns:
     declared = {name: (kind, int(count)) for name, kind, count in zip(names, kinds, counts, strict=True)}
     if declared.get("pos") != ("R", 3) or not {"species", "Z"} & set(declared):
         raise InputError("Properties needs pos:R:3 and species:S:1 or Z:I:1")
-    return Columns(sum(map(int, counts)), places.get("species"))
+    return Columns(sum(map(int, counts)), places.get("species"), places.get("Z"))
 
 
 def _odd(line: str, columns: Columns) -> str:
@@ -156,7 +159,9 @@ def _odd(line: str, columns: Columns) -> str:
         return ""
     word = values[columns.species]
     if word.capitalize() in atomic_numbers:
-        return ""
+        number = word if columns.number is None else values[columns.number]
+        same = columns.number is None or number == str(atomic_numbers[word.capitalize()])
+        return "" if same else f"its species is {word}, but its Z is {number[:SHOWN]}"
     if word.isdigit():
         return f"{word} is a number, where the symbol of an element is needed; types of a program are no elements"
     instead = ISOTOPES.get(word.lower(), "the symbol of an element")
@@ -175,7 +180,21 @@ def _info(line: str) -> dict[str, Any]:
         if (six := info.pop(name + _SIX, None)) is not None:
             six = np.asarray(six)
             info[name] = voigt_to_matrix(six) if six.dtype.kind in "iuf" else six
+        nine = np.asarray(info.get(name))
+        if nine.size == 9 and nine.dtype.kind in "iuf" and np.all(np.isfinite(nine)):
+            tensor_of(name, nine)  # ASE would take six of them
+    _check_periodicity(info)
     return info
+
+
+def _check_periodicity(info: dict[str, Any]) -> None:
+    """Raises InputError for a `pbc` that is not one or three flags: ASE takes any text for three true ones."""
+    for name in [name for name in info if name.lower() == "pbc"]:
+        flags = np.asarray(info[name])
+        right = flags.dtype.kind in "biu" and flags.size in (1, 3) and bool(np.isin(flags, (0, 1)).all())
+        if not right or name != "pbc":
+            shown = " ".join(str(info[name]).split())[:SHOWN]
+            raise InputError(f'{name}: {shown!r} is not read as the directions that repeat; give such as pbc="T T F"')
 
 
 def one_line(error: BaseException) -> str:

@@ -5,6 +5,8 @@ A file is written whole or not at all, with all digits of every number.
 
 import contextlib
 import gzip
+import io
+import re
 import sqlite3
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,15 +17,16 @@ import ase
 import ase.db
 import ase.io
 import numpy as np
-from ase.io.formats import filetype
+from ase.io.formats import filetype, open_with_compression
 
 from jaxal.core.errors import InputError, InputWarning
-from jaxal.data import extxyz, frames
+from jaxal.data import extxyz, frames, stated
 from jaxal.data.extxyz import one_line
 from jaxal.data.frames import Carried, Frame
 
 XYZ, DATABASE = (".xyz", ".extxyz", ".xyz.gz", ".extxyz.gz"), (".db",)
 TYPED = ("lammps-dump-text", "lammps-dump-binary")  # formats whose atoms may have types in place of elements
+LINE = ("Lattice", "Properties", "pbc")  # what the second line of an extended XYZ frame means something else by
 ARRAYS = "arrays"  # in the data of a database row: what a frame carries for each atom
 
 
@@ -62,12 +65,34 @@ def _others(path: Path) -> list[ase.Atoms]:
             raise InputError(f"{path}: its atoms have types, not elements; dump them with a column `element`")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of readers; what matters is looked at afterwards
-            atoms = ase.io.read(path, index=":")
+            own: Any = (_plain_flags(path), slice(None), form) if form == "vasp" else (path, slice(None))
+            atoms = ase.io.read(*own)
     except InputError:
         raise
     except Exception as error:  # ASE's readers raise anything at all
         raise InputError(f"{path}: ASE cannot read it ({one_line(error)})") from error
-    return atoms if isinstance(atoms, list) else [atoms]
+    several = atoms if isinstance(atoms, list) else [atoms]
+    charge, spin = stated.electrons(path, form)
+    for each in several:
+        for name, value in (("charge", charge), ("spin", spin)):
+            if value is not None:
+                each.info.setdefault(name, value)
+        if form in TYPED and each.calc is not None:
+            each.calc.results.pop("energy", None)  # zero: ASE makes it up where there are forces
+    return several
+
+
+def _plain_flags(path: Path) -> io.StringIO:
+    """A POSCAR whose flags of selective dynamics are T and F; ASE takes any other for T, Fortran its first letter."""
+    with open_with_compression(str(path), "rt") as file:
+        lines = file.read().splitlines()
+    start = next((row for row in range(6, min(9, len(lines))) if lines[row].strip()[:1] in ("s", "S")), len(lines))
+    for row in range(start + 2, len(lines)):
+        words = lines[row].split()
+        flags = [re.fullmatch(r"\.?([tTfF])\w*\.?", word) for word in words[3:6]]
+        if len(flags) == 3 and all(flags):
+            lines[row] = " ".join([*words[:3], *(match[1].upper() for match in flags if match), *words[6:]])
+    return io.StringIO("\n".join(lines) + "\n")
 
 
 def _names_elements(path: Path) -> bool:
@@ -88,7 +113,9 @@ def _database(path: Path) -> list[ase.Atoms]:
         rows = []
         for row in ase.db.connect(path, use_lock_file=False).select():
             atoms = row.toatoms()
-            atoms.info |= dict(row.data) | row.key_value_pairs
+            pairs = row.key_value_pairs
+            # a name that ASE has a use for, such as charge, hides the value of the same name
+            atoms.info |= dict(row.data) | {name: vars(row).get(name, value) for name, value in pairs.items()}
             for name, values in _pairs(atoms.info.pop(ARRAYS, None)):
                 atoms.set_array(name, np.asarray(values))
             rows.append(atoms)
@@ -144,11 +171,15 @@ def portable(frame: Frame) -> Frame:
     kept, lost = [], []
     for key, value in frame.carried.info:
         try:
-            kept.append((key, _plain(value)))
-        except TypeError:
+            if key in LINE:
+                raise TypeError(key)
+            plain = _plain(value)
+            np.array(plain)  # as who reads it does: lists of several lengths are none
+            kept.append((key, plain))
+        except (TypeError, ValueError):
             lost.append(key)
-    arrays = [(name, values) for name, values in frame.carried.arrays if values.dtype.kind in "biufU"]
-    lost += [name for name, values in frame.carried.arrays if values.dtype.kind not in "biufU"]
+    arrays = [pair for pair in frame.carried.arrays if pair[1].dtype.kind in "biufU" and pair[1].ndim < 3]
+    lost += sorted({name for name, _ in frame.carried.arrays} - {name for name, _ in arrays})
     if lost:
         listed = ", ".join(sorted(lost))
         warnings.warn(f"info that files cannot hold is left out: {listed}", InputWarning, stacklevel=2)
@@ -162,6 +193,13 @@ def _plain(value: Any, within: bool = False) -> Any:
     """
     if isinstance(value, np.generic):
         return _plain(value.item())
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise TypeError("text") from None  # half of a character
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise TypeError("int")
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufU":

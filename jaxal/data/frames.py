@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import ase
 import numpy as np
+from ase.calculators.calculator import all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixCartesian, FixScaled
 from ase.data import atomic_masses, chemical_symbols, covalent_radii
@@ -94,6 +95,8 @@ def of_atoms(atoms: ase.Atoms, labeled: bool = True) -> Frame:
     status = _text(info.get("status"))
     if labeled and status != "failed":
         zero = np.zeros((3, 3))
+        if str(info.get("converged", True)) in ("False", "F", "false"):
+            raise InputError("converged is false: its numbers mean nothing; leave the frame out")
         numeric = labels.numbers_of(info, atoms.arrays, _results(atoms), cell if periodic.any() else zero)
     isolated = _text(info.get("config_type")).strip().lower() in ISOLATED
     if isolated and len(numbers) != 1:
@@ -111,7 +114,7 @@ def of_atoms(atoms: ase.Atoms, labeled: bool = True) -> Frame:
         share=share,
         isolated=isolated,
         origin=_origin(info),
-        carried=_carried(atoms, info),
+        carried=_carried(atoms, info, labeled),
     )
 
 
@@ -330,14 +333,17 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _carried(atoms: ase.Atoms, info: Mapping[str, Any]) -> Carried:
-    """What none of the rules reads, and the weights, which keep their names."""
-    read = labels.KEYS | {*ORIGIN, "occupancy"}
+def _carried(atoms: ase.Atoms, info: dict[str, Any], labeled: bool) -> Carried:
+    """What none of the rules reads, and the weights, which keep their names.
+
+    Where labels do not count nothing else that a calculator gives does, such as a dipole.
+    """
+    read = labels.KEYS | {*ORIGIN, "occupancy"} | (set() if labeled else set(all_properties))
     others = {key: value for key, value in info.items() if key not in read and key.lower() not in charges.KEYS}
-    arrays = {name: values for name, values in atoms.arrays.items() if name not in GEOMETRY | labels.KEYS}
+    arrays = {name: values for name, values in atoms.arrays.items() if name not in GEOMETRY | read}
     results: dict[str, Any] = dict(_results(atoms))  # a dipole, charges: of the frame, though not learned from
     for name, value in results.items():
-        if name in labels.KEYS or value is None:
+        if name in read or value is None:
             continue
         if np.ndim(value) and len(np.atleast_1d(value)) == len(atoms) and name.endswith("s"):
             arrays.setdefault(name, np.asarray(value))

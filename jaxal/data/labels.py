@@ -17,6 +17,8 @@ ENERGIES, FORCES, STRESSES, VIRIALS = ("free_energy", "energy"), ("forces",), ("
 PLAIN = (*ENERGIES, *FORCES, *STRESSES, *VIRIALS)
 KEYS = frozenset([MATRIX, *PLAIN, *(REFERENCE + name for name in PLAIN)])
 AGREE = 1e-3  # of the largest number: a stress and a virial of one family may differ by so much
+BEYOND = 1e12  # eV, eV/Å, eV/Å^3: no number of a structure is larger
+ROUNDED = 1e-9  # of the largest number: so near to a stress is the same one with all its digits
 SYMMETRIC = 1e-2  # of the largest number: so far from symmetric a stress may be
 SHARES = {  # of energy, forces and stress in the loss; a name in several rows counts in all
     "energy": ("config_weight", "energy_weight", "config_energy_weight"),
@@ -73,14 +75,17 @@ def numbers_of(info: Mapping[str, Any], arrays: Mapping[str, Any], results: Mapp
     if volume > 0:
         virial = first(VIRIALS)
         if stress is not None:
-            tensor = _tensor(*stress)
+            tensor = tensor_of(*stress)
         if virial is not None:
-            other = -_tensor(*virial) / volume
+            other = -tensor_of(*virial) / volume
             if stress is not None and np.abs(other - tensor).max() > AGREE * max(np.abs(tensor).max(), 1e-6):
                 raise InputError(f"{stress[0]} is not -{virial[0]}/volume; give one of them (eV/Å^3, eV)")
             tensor = other if stress is None else tensor
-        if prefix == "" and (exact := info.get(MATRIX)) is not None:
-            tensor = _finite(MATRIX, exact, (3, 3))  # of our own writing
+        if prefix == "" and stress is not None and (exact := info.get(MATRIX)) is not None:
+            matrix = _finite(MATRIX, exact, (3, 3))  # of our own writing
+            off = min(np.abs(matrix_to_voigt(each) - matrix_to_voigt(tensor)).max() for each in (matrix, matrix.T))
+            if off <= ROUNDED * np.abs(tensor).max():  # else it was left there when another stress was calculated
+                tensor = matrix
     return Numbers(
         float("nan") if energy is None else float(_finite(*energy, ())),
         np.full((atoms, 3), np.nan) if force is None else _finite(*force, (atoms, 3)),
@@ -164,10 +169,12 @@ def _finite(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
         raise InputError(f"{name}: numbers {list(array.shape)}, where {list(shape)} are needed")
     if not np.all(np.isfinite(array)):
         raise InputError(f"{name}: not a finite number; leave the frame out")
+    if array.size and np.abs(array).max() > BEYOND:
+        raise InputError(f"{name}: {np.abs(array).max():.3g} cannot be; leave the frame out")
     return array
 
 
-def _tensor(name: str, value: Any) -> np.ndarray:
+def tensor_of(name: str, value: Any) -> np.ndarray:
     """Six numbers in ASE's order or nine, as [3 3]."""
     array = np.asarray(value)
     if array.size not in (6, 9) or array.dtype.kind not in "iuf":

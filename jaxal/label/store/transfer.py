@@ -95,6 +95,7 @@ def import_labels(
             raise LabelError(f"{file}: frame {number}: {error}") from None
     labeled = [(number, frame) for number, frame in enumerate(frames) if not frame.isolated]
     dataset.doubts(labeled, str(file))
+    dataset.contradictions(frames, dataset.groups(frames), str(file))
     with _adding(Path(path), patience) as connection:
         return _add(connection, rows, lambda there, offered: there == "failed")
 
