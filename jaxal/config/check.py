@@ -190,6 +190,7 @@ def check(config: Config) -> list[str]:
     cautions.append(idle_weight(weight, starts, [system.file for system in systems]))
     if config.task is not None:
         _check_task(config.task, systems)
+    _check_validation(config, systems, table)
     return list(dict.fromkeys(caution for of_system in cautions for caution in of_system))
 
 
@@ -207,6 +208,20 @@ def _check_task(part: Part, systems: Sequence[Population]) -> None:
         if task.open and system.starts[0].pbc.any():
             what = f"is for open structures, that of {system.file} is periodic; leave the task out"
             raise InputError(f"task.name: {part.name} {what}")
+
+
+def _check_validation(config: Config, systems: Sequence[Population], table: Table) -> None:
+    """Raises InputError for frames to compare with that the finished model could not be compared with."""
+    states = dataset.states_of([door.of_atoms(start, labeled=False) for own in systems for start in own.starts])
+    files: list[Any] = [(config.validate.data, systems[0].field, *(states[0] if len(states) == 1 else (None, None)))]
+    for own in systems:
+        (state,) = dataset.states_of([door.of_atoms(own.starts[0], labeled=False)])
+        files.append((config.named[own.field].validate, own.field, *state))
+    for file, section, charge, spin in files:
+        if file is not None:
+            frames = dataset.labeled(file, section, charge, spin).frames
+            dataset.check_elements(frames, table, str(file), "the run")
+            dataset.check_states(frames, states, str(file), "the run")
 
 
 def with_inputs(config: Config, starts: Sequence[ase.Atoms]) -> Config:

@@ -28,8 +28,8 @@ GROUND_SPINS = (
     *(2, 3, 4, 5, 4, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0),  # Hf to Rn
 )
 # what else a name may end in that is meant to say it, as in tot_charge; total_spin may be half of our number
-ALIKE = ("charge", "spin", "multiplicity", "mult", "uhf", "nelectrons", "n_electrons", "nelec", "magmom", "nupdown")
-ALIKE += ("magnetization",)
+MOMENTS = ("magmom", "nupdown", "magnetization")
+ALIKE = ("charge", "spin", "multiplicity", "mult", "uhf", "nelectrons", "n_electrons", "nelec", *MOMENTS)
 
 
 State = tuple[int, int]  # charge, e, and number of unpaired electrons: which energy surface of the atoms is meant
@@ -94,6 +94,7 @@ def unread(info: Mapping[str, Any]) -> list[str]:
         str(name)
         for name, value in info.items()
         if str(name).lower().endswith(ALIKE) and str(name).lower() not in KEYS and np.ndim(value) == 0
+        if not str(name).lower().endswith(MOMENTS) or value != 0  # of what has no moment codes say 0
     ]
 
 

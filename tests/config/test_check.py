@@ -216,3 +216,26 @@ def test_check_refuses_an_element_unknown_to_the_method(folder):
 def test_check_accepts_what_can_run(folder):
     for overrides in ([], ["system.charge=1", "system.spin=1"], ["label={name: lennard_jones}"]):
         check(load(folder / "config.yaml", overrides))
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        ("3\nenergy=-1.0\nO 0 0 0.12\nH 0 0.76 -0.48\nH 0 -0.76 -0.48\n", "frame 0: .*forces"),
+        (
+            "1\nProperties=species:S:1:pos:R:3:forces:R:3 energy=-1.0 spin=0\nHe 0 0 0 0 0 0\n",
+            "frame 0 has He, of which",
+        ),
+        (
+            "2\nProperties=species:S:1:pos:R:3:forces:R:3 energy=-1.0 charge=-1 spin=0\nO 0 0 0 0 0 0\nH 0 0 1 0 0 0\n",
+            r"frame 0: its charge is -1, but system.charge is 0",
+        ),
+        ("", "ASE cannot read it"),
+    ],
+)
+def test_frames_to_compare_with_are_looked_at_before_anything_is_computed(folder, frame, reason):
+    (folder / "test.xyz").write_text(frame)
+    with pytest.raises(InputError, match=reason):
+        check(load(folder / "config.yaml", ["validate.data=test.xyz"]))
+    with pytest.raises(InputError, match=reason):
+        check(load(folder / "config.yaml", ["system.validate=test.xyz"]))
