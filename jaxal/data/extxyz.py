@@ -21,7 +21,7 @@ from ase.io.formats import filetype, open_with_compression
 from jaxal.core.errors import InputError
 from jaxal.data import frames
 from jaxal.data.frames import Frame
-from jaxal.data.labels import tensor_of, voigt_to_matrix
+from jaxal.data.labels import MATRIX, tensor_of, voigt_to_matrix
 from jaxal.data.lattice import letters
 
 COLUMNS = 10_000  # of one property
@@ -181,7 +181,7 @@ def _info(line: str) -> dict[str, Any]:
             six = np.asarray(six)
             info[name] = voigt_to_matrix(six) if six.dtype.kind in "iuf" else six
         nine = np.asarray(info.get(name))
-        if nine.size == 9 and nine.dtype.kind in "iuf" and np.all(np.isfinite(nine)):
+        if nine.size == 9 and nine.dtype.kind in "iuf" and np.all(np.isfinite(nine)) and MATRIX not in info:
             tensor_of(name, nine)  # ASE would take six of them
     _check_periodicity(info)
     return info
