@@ -20,13 +20,13 @@ import numpy as np
 from ase.io.formats import filetype, open_with_compression
 
 from jaxal.core.errors import InputError, InputWarning
-from jaxal.data import extxyz, frames, stated
+from jaxal.data import extxyz, file_electrons, frames
 from jaxal.data.extxyz import one_line
 from jaxal.data.frames import Carried, Frame
 
 XYZ, DATABASE = (".xyz", ".extxyz", ".xyz.gz", ".extxyz.gz"), (".db",)
 TYPED = ("lammps-dump-text", "lammps-dump-binary")  # formats whose atoms may have types in place of elements
-LINE = ("Lattice", "Properties", "pbc")  # what the second line of an extended XYZ frame means something else by
+RESERVED = ("Lattice", "Properties", "pbc")  # what the second line of an extended XYZ frame means something else by
 ARRAYS = "arrays"  # in the data of a database row: what a frame carries for each atom
 
 
@@ -72,7 +72,7 @@ def _others(path: Path) -> list[ase.Atoms]:
     except Exception as error:  # ASE's readers raise anything at all
         raise InputError(f"{path}: ASE cannot read it ({one_line(error)})") from error
     several = atoms if isinstance(atoms, list) else [atoms]
-    charge, spin = stated.electrons(path, form)
+    charge, spin = file_electrons.stated(path, form)
     for each in several:
         for name, value in (("charge", charge), ("spin", spin)):
             if value is not None:
@@ -171,7 +171,7 @@ def portable(frame: Frame) -> Frame:
     kept, lost = [], []
     for key, value in frame.carried.info:
         try:
-            if key in LINE:
+            if key in RESERVED:
                 raise TypeError(key)
             plain = _plain(value)
             np.array(plain)  # as who reads it does: lists of several lengths are none

@@ -16,13 +16,12 @@ BOTH = {
     "gaussian-in": rf"(?m)^[ \t]*{INTEGER}[ \t,]+(\d+)[ \t]*$",
     "orca-output": rf"Total Charge\s+Charge\s+\.+\s+{INTEGER}\s+Multiplicity\s+Mult\s+\.+\s+(\d+)",
     "nwchem-out": rf"Charge\s+:\s*{INTEGER}[\s\S]{{0,2000}}?Spin multiplicity\s*:\s*(\d+)",
-    "qchem-out": rf"\$molecule\s+{INTEGER}\s+(\d+)",
 }
 INSTEAD = "give extended XYZ with a column `masses`"
 FIRST = ("gaussian-in",)  # the numbers after it are of other things
 
 
-def electrons(path: Path, form: str) -> Electrons:
+def stated(path: Path, form: str) -> Electrons:
     """What a file of this format states; None for what it does not.
 
     Raises InputError where it states several, as a file of several calculations may.

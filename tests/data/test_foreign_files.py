@@ -12,7 +12,7 @@ from ase.io import read as ase_read
 from ase.io import write
 
 from jaxal.core.errors import InputError, InputWarning
-from jaxal.data import files, frames
+from jaxal.data import file_electrons, files, frames
 
 GAUSSIAN = """ Entering Gaussian System, Link 0=g16
  Charge = CHARGE Multiplicity = MULTIPLICITY
@@ -241,3 +241,17 @@ def test_an_array_with_more_than_a_column_for_each_component_is_left_out(tmp_pat
     with pytest.warns(InputWarning, match="left out: born_effective_charges"):
         files.write(tmp_path / "a.xyz", [frames.of_atoms(atoms)])
     assert files.read(tmp_path / "a.xyz")[0].numeric.energy == -1.0
+
+
+ORCA = " Total Charge           Charge          ....   -1\n Multiplicity           Mult            ....    2\n"
+NWCHEM = "          Charge           :    -1\n          Spin multiplicity:     2\n"
+
+
+@pytest.mark.parametrize(("form", "text"), [("orca-output", ORCA), ("nwchem-out", NWCHEM)])
+def test_outputs_say_charge_and_multiplicity_once_or_again_and_again(tmp_path, form, text):
+    (tmp_path / "out").write_text(text)
+    assert file_electrons.stated(tmp_path / "out", form) == (-1, 1)
+    (tmp_path / "out").write_text(3 * text)
+    assert file_electrons.stated(tmp_path / "out", form) == (-1, 1)
+    (tmp_path / "out").write_text("nothing of the kind\n")
+    assert file_electrons.stated(tmp_path / "out", form) == (None, None)
