@@ -50,8 +50,9 @@ def _of_molfile(path: Path, text: str) -> Electrons:
     """The charges of atoms, `M  CHG`: how many, then atom and charge of each."""
     if re.search(r"(?m)^M  ISO", text):
         raise InputError(f"{path}: has isotopes (M  ISO), whose masses are not read from this format; {INSTEAD}")
-    words = [line.split()[3:] for line in text.splitlines() if line.startswith("M  CHG")]
-    return Electrons(sum(int(charge) for line in words for charge in line[1::2])) if words else Electrons()
+    first = text.split("$$$$")[0].splitlines()  # of several molecules ASE reads one
+    charges = [word for line in first if line.startswith("M  CHG") for word in line.split()[4::2]]
+    return Electrons(sum(_whole(path, charge, "M  CHG") for charge in charges)) if charges else Electrons()
 
 
 def _of_pdb(path: Path, text: str) -> Electrons:
@@ -78,10 +79,12 @@ def _of_turbomole(path: Path, text: str) -> Electrons:
 
 def _number(path: Path, text: str, pattern: str, name: str) -> int | None:
     match = re.search(pattern, text)
-    if match is None:
-        return None
+    return None if match is None else _whole(path, re.sub("[dD]", "e", match[1]), name)
+
+
+def _whole(path: Path, text: str, name: str) -> int:
     try:
-        return whole(re.sub("[dD]", "e", match[1]), name)
+        return whole(text, name)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 

@@ -333,7 +333,7 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _carried(atoms: ase.Atoms, info: dict[str, Any], labeled: bool) -> Carried:
+def _carried(atoms: ase.Atoms, info: Mapping[str, Any], labeled: bool) -> Carried:
     """What none of the rules reads, and the weights, which keep their names.
 
     Where labels do not count nothing else that a calculator gives does, such as a dipole.

@@ -89,6 +89,7 @@ def electrons(folder, name, text):
         ("b.mol", MOLFILE.replace("PROPERTIES", "M  CHG  2   1  -2   2   1"), (-1, None)),
         ("c.mol", MOLFILE.replace("PROPERTIES\n", ""), (None, None)),
         ("a.sdf", MOLFILE.replace("PROPERTIES", "M  CHG  1   1  -1") + "$$$$\n", (-1, None)),
+        ("b.sdf", 2 * (MOLFILE.replace("PROPERTIES", "M  CHG  1   1  -1") + "$$$$\n"), (-1, None)),
         ("a.pdb", PDB.replace("ELEMENTS", " O1-"), (-1, None)),
         ("b.pdb", PDB.replace("ELEMENTS", " O  "), (None, None)),
         ("a.pwi", ESPRESSO, (-1, 2)),
@@ -109,6 +110,7 @@ def test_a_charge_that_a_file_states_is_read(tmp_path, name, text, stated):
     [
         ("a.log", 2 * GAUSSIAN.replace("MULTIPLICITY", "1").replace("CHARGE", "0", 1), "CHARGE"),
         ("a.pwi", ESPRESSO.replace("-1.0d0", "0.5"), "tot_charge '0.5' is not a whole number"),
+        ("a.mol", MOLFILE.replace("PROPERTIES", "M  CHG  1   1   x"), "M  CHG 'x' is not a whole number"),
         ("a.mol", MOLFILE.replace("PROPERTIES", "M  ISO  1   2   2"), "has isotopes"),
         (
             "a.gjf",
