@@ -39,7 +39,7 @@ def add(store: argparse.ArgumentParser) -> None:
     labeled.add_argument("--method", metavar="TEXT", help="as in `list --json` (default: each frame's own)")
     labeled.add_argument("--version", metavar="TEXT", help="of the code, as there (default: each frame's own)")
     labeled.add_argument("--charge", type=int, help="e, where a frame does not say it (default: 0)")
-    labeled.add_argument("--spin", type=int, help="unpaired electrons, likewise (default: 0)")
+    labeled.add_argument("--spin", type=int, help="unpaired electrons, likewise (default: 0, unknown if odd)")
 
     merge = _action(actions, "merge", "add what a store lacks of other stores, also of runs at work", _merge)
     merge.add_argument("sources", metavar="SOURCE", type=Path, nargs="+", help="stores or run folders, only read")

@@ -23,7 +23,7 @@ from jaxal.core.plugins import source_of
 from jaxal.core.types import FORCE, Sampler, Score, Start, Uncertainty
 from jaxal.data import dataset, lattice
 from jaxal.data import frames as door
-from jaxal.data.electrons import symbol
+from jaxal.data.electrons import or_none, symbol
 from jaxal.data.frames import fixed_atoms, overlap
 from jaxal.data.structure import Table, from_atoms, species_table
 from jaxal.explore import stepping
@@ -213,10 +213,12 @@ def _check_task(part: Part, systems: Sequence[Population]) -> None:
 def _check_validation(config: Config, systems: Sequence[Population], table: Table) -> None:
     """Raises InputError for frames to compare with that the finished model could not be compared with."""
     states = dataset.states_of([door.of_atoms(start, labeled=False) for own in systems for start in own.starts])
-    files: list[Any] = [(config.validate.data, systems[0].field, *(states[0] if len(states) == 1 else (None, None)))]
+    files: list[Any] = [
+        (config.validate.data, systems[0].field, *(or_none(*states[0]) if len(states) == 1 else (None, None)))
+    ]
     for own in systems:
         (state,) = dataset.states_of([door.of_atoms(own.starts[0], labeled=False)])
-        files.append((config.named[own.field].validate, own.field, *state))
+        files.append((config.named[own.field].validate, own.field, *or_none(*state)))
     for file, section, charge, spin in files:
         if file is not None:
             frames = dataset.labeled(file, section, charge, spin).frames

@@ -12,7 +12,7 @@ from ase.neighborlist import neighbor_list
 from jaxal.config.schema import Bias, Config, Part, Structures
 from jaxal.core.errors import InputError
 from jaxal.core.types import Sampler
-from jaxal.data import files, lattice
+from jaxal.data import dataset, electrons, files, lattice
 from jaxal.data import frames as door
 from jaxal.data.frames import MOST_ATOMS
 from jaxal.explore import stepping
@@ -86,6 +86,9 @@ def start_structures(system: Structures, field: str = "system") -> list[ase.Atom
             frame = door.with_electrons(frames[index], system.charge, system.spin, field)
         except InputError as error:
             raise InputError(f"{system.file}: frame {index}: {error}") from None
+        if dataset.tellable(frame):
+            what = "an odd number of electrons and nobody says its spin, which is left to the method"
+            dataset.tell(f"{field}.spin: {system.file}: frame {index} has {what}; give it, such as 1")
         atoms = door.to_atoms(door.stripped(frame))
         first = starts[0] if starts else atoms
         if not np.array_equal(atoms.numbers, first.numbers) or np.any(atoms.pbc != first.pbc):
@@ -127,7 +130,7 @@ def with_electrons(config: Config, systems: Sequence[Population], frame: door.Fr
         which = f"it may be {' or '.join(pairs.values())}" if pairs else "it has the atoms of none of the systems"
         raise InputError(f"charge and spin are missing, and {which}; give `charge` and `spin` with the frame")
     charge, spin = next(iter(pairs))
-    return door.with_electrons(frame, charge, spin, next(iter(pairs.values())))
+    return door.with_electrons(frame, *electrons.or_none(charge, spin), next(iter(pairs.values())))
 
 
 def grouped(systems: Sequence[Population], cutoff: float) -> list[list[int]]:

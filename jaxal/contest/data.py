@@ -27,6 +27,7 @@ from jaxal.contest.schema import Entrant, Live, Task
 from jaxal.core.errors import InputWarning
 from jaxal.core.types import InputError, Label, Structure
 from jaxal.data import dataset, files
+from jaxal.data.electrons import or_none
 from jaxal.data.frames import Frame, of_atoms, overlap, stripped, with_electrons
 from jaxal.data.structure import Table, from_atoms, from_frames, labels_of, shares_of, species_table
 from jaxal.label.calculator import LabelCalculator
@@ -257,7 +258,8 @@ def _like(name: str, live: Live, start: Frame, file: str | Path) -> list[Frame]:
     frames = files.read(file, labeled=False)
     for number, frame in enumerate(frames):
         try:
-            frames[number] = stripped(with_electrons(frame, start.charge, start.spin, f"tasks.{name}.live.system"))
+            own = or_none(start.charge or 0, start.spin or 0)
+            frames[number] = stripped(with_electrons(frame, *own, f"tasks.{name}.live.system"))
         except InputError as error:
             raise InputError(f"{file}: frame {number}: {error}") from None
         if not np.array_equal(frame.numbers, start.numbers) or np.any(frame.periodic != start.periodic):

@@ -201,15 +201,25 @@ def doubts(numbered: Sequence[tuple[int, Frame]], source: str) -> None:
         much = f"{int(np.sum(np.array(nets) > NET))} frames have forces that do not sum to zero"
         tell(f"{source}: {much}, frame {number} by {largest:.3g} eV/Å; fixed atoms need FixAtoms or move_mask")
     _doubt_energies(numbered, source)
-    alike = [(number, name) for number, frame in numbered for name in unread(dict(frame.carried.info))]
+    alike = [(number, name) for number, frame in numbered for name in unread(dict(frame.carried.info), frame.spin)]
     if alike:
         number, name = alike[0]
         what = "nothing about electrons is read from it; give charge and spin, a number of unpaired electrons"
         tell(f"{source}: frame {number} carries {name}: {what}")
+    unsaid = [number for number, frame in numbered if tellable(frame)]
+    if unsaid:
+        what = "have an odd number of electrons and say no spin, so theirs are not known; give spin, such as 1"
+        tell(f"{source}: {len(unsaid)} frames, the first is {unsaid[0]}, {what}")
     for number, frame in numbered[:: max(1, len(numbered) // LOOKED_AT)]:
         if reason := overlap(frame, 0.0):
             tell(f"{source}: frame {number}: {reason}; positions are in Å")
             break
+
+
+def tellable(frame: Frame) -> bool:
+    """Whether the electrons of a frame are unknown, and nobody says that they are (`electrons=unknown`)."""
+    meant = dict(frame.carried.info).get(electrons.SAID) == electrons.UNKNOWN
+    return electrons.unknown(frame.numbers, frame.periodic, frame.charge, frame.spin) and not meant
 
 
 def _doubt_energies(numbered: Sequence[tuple[int, Frame]], source: str) -> None:

@@ -13,6 +13,7 @@ CHARGE = ("charge", "total_charge", "net_charge", "system_charge")
 UNPAIRED = ("spin", "unpaired", "unpaired_electrons", "num_unpaired_electrons", "uhf")
 MULTIPLICITY = ("multiplicity", "spin_multiplicity")
 KEYS = frozenset(CHARGE + UNPAIRED + MULTIPLICITY)
+SAID, UNKNOWN = "electrons", "unknown"  # electrons=unknown: labels of a method that knows none, such as a closed form
 LARGEST = 10**6
 # Unpaired electrons of neutral atoms in their ground states, hydrogen to radon: the multiplicities of the ground levels
 # less 1, in LS coupling. Kramida, Ralchenko, Reader and the NIST ASD Team, NIST Atomic Spectra Database, ground states
@@ -29,6 +30,7 @@ GROUND_SPINS = (
 )
 # what else a name may end in that is meant to say it, as in tot_charge; total_spin may be half of our number
 MOMENTS = ("magmom", "nupdown", "magnetization")
+WHOLE = 0.01  # a total magnetic moment so near to a whole number counts unpaired electrons: densities sit on grids
 ALIKE = ("charge", "spin", "multiplicity", "mult", "uhf", "nelectrons", "n_electrons", "nelec", *MOMENTS)
 
 
@@ -69,11 +71,14 @@ def whole(value: Any, name: str) -> int:
     return int(number)
 
 
-def electrons_of(info: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> Electrons:
-    """What the info of a frame says, else its initial charges and magnetic moments where their sums are whole.
+def electrons_of(
+    info: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None, moment: Any = None
+) -> Electrons:
+    """What the info of a frame says, else the moment of its calculation, else the sums of what its atoms began with.
 
-    Sums of zero say nothing: files that know no charges are full of them. Raises InputError for what is no whole
-    number and for names that contradict each other.
+    `moment` is the total magnetic moment of the calculation that labeled the frame; it and the sums of initial charges
+    and moments count where they are whole. Zeros say nothing: files that know no charges are full of them. Raises
+    InputError for what is no whole number and for names that contradict each other.
     """
     charges = {name: whole(value, name) for name, value in _named(info, CHARGE)}
     spins = {name: whole(value, name) for name, value in _named(info, UNPAIRED)}
@@ -82,19 +87,17 @@ def electrons_of(info: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | Non
         if value < 0:
             right = "1 or more" if name.lower() in MULTIPLICITY else "a number of unpaired electrons, 0 or more"
             raise InputError(f"{name} {info[name]} cannot be; give {right}")
-    return Electrons(
-        _agreed(charges, info, _sum(arrays, "initial_charges")),
-        _agreed(spins, info, _sum(arrays, "initial_magmoms", absolute=True)),
-    )
+    unpaired = _counted(moment) or _sum(arrays, "initial_magmoms", absolute=True)
+    return Electrons(_agreed(charges, info, _sum(arrays, "initial_charges")), _agreed(spins, info, unpaired))
 
 
-def unread(info: Mapping[str, Any]) -> list[str]:
-    """Names of single numbers that are called like a charge or a spin and are not read as one."""
+def unread(info: Mapping[str, Any], spin: int | None = None) -> list[str]:
+    """Names of single numbers that are called like a charge or a spin and are not read as one, such as this spin."""
     return [
         str(name)
         for name, value in info.items()
         if str(name).lower().endswith(ALIKE) and str(name).lower() not in KEYS and np.ndim(value) == 0
-        if not str(name).lower().endswith(MOMENTS) or value != 0  # of what has no moment codes say 0
+        if not str(name).lower().endswith(MOMENTS) or (value != 0 and _counted(value) != spin)  # 0: codes say it always
     ]
 
 
@@ -112,6 +115,19 @@ def check_electrons(numbers: np.ndarray, charge: int, spin: int, neutral: int | 
         right = "0, 2, 4, ..." if count % 2 == 0 else "1, 3, 5, ..."
         where = f"{name} with charge {charge:+d} has {count} electrons"
         raise InputError(f"spin: {spin} unpaired electrons are impossible, {where}; give {right} up to {count}")
+
+
+def unknown(numbers: np.ndarray, periodic: np.ndarray, charge: int | None, spin: int | None) -> bool:
+    """Whether these are atoms [n] of which nobody knows the electrons: open, neutral, an odd number of them unpaired 0.
+
+    So they stand where nobody says a spin: in a file, or for a method that knows no electrons.
+    """
+    return not np.any(periodic) and not charge and not spin and int(np.sum(numbers)) % 2 == 1
+
+
+def or_none(charge: int, spin: int) -> tuple[int | None, int | None]:
+    """A charge and spin that others said; None for a neutral closed shell, which nobody may have said."""
+    return (charge, spin) if charge or spin else (None, None)
 
 
 def ground_spin(number: int) -> int | None:
@@ -139,6 +155,16 @@ def _agreed(values: dict[str, int], info: Mapping[str, Any], weak: int | None) -
         listed = " and ".join(f"{name}={info[name]}" for name in values)
         raise InputError(f"{listed} contradict each other; give one of them")
     return next(iter(values.values()), weak)
+
+
+def _counted(moment: Any) -> int | None:
+    """Unpaired electrons of a total magnetic moment, µB; None where it is none, or no whole number."""
+    try:
+        value = abs(float(moment))
+    except (TypeError, ValueError):  # a text, a vector
+        return None
+    near = bool(np.isfinite(value)) and abs(value - round(value)) < WHOLE
+    return (round(value) or None) if near else None
 
 
 def _sum(arrays: Mapping[str, np.ndarray] | None, name: str, absolute: bool = False) -> int | None:

@@ -1,12 +1,14 @@
 """Charge and spin that a file of another program states and ASE's reader of it does not pass on."""
 
 import re
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from ase.data import atomic_masses, atomic_numbers
 from ase.io.formats import open_with_compression
 
-from jaxal.core.errors import InputError
+from jaxal.core.errors import InputError, InputWarning
 from jaxal.data.electrons import Electrons, whole
 
 INTEGER, REAL = r"([-+]?\d+)", r"([-+]?[\d.]+(?:[dDeE][-+]?\d+)?)"
@@ -17,7 +19,9 @@ BOTH = {
     "orca-output": rf"Total Charge\s+Charge\s+\.+\s+{INTEGER}\s+Multiplicity\s+Mult\s+\.+\s+(\d+)",
     "nwchem-out": rf"Charge\s+:\s*{INTEGER}[\s\S]{{0,2000}}?Spin multiplicity\s*:\s*(\d+)",
 }
+ISOTOPE = 0.15  # amu; a mass so far from its element's is no rounded one
 INSTEAD = "give extended XYZ with a column `masses`"
+SPECIES = re.compile(rf"\s*([A-Za-z]+)\S*\s+{REAL}\s+\S+\s*$")  # label, mass, pseudopotential
 FIRST = ("gaussian-in",)  # the numbers after it are of other things
 
 
@@ -69,8 +73,25 @@ def _of_pdb(path: Path, text: str) -> Electrons:
 
 
 def _of_espresso(path: Path, text: str) -> Electrons:
+    _tell_isotopes(path, text)
     charge, moment = (_number(path, text, rf"(?m)^[^!\n]*\b{name}\s*=\s*{REAL}", name) for name in ESPRESSO)
     return Electrons(charge, None if moment is None else abs(moment))
+
+
+def _tell_isotopes(path: Path, text: str) -> None:
+    """Warns of masses in ATOMIC_SPECIES that are not their elements'; ASE reads none of them."""
+    for line in text.splitlines()[_row_after(text, "ATOMIC_SPECIES") :]:
+        if (match := SPECIES.match(line)) is None:
+            break
+        element, mass = atomic_numbers.get(match[1].capitalize()), float(re.sub("[dD]", "e", match[2]))
+        if element and abs(mass - atomic_masses[element]) > ISOTOPE:
+            what = f"the mass of {match[1]}, {mass:g} amu, is not read from this format, the element's is taken"
+            warnings.warn(f"{path}: {what}; {INSTEAD}", InputWarning, stacklevel=2)
+
+
+def _row_after(text: str, card: str) -> int:
+    lines = text.splitlines()
+    return next((row + 1 for row, line in enumerate(lines) if line.strip().upper().startswith(card)), len(lines))
 
 
 def _of_turbomole(path: Path, text: str) -> Electrons:

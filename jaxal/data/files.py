@@ -45,7 +45,14 @@ def read(path: str | Path, labeled: bool = True) -> list[Frame]:
             raise InputError(f"{path}: frame {number}: {error}") from None
     if not read_frames:
         raise InputError(f"{path}: holds no structure")
+    if (number := next((row for row, frame in enumerate(read_frames) if _has_mass(frame)), None)) is not None:
+        what = "a column `mass`, which is not read, programs differ in its unit; give `masses` in amu"
+        warnings.warn(f"{path}: frame {number} has {what}", InputWarning, stacklevel=2)
     return read_frames
+
+
+def _has_mass(frame: Frame) -> bool:
+    return any(name.lower() == "mass" for name, _ in frame.carried.arrays)
 
 
 def _atoms_in(path: Path) -> Iterator[ase.Atoms]:

@@ -87,8 +87,12 @@ def of_atoms(atoms: ase.Atoms, labeled: bool = True) -> Frame:
     _check_atoms(atoms, numbers)
     cell, periodic = cell_of(atoms)
     info = {str(key): value for key, value in atoms.info.items()}
-    electrons = charges.electrons_of(info, atoms.arrays)
-    if electrons.spin is not None and not periodic.any():  # the bands of a crystal hold as many as they like
+    # of a crystal the moment is whatever the bands made of it
+    moment = None if periodic.any() else _results(atoms).get("magmom", info.get("magmom"))
+    electrons = charges.electrons_of(info, atoms.arrays, moment)
+    if _text(info.get(charges.SAID)) == charges.UNKNOWN and charges.unknown(numbers, periodic, *electrons):
+        electrons = charges.Electrons(0, 0)
+    elif electrons.spin is not None and not periodic.any():  # the bands of a crystal hold as many as they like
         charges.check_electrons(numbers, electrons.charge or 0, electrons.spin)
     share = labels.share_of(info)
     numeric = Numbers(float("nan"), np.full((len(numbers), 3), np.nan), np.full((3, 3), np.nan))
@@ -190,6 +194,8 @@ def info_of(frame: Frame) -> dict[str, Any]:
     """What the info of ASE's atoms holds of a frame, by the names that `of_atoms` reads."""
     info: dict[str, Any] = dict(frame.carried.info)
     info |= {name: value for name, value in (("charge", frame.charge), ("spin", frame.spin)) if value is not None}
+    if frame.spin is not None and charges.unknown(frame.numbers, frame.periodic, frame.charge, frame.spin):
+        info[charges.SAID] = charges.UNKNOWN  # else its zeros would be read as said, which cannot be
     info |= {name: value for name, value in frame.origin._asdict().items() if value}
     stress = frame.numeric.stress
     return info | ({labels.MATRIX: stress} if not np.array_equal(stress, stress.T, equal_nan=True) else {})
@@ -204,7 +210,7 @@ def with_electrons(frame: Frame, charge: int | None, spin: int | None, section: 
     """The frame with the charge and spin that the configuration gives in `section`, 0 where nobody says any.
 
     Raises InputError where frame and configuration differ, and where an open structure cannot have those electrons: of
-    a spin that is said, and of none where a charge is. Where neither is, nothing is known of them.
+    a spin or charge that is said. Where neither is, nothing is known of them (`electrons.unknown`).
     """
     values = {}
     for name, configured in (("charge", charge), ("spin", spin)):
@@ -213,7 +219,8 @@ def with_electrons(frame: Frame, charge: int | None, spin: int | None, section: 
             what = f"its {name} is {own}, but {section}.{name} is {configured}"
             raise InputError(f"{what}; give the same, or leave it out")
         values[name] = own if configured is None else configured
-    if (values["spin"] is not None or values["charge"]) and not frame.periodic.any():
+    checked = frame.spin is not None and (values["charge"] or 0) == (frame.charge or 0)  # when it was read
+    if not checked and (values["spin"] is not None or values["charge"]) and not frame.periodic.any():
         try:
             charges.check_electrons(frame.numbers, values["charge"] or 0, values["spin"] or 0)
         except InputError as error:

@@ -23,7 +23,7 @@ from jaxal.core.devices import ready, refuse_fork
 from jaxal.core.placement import Placement, placement
 from jaxal.core.types import InputError, Params, Potential, Prediction, Structure, Uncertainty
 from jaxal.data import neighbors
-from jaxal.data.electrons import State, listed
+from jaxal.data.electrons import State, check_electrons, listed, or_none
 from jaxal.uncertainty import bound
 from jaxal.uncertainty.bound import Calibration
 from jaxal.uncertainty.support import Support, novelty, of_arrays
@@ -83,20 +83,29 @@ def _potential(factory: Callable, table: tuple[int, ...], options: Options, isol
 
 
 def unsaid(model: Model) -> tuple[int | None, int | None]:
-    """Charge and spin of structures that do not say theirs: the model's; None, which is 0, if it has several."""
-    return model.states[0] if len(model.states) == 1 else (None, None)
+    """Charge and spin of structures that do not say theirs: the model's; None, which is 0, if it has several or 0."""
+    return or_none(*model.states[0]) if len(model.states) == 1 else (None, None)
 
 
-def check_state(model: Model, charge: int, spin: int) -> None:
-    """Raises InputError for a charge and spin that the model was not trained at."""
+def check_state(model: Model, numbers: np.ndarray, periodic: np.ndarray, charge: int, spin: int) -> None:
+    """Raises InputError for a charge and spin that the model was not trained at, or that these atoms [n] cannot have.
+
+    A model of structures that cannot have theirs knows no electrons.
+    """
     if (charge, spin) in model.states:
+        if model.electrons and not np.any(periodic):  # the bands of a crystal hold as many as they like
+            try:
+                check_electrons(numbers, charge, spin)
+            except InputError as error:
+                raise InputError(f"the model was trained at charge {charge} and spin {spin}; {error}") from None
         return
     if len(model.states) != 1:
         known = f"it knows {listed(model.states)}"
         raise InputError(f"the model was not trained at {listed([(charge, spin)])}; {known}")
     trained = model.states[0]
     name, value, known = ("charge", charge, trained[0]) if charge != trained[0] else ("spin", spin, trained[1])
-    raise InputError(f"their {name} is {value}, but the model was trained at {known}")
+    more = "" if model.electrons else ", of structures that did not say theirs; leave it out"
+    raise InputError(f"their {name} is {value}, but the model was trained at {known}{more}")
 
 
 def committee(model: Model, batching: Batching = "auto", sources: Mapping[str, Any] | None = None) -> Committee:

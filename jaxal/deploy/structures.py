@@ -76,12 +76,7 @@ def _checked(model: models.Model, atoms: ase.Atoms) -> tuple[int, int]:
         raise InputError(f"atoms: {error}") from None
     charge, spin = electrons_of(atoms, model)
     try:
-        models.check_state(model, charge, spin)
+        models.check_state(model, atoms.numbers, np.asarray(atoms.pbc), charge, spin)
     except InputError as error:
         raise InputError(f"atoms: {error}") from None
-    if model.electrons and not atoms.pbc.any():  # the bands of a crystal hold as many as they like
-        try:
-            electrons.check_electrons(atoms.numbers, charge, spin)
-        except InputError as error:
-            raise InputError(f"atoms: the model was trained at charge {charge} and spin {spin}; {error}") from None
     return charge, spin

@@ -165,7 +165,8 @@ def validated_by_system(run: Run) -> None:
     parts: list[Any] = [(config.validate.data, None, *model.unsaid(learned))]
     for own in run.systems:
         start = own.starts[0].info
-        parts.append((config.named[own.field].validate, own.name, start["charge"], start["spin"]))
+        said = electrons.or_none(start["charge"], start["spin"])
+        parts.append((config.named[own.field].validate, own.name, *said))
     frames, names = [], []
     for file, name, charge, spin in parts:
         if file is None:

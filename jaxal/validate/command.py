@@ -124,8 +124,8 @@ def measure(
     dataset.check_elements(frames, model.table, source, "the model")
     for number, frame in enumerate(frames):
         try:
-            frames[number] = with_electrons(frame, *models.unsaid(model), "model")
-            models.check_state(model, *dataset.state_of(frames[number]))
+            frames[number] = frame = with_electrons(frame, *models.unsaid(model), "model")
+            models.check_state(model, frame.numbers, frame.periodic, *dataset.state_of(frame))
         except InputError as error:
             raise InputError(f"{source}: frame {number}: {error}") from None
     reference = labels_of(frames)

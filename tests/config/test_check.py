@@ -5,12 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase.cluster import Icosahedron
+from ase.io import write
 
 from jaxal.config import yaml12
 from jaxal.config.check import check
 from jaxal.config.loading import load, parse
 from jaxal.config.systems import start_structures
 from jaxal.config.writing import dump
+from jaxal.core.errors import InputWarning
 from jaxal.core.types import InputError
 from jaxal.data.structure import from_atoms
 from jaxal.run.initial_labels import first_structures
@@ -228,7 +231,7 @@ def test_check_accepts_what_can_run(folder):
         ),
         (
             "2\nProperties=species:S:1:pos:R:3:forces:R:3 energy=-1.0 charge=-1 spin=0\nO 0 0 0 0 0 0\nH 0 0 1 0 0 0\n",
-            r"frame 0: its charge is -1, but system.charge is 0",
+            r"frame 0 has charge -1 with 0 unpaired electrons, of which the run has no frame",
         ),
         ("", "ASE cannot read it"),
     ],
@@ -239,3 +242,17 @@ def test_frames_to_compare_with_are_looked_at_before_anything_is_computed(folder
         check(load(folder / "config.yaml", ["validate.data=test.xyz"]))
     with pytest.raises(InputError, match=reason):
         check(load(folder / "config.yaml", ["system.validate=test.xyz"]))
+
+
+def test_a_radical_whose_spin_nobody_says_is_told_and_only_for_methods_that_know_none(folder):
+    """An open copper cluster has an odd number of electrons, and EMT knows none."""
+    write(folder / "cluster.xyz", Icosahedron("Cu", 2, latticeconstant=3.6))
+    emt = "label={name: ase, calculator: ase.calculators.emt.EMT}"
+    for label, refused in ((emt, False), ("label={name: tblite}", True)):
+        config = load(folder / "config.yaml", ["system.file=cluster.xyz", label])
+        with pytest.warns(InputWarning, match=r"^system\.spin: .*cluster.xyz: frame 0 has an odd number of electrons"):
+            if refused:
+                with pytest.raises(InputError, match=r"^system\.spin: 0 unpaired electrons are impossible"):
+                    check(config)
+            else:
+                check(config)

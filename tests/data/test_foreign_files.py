@@ -12,7 +12,7 @@ from ase.io import read as ase_read
 from ase.io import write
 
 from jaxal.core.errors import InputError, InputWarning
-from jaxal.data import file_electrons, files, frames
+from jaxal.data import dataset, file_electrons, files, frames
 
 GAUSSIAN = """ Entering Gaussian System, Link 0=g16
  Charge = CHARGE Multiplicity = MULTIPLICITY
@@ -257,3 +257,51 @@ def test_outputs_say_charge_and_multiplicity_once_or_again_and_again(tmp_path, f
     assert file_electrons.stated(tmp_path / "out", form) == (-1, 1)
     (tmp_path / "out").write_text("nothing of the kind\n")
     assert file_electrons.stated(tmp_path / "out", form) == (None, None)
+
+
+def test_isotopes_of_a_pwx_input_are_told(tmp_path):
+    head = "&system\n ibrav=0, nat=2, ntyp=2, ecutwfc=30\n/\n&electrons\n/\nATOMIC_SPECIES\n"
+    tail = (
+        "O1 16.0 O.upf\n\nCELL_PARAMETERS angstrom\n5 0 0\n0 5 0\n0 0 5\nATOMIC_POSITIONS angstrom\nH 0 0 0\nO1 0 0 1\n"
+    )
+    (tmp_path / "a.pwi").write_text(f"{head}H 2.014 H.upf\n{tail}")
+    with pytest.warns(InputWarning, match=r"a.pwi: the mass of H, 2.014 amu, is not read from this format"):
+        frame = files.read(tmp_path / "a.pwi")[0]
+    assert frame.mass[0] < 1.1
+    (tmp_path / "b.pwi").write_text(f"{head}H 1.0 H.upf\n{tail}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InputWarning)
+        files.read(tmp_path / "b.pwi")
+
+
+def test_a_column_of_masses_in_other_units_is_told(tmp_path):
+    atoms = molecule("H2O")
+    atoms.set_array("mass", atoms.get_masses() * 103.6)
+    write(tmp_path / "a.xyz", atoms, format="extxyz")
+    with pytest.warns(InputWarning, match="frame 0 has a column `mass`, which is not read"):
+        frame = files.read(tmp_path / "a.xyz")[0]
+    np.testing.assert_array_equal(frame.mass, molecule("H2O").get_masses())
+
+
+@pytest.mark.parametrize(
+    "moment, initial, spin", [(2.003, 0, 2), (-2.0, 0, 2), (0.0, 0, None), (2.0, 4, 2), (1.6, 0, None), (0.0, 2, 2)]
+)
+@pytest.mark.parametrize("labeled", [True, False])
+def test_the_moment_of_a_calculation_counts_unpaired_electrons(tmp_path, moment, initial, spin, labeled):
+    atoms = molecule("O2")
+    atoms.set_initial_magnetic_moments([initial, 0])
+    atoms.calc = SinglePointCalculator(atoms, energy=-1.0, forces=np.zeros((2, 3)), magmom=moment)
+    write(tmp_path / "a.xyz", atoms)
+    with ase.db.connect(tmp_path / "a.db") as database:
+        database.write(atoms)
+    for name in ("a.xyz", "a.db"):
+        assert files.read(tmp_path / name, labeled)[0].spin == spin, name
+
+
+def test_the_moment_of_a_crystal_is_told_not_read(tmp_path):
+    atoms = bulk("Ni")
+    atoms.calc = SinglePointCalculator(atoms, energy=-1.0, forces=np.zeros((1, 3)), magmom=1.0)
+    write(tmp_path / "a.xyz", atoms)
+    with pytest.warns(InputWarning, match="frame 0 carries magmom: nothing about electrons is read from it"):
+        frames_of = dataset.labeled(tmp_path / "a.xyz", "data").frames
+    assert frames_of[0].spin == 0

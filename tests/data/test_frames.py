@@ -185,6 +185,30 @@ def test_contradictions_and_impossible_electrons_are_refused():
     assert frames.of_atoms(metal).spin == 0, "29 electrons in a cell of a crystal pair with the next"
 
 
+def radical_atoms() -> ase.Atoms:
+    """Methyl without the magnetic moments that ASE brings."""
+    return ase.Atoms(molecule("CH3").symbols, molecule("CH3").positions)
+
+
+def test_electrons_that_nobody_says_are_unknown_and_stay_so():
+    radical = frames.with_electrons(frames.of_atoms(radical_atoms()), None, None, "data")
+    assert (radical.charge, radical.spin) == (0, 0)
+    atoms = frames.to_atoms(radical)
+    assert atoms.info["electrons"] == "unknown"
+    again = frames.of_atoms(atoms)
+    assert (again.charge, again.spin) == (0, 0)
+    assert frames.with_electrons(again, None, None, "data")[6:8] == (0, 0)
+    atoms.info["spin"] = 1  # what is said counts
+    assert frames.of_atoms(atoms).spin == 1
+    atoms.info |= {"charge": 1, "spin": 1}
+    with pytest.raises(InputError, match="1 unpaired electrons are impossible"):
+        frames.of_atoms(atoms)
+    with pytest.raises(InputError, match=r"^data\.spin: 0 unpaired electrons are impossible"):
+        frames.with_electrons(frames.of_atoms(radical_atoms()), None, 0, "data")
+    closed = frames.to_atoms(frames.with_electrons(frames.of_atoms(molecule("CH4")), None, None, "data"))
+    assert "electrons" not in closed.info
+
+
 def test_frame_and_configuration_must_agree():
     atoms = molecule("H2O")
     atoms.info["charge"] = 1

@@ -110,6 +110,9 @@ def test_a_number_of_electrons_that_cannot_have_the_spin_is_refused(shared):
     blind = Calculator(PAIR._replace(electrons=False))  # learned from a closed form
     radical.calc = blind
     assert np.isfinite(radical.get_potential_energy())
+    radical.info["spin"] = 1
+    with pytest.raises(InputError, match="trained at 0, of structures that did not say theirs; leave it out"):
+        radical.get_potential_energy()
 
 
 def test_stress_of_an_open_structure_costs_nothing_and_keeps_the_results(shared):

@@ -1,5 +1,7 @@
 """Labels in and out of a store: `jaxal store export`, `import` and `merge`. No label and no bit is lost."""
 
+import warnings
+
 import numpy as np
 import pytest
 from ase.build import bulk, molecule
@@ -7,9 +9,11 @@ from ase.io import read, write
 from store_example import ME, done, entries, filled, good, labeled, mixed_store, refused, water
 from structures import plain
 
+from jaxal.cli.main import main
 from jaxal.config.loading import load
 from jaxal.config.systems import populations
-from jaxal.data import files
+from jaxal.core.errors import InputWarning
+from jaxal.data import dataset, files
 from jaxal.label.service import label_service
 from jaxal.label.task import NO_STRESS, OPEN, Backend, Result, Task, failed
 from jaxal.run import initial_labels
@@ -251,3 +255,32 @@ def test_merge_refuses_a_wrong_source_and_makes_nothing(tmp_path, capsys, mixed)
     assert not list(tmp_path.glob("target*"))
     assert "would take its own labels" in refused(capsys, "store", "merge", mixed, mixed)
     assert not list(tmp_path.glob("labels.sqlite-*"))
+
+
+@pytest.mark.parametrize("name", ["out.xyz", "out.db"])
+def test_electrons_that_nobody_says_stay_unknown(tmp_path, capsys, path, name):
+    radical = molecule("CH3")
+    radical.set_initial_magnetic_moments(None)
+    write(tmp_path / "data.xyz", [labeled(radical), labeled(molecule("CH4"))])
+    me = ("--method", ME[0], "--version", ME[1])
+    assert main(["store", "import", str(path), str(tmp_path / "data.xyz"), *me]) == 0
+    assert "1 frames, the first is 0, have an odd number of electrons and say no spin" in capsys.readouterr().err
+    done(capsys, "store", "export", path, tmp_path / name)
+    assert main(["store", "import", str(tmp_path / "again.sqlite"), str(tmp_path / name)]) == 0
+    assert "odd number" not in capsys.readouterr().err, "the file says that they are unknown"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InputWarning)
+        frames = dataset.labeled(tmp_path / name, "data").frames
+    assert [row.key for row in entries(path)] == [row.key for row in entries(tmp_path / "again.sqlite")]
+    assert [dataset.state_of(frame) for frame in frames] == [(0, 0), (0, 0)]
+    carried = [dict(frame.carried.info).get("electrons") for frame in files.read(tmp_path / name)]
+    assert carried == ["unknown", None]
+
+
+def test_frames_of_another_method_than_the_commands_are_told(tmp_path, capsys, path):
+    atoms = labeled(molecule("H2O"))
+    atoms.info["method"] = "GFN1"
+    write(tmp_path / "data.xyz", atoms)
+    assert main(["store", "import", str(path), str(tmp_path / "data.xyz"), "--method", "pbe", "--version", "1"]) == 0
+    assert "frames name other methods, such as 'GFN1'; they are taken for 'pbe'" in capsys.readouterr().err
+    assert [row.method for row in entries(path)] == ["pbe"]

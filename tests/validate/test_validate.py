@@ -456,5 +456,5 @@ def test_validate_reads_files_and_names_mistakes(scaled_model, tmp_path):
         command.validate(tmp_path, tmp_path / "bare.xyz")
     charged = labeled_frames(scaled_model, 2)
     charged[1].info["charge"] = 1
-    with pytest.raises(InputError, match=r"frame 1: its charge is 1, but model\.charge is 0"):
+    with pytest.raises(InputError, match=r"frame 1: their charge is 1, but the model was trained at 0"):
         command.measure(scaled_model, [of_atoms(atoms) for atoms in charged])

@@ -93,6 +93,8 @@ def import_labels(
             rows.append(conversion.row_of(with_electrons(frame, *missing, "import"), method, version))
         except InputError as error:
             raise LabelError(f"{file}: frame {number}: {error}") from None
+    if others := sorted({frame.origin.method for frame in frames} - {"", method or ""} if method else set()):
+        dataset.tell(f"{file}: frames name other methods, such as {others[0]!r}; they are taken for {method!r}")
     labeled = [(number, frame) for number, frame in enumerate(frames) if not frame.isolated]
     dataset.doubts(labeled, str(file))
     dataset.contradictions(frames, dataset.groups(frames), str(file))
