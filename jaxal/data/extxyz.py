@@ -5,6 +5,7 @@ does not declare, and believes what a damaged file says of its size: a frame tha
 keeps it busy for hours. The writer here keeps all digits, where ASE's rounds to 1e-8.
 """
 
+import functools
 import io
 import json
 import re
@@ -59,8 +60,11 @@ def is_extended(path: Path) -> bool:
         return False
 
 
-def read(path: Path) -> Iterator[ase.Atoms]:
-    """The frames of an extended XYZ file, in order. Raises InputError with the number of the frame that is not good."""
+def read(path: Path, labeled: bool = True) -> Iterator[ase.Atoms]:
+    """The frames of an extended XYZ file, in order. Raises InputError with the number of the frame that is not good.
+
+    Without `labeled` a stress may be what it likes.
+    """
     try:
         with open_with_compression(str(path), "rt") as file:
             text = file.read()
@@ -68,7 +72,7 @@ def read(path: Path) -> Iterator[ase.Atoms]:
         raise InputError(f"{path}: cannot be read as text ({one_line(error)})") from error
     lines, begins = checked(text.removeprefix("\ufeff").splitlines(), path)
     number = 0
-    parts = read_xyz(io.StringIO("\n".join(lines) + "\n"), ALL, properties_parser=_info)
+    parts = read_xyz(io.StringIO("\n".join(lines) + "\n"), ALL, properties_parser=functools.partial(_info, labeled))
     while number < len(begins):
         try:
             atoms = next(parts)
@@ -168,7 +172,7 @@ def _odd(line: str, columns: Columns) -> str:
     return f"{word[:SHOWN]!r} is no element; write {instead}"
 
 
-def _info(line: str) -> dict[str, Any]:
+def _info(labeled: bool, line: str) -> dict[str, Any]:
     """ASE's reading of a comment line, and a stress or virial of six numbers, in ASE's order, as a matrix."""
 
     def renamed(match: re.Match[str]) -> str:
@@ -181,7 +185,8 @@ def _info(line: str) -> dict[str, Any]:
             six = np.asarray(six)
             info[name] = voigt_to_matrix(six) if six.dtype.kind in "iuf" else six
         nine = np.asarray(info.get(name))
-        if nine.size == 9 and nine.dtype.kind in "iuf" and np.all(np.isfinite(nine)) and MATRIX not in info:
+        whole = nine.size == 9 and nine.dtype.kind in "iuf" and np.all(np.isfinite(nine))
+        if labeled and whole and MATRIX not in info:
             tensor_of(name, nine)  # ASE would take six of them
     _check_periodicity(info)
     return info

@@ -38,7 +38,7 @@ def read(path: str | Path, labeled: bool = True) -> list[Frame]:
     """
     path = Path(path)
     read_frames = []
-    for number, atoms in enumerate(_atoms_in(path)):
+    for number, atoms in enumerate(_atoms_in(path, labeled)):
         try:
             read_frames.append(frames.of_atoms(atoms, labeled))
         except InputError as error:
@@ -55,13 +55,13 @@ def _has_mass(frame: Frame) -> bool:
     return any(name.lower() == "mass" for name, _ in frame.carried.arrays)
 
 
-def _atoms_in(path: Path) -> Iterator[ase.Atoms]:
+def _atoms_in(path: Path, labeled: bool) -> Iterator[ase.Atoms]:
     if not path.is_file():
         raise InputError(f"{path}: there is no such file; give structures in a format that ASE reads")
     if path.suffix in (".db", ".json"):
         return iter(_database(path))
     if extxyz.is_extended(path):
-        return extxyz.read(path)
+        return extxyz.read(path, labeled)
     return iter(_others(path))
 
 

@@ -164,6 +164,7 @@ def test_a_stress_that_is_not_symmetric_is_refused(tmp_path, nine):
     (tmp_path / "a.xyz").write_text(XYZ.replace("WORDS", f'energy=1.0 stress="{nine}"'))
     with pytest.raises(InputError, match="stress: its nine numbers are not symmetric"):
         files.read(tmp_path / "a.xyz")
+    assert len(files.read(tmp_path / "a.xyz", labeled=False)) == 1, "where labels do not count"
 
 
 def test_a_stress_of_a_later_calculation_counts(tmp_path):
