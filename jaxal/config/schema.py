@@ -258,7 +258,7 @@ class Config:
     output: Output
     bias: tuple[Bias, ...] = ()  # one or a list
     task: TaskPart | None = None  # what the run is to answer, beside a model
-    seed: Annotated[int, Unit("", 0)] = 0
+    seed: Annotated[int, Unit("", 0), Below(2**32)] = 0
     precision: Precision = "float32"
     devices: Literal["auto"] | Count = "auto"  # auto takes the most there are that divide walkers and members evenly
 
@@ -327,7 +327,7 @@ class Offline:
     committee: Committee
     uncertainty: UncertaintyPart
     train: Train
-    seed: Annotated[int, Unit("", 0)] = 0
+    seed: Annotated[int, Unit("", 0), Below(2**32)] = 0
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:

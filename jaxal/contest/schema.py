@@ -34,7 +34,7 @@ from jaxal.config.schema import (
 )
 from jaxal.core import registry
 from jaxal.core.types import InputError
-from jaxal.core.units import Unit
+from jaxal.core.units import Below, Unit
 
 BASELINES = ("random", "farthest")  # selections that are always in
 NAME = re.compile(r"[A-Za-z0-9_.+-]+")  # of a task or strategy: it is a folder's name too
@@ -126,7 +126,7 @@ class Contest:
     grids: tuple[Grid, ...] = ()
     budgets: tuple[Count, ...] = (50, 120, 190, 260, 330, 400)  # labels at which all are compared
     seeds: Annotated[int, Unit("", 2)] = 5
-    seed: Annotated[int, Unit("", 0)] = 0
+    seed: Annotated[int, Unit("", 0), Below(2**32)] = 0
     data: str = "."  # folder of the tasks' files, relative to the configuration's
     precision: Precision = "float32"
 

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import ase
 import numpy as np
 from ase.data import chemical_symbols
+from ase.neighborlist import neighbor_list
 
 from jaxal.core.errors import InputError, InputWarning
 from jaxal.data import electrons, files, labels
-from jaxal.data.electrons import State, unread
+from jaxal.data.electrons import State
 from jaxal.data.frames import Frame, overlap, with_electrons
 from jaxal.data.lattice import letters
 
@@ -18,6 +20,8 @@ DECIMALS = 6  # of a coordinate, Å: structures that agree so far are the same, 
 STRESS, FORCE, NET, ENERGY = 1.0, 30.0, 0.1, 10.0  # eV/Å^3, eV/Å, eV/Å, eV/atom: beyond these a number looks wrong
 LOWEST = 1.5 * 20.92  # eV; the atom of Thomas and Fermi has 0.7687 Hartree Z^(7/3), below all that there are
 SAME = 1e-3  # eV/atom; two labels of one structure may differ by so much
+ALONE = 4.0  # Å; an atom with images nearer than this is no free one
+LEVELS = ("head", "level_of_theory", "theory", "functional", "calculator")  # what else may name a method in an info
 LOOKED_AT = 500  # frames whose distances are looked at: a wrong unit is in all of them
 
 
@@ -44,14 +48,15 @@ def labeled(
     """
     source = str(path)
     chosen = of_one_method(list(enumerate(files.read(path))), source, section, method)
+    check_families([(number, frame) for number, frame in chosen], source)
     kept, isolated, weightless = [], {}, []
     for number, frame in chosen:
         try:
-            if frame.isolated:
-                _add_isolated(isolated, frame)
-                continue
             if not any(frame.share):
                 weightless.append(number)
+                continue
+            if frame.isolated:
+                _add_isolated(isolated, frame)
                 continue
             frame = with_electrons(frame, charge, spin, section)
             _require(frame, forces)
@@ -86,6 +91,28 @@ def of_one_method(
         listed = " and ".join(repr(name) if name else "frames that name none" for name in sorted(methods))
         raise InputError(f"{source}: labels of several methods, {listed}; choose one as {section}.method")
     return chosen
+
+
+def check_families(numbered: Sequence[tuple[int, Frame]], source: str) -> None:
+    """Raises InputError where some frames name their reference (`REF_...`) and others have plain labels, or where names
+    of a level of theory that frames carry differ.
+    """
+    families: dict[str, int] = {}
+    for number, frame in numbered:
+        if np.isfinite(frame.numeric.energy) or _any(frame.numeric.force):
+            families.setdefault(frame.family, number)
+    if len(families) > 1:
+        plain, named = families[""], families[labels.REFERENCE]
+        what = f"frame {named} has {labels.REFERENCE}energy or {labels.REFERENCE}forces, frame {plain} only plain ones"
+        raise InputError(f"{source}: {what}, which may be of another method; name them alike, or leave frames out")
+    for name in LEVELS:
+        values: dict[str, int] = {}
+        for number, frame in numbered:
+            if (value := dict(frame.carried.info).get(name)) is not None:
+                values.setdefault(str(value), number)
+        if len(values) > 1:
+            listed = " and ".join(f"{value!r} (frame {number})" for value, number in list(values.items())[:2])
+            raise InputError(f"{source}: labels of several methods by `{name}`, {listed}; give a file of each")
 
 
 def state_of(frame: Frame) -> State:
@@ -179,7 +206,7 @@ def check_elements(frames: Sequence[Frame], table: Sequence[int], source: str, w
 
 
 def doubts(numbered: Sequence[tuple[int, Frame]], source: str) -> None:
-    """Warns of numbers that are not plausible in their units, forces that do not sum to zero, and names not read."""
+    """Warns of numbers that are not plausible in their units, forces that do not sum to zero, and unknown electrons."""
 
     def worst(values: list[float]) -> tuple[int, float]:
         row = int(np.nanargmax(values))
@@ -201,11 +228,6 @@ def doubts(numbered: Sequence[tuple[int, Frame]], source: str) -> None:
         much = f"{int(np.sum(np.array(nets) > NET))} frames have forces that do not sum to zero"
         tell(f"{source}: {much}, frame {number} by {largest:.3g} eV/Å; fixed atoms need FixAtoms or move_mask")
     _doubt_energies(numbered, source)
-    alike = [(number, name) for number, frame in numbered for name in unread(dict(frame.carried.info), frame.spin)]
-    if alike:
-        number, name = alike[0]
-        what = "nothing about electrons is read from it; give charge and spin, a number of unpaired electrons"
-        tell(f"{source}: frame {number} carries {name}: {what}")
     unsaid = [number for number, frame in numbered if tellable(frame)]
     if unsaid:
         what = "have an odd number of electrons and say no spin, so theirs are not known; give spin, such as 1"
@@ -247,10 +269,21 @@ def _doubt_energies(numbered: Sequence[tuple[int, Frame]], source: str) -> None:
 def _add_isolated(isolated: dict[int, float], frame: Frame) -> None:
     element, energy = int(frame.numbers[0]), frame.numeric.energy
     name = chemical_symbols[element]
+    if frame.charge:
+        raise InputError(f"a free atom of {name} with charge {frame.charge:+d}; the reference is the neutral atom")
+    if _nearest_image(frame) < ALONE:
+        raise InputError(f"a free atom of {name} whose images are nearer than {ALONE:g} Å, no free one; give it open")
     if np.isnan(energy):
         raise InputError(f"a free atom of {name} without an energy; give `energy` or `REF_energy`")
     if abs(isolated.setdefault(element, energy) - energy) > 1e-6:
         raise InputError(f"free atoms of {name} have energies {isolated[element]:.6f} and {energy:.6f} eV; give one")
+
+
+def _nearest_image(frame: Frame) -> float:
+    """Å; infinite in an open structure."""
+    own = ase.Atoms(frame.numbers, frame.position, cell=frame.lattice, pbc=frame.periodic)
+    distances = neighbor_list("d", own, ALONE)
+    return float(distances.min()) if len(distances) else float("inf")
 
 
 def _require(frame: Frame, forces: bool) -> None:

@@ -21,6 +21,7 @@ from ase.io.formats import filetype, open_with_compression
 
 from jaxal.core.errors import InputError
 from jaxal.data import frames
+from jaxal.data.electrons import KEYS
 from jaxal.data.frames import Frame
 from jaxal.data.labels import MATRIX, tensor_of, voigt_to_matrix
 from jaxal.data.lattice import letters
@@ -34,6 +35,7 @@ _TENSOR = re.compile(r"""(?<!\S)(stress|virial)=("[^"]*"|'[^']*'|\{[^}]*\}|\[[^\
 _QUOTED = re.compile(r"""(?<==)("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\{[^}]*\}|\[[^\]]*\])""")
 _SIX = "_of_six"
 ALL: Any = slice(None)
+ALIKE = {"Lattice": ("lattice", "cell", "unit_cell"), "pbc": ("periodic", "boundary")}  # in lower case
 ISOTOPES = {"d": "H, with its mass of 2.014", "t": "H, with its mass of 3.016"}
 
 
@@ -138,6 +140,10 @@ def _declared(comment: str) -> Columns:
     keys = re.findall(r"(?<!\S)([^\s=]+)=", _QUOTED.sub("quoted", comment))
     if twice := sorted({key for key in keys if keys.count(key) > 1}):
         raise InputError(f"{twice[0][:SHOWN]} stands there twice; which counts?")
+    for name in keys:
+        right = next((right for right, alike in ALIKE.items() if name.lower() in alike and name != right), None)
+        if right and (right not in keys or name.lower() == right.lower()):
+            raise InputError(f"{name} is not read; write {right}, as ASE does")
     properties = _PROPERTIES.search(comment)
     if properties is None:
         return Columns(None, 0)
@@ -149,6 +155,10 @@ def _declared(comment: str) -> Columns:
     declared = {name: (kind, int(count)) for name, kind, count in zip(names, kinds, counts, strict=True)}
     if declared.get("pos") != ("R", 3) or not {"species", "Z"} & set(declared):
         raise InputError("Properties needs pos:R:3 and species:S:1 or Z:I:1")
+    if twofold := sorted({"symbols", "numbers", "positions"} & set(declared)):
+        raise InputError(f"a column `{twofold[0]}` beside species, Z or pos; which counts?")
+    if "move_mask" in declared and declared["move_mask"][0] not in "LI":
+        raise InputError("move_mask must be of logical values (move_mask:L:1)")
     return Columns(sum(map(int, counts)), places.get("species"), places.get("Z"))
 
 
@@ -188,6 +198,8 @@ def _info(labeled: bool, line: str) -> dict[str, Any]:
         whole = nine.size == 9 and nine.dtype.kind in "iuf" and np.all(np.isfinite(nine))
         if labeled and whole and MATRIX not in info:
             tensor_of(name, nine)  # ASE would take six of them
+    for name in [name for name, value in info.items() if value is True and name[:-1].lower() in KEYS]:
+        info[name[:-1]] = info.pop(name)  # charge: -1, of which ASE makes flags; refused as such
     _check_periodicity(info)
     return info
 

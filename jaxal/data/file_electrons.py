@@ -6,40 +6,36 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ase.data import atomic_masses, atomic_numbers
-from ase.io.formats import open_with_compression
 
 from jaxal.core.errors import InputError, InputWarning
 from jaxal.data.electrons import Electrons, whole
+from jaxal.data.file_refusals import atoms_of_molfile
 
 INTEGER, REAL = r"([-+]?\d+)", r"([-+]?[\d.]+(?:[dDeE][-+]?\d+)?)"
 # what a format calls a charge and a multiplicity, by ASE's names of formats
 BOTH = {
     "gaussian-out": rf"Charge\s*=\s*{INTEGER}\s+Multiplicity\s*=\s*(\d+)",
-    "gaussian-in": rf"(?m)^[ \t]*{INTEGER}[ \t,]+(\d+)[ \t]*$",
+    "gaussian-in": rf"(?m)^[ \t]*{INTEGER}[ \t,]+(\d+)(?:[ \t,]+[-+]?\d+)*[ \t]*$",  # then those of fragments
     "orca-output": rf"Total Charge\s+Charge\s+\.+\s+{INTEGER}\s+Multiplicity\s+Mult\s+\.+\s+(\d+)",
     "nwchem-out": rf"Charge\s+:\s*{INTEGER}[\s\S]{{0,2000}}?Spin multiplicity\s*:\s*(\d+)",
 }
 ISOTOPE = 0.15  # amu; a mass so far from its element's is no rounded one
+RADICALS = {2: 1, 3: 2}  # unpaired electrons of a doublet and of a triplet; 1 is a singlet
+OLD_CHARGES = {"1": 3, "2": 2, "3": 1, "5": -1, "6": -2, "7": -3}  # what the column of a molfile means; 4 is a doublet
 INSTEAD = "give extended XYZ with a column `masses`"
 SPECIES = re.compile(rf"\s*([A-Za-z]+)\S*\s+{REAL}\s+\S+\s*$")  # label, mass, pseudopotential
 FIRST = ("gaussian-in",)  # the numbers after it are of other things
 
 
-def stated(path: Path, form: str) -> Electrons:
-    """What a file of this format states; None for what it does not.
+def stated(path: Path, form: str, text: str) -> Electrons:
+    """What a file of this format with this text states; None for what it does not.
 
     Raises InputError where it states several, as a file of several calculations may.
     """
-    if form not in BOTH and form not in CHARGES:
-        return Electrons()
-    with open_with_compression(str(path), "rb") as file:
-        text = file.read().decode("utf-8", errors="replace")
     if form in BOTH:
-        if form in FIRST and re.search(r"(?i)\(.*\biso\s*=", text):
-            raise InputError(f"{path}: has isotopes (iso=), whose masses are not read from this format; {INSTEAD}")
         pairs = [(int(charge), int(multiplicity) - 1) for charge, multiplicity in re.findall(BOTH[form], text)]
         return Electrons(*_only(path, pairs[:1] if form in FIRST else pairs)) if pairs else Electrons()
-    return CHARGES[form](path, text)
+    return CHARGES[form](path, text) if form in CHARGES else Electrons()
 
 
 def _only(path: Path, pairs: Iterable[tuple[int, int]]) -> tuple[int, int]:
@@ -51,12 +47,18 @@ def _only(path: Path, pairs: Iterable[tuple[int, int]]) -> tuple[int, int]:
 
 
 def _of_molfile(path: Path, text: str) -> Electrons:
-    """The charges of atoms, `M  CHG`: how many, then atom and charge of each."""
-    if re.search(r"(?m)^M  ISO", text):
-        raise InputError(f"{path}: has isotopes (M  ISO), whose masses are not read from this format; {INSTEAD}")
-    first = text.split("$$$$")[0].splitlines()  # of several molecules ASE reads one
-    charges = [word for line in first if line.startswith("M  CHG") for word in line.split()[4::2]]
-    return Electrons(sum(_whole(path, charge, "M  CHG") for charge in charges)) if charges else Electrons()
+    """Charges and radicals of atoms: `M  CHG` and `M  RAD`, how many, then atom and number of each, else a column."""
+    lines = text.splitlines()
+    charges = [word for line in lines if line.startswith("M  CHG") for word in line.split()[4::2]]
+    radicals = [word for line in lines if line.startswith("M  RAD") for word in line.split()[4::2]]
+    spin = sum(RADICALS.get(_whole(path, word, "M  RAD"), 0) for word in radicals)
+    if charges or radicals:
+        charge = sum(_whole(path, word, "M  CHG") for word in charges)
+        return Electrons(charge, spin or None)
+    codes = [line[36:39].strip() for line in atoms_of_molfile(text)]
+    if not set(codes) - {"", "0"}:
+        return Electrons()
+    return Electrons(sum(OLD_CHARGES.get(code, 0) for code in codes), codes.count("4") or None)
 
 
 def _of_pdb(path: Path, text: str) -> Electrons:
@@ -74,7 +76,8 @@ def _of_pdb(path: Path, text: str) -> Electrons:
 
 def _of_espresso(path: Path, text: str) -> Electrons:
     _tell_isotopes(path, text)
-    charge, moment = (_number(path, text, rf"(?m)^[^!\n]*\b{name}\s*=\s*{REAL}", name) for name in ESPRESSO)
+    bare = re.sub(r"'[^'\n]*'|\"[^\"\n]*\"", "''", text)  # what stands in quotes is no setting
+    charge, moment = (_number(path, bare, rf"(?im)^[^!\n]*\b{name}\s*=\s*{REAL}", name) for name in ESPRESSO)
     return Electrons(charge, None if moment is None else abs(moment))
 
 
@@ -95,7 +98,31 @@ def _row_after(text: str, card: str) -> int:
 
 
 def _of_turbomole(path: Path, text: str) -> Electrons:
-    return Electrons(_number(path, text, rf"(?m)^\$charge\s+{REAL}", "$charge"))
+    charge = _number(path, text, rf"(?im)^\$(?:charge\s+|eht\b.*\bcharge=\s*){REAL}", "$charge")
+    return Electrons(charge, _number(path, text, rf"(?im)^\$eht\b.*\bunpaired=\s*{REAL}", "$eht unpaired"))
+
+
+def _of_outcar(path: Path, text: str) -> Electrons:
+    """The valence electrons that the atoms bring less those there are."""
+    lines = (re.search(rf"{name}\s*=\s*([\d. \t]+)", text) for name in ("ions per type", "ZVAL", "NELECT"))
+    counts, valences, electrons = ([float(word) for word in line[1].split()] if line else [] for line in lines)
+    if len(counts) != len(valences) or len(electrons) != 1:
+        return Electrons()
+    return _charged(path, list(zip(counts, valences, strict=True)), electrons[0])
+
+
+def _of_vasprun(path: Path, text: str) -> Electrons:
+    electrons = re.search(rf'name="NELECT">\s*{REAL}', text)
+    table = re.search(r'<array name="atomtypes"[\s\S]*?</array>', text)
+    row = r"<rc><c>\s*(\d+)\s*</c><c>\s*\w+\s*</c><c>[^<]*</c><c>\s*([\d.]+)\s*</c>"
+    types = [(float(count), float(valence)) for count, valence in re.findall(row, table[0] if table else "")]
+    return _charged(path, types, float(electrons[1])) if electrons and types else Electrons()
+
+
+def _charged(path: Path, types: list[tuple[float, float]], electrons: float) -> Electrons:
+    """Number and valence of each kind of atom, and the electrons of the calculation; a neutral one states nothing."""
+    charge = sum(count * valence for count, valence in types) - electrons
+    return Electrons(_whole(path, f"{charge:.3f}", "the charge that NELECT leaves") or None)
 
 
 def _number(path: Path, text: str, pattern: str, name: str) -> int | None:
@@ -116,5 +143,8 @@ CHARGES: dict[str, Callable[[Path, str], Electrons]] = {
     "mol": _of_molfile,
     "proteindatabank": _of_pdb,
     "espresso-in": _of_espresso,
+    "vasp-out": _of_outcar,
+    "vasp-xml": _of_vasprun,
     "turbomole": _of_turbomole,
 }
+FORMATS = (*BOTH, *CHARGES)

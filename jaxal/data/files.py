@@ -20,7 +20,7 @@ import numpy as np
 from ase.io.formats import filetype, open_with_compression
 
 from jaxal.core.errors import InputError, InputWarning
-from jaxal.data import extxyz, file_electrons, frames
+from jaxal.data import extxyz, file_electrons, file_refusals, frames, unread
 from jaxal.data.extxyz import one_line
 from jaxal.data.frames import Carried, Frame
 
@@ -45,14 +45,8 @@ def read(path: str | Path, labeled: bool = True) -> list[Frame]:
             raise InputError(f"{path}: frame {number}: {error}") from None
     if not read_frames:
         raise InputError(f"{path}: holds no structure")
-    if (number := next((row for row, frame in enumerate(read_frames) if _has_mass(frame)), None)) is not None:
-        what = "a column `mass`, which is not read, programs differ in its unit; give `masses` in amu"
-        warnings.warn(f"{path}: frame {number} has {what}", InputWarning, stacklevel=2)
+    unread.tell(read_frames, str(path))
     return read_frames
-
-
-def _has_mass(frame: Frame) -> bool:
-    return any(name.lower() == "mass" for name, _ in frame.carried.arrays)
 
 
 def _atoms_in(path: Path, labeled: bool) -> Iterator[ase.Atoms]:
@@ -62,14 +56,16 @@ def _atoms_in(path: Path, labeled: bool) -> Iterator[ase.Atoms]:
         return iter(_database(path))
     if extxyz.is_extended(path):
         return extxyz.read(path, labeled)
-    return iter(_others(path))
+    return iter(_others(path, labeled))
 
 
-def _others(path: Path) -> list[ase.Atoms]:
+def _others(path: Path, labeled: bool) -> list[ase.Atoms]:
     try:
         form = filetype(str(path))
         if form in TYPED and not _names_elements(path):
             raise InputError(f"{path}: its atoms have types, not elements; dump them with a column `element`")
+        text = _text_of(path) if form in (*file_refusals.RULES, *file_electrons.FORMATS) else ""
+        file_refusals.refuse(path, form, text, labeled)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of readers; what matters is looked at afterwards
             own: Any = (_plain_flags(path), slice(None), form) if form == "vasp" else (path, slice(None))
@@ -79,7 +75,7 @@ def _others(path: Path) -> list[ase.Atoms]:
     except Exception as error:  # ASE's readers raise anything at all
         raise InputError(f"{path}: ASE cannot read it ({one_line(error)})") from error
     several = atoms if isinstance(atoms, list) else [atoms]
-    charge, spin = file_electrons.stated(path, form)
+    charge, spin = file_electrons.stated(path, form, text)
     for each in several:
         for name, value in (("charge", charge), ("spin", spin)):
             if value is not None:
@@ -87,6 +83,11 @@ def _others(path: Path) -> list[ase.Atoms]:
         if form in TYPED and each.calc is not None:
             each.calc.results.pop("energy", None)  # zero: ASE makes it up where there are forces
     return several
+
+
+def _text_of(path: Path) -> str:
+    with open_with_compression(str(path), "rb") as file:
+        return file.read().decode("utf-8", errors="replace")
 
 
 def _plain_flags(path: Path) -> io.StringIO:
@@ -99,7 +100,9 @@ def _plain_flags(path: Path) -> io.StringIO:
         flags = [re.fullmatch(r"\.?([tTfF])\w*\.?", word) for word in words[3:6]]
         if len(flags) == 3 and all(flags):
             lines[row] = " ".join([*words[:3], *(match[1].upper() for match in flags if match), *words[6:]])
-    return io.StringIO("\n".join(lines) + "\n")
+    plain: Any = io.StringIO("\n".join(lines) + "\n")
+    plain.name = str(path)  # beside which ASE looks for elements, where the file names none
+    return plain
 
 
 def _names_elements(path: Path) -> bool:

@@ -24,6 +24,9 @@ from jaxal.data.labels import Numbers, Share
 MOST_ATOMS = 10_000
 NEAREST = 0.2  # of the sum of two atoms' covalent radii: 0.12 Å for H2, far below what any dynamics visits
 STANDARD = 1e-4  # amu; a mass so near the element's own is the element's own
+CONVERGED = ("converged", "scf_converged", "is_converged")  # in lower case
+FALSE = ("false", "f", "0", "no", "n", ".false.")
+INITIAL = ("masses", "initial_charges", "initial_magmoms")  # arrays of ASE's that must be numbers
 ISOLATED = ("isolatedatom", "isolated_atom", "isolated atom")  # config_type of free atoms, in lower case
 ORIGIN = ("method", "version", "key", "status", "reason", "seconds")
 GEOMETRY = frozenset({"numbers", "positions", "masses"})
@@ -63,6 +66,7 @@ class Frame(NamedTuple):
     isolated: bool  # a free atom, whose energy is the reference of its element
     origin: Origin
     carried: Carried
+    family: str = ""  # what the names of its labels began with: `labels.family_of`
 
     @property
     def lattice(self) -> np.ndarray:
@@ -99,8 +103,8 @@ def of_atoms(atoms: ase.Atoms, labeled: bool = True) -> Frame:
     status = _text(info.get("status"))
     if labeled and status != "failed":
         zero = np.zeros((3, 3))
-        if str(info.get("converged", True)) in ("False", "F", "false"):
-            raise InputError("converged is false: its numbers mean nothing; leave the frame out")
+        for name in (name for name in info if name.lower() in CONVERGED and str(info[name]).lower() in FALSE):
+            raise InputError(f"{name} is false: its numbers mean nothing; leave the frame out")
         numeric = labels.numbers_of(info, atoms.arrays, _results(atoms), cell if periodic.any() else zero)
     isolated = _text(info.get("config_type")).strip().lower() in ISOLATED
     if isolated and len(numbers) != 1:
@@ -119,6 +123,7 @@ def of_atoms(atoms: ase.Atoms, labeled: bool = True) -> Frame:
         isolated=isolated,
         origin=_origin(info),
         carried=_carried(atoms, info, labeled),
+        family=labels.family_of(info, atoms.arrays),
     )
 
 
@@ -255,6 +260,10 @@ def _check_atoms(atoms: ase.Atoms, numbers: np.ndarray) -> None:
         raise InputError(f"atom {row} is a dummy atom (X), which has no element; remove it or name its element")
     if not np.all(np.isfinite(atoms.positions)):
         raise InputError("a position is not a finite number")
+    for name in INITIAL:
+        values = atoms.arrays.get(name, np.zeros(1))
+        if values.dtype.kind not in "iuf" or not np.all(np.isfinite(values)) or (name == "masses" and values.ndim > 1):
+            raise InputError(f"{name}: not a finite number for each atom; mend or remove the column")
     masses = atoms.get_masses()
     if not np.all(np.isfinite(masses)) or np.any(masses <= 0):
         row = int(np.argmin(np.where(np.isfinite(masses), masses, -1.0)))

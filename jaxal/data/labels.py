@@ -22,8 +22,11 @@ ROUNDED = 1e-9  # of the largest number: so near to a stress is the same one wit
 SYMMETRIC = 1e-2  # of the largest number: so far from symmetric a stress may be
 SHARES = {  # of energy, forces and stress in the loss; a name in several rows counts in all
     "energy": ("config_weight", "energy_weight", "config_energy_weight"),
-    "force": ("config_weight", "forces_weight", "force_weight", "config_forces_weight"),
-    "stress": ("config_weight", "stress_weight", "virial_weight", "config_stress_weight", "config_virials_weight"),
+    "force": ("config_weight", "forces_weight", "force_weight", "config_forces_weight", "config_force_weight"),
+    "stress": (
+        *("config_weight", "stress_weight", "virial_weight", "virials_weight"),
+        *("config_stress_weight", "config_virial_weight", "config_virials_weight"),
+    ),
 }
 SHARE_KEYS = frozenset(name for names in SHARES.values() for name in names)
 
@@ -59,7 +62,7 @@ def numbers_of(info: Mapping[str, Any], arrays: Mapping[str, Any], results: Mapp
     }
     volume = float(abs(np.linalg.det(np.asarray(cell, float))))
     quantities = {prefix: _quantities(values, volume > 0) for prefix, values in families.items()}
-    prefix = REFERENCE if families[REFERENCE] else ""
+    prefix = family_of(info, arrays)
     if missing := sorted(quantities[""] - quantities[REFERENCE]) if prefix else []:
         raise InputError(
             f"it holds {_listed(families[REFERENCE], REFERENCE)}, but {' and '.join(missing)} only without "
@@ -74,6 +77,9 @@ def numbers_of(info: Mapping[str, Any], arrays: Mapping[str, Any], results: Mapp
     tensor = np.full((3, 3), np.nan)
     if volume > 0:
         virial = first(VIRIALS)
+        tensors = [tensor_of(prefix + name, mine[name]) for name in VIRIALS if name in mine]
+        if len(tensors) > 1 and not np.allclose(*tensors, rtol=AGREE):
+            raise InputError(f"{' and '.join(prefix + name for name in VIRIALS)} differ; give one of them (eV)")
         if stress is not None:
             tensor = tensor_of(*stress)
         if virial is not None:
@@ -92,6 +98,12 @@ def numbers_of(info: Mapping[str, Any], arrays: Mapping[str, Any], results: Mapp
         np.full((atoms, 3), np.nan) if force is None else _finite(*force, (atoms, 3)),
         tensor,
     )
+
+
+def family_of(info: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:
+    """What the names of a frame's reference numbers begin with: REF_, or nothing."""
+    named = (REFERENCE + name for name in PLAIN)
+    return REFERENCE if any(info.get(name) is not None or arrays.get(name) is not None for name in named) else ""
 
 
 def share_of(info: Mapping[str, Any]) -> Share:

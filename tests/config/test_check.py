@@ -200,6 +200,7 @@ def test_stress_and_time_step(folder, overrides, refused, warned):
         (["label={name: morse}", "system.charge=2"], "system.charge: 2 does not fit; the oracle morse"),
         (["label={name: ase, calculator: no.Such}"], "label.calculator: cannot import 'no'"),
         (["label={name: pyscf, method: B3LIP}"], "label.method: "),
+        (["seed=4294967296"], "seed: 4294967296"),
         (["label.initial=500"], "label.initial: 500 is too large; give at most stop.labels"),
         (["train.holdout=0"], "train.holdout: "),
     ],

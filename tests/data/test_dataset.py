@@ -77,13 +77,54 @@ def test_charges_and_spins(path):
 
 
 def test_free_atoms_are_references_and_no_frames(path):
-    atoms = [frame(0), ase.Atoms("H", info={"config_type": "IsolatedAtom", "REF_energy": -13.6})]
+    atoms = [frame(0), ase.Atoms("H", info={"config_type": "IsolatedAtom", "energy": -13.6})]
     data, _ = read(path, atoms)
     assert len(data.frames) == 1 and data.isolated == {1: -13.6}
     with pytest.raises(InputError, match=r"frame 2: free atoms of H have energies -13\.600000 and -12\.000000 eV"):
         read(path, [*atoms, ase.Atoms("H", info={"config_type": "IsolatedAtom", "energy": -12.0})])
     with pytest.raises(InputError, match="frame 0: a free atom of H without an energy"):
         read(path, [ase.Atoms("H", info={"config_type": "IsolatedAtom"}), frame(0)])
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        ({"charge": 1, "energy": -5.0}, r"a free atom of H with charge \+1; the reference is the neutral atom"),
+        ({"REF_energy": -13.6}, "frame 1 has REF_energy or REF_forces, frame 0 only plain ones"),
+    ],
+)
+def test_atoms_that_are_no_references_are_refused(path, info, expected):
+    with pytest.raises(InputError, match=expected):
+        read(path, [frame(0), ase.Atoms("H", info={"config_type": "IsolatedAtom", **info})])
+
+
+def test_a_dense_crystal_is_no_free_atom_and_one_of_weight_zero_is_left_out(path):
+    atom = ase.Atoms("H", info={"config_type": "IsolatedAtom", "energy": -13.6}, cell=[2, 2, 2], pbc=True)
+    with pytest.raises(InputError, match="a free atom of H whose images are nearer than 4 Å"):
+        read(path, [frame(0), atom])
+    atom.set_cell([9, 9, 9])
+    other = ase.Atoms("H", info={"config_type": "IsolatedAtom", "energy": -1.0, "config_weight": 0.0})
+    data, messages = read(path, [frame(0), atom, other])
+    assert data.isolated == {1: -13.6} and "frame 2 is left out, of weight 0" in messages[0]
+
+
+@pytest.mark.parametrize("name", ["head", "level_of_theory", "theory", "functional", "calculator"])
+def test_labels_of_several_levels_of_theory_are_refused(path, name):
+    frames = [frame(0), frame(1)]
+    for atoms, level in zip(frames, ("pbe", "gfn1"), strict=True):
+        atoms.info[name] = level
+    with pytest.raises(InputError, match=rf"several methods by `{name}`, 'pbe' \(frame 0\) and 'gfn1' \(frame 1\)"):
+        read(path, frames)
+
+
+def test_a_reference_beside_plain_labels_is_refused(path):
+    named = frame(1)
+    force = named.get_forces()
+    named.calc = None
+    named.info["REF_energy"], named.arrays["REF_forces"] = -1.0, force
+    with pytest.raises(InputError, match="frame 1 has REF_energy or REF_forces, frame 0 only plain ones, which may be"):
+        read(path, [frame(0), named])
+    assert len(read(path, [named, named])[0].frames) == 2
 
 
 def test_frames_of_weight_zero_are_left_out_and_told(path):

@@ -89,7 +89,6 @@ def electrons(folder, name, text):
         ("b.mol", MOLFILE.replace("PROPERTIES", "M  CHG  2   1  -2   2   1"), (-1, None)),
         ("c.mol", MOLFILE.replace("PROPERTIES\n", ""), (None, None)),
         ("a.sdf", MOLFILE.replace("PROPERTIES", "M  CHG  1   1  -1") + "$$$$\n", (-1, None)),
-        ("b.sdf", 2 * (MOLFILE.replace("PROPERTIES", "M  CHG  1   1  -1") + "$$$$\n"), (-1, None)),
         ("a.pdb", PDB.replace("ELEMENTS", " O1-"), (-1, None)),
         ("b.pdb", PDB.replace("ELEMENTS", " O  "), (None, None)),
         ("a.pwi", ESPRESSO, (-1, 2)),
@@ -252,12 +251,10 @@ NWCHEM = "          Charge           :    -1\n          Spin multiplicity:     2
 
 @pytest.mark.parametrize(("form", "text"), [("orca-output", ORCA), ("nwchem-out", NWCHEM)])
 def test_outputs_say_charge_and_multiplicity_once_or_again_and_again(tmp_path, form, text):
-    (tmp_path / "out").write_text(text)
-    assert file_electrons.stated(tmp_path / "out", form) == (-1, 1)
-    (tmp_path / "out").write_text(3 * text)
-    assert file_electrons.stated(tmp_path / "out", form) == (-1, 1)
-    (tmp_path / "out").write_text("nothing of the kind\n")
-    assert file_electrons.stated(tmp_path / "out", form) == (None, None)
+    path = tmp_path / "out"
+    assert file_electrons.stated(path, form, text) == (-1, 1)
+    assert file_electrons.stated(path, form, 3 * text) == (-1, 1)
+    assert file_electrons.stated(path, form, "nothing of the kind") == (None, None)
 
 
 def test_isotopes_of_a_pwx_input_are_told(tmp_path):
@@ -279,7 +276,7 @@ def test_a_column_of_masses_in_other_units_is_told(tmp_path):
     atoms = molecule("H2O")
     atoms.set_array("mass", atoms.get_masses() * 103.6)
     write(tmp_path / "a.xyz", atoms, format="extxyz")
-    with pytest.warns(InputWarning, match="frame 0 has a column `mass`, which is not read"):
+    with pytest.warns(InputWarning, match="frame 0 carries mass: it is not read"):
         frame = files.read(tmp_path / "a.xyz")[0]
     np.testing.assert_array_equal(frame.mass, molecule("H2O").get_masses())
 

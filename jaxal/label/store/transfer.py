@@ -96,6 +96,10 @@ def import_labels(
     if others := sorted({frame.origin.method for frame in frames} - {"", method or ""} if method else set()):
         dataset.tell(f"{file}: frames name other methods, such as {others[0]!r}; they are taken for {method!r}")
     labeled = [(number, frame) for number, frame in enumerate(frames) if not frame.isolated]
+    try:
+        dataset.check_families(list(enumerate(frames)), str(file))
+    except InputError as error:
+        raise LabelError(str(error)) from None
     dataset.doubts(labeled, str(file))
     dataset.contradictions(frames, dataset.groups(frames), str(file))
     with _adding(Path(path), patience) as connection:

@@ -1,0 +1,266 @@
+"""Files of other programs of which ASE's readers make something else, and names that nothing is read from."""
+
+import warnings
+
+import ase
+import numpy as np
+import pytest
+from ase.build import molecule
+from ase.io import write
+
+from jaxal.core.errors import InputError, InputWarning
+from jaxal.data import file_electrons, file_refusals, files
+
+GJF = "# ROUTE\n\nt\n\nELECTRONS\nO 0.0 0.0 0.1\nH 0.8 0.0 0.7\nH -0.8 0.0 0.7\n\n"
+ORIENTED = """ ORIENTATION orientation:
+ ---------------------------------------------------------------------
+ Center     Atomic      Atomic             Coordinates (Angstroms)
+ Number     Number       Type             X           Y           Z
+ ---------------------------------------------------------------------
+      1          8           0        0.000000    0.000000    0.600000
+      2          8           0        0.000000    0.000000   -0.600000
+ ---------------------------------------------------------------------
+ SCF Done:  E(UB3LYP) =  -150.2   A.U. after   10 cycles
+ MORE
+ Center     Atomic                   Forces (Hartrees/Bohr)
+ Number     Number              X              Y              Z
+ -------------------------------------------------------------------
+      1        8           0.000000000    0.000000000    0.010000000
+      2        8           0.000000000    0.000000000   -0.010000000
+ -------------------------------------------------------------------
+ Cartesian Forces:  Max     0.010000000 RMS     0.005773503
+ Normal termination of Gaussian 16
+"""
+LOG = " Entering Gaussian System, Link 0=g16\n Charge =  0 Multiplicity = 3\n" + ORIENTED
+COORD = "$coordHOW\n 0.0 0.0 0.1 o\n 0.0 0.0 2.0 h\nMORE$end\n"
+MOL = (
+    "a\n b\n\n  1  0  0  0  0  0  0  0  0  0999 V2000\n    0.0000    0.0000    0.0000 OMASSCODE  0\nPROPERTIESM  END\n"
+)
+DUMP = "ITEM: UNITS\nSTYLEITEM: TIMESTEP\n0\nITEM: NUMBER OF ATOMS\nCOUNT\nITEM: BOX BOUNDS pp pp pp\n0 5\n0 5\n0 5\n"
+DUMP += "ITEM: ATOMS id element x y z fx fy fz\n1 Cu 0 0 0 0.1 0 0\n"
+GRO = "t\n    2\n    1NA      NA    1   0.000   0.000   0.010\n    2CL      CL    2   0.276   0.000   0.010\n 1 1 1\n"
+
+
+def filled(text: str, **words: str) -> str:
+    for name, word in words.items():
+        text = text.replace(name, word)
+    return text
+
+
+def gjf(route: str = "pbe", electrons: str = "0 1") -> str:
+    return filled(GJF, ROUTE=route, ELECTRONS=electrons)
+
+
+def mol(mass: str = "   0", code: str = "  0", properties: str = "") -> str:
+    return filled(MOL, MASS=mass, CODE=code, PROPERTIES=properties)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.gjf", gjf() + "--Link1--\n" + gjf(), "has several jobs, which are read as one structure; give a file"),
+        ("a.gjf", gjf("pbe units=au"), "has positions in Bohr, which are read as Å"),
+        ("a.gjf", gjf("pbe units(bohr)"), "has positions in Bohr, which are read as Å"),
+        ("a.log", LOG.replace("Number     Number              X", " O(Iso=18)  0 0 0\n X"), "has isotopes"),
+        ("coord", filled(COORD, HOW=" angs", MORE=""), "has positions that are not in Bohr"),
+        ("coord", filled(COORD, HOW="", MORE="$periodic 3\n"), "has a cell, which is not read"),
+        ("coord", filled(COORD, HOW="", MORE="") * 2, "has several structures, of which one is read"),
+        ("a.sdf", (mol() + "$$$$\n") * 2, "has several molecules, of which one is read"),
+        ("a.sdf", mol().replace("V2000", "V3000"), "has the version V3000, which is not read"),
+        ("a.mol", mol(mass="   2"), "has isotopes"),
+        ("a.gro", GRO, "has names of atoms, such as NA, where elements are needed"),
+        ("a.lammpstrj", filled(DUMP, STYLE="lj\n", COUNT="1"), "has units that are not read"),
+        ("a.lammpstrj", filled(DUMP, STYLE="metal\n", COUNT="3"), "frame 0 is cut off: it says 3 atoms"),
+    ],
+)
+def test_what_a_reader_would_pass_over_is_refused(tmp_path, name, text, expected):
+    (tmp_path / name).write_text(text)
+    for labeled in (True, False):
+        with pytest.raises(InputError, match=rf"^{tmp_path / name}: {expected}"):
+            files.read(tmp_path / name, labeled)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.log", filled(LOG, ORIENTATION="Standard", MORE=""), "positions in the standard orientation"),
+        ("a.log", filled(LOG, ORIENTATION="Input", MORE="Total Energy, E(TD-HF/TD-DFT) = -150.1"), "an excited state"),
+        ("a.log", filled(LOG, ORIENTATION="Input", MORE="SCF Done:  E(UHF) = -149."), "energies of several methods"),
+        ("a.lammpstrj", filled(DUMP, STYLE="real\n", COUNT="1"), "forces in kcal/mol/Å, which are read as eV/Å"),
+    ],
+)
+def test_labels_that_a_reader_would_take_for_others_are_refused_where_they_count(tmp_path, name, text, expected):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=rf"^{tmp_path / name}: has {expected}"):
+        files.read(tmp_path / name)
+    assert len(files.read(tmp_path / name, labeled=False)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "electrons"),
+    [
+        ("a.gjf", gjf(electrons="-2 1 0 1 -2 1"), (-2, 0)),
+        ("a.mol", mol(code="  3"), (1, None)),
+        ("a.mol", mol(code="  5"), (-1, None)),
+        ("a.mol", mol(), (None, None)),
+        ("a.mol", mol(properties="M  RAD  1   1   3\n"), (0, 2)),
+        ("coord", filled(COORD, HOW="", MORE="$eht charge=1 unpaired=1\n").replace(" h\n", " o\n"), (1, 1)),
+        ("a.log", filled(LOG, ORIENTATION="Input", MORE=""), (0, 2)),
+    ],
+)
+def test_electrons_by_further_names_are_read(tmp_path, name, text, electrons):
+    (tmp_path / name).write_text(text)
+    frame = files.read(tmp_path / name)[0]
+    assert (frame.charge, frame.spin) == electrons
+
+
+@pytest.mark.parametrize(
+    ("line", "charge"),
+    [("TOT_CHARGE=1", 1), ("Tot_Charge = 1.0D0", 1), ("input_dft='tot_charge=3'", None), ("! tot_charge=2", None)],
+)
+def test_the_charge_of_a_pwx_input_ignores_case_quotes_and_comments(tmp_path, line, charge):
+    (tmp_path / "a.pwi").write_text(
+        f"&system\n ibrav=0, nat=1, ntyp=1\n {line}\n/\n&electrons\n/\nATOMIC_SPECIES\nNa 22.99 Na.upf\n\n"
+        "CELL_PARAMETERS angstrom\n5 0 0\n0 5 0\n0 0 5\nATOMIC_POSITIONS angstrom\nNa 0 0 0\n"
+    )
+    assert files.read(tmp_path / "a.pwi")[0].charge == charge
+
+
+OUTCAR = "   ions per type =    1   2\n   ZVAL   =   6.00  1.00\n   NELECT =       {}    total number of electrons\n"
+VASPRUN = (
+    '<i name="NELECT">     {}</i><array name="atomtypes" ><set>\n'
+    "<rc><c>   1</c><c>O </c><c>     16.00000000</c><c>      6.00000000</c><c>  PAW_PBE O </c></rc>\n"
+    "<rc><c>   2</c><c>H </c><c>      1.00000000</c><c>      1.00000000</c><c>  PAW_PBE H </c></rc>\n</set></array>"
+)
+
+
+@pytest.mark.parametrize(("form", "text"), [("vasp-out", OUTCAR), ("vasp-xml", VASPRUN)])
+def test_the_charge_that_the_electrons_of_vasp_leave_is_read(tmp_path, form, text):
+    for electrons, charge in (("8.0000", None), ("7.0000", 1), ("9.0000", -1)):
+        assert file_electrons.stated(tmp_path, form, text.format(electrons)) == (charge, None)
+    with pytest.raises(InputError, match=r"the charge that NELECT leaves '0\.500' is not a whole number"):
+        file_electrons.stated(tmp_path, form, text.format("7.5000"))
+
+
+def test_a_vasp_step_that_did_not_converge_is_refused(tmp_path):
+    text = "aborting loop EDIFF was not reached (unconverged)"
+    with pytest.raises(InputError, match="has steps whose electrons did not converge"):
+        file_refusals.refuse(tmp_path, "vasp-out", text, True)
+    file_refusals.refuse(tmp_path, "vasp-out", text, False)
+
+
+def test_elements_of_an_old_poscar_come_from_a_potcar_beside_it(tmp_path):
+    (tmp_path / "POSCAR").write_text("t\n1.0\n5 0 0\n0 5 0\n0 0 5\n1 1\nDirect\n0 0 0\n0.5 0.5 0.5\n")
+    with pytest.raises(InputError, match="POSCAR: ASE cannot read it"):
+        files.read(tmp_path / "POSCAR", labeled=False)
+    titles = "".join(f"   TITEL  = PAW_PBE {name}\n" for name in ("Cu 22Jun2005", "O 08Apr2002"))
+    (tmp_path / "POTCAR").write_text(titles)
+    assert files.read(tmp_path / "POSCAR", labeled=False)[0].numbers.tolist() == [29, 8]
+
+
+# ---------------------------------------------------------------- extended XYZ
+
+
+def water(tmp_path, words: str = "", column: str = "", values: tuple[str, str, str] = ("", "", "")):
+    rows = zip(("O 0 0 0.1 0 0 0.1", "H 0.76 0 0.69 0 0 -0.05", "H -0.76 0 0.69 0 0 -0.05"), values, strict=True)
+    lines = "\n".join(f"{row} {value}" for row, value in rows)
+    path = tmp_path / "a.xyz"
+    path.write_text(f"3\nProperties=species:S:1:pos:R:3:forces:R:3{column} energy=-10 {words}\n{lines}\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("kcal/mol", "kcal/mol: no unit is read"),
+        ("energy_unit=Hartree", "energy_unit: no unit is read"),
+        ("units=atomic", "units: no unit is read"),
+        ("Bohr", "Bohr: no unit is read"),
+        ("units: bohr", "bohr: no unit is read"),
+        ("q=-1", "q: nothing about electrons"),
+        ("triplet", "triplet: nothing about electrons"),
+        ("nelec=8", "nelec: nothing about electrons"),
+        ("-1 1", "-1 1: nothing about electrons"),
+        ("mult=3", "mult: nothing about electrons"),
+        ("Config_weight=0", "Config_weight: no weight is read"),
+    ],
+)
+@pytest.mark.parametrize("labeled", [True, False])
+def test_words_that_nothing_is_read_from_are_told(tmp_path, words, told, labeled):
+    with pytest.warns(InputWarning, match=rf"a\.xyz: frame 0 carries {told}"):
+        files.read(water(tmp_path, words), labeled)
+
+
+@pytest.mark.parametrize("words", ["energy_unit=eV", "units=metal", "0 1", "triple", "note=weight"])
+def test_words_that_mean_nothing_are_not(tmp_path, words):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InputWarning)
+        files.read(water(tmp_path, words))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "told"),
+    [
+        (":formal_charges:R:1", ("1", "0", "0"), "formal_charges: nothing about electrons"),
+        (":spins:R:1", ("2", "0", "0"), "spins: nothing about electrons"),
+        (":initial_magmoms:R:3", ("0 0 2", "0 0 0", "0 0 0"), "initial_magmoms: nothing about electrons"),
+        (":fixed:L:1", ("T", "F", "F"), "fixed: no constraint is read"),
+        (":selective_dynamics:L:3", ("T T T", "F F F", "F F F"), "selective_dynamics: no constraint is read"),
+        (":forces_weight:R:1", ("0", "1", "1"), "forces_weight: no weight is read"),
+    ],
+)
+def test_columns_that_nothing_is_read_from_are_told(tmp_path, column, values, told):
+    with pytest.warns(InputWarning, match=f"frame 0 carries {told}"):
+        files.read(water(tmp_path, column=column, values=values))
+
+
+@pytest.mark.parametrize("masses", [("2.6e-26", "1.6e-27", "1.6e-27"), ("29156.9", "1837", "1837")])
+def test_masses_in_another_unit_are_told(tmp_path, masses):
+    with pytest.warns(InputWarning, match=r"frame 0: atom \d has a mass of [\d.e+-]+; masses are in amu"):
+        files.read(water(tmp_path, column=":masses:R:1", values=masses))
+
+
+@pytest.mark.parametrize(
+    ("words", "column", "values", "expected"),
+    [
+        ('lattice="9 0 0 0 9 0 0 0 9"', "", ("", "", ""), "lattice is not read; write Lattice"),
+        ('Cell="9 0 0 0 9 0 0 0 9"', "", ("", "", ""), "Cell is not read; write Lattice"),
+        ('Lattice="9 0 0 0 9 0 0 0 9" periodic=F', "", ("", "", ""), "periodic is not read; write pbc"),
+        ("charge: -1 mult: 1", "", ("", "", ""), "charge True is a flag, where a whole number is needed"),
+        ("", ":symbols:S:1", ("O", "C", "H"), "a column `symbols` beside species"),
+        ("", ":numbers:I:1", ("8", "6", "1"), "a column `numbers` beside species"),
+        ("", ":positions:R:3", ("0 0 0", "0 0 1", "0 0 2"), "a column `positions` beside species"),
+        ("", ":move_mask:S:1", ("F", "T", "T"), "move_mask must be of logical values"),
+        ("", ":masses:S:1", ("a", "a", "a"), "masses: not a finite number for each atom"),
+        ("", ":masses:R:2", ("1 1", "1 1", "1 1"), "masses: not a finite number for each atom"),
+        ("", ":initial_magmoms:S:1", ("a", "a", "a"), "initial_magmoms: not a finite number for each atom"),
+        ("", ":initial_charges:R:1", ("nan", "0", "0"), "initial_charges: not a finite number for each atom"),
+        ("converged=0", "", ("", "", ""), "converged is false"),
+        ("scf_converged=F", "", ("", "", ""), "scf_converged is false"),
+        ("converged=no", "", ("", "", ""), "converged is false"),
+        (
+            'Lattice="9 0 0 0 9 0 0 0 9" virial="1 0 0 0 1 0 0 0 1" virials="2 0 0 0 2 0 0 0 2"',
+            "",
+            ("", "", ""),
+            "virial and virials differ",
+        ),
+    ],
+)
+def test_what_would_be_read_otherwise_is_refused(tmp_path, words, column, values, expected):
+    with pytest.raises(InputError, match=rf"a\.xyz: frame 0.*: {expected}"):
+        files.read(water(tmp_path, words, column, values))
+
+
+@pytest.mark.parametrize("name", ["virials_weight", "config_virial_weight", "config_force_weight"])
+def test_further_names_of_weights_count(tmp_path, name):
+    share = files.read(water(tmp_path, f"{name}=0"))[0].share
+    assert (share.stress, share.force).count(0.0) == 1
+
+
+def test_heavy_isotopes_are_no_other_unit(tmp_path):
+    atoms = ase.Atoms(molecule("H2O"))
+    atoms.set_masses([17.999, 4.0, 3.016])  # as repartitioned for long time steps, tritium
+    write(tmp_path / "a.xyz", atoms, columns=["symbols", "positions", "masses"], format="extxyz")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InputWarning)
+        np.testing.assert_allclose(files.read(tmp_path / "a.xyz")[0].mass, [17.999, 4.0, 3.016])
