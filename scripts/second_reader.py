@@ -27,7 +27,7 @@ class Plain(NamedTuple):
 
 def frames_of(path: Path) -> list[Plain]:
     """The frames of an extended XYZ file that is good."""
-    lines = path.read_text().removeprefix("\ufeff").splitlines()
+    lines = path.read_text().removeprefix("\ufeff").split("\n")
     frames, at = [], 0
     while at < len(lines):
         if not lines[at].strip():

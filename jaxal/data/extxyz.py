@@ -72,7 +72,7 @@ def read(path: Path, labeled: bool = True) -> Iterator[ase.Atoms]:
             text = file.read()
     except (OSError, EOFError, ValueError) as error:  # ValueError: not text
         raise InputError(f"{path}: cannot be read as text ({one_line(error)})") from error
-    lines, begins = checked(text.removeprefix("\ufeff").splitlines(), path)
+    lines, begins = checked(text.removeprefix("\ufeff").removesuffix("\n").split("\n"), path)
     number = 0
     parts = read_xyz(io.StringIO("\n".join(lines) + "\n"), ALL, properties_parser=functools.partial(_info, labeled))
     while number < len(begins):

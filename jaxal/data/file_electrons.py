@@ -48,7 +48,7 @@ def _only(path: Path, pairs: Iterable[tuple[int, int]]) -> tuple[int, int]:
 
 def _of_molfile(path: Path, text: str) -> Electrons:
     """Charges and radicals of atoms: `M  CHG` and `M  RAD`, how many, then atom and number of each, else a column."""
-    lines = text.splitlines()
+    lines = text.split("\n")
     charges = [word for line in lines if line.startswith("M  CHG") for word in line.split()[4::2]]
     radicals = [word for line in lines if line.startswith("M  RAD") for word in line.split()[4::2]]
     spin = sum(RADICALS.get(_whole(path, word, "M  RAD"), 0) for word in radicals)
@@ -63,7 +63,7 @@ def _of_molfile(path: Path, text: str) -> Electrons:
 
 def _of_pdb(path: Path, text: str) -> Electrons:
     """The charges of atoms in columns 79 and 80 of the first model, such as 1-."""
-    atoms = [line for line in text.split("ENDMDL")[0].splitlines() if line.startswith(("ATOM", "HETATM"))]
+    atoms = [line for line in text.split("ENDMDL")[0].split("\n") if line.startswith(("ATOM", "HETATM"))]
     if any(not line[76:78].strip() for line in atoms):
         what = "an atom has no element in columns 77 and 78, and names such as CA are of carbon or of calcium"
         raise InputError(f"{path}: {what}; write the elements there")
@@ -83,7 +83,7 @@ def _of_espresso(path: Path, text: str) -> Electrons:
 
 def _tell_isotopes(path: Path, text: str) -> None:
     """Warns of masses in ATOMIC_SPECIES that are not their elements'; ASE reads none of them."""
-    for line in text.splitlines()[_row_after(text, "ATOMIC_SPECIES") :]:
+    for line in text.split("\n")[_row_after(text, "ATOMIC_SPECIES") :]:
         if (match := SPECIES.match(line)) is None:
             break
         element, mass = atomic_numbers.get(match[1].capitalize()), float(re.sub("[dD]", "e", match[2]))
@@ -93,7 +93,7 @@ def _tell_isotopes(path: Path, text: str) -> None:
 
 
 def _row_after(text: str, card: str) -> int:
-    lines = text.splitlines()
+    lines = text.split("\n")
     return next((row + 1 for row, line in enumerate(lines) if line.strip().upper().startswith(card)), len(lines))
 
 

@@ -119,7 +119,7 @@ def _refuse_mass_differences(path: Path, text: str) -> None:
 
 def atoms_of_molfile(text: str) -> list[str]:
     """The lines of the atoms of a V2000 molfile."""
-    lines = text.splitlines()
+    lines = text.split("\n")
     count = lines[3][:3].strip() if len(lines) > 3 else ""
     return lines[4 : 4 + int(count)] if count.isdigit() else []
 
@@ -129,5 +129,5 @@ def _refuse_cut_dumps(path: Path, text: str) -> None:
     for number, frame in enumerate(text.split("ITEM: TIMESTEP")[1:]):
         count = re.search(r"ITEM: NUMBER OF ATOMS\s+(\d+)", frame)
         rows = re.search(r"ITEM: ATOMS[^\n]*\n([\s\S]*)", frame)
-        if count and rows and int(count[1]) != len([line for line in rows[1].splitlines() if line.strip()]):
+        if count and rows and int(count[1]) != len([line for line in rows[1].split("\n") if line.strip()]):
             raise InputError(f"{path}: frame {number} is cut off: it says {count[1]} atoms and has others")

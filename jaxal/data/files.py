@@ -87,20 +87,20 @@ def _others(path: Path, labeled: bool) -> list[ase.Atoms]:
 
 def _text_of(path: Path) -> str:
     with open_with_compression(str(path), "rb") as file:
-        return file.read().decode("utf-8", errors="replace")
+        return file.read().decode("utf-8", errors="replace").replace("\r\n", "\n")
 
 
 def _plain_flags(path: Path) -> io.StringIO:
     """A POSCAR whose flags of selective dynamics are T and F; ASE takes any other for T, Fortran its first letter."""
     with open_with_compression(str(path), "rt") as file:
-        lines = file.read().splitlines()
+        lines = file.read().split("\n")  # not splitlines: a form feed ends no line
     start = next((row for row in range(6, min(9, len(lines))) if lines[row].strip()[:1] in ("s", "S")), len(lines))
     for row in range(start + 2, len(lines)):
         words = lines[row].split()
         flags = [re.fullmatch(r"\.?([tTfF])\w*\.?", word) for word in words[3:6]]
         if len(flags) == 3 and all(flags):
             lines[row] = " ".join([*words[:3], *(match[1].upper() for match in flags if match), *words[6:]])
-    plain: Any = io.StringIO("\n".join(lines) + "\n")
+    plain: Any = io.StringIO("\n".join(lines))
     plain.name = str(path)  # beside which ASE looks for elements, where the file names none
     return plain
 

@@ -200,6 +200,7 @@ def test_a_mistake_names_the_field_and_what_would_be_right(folder, text, expecte
     [
         ("system: {file: water.xyz}\nseed: 1\nseed: 2\n", ", line 3: not valid YAML: 'seed' is given twice"),
         ("explore: {walkers: 1, walkers: 1}", ", line 1: not valid YAML: 'walkers' is given twice"),
+        ("? [seed]\n: 1\n", ", line 1: not valid YAML: found unhashable key"),
         ("system:\n  file: [water.xyz\nseed: 1\n", ", line 3: not valid YAML: "),
         ("system:\n\tfile: water.xyz\n", ", line 2: not valid YAML: "),
         ("system: !!python/object:os.system {}", ", line 1: not valid YAML: could not determine a constructor"),

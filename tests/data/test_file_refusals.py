@@ -264,3 +264,14 @@ def test_heavy_isotopes_are_no_other_unit(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", InputWarning)
         np.testing.assert_allclose(files.read(tmp_path / "a.xyz")[0].mass, [17.999, 4.0, 3.016])
+
+
+def test_lines_end_where_programs_end_them(tmp_path):
+    """A vertical tab or form feed ends no line, a carriage return before the newline belongs to its end."""
+    (tmp_path / "a.gjf").write_bytes(gjf(electrons="-2 1").replace("\n", "\r\n").encode())
+    assert files.read(tmp_path / "a.gjf")[0].charge == -2
+    poscar = "Si\n1.0\n5 0 0\n0 5 0\n0 0 5\nSi\n2\nCartesian\n0 0\v0\n1.5 1.5 4.0\v99\n9 9 9\n"
+    (tmp_path / "POSCAR").write_text(poscar)
+    np.testing.assert_array_equal(files.read(tmp_path / "POSCAR")[0].position, [[0, 0, 0], [1.5, 1.5, 4.0]])
+    (tmp_path / "a.xyz").write_text("1\nnote=a\x0cb\nO 0 0 0\n")
+    assert len(files.read(tmp_path / "a.xyz")[0].numbers) == 1
