@@ -54,7 +54,7 @@ def test_everything_a_file_says_counts(folder, capsys):
     frames = [frame(seed, charge=1, spin=1, config_type="here") for seed in range(6) for _ in range(3)]
     wrong = frame(7, charge=1, spin=1, config_weight=0.0)
     wrong.calc.results["energy"] = 1e6
-    atoms = [ase.Atoms([z], info={"config_type": "IsolatedAtom", "REF_energy": e}) for z, e in ((1, -13.0), (8, -70.0))]
+    atoms = [ase.Atoms([z], info={"config_type": "IsolatedAtom", "energy": e}) for z, e in ((1, -13.0), (8, -70.0))]
     held = frame(8, charge=1, spin=1)
     held.set_constraint(FixAtoms([0]))
     held.calc.results["forces"][0] = 0.0
@@ -85,7 +85,7 @@ def test_everything_a_file_says_counts(folder, capsys):
 
 @pytest.mark.slow
 def test_free_atoms_of_a_file_are_those_of_the_model(folder):
-    atoms = [ase.Atoms([z], info={"config_type": "IsolatedAtom", "REF_energy": e}) for z, e in ((1, -13.0), (8, -70.0))]
+    atoms = [ase.Atoms([z], info={"config_type": "IsolatedAtom", "energy": e}) for z, e in ((1, -13.0), (8, -70.0))]
     write("data.xyz", [*(frame(seed) for seed in range(6)), *atoms])
     assert main(["train", "config.yaml", "--dir", "out"]) == 0
     model = jaxal.load_model("out")
