@@ -1,5 +1,6 @@
 """What a frame carries by a name that looks as if it meant something, and that nothing is read from: it is told."""
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -74,7 +75,7 @@ def _units(frame: Frame) -> list[str]:
     for name, value in frame.carried.info:
         word = name.lower().strip(":,;")
         if (word in UNITS and _flag(value)) or (
-            "unit" in word and isinstance(value, str) and value.lower() not in OURS
+            re.search(r"(^|_)units?$", word) and isinstance(value, str) and value.lower() not in OURS
         ):
             named.append(name)
     return named

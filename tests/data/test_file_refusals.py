@@ -5,7 +5,7 @@ import warnings
 import ase
 import numpy as np
 import pytest
-from ase.build import molecule
+from ase.build import bulk, molecule
 from ase.io import write
 
 from jaxal.core.errors import InputError, InputWarning
@@ -191,7 +191,7 @@ def test_words_that_nothing_is_read_from_are_told(tmp_path, words, told, labeled
         files.read(water(tmp_path, words), labeled)
 
 
-@pytest.mark.parametrize("words", ["energy_unit=eV", "units=metal", "0 1", "triple", "note=weight"])
+@pytest.mark.parametrize("words", ["energy_unit=eV", "units=metal", "0 1", "triple", "note=weight", "united=x"])
 def test_words_that_mean_nothing_are_not(tmp_path, words):
     with warnings.catch_warnings():
         warnings.simplefilter("error", InputWarning)
@@ -275,3 +275,10 @@ def test_lines_end_where_programs_end_them(tmp_path):
     np.testing.assert_array_equal(files.read(tmp_path / "POSCAR")[0].position, [[0, 0, 0], [1.5, 1.5, 4.0]])
     (tmp_path / "a.xyz").write_text("1\nnote=a\x0cb\nO 0 0 0\n")
     assert len(files.read(tmp_path / "a.xyz")[0].numbers) == 1
+
+
+def test_what_ase_says_of_a_cif_is_no_unit(tmp_path):
+    write(tmp_path / "a.cif", bulk("NaCl", "rocksalt", a=5.64, cubic=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InputWarning)
+        assert len(files.read(tmp_path / "a.cif", labeled=False)[0].numbers) == 8
