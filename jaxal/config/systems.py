@@ -86,7 +86,7 @@ def start_structures(system: Structures, field: str = "system") -> list[ase.Atom
             frame = door.with_electrons(frames[index], system.charge, system.spin, field)
         except InputError as error:
             raise InputError(f"{system.file}: frame {index}: {error}") from None
-        if dataset.tellable(frame):
+        if dataset.says_no_electrons(frame):
             what = "an odd number of electrons and nobody says its spin, which is left to the method"
             dataset.tell(f"{field}.spin: {system.file}: frame {index} has {what}; give it, such as 1")
         atoms = door.to_atoms(door.stripped(frame))

@@ -48,7 +48,7 @@ def labeled(
     """
     source = str(path)
     chosen = of_one_method(list(enumerate(files.read(path))), source, section, method)
-    check_families([(number, frame) for number, frame in chosen], source)
+    check_one_method(chosen, source)
     kept, isolated, weightless = [], {}, []
     for number, frame in chosen:
         try:
@@ -93,7 +93,7 @@ def of_one_method(
     return chosen
 
 
-def check_families(numbered: Sequence[tuple[int, Frame]], source: str) -> None:
+def check_one_method(numbered: Sequence[tuple[int, Frame]], source: str) -> None:
     """Raises InputError where some frames name their reference (`REF_...`) and others have plain labels, or where names
     of a level of theory that frames carry differ.
     """
@@ -228,7 +228,7 @@ def doubts(numbered: Sequence[tuple[int, Frame]], source: str) -> None:
         much = f"{int(np.sum(np.array(nets) > NET))} frames have forces that do not sum to zero"
         tell(f"{source}: {much}, frame {number} by {largest:.3g} eV/Å; fixed atoms need FixAtoms or move_mask")
     _doubt_energies(numbered, source)
-    unsaid = [number for number, frame in numbered if tellable(frame)]
+    unsaid = [number for number, frame in numbered if says_no_electrons(frame)]
     if unsaid:
         what = "have an odd number of electrons and say no spin, so theirs are not known; give spin, such as 1"
         tell(f"{source}: {len(unsaid)} frames, the first is {unsaid[0]}, {what}")
@@ -238,7 +238,7 @@ def doubts(numbered: Sequence[tuple[int, Frame]], source: str) -> None:
             break
 
 
-def tellable(frame: Frame) -> bool:
+def says_no_electrons(frame: Frame) -> bool:
     """Whether the electrons of a frame are unknown, and nobody says that they are (`electrons=unknown`)."""
     meant = dict(frame.carried.info).get(electrons.SAID) == electrons.UNKNOWN
     return electrons.unknown(frame.numbers, frame.periodic, frame.charge, frame.spin) and not meant

@@ -97,7 +97,7 @@ def import_labels(
         dataset.tell(f"{file}: frames name other methods, such as {others[0]!r}; they are taken for {method!r}")
     labeled = [(number, frame) for number, frame in enumerate(frames) if not frame.isolated]
     try:
-        dataset.check_families(list(enumerate(frames)), str(file))
+        dataset.check_one_method(list(enumerate(frames)), str(file))
     except InputError as error:
         raise LabelError(str(error)) from None
     dataset.doubts(labeled, str(file))
