@@ -7,20 +7,14 @@ import numpy as np
 import pytest
 from ase.build import bulk, molecule
 from ase.io import write
+from gaussian_log import POSITIONS
 
 from jaxal.core.errors import InputError, InputWarning
 from jaxal.data import file_electrons, file_refusals, files
 
 GJF = "# ROUTE\n\nt\n\nELECTRONS\nO 0.0 0.0 0.1\nH 0.8 0.0 0.7\nH -0.8 0.0 0.7\n\n"
-ORIENTED = """ ORIENTATION orientation:
- ---------------------------------------------------------------------
- Center     Atomic      Atomic             Coordinates (Angstroms)
- Number     Number       Type             X           Y           Z
- ---------------------------------------------------------------------
-      1          8           0        0.000000    0.000000    0.600000
-      2          8           0        0.000000    0.000000   -0.600000
- ---------------------------------------------------------------------
- SCF Done:  E(UB3LYP) =  -150.2   A.U. after   10 cycles
+ORIENTED = f""" ORIENTATION orientation:
+{POSITIONS} SCF Done:  E(UB3LYP) =  -150.2   A.U. after   10 cycles
  MORE
  Center     Atomic                   Forces (Hartrees/Bohr)
  Number     Number              X              Y              Z

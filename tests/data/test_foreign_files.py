@@ -10,21 +10,15 @@ from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read as ase_read
 from ase.io import write
+from gaussian_log import POSITIONS
 
 from jaxal.core.errors import InputError, InputWarning
 from jaxal.data import dataset, file_electrons, files, frames
 
-GAUSSIAN = """ Entering Gaussian System, Link 0=g16
+GAUSSIAN = f""" Entering Gaussian System, Link 0=g16
  Charge = CHARGE Multiplicity = MULTIPLICITY
                           Input orientation:
- ---------------------------------------------------------------------
- Center     Atomic      Atomic             Coordinates (Angstroms)
- Number     Number       Type             X           Y           Z
- ---------------------------------------------------------------------
-      1          8           0        0.000000    0.000000    0.600000
-      2          8           0        0.000000    0.000000   -0.600000
- ---------------------------------------------------------------------
- SCF Done:  E(UB3LYP) =  -150.2   A.U. after   10 cycles
+{POSITIONS} SCF Done:  E(UB3LYP) =  -150.2   A.U. after   10 cycles
  Normal termination of Gaussian 16
 """
 MOLFILE = """hydroxide
