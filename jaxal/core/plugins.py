@@ -105,9 +105,10 @@ def know(paths: Sequence[str]) -> None:
 def keep(inputs: Path) -> None:
     """Copies the files that were imported into the inputs of a run folder, from where `kept` gives them again."""
     for path in _files.values():
-        target = inputs / FOLDER / path.name
-        if target.exists() and target.read_bytes() != path.read_bytes():
-            target = target.with_name(f"{path.stem}_{len(list(target.parent.iterdir()))}.py")
+        target, others = inputs / FOLDER / path.name, 0
+        while target.exists() and target.read_bytes() != path.read_bytes():  # another file of this name
+            others += 1
+            target = target.with_name(f"{path.stem}_{others}.py")
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)

@@ -158,8 +158,10 @@ def main(command_line: Sequence[str] | None = None) -> int:
         return 0
     host, _, port = arguments.listen.rpartition(":")
     try:
+        if not (port.isdecimal() and int(port) < 2**16):
+            raise ValueError(f"--listen: {arguments.listen!r} has no port of 0 to 65535; give [HOST:]PORT")
         over_network(arguments.model, host or "127.0.0.1", int(port), arguments.part)
-    except (ValueError, OSError, OverflowError) as error:  # InputError is a ValueError
+    except (ValueError, OSError) as error:  # InputError is a ValueError
         print(f"jaxal.deploy.teacher: error: {one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

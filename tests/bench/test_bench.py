@@ -210,3 +210,29 @@ def test_precisions_share_weights_and_positions(monkeypatch):
     assert (exact.dtype, single.dtype) == (np.float64, np.float32)
     assert 0 < np.abs(single - exact).max() < 1e-4 * np.abs(exact).max()
     assert jnp.ones(()).dtype == jnp.float32, "64 bits end with the case that asked for them"
+
+
+@pytest.mark.parametrize(
+    ("counts", "cost"),
+    [
+        ({"flops": 3, "bytes accessed": 4}, (3.0, 4.0)),
+        ([{"flops": 3}], (3.0, 0.0)),  # as older jax says it
+        ({"bytes accessed": 4}, None),
+        ([], None),
+        (NotImplementedError(), None),
+    ],
+)
+def test_what_a_backend_does_not_count_is_absent(counts, cost):
+    class Compiled:
+        def cost_analysis(self):
+            if isinstance(counts, Exception):
+                raise counts
+            return counts
+
+    assert roofline.cost(Compiled()) == (None if cost is None else roofline.Cost(*cost))
+
+
+def test_of_a_known_device_the_shares_of_its_peaks_are_told(monkeypatch):
+    monkeypatch.setitem(roofline.PEAKS, jax.devices()[0].device_kind, (2.0, 0.5))  # TFLOP/s, TB/s
+    rates = roofline.share(roofline.Cost(1e12, 1e12), 4.0)
+    assert rates == {"gflop_per_s": 250.0, "gb_per_s": 250.0, "flop_share": 0.125, "memory_share": 0.5, "roofline": 0.5}

@@ -1,11 +1,13 @@
 """Every command with good and with bad input, most in this process, some in processes of their own."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,10 +20,13 @@ from ase.io import write
 from commands import SMALL, alone, here
 from run_example import BRIEF
 
+from jaxal.config import loading
 from jaxal.config.loading import load
 from jaxal.config.schema import Offline
 from jaxal.core import registry
 from jaxal.core.discovery import import_parts
+from jaxal.core.errors import InputError, InputWarning
+from jaxal.label.task import LabelError
 from jaxal.run import checkpoint
 
 CONFIG = """
@@ -276,3 +281,81 @@ def test_a_run_told_twice_ends_at_once(folder):
     _, err = child.communicate(timeout=10)
     assert child.returncode == 130
     assert err.rstrip().endswith("jaxal: interrupted; `jaxal resume out` continues")
+
+
+def raised(error: BaseException, monkeypatch, folder: Path, *more: str) -> tuple[int, str]:
+    """Status and standard error of a command inside of which something is raised."""
+
+    def load(*_):
+        raise error
+
+    monkeypatch.setattr("jaxal.config.loading.load", load)
+    process = here("check", "config.yaml", *more, folder=folder)
+    return process.returncode, process.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (KeyboardInterrupt(), 130, "\njaxal: interrupted\n"),
+        (BrokenPipeError(), 0, ""),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "jaxal: error: [Errno 28] No space left on device\n"),
+        (PermissionError(13, "Permission denied", "a.xyz"), 2, "jaxal: error: [Errno 13] Permission denied: 'a.xyz'\n"),
+        (InputError("a:\n  b\tc"), 2, "jaxal: error: a: b c\n"),
+        (LabelError("label: no license"), 2, "jaxal: error: label: no license\n"),
+    ],
+)
+def test_what_ends_a_command_is_a_line_and_a_status(folder, monkeypatch, error, status, line):
+    assert raised(error, monkeypatch, folder) == (status, line)
+
+
+@pytest.mark.parametrize("error", [OSError("no number"), ZeroDivisionError("mine"), ValueError("mine")])
+def test_a_mistake_of_the_program_is_no_mistake_of_the_user(folder, monkeypatch, error):
+    with pytest.raises(type(error), match=str(error)):
+        raised(error, monkeypatch, folder)
+
+
+def test_a_long_message_is_cut(folder, monkeypatch):
+    assert len(raised(InputError("x" * 10_000), monkeypatch, folder)[1]) < 3000
+
+
+def test_a_warning_is_a_line_of_its_own(folder, monkeypatch):
+    """Of the user's input as such, of anything else by its kind; never with the place in the program."""
+    real = loading.load
+
+    def warned(*arguments):
+        warnings.warn("the\nfile is odd", InputWarning, stacklevel=1)
+        warnings.warn("old", UserWarning, stacklevel=1)
+        return real(*arguments)
+
+    monkeypatch.setattr(loading, "load", warned)
+    process = here("check", "config.yaml", folder=folder)
+    assert process.returncode == 0
+    assert process.stderr.splitlines()[:2] == ["jaxal: warning: the file is odd", "jaxal: UserWarning: old"]
+
+
+def test_a_kind_of_which_there_is_no_part_says_how_one_is_added(folder, monkeypatch):
+    import_parts()
+    monkeypatch.setitem(registry._table, "schedule", {})
+    assert here("list", "schedule", folder=folder).stdout == (
+        "no schedule is registered; docs/add_a_part.md says how one is added\n"
+    )
+
+
+def test_check_warns_of_what_can_be_and_is_odd(folder):
+    process = here("check", "config.yaml", "explore.timestep=4 fs", folder=folder)
+    assert process.returncode == 0 and yaml.safe_load(process.stdout)["explore"]["timestep"] == 4.0
+    assert "jaxal: warning: explore.timestep: 4 fs is long for the O-H stretch" in process.stderr
+
+
+def test_an_interrupted_run_says_how_it_goes_on(folder, monkeypatch):
+    """Before the run itself listens to the signal."""
+
+    def run(*_, **__):
+        raise KeyboardInterrupt
+
+    (folder / "out").mkdir()
+    (folder / "out" / "config.yaml").write_text(CONFIG)
+    monkeypatch.setattr("jaxal.run.driver.resume", run)
+    process = here("resume", "out", folder=folder)
+    assert process.returncode == 130 and process.stderr.endswith("jaxal: interrupted; `jaxal resume out` continues\n")

@@ -240,3 +240,21 @@ def test_who_sits_at_a_terminal_is_asked():
     assert "charge of H3C, e [0]: " in out and "a whole number, please" in err
     system = load("methyl.yaml").system
     assert (system.charge, system.spin) == (-1, 0)
+
+
+def test_of_a_file_of_several_frames_the_first_is_taken_and_that_is_told(tmp_path):
+    water = molecule("H2O")
+    further = water.copy()
+    further.positions += 1.0
+    write(tmp_path / "water.xyz", [water, further])
+    done = here("new", "water.xyz", "--method", "tblite", "--no-label", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "water.xyz: holds 2 frames; the first is taken, system.index chooses others" in done.stdout
+
+
+def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path):
+    write(tmp_path / "water.xyz", molecule("H2O"))
+    (tmp_path / "new.yaml.part").mkdir()
+    done = here("new", "water.xyz", "--method", "tblite", "--no-label", "--out", "new.yaml", folder=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("jaxal: error: new.yaml: cannot be written (Is a directory)")

@@ -14,11 +14,13 @@ from commands import alone
 from contest_example import CONTEST, WATER, folder_of, frames
 
 from jaxal.cli.main import main
-from jaxal.contest import command, records, schema
+from jaxal.contest import command, data, records, schema
 from jaxal.contest.arena import arena
 from jaxal.contest.data import STORE, check, opened
+from jaxal.core import registry
 from jaxal.core.errors import InputWarning
 from jaxal.core.types import InputError
+from jaxal.data.frames import of_atoms
 from jaxal.label.store.database import open_store
 from jaxal.run import checkpoint
 
@@ -358,3 +360,170 @@ def test_what_a_strategy_cannot_be_is_one_line(folder, tmp_path, capsys, strateg
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and message in error, error
     assert not (tmp_path / "new").exists()
+
+
+# ---------------------------------------------------------------- data that do not fit
+
+
+def tasks(folder, *overrides):
+    """The task of a contest's file."""
+    return schema.load(folder / "contest.yaml", overrides).tasks["water"]
+
+
+def test_frames_of_the_test_that_are_in_the_pool_are_left_out(tmp_path):
+    folder = folder_of(tmp_path)
+    write(folder / "test.xyz", frames(3, 1) + frames(40, 0)[:2], format="extxyz")
+    task = tasks(folder)
+    with (
+        pytest.warns(InputWarning, match=r"^tasks\.water\.test: 2 of 5 frames are in the pool, too; left out"),
+        opened("water", task, tmp_path / "kept", "float32") as source,
+    ):
+        assert source.data.tests == 3 and source.data.answers.energy.shape == (3,)
+    write(folder / "test.xyz", frames(40, 0)[:2], format="extxyz")
+    with (
+        pytest.warns(InputWarning, match="2 of 2 frames"),
+        pytest.raises(
+            InputError, match=r"^tasks\.water\.test: no frame is left for the test; give a file, or a larger"
+        ),
+    ):
+        check("water", task, ())
+
+
+def test_without_a_file_the_test_is_spread_over_the_pool(tmp_path):
+    """Every third of a pool of few, and never in both; at most so many, evenly spaced, where they are many."""
+    folder = folder_of(tmp_path, CONTEST + "tasks: {water: {pool: water.xyz}}\n")
+    for most, tests in ((1000, 13), (10, 10)):
+        with opened("water", tasks(folder, f"tasks.water.test_frames={most}"), tmp_path / "kept", "float32") as source:
+            data = source.data
+        assert data.tests == tests and len(data.pool.charge) == 40 - tests
+        pool, test = (np.asarray(part.position).reshape(-1, 9) for part in (data.pool, data.exam))
+        assert not set(map(tuple, pool)) & set(map(tuple, test))
+
+
+def test_a_path_is_after_the_test_frames(tmp_path):
+    folder = folder_of(tmp_path, CONTEST + "tasks: {water: {pool: water.xyz, test: test.xyz, path: path.xyz}}\n")
+    images = frames(4, 7)
+    write(folder / "path.xyz", images, format="extxyz")
+    with opened("water", tasks(folder), tmp_path / "kept", "float32") as source:
+        assert source.data.tests == 12
+        np.testing.assert_allclose(source.data.answers.energy[12:], [image.get_potential_energy() for image in images])
+    write(folder / "path.xyz", frames(1, 0, crystal=True), format="extxyz")
+    with pytest.raises(InputError, match=r"path\.xyz.*Cu.*water\.xyz"):
+        check("water", tasks(folder), ())
+
+
+def test_a_pool_without_forces_is_measured_by_its_energies(tmp_path):
+    folder = folder_of(tmp_path)
+    for name, number, seed in (("water.xyz", 40, 0), ("test.xyz", 12, 1)):
+        images = frames(number, seed)
+        for atoms in images:
+            del atoms.calc.results["forces"]
+        write(folder / name, images, format="extxyz")
+    task = tasks(folder, "tasks.water.metric=force")
+    with (
+        pytest.raises(
+            InputError, match=r"^tasks\.water\.metric: force does not fit, .*water\.xyz or its test has no fo"
+        ),
+        opened("water", task, tmp_path / "kept", "float32"),
+    ):
+        pass
+    with opened("water", tasks(folder), tmp_path / "kept", "float32") as source:
+        assert not source.data.forces and not source.data.stress
+
+
+NEAR = Atoms("OHH", [[0, 0, 0], [0, 0, 0.2], [0, 0.9, 0]])
+
+
+@pytest.mark.parametrize(
+    ("override", "starts", "message"),
+    [
+        ("live.looks=1", molecule("H2O"), "live.looks: 1 looks at 2 walkers are too few candidates for 3 labels in a "),
+        ("metric=energy", molecule("H2O"), "metric: energy does not fit a live task, which has forces; give force"),
+        ("live.looks=3", NEAR, "live.system.file: "),
+        ("live.looks=3", Atoms("ThO", [[0, 0, 0], [0, 0, 1.84]]), "live.label: "),
+        ("live.system.index=all", [molecule("H2O")] * 6, "budgets: 5 is too small; 6 start structures come first"),
+        (
+            "live.explore={name: npt_nose_hoover, walkers: 2}",
+            molecule("H2O"),
+            "live.explore.name: npt_nose_hoover needs a cell that is periodic in all three directions",
+        ),
+    ],
+)
+def test_a_live_task_that_cannot_be_is_refused_before_anything_is_computed(tmp_path, override, starts, message):
+    (tmp_path / "contest.yaml").write_text(CONTEST + LIVE)
+    write(tmp_path / "start.xyz", starts)
+    write(tmp_path / "path.xyz", molecule("H2O"))
+    with pytest.raises(InputError) as error:
+        contest = schema.load(tmp_path / "contest.yaml", [f"tasks.water.{override}"])
+        check("water", contest.tasks["water"], schema.entrants(contest))
+    assert f"tasks.water.{message}" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_models_that_differ_in_their_options_only_are_numbered(folder):
+    overrides = ["strategies={}", "grids=[{select: [top_k]}, {uncertainty: [dropout]}]"]
+    overrides += ["strategies={a: {uncertainty: {name: dropout, rate: 0.3}}}"]
+    names = [entrant.name for entrant in schema.entrants(schema.load(folder / "contest.yaml", overrides))]
+    assert {"top_k", "dropout", "dropout-1+random", "dropout-2+random", "a"} <= set(names)
+
+
+def test_a_grid_cannot_choose_what_has_no_default(folder, monkeypatch):
+    def needy(key, candidates, size, *, where: str):
+        """Needs to be told."""
+
+    monkeypatch.setitem(registry._table, "select", registry._table["select"] | {"needy": needy})
+    with pytest.raises(
+        InputError, match=r"contest\.yaml: grids: select needy needs its option where; make it one of the strategies"
+    ):
+        schema.entrants(schema.load(folder / "contest.yaml", ["grids=[{select: [needy]}]"]))
+
+
+def test_the_frames_of_a_live_task_are_of_its_atoms_in_their_order(tmp_path):
+    (tmp_path / "contest.yaml").write_text(CONTEST + LIVE)
+    write(tmp_path / "start.xyz", molecule("H2O"))
+    live = schema.load(tmp_path / "contest.yaml", ["tasks.water.path=start.xyz"]).tasks["water"].live
+    assert live is not None
+    start = of_atoms(molecule("H2O"), labeled=False)
+    for name, atoms, message in (
+        ("order.xyz", molecule("H2O")[[1, 0, 2]], r"frame 1 needs the atoms of .*start\.xyz, in their order"),
+        ("other.xyz", molecule("H2O"), r"frame 1: "),
+    ):
+        if name == "other.xyz":
+            atoms.info["charge"] = 1
+        write(tmp_path / name, [molecule("H2O"), atoms])
+        with pytest.raises(InputError, match=rf"{name}: {message}"):
+            data._like("water", live, start, tmp_path / name)
+
+
+def test_dynamics_that_the_labeler_cannot_follow_say_what_to_change(tmp_path, monkeypatch):
+    (tmp_path / "contest.yaml").write_text(CONTEST + LIVE)
+    write(tmp_path / "start.xyz", molecule("H2O"))
+    write(tmp_path / "path.xyz", molecule("H2O"))
+    contest = schema.load(tmp_path / "contest.yaml", ["tasks.water.live.test_temperature=1e9"])
+    task = contest.tasks["water"]
+    assert task.live is not None
+    with pytest.raises(
+        InputError, match=r"^tasks\.water\.live: the labeler's dynamics at 1e\+09 K fails \(.*\); give a low"
+    ):
+        data._dynamics("water", task, task.live, molecule("H2O"), tmp_path)
+    assert not (tmp_path / "test.xyz").exists()
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [(("fastest",), "--only: 'fastest' is neither task nor strategy; tasks are water; strategies are random, farth")],
+)
+def test_a_name_that_is_not_there_is_refused(folder, tmp_path, only, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        held(folder, tmp_path / "new", only=only)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(folder, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match=f"^{tmp_path}/file: is no folder; give another with --dir"):
+        held(folder, tmp_path / "file")
+    (tmp_path / "contest.json").write_text("{")
+    with pytest.raises(
+        InputError, match=rf"^{tmp_path}/contest\.json: cannot be read \(.*give another folder with --dir"
+    ):
+        held(folder, tmp_path)

@@ -274,3 +274,81 @@ def test_a_model_never_imports_what_only_its_file_names(tmp_path, monkeypatch):
             plugins.part("potential", "no_such", {"potential": source}, "model")
     with pytest.raises(InputError, match="unknown potential 'no_such'; there are "):
         plugins.part("potential", "no_such", {}, "model")
+
+
+def entered(folder: Path, module: str, text: str) -> None:
+    """A package with an entry point, as pip would leave it."""
+    (folder / f"{module}.py").write_text(text)
+    info = folder / f"{module}_package-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}-package\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(f"[{GROUP}]\nmine = {module}\n")
+
+
+def test_of_a_package_only_what_a_file_names_is_imported(tmp_path, monkeypatch, forget):
+    entered(tmp_path, "named_by_a_file", SELECT.format(name="last_of_named"))
+    entered(tmp_path, "broken_for_others", "1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    source = {"module": "named_by_a_file", "package": "named-by-a-file-package", "version": "1"}
+    assert plugins.part("select", "last_of_named", {"select": source}, "model").__module__ == "named_by_a_file"
+    assert plugins.source_of("select", "last_of_named") == plugins.Source(
+        "named_by_a_file", "named_by_a_file-package", "1"
+    )
+    with pytest.raises(
+        InputError, match=rf"^{GROUP}: broken_for_others of broken_for_others-package cannot be imp"
+    ) as no:
+        plugins.part("select", "last_of_broken", {"select": {"module": "broken_for_others"}}, "model")
+    assert "ZeroDivisionError: division by zero" in str(no.value)
+    with pytest.raises(InputError, match=f"^{GROUP}: broken_for_others"):
+        plugins.import_packages()
+
+
+@pytest.mark.parametrize(
+    ("source", "right"),
+    [
+        ({"file": "mine.py"}, "it is registered by the file mine.py: give --part"),
+        (
+            {"module": "nobody", "package": "nobodys", "version": "3"},
+            "it is registered by the package nobodys 3: install it",
+        ),
+        ({"module": "nobody"}, "it is registered by the module nobody: import it first"),
+        ({}, "there are "),
+    ],
+)
+def test_a_part_that_is_not_there_says_where_it_comes_from(source, right):
+    with pytest.raises(InputError) as error:
+        plugins.part("select", "last_of_nobody", {"select": source}, "model.npz")
+    assert str(error.value).startswith(f"model.npz: unknown select 'last_of_nobody'; {right}")
+
+
+def test_who_registered_a_part(forget):
+    assert plugins.source_of("select", "random") is None and plugins.source_of("select", "nothing") is None
+
+    @registry.register("select")
+    def last_of_this_test(key, candidates, size):
+        """From no file and no package."""
+
+    assert plugins.source_of("select", "last_of_this_test") == plugins.Source(__name__)
+
+
+def test_two_files_of_one_name_are_both_kept(tmp_path, monkeypatch, forget):
+    paths = [tmp_path / folder / "mine.py" for folder in ("one", "two", "three")]
+    for path, name in zip(paths, ("last_of_one", "last_of_two", "last_of_two"), strict=True):
+        path.parent.mkdir()
+        path.write_text(SELECT.format(name=name))
+    for path in paths:
+        import_file(path)
+    for _ in range(2):
+        plugins.keep(tmp_path / "inputs")
+    texts = [path.read_text() for path in plugins.kept(tmp_path / "inputs")]
+    assert sorted(texts) == sorted({path.read_text() for path in paths})
+
+
+def test_a_worker_imports_the_module_or_the_file_of_a_part(tmp_path, monkeypatch, forget):
+    (tmp_path / "part_of_a_worker.py").write_text(SELECT.format(name="last_of_worker"))
+    monkeypatch.syspath_prepend(tmp_path)
+    plugins.import_module("part_of_a_worker")
+    assert plugins.importable("select", "last_of_worker") == "part_of_a_worker"
+    (tmp_path / "file.py").write_text(SELECT.format(name="last_of_file"))
+    plugins.import_module(str(tmp_path / "file.py"))
+    assert plugins.importable("select", "last_of_file") == str(tmp_path / "file.py")

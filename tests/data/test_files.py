@@ -15,6 +15,7 @@ from structures import same_frame
 
 from jaxal.core.errors import InputError, InputWarning
 from jaxal.data import files
+from jaxal.data.extxyz import text_of
 from jaxal.data.frames import of_atoms
 from jaxal.label.store import conversion
 from jaxal.label.store.database import open_store
@@ -74,6 +75,11 @@ def test_a_byte_order_mark_and_other_line_ends(path):
         (FRAME.replace(":pos:R:3", ":pos:R"), "frame 0 (line 1): Properties must be name:kind:columns"),
         (FRAME.replace("pbc", 'stress="1 2 3" pbc'), "frame 0 (line 1): ASE cannot read it"),
         (FRAME.replace("O ", "X "), "frame 0: atom 0 is a dummy atom"),
+        (FRAME.replace("pos:R:3", "pos:R:99999"), "frame 0 (line 1): says that a property has 99999 columns"),
+        ("1\n\nO 0.0 0.0\n", "frame 0 (line 3): 3 values; an element and three coordinates are needed"),
+        ("-1\n\n", "frame 0 (line 1): says that it has -1 atoms"),
+        (FRAME.replace("pbc=", "PBC="), "frame 0 (line 1): PBC: '[False, False, False]' is not read"),
+        (FRAME.replace('pbc="', 'pbc="yes '), "is not read as the directions that repeat"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_named_with_its_frame(path, text, words):
@@ -206,3 +212,35 @@ def test_what_is_written_is_what_ase_reads(tmp_path):
         np.testing.assert_array_equal(atoms[0].get_masses(), frames[0].mass)
         assert list(atoms[0].constraints[0].index) == [0, 1, 2, 3]
         assert atoms[1].get_potential_energy() == -1 / 3 and not atoms[1].pbc.any()
+
+
+def test_what_is_no_text_is_one_line(path):
+    path.write_bytes(b"\xff\xfe\x00\x81")
+    assert refusal(path).startswith("cannot be read as text (UnicodeDecodeError: ")
+
+
+def test_vectors_after_the_atoms_belong_to_their_frame(path):
+    """As ASE reads them: lines `VEC1` to `VEC3`, beside no Lattice."""
+    frame = "1\n\nCu 0 0 0\nVEC1 4 0 0\nVEC2 0 5 0\nVEC3 0 0 6\n"
+    path.write_text(frame + frame.replace("Cu 0", "Cu 1"))
+    read = files.read(path, labeled=False)
+    assert [np.diag(frame.cell).tolist() for frame in read] == [[4.0, 5.0, 6.0]] * 2
+    assert [frame.position[0, 0] for frame in read] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda atoms: atoms.set_array("odd name", np.arange(3)), "odd name: int64 of shape .* cannot be a column"),
+        (lambda atoms: atoms.set_array("cube", np.zeros((3, 2, 2))), "cube: float64 of shape .* cannot be a column"),
+        (lambda atoms: atoms.set_array("site", np.array(["a b", "c", "d"])), "site: 'a b' cannot stand in a column"),
+        (lambda atoms: atoms.set_array("site", np.array(["", "c", "d"])), "site: '' cannot stand in a column"),
+        (lambda atoms: atoms.info.update(thing={1, 2}), "thing"),
+        (lambda atoms: atoms.info.update(occupancy={"0": {"O": "half"}}), "an occupancy is 'half', which is no number"),
+    ],
+)
+def test_what_extended_xyz_cannot_hold_is_named(path, change, message):
+    atoms = molecule("H2O")
+    change(atoms)
+    with pytest.raises(InputError, match=f"^({path}: frame 0: )?{message}"):
+        text_of(of_atoms(atoms, labeled=False))

@@ -1,5 +1,6 @@
 """A teacher in another process: its numbers are the calculator's; replaced if it dies, it ends with its pupil."""
 
+import contextlib
 import os
 import re
 import signal
@@ -9,6 +10,8 @@ import sys
 import textwrap
 import threading
 import time
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +24,12 @@ from model_example import tiny_model
 from processes import gone, wait_for
 
 from jaxal.core.discovery import import_parts
+from jaxal.core.types import InputError
+from jaxal.deploy import teacher as server
 from jaxal.deploy.calculator import Calculator
 from jaxal.label.methods.teacher import teacher
 from jaxal.label.service import Recipe, label_service
-from jaxal.label.task import LabelError
+from jaxal.label.task import LabelError, Result, Task, code_version, packed, unpacked
 
 import_parts()
 
@@ -334,3 +339,199 @@ def test_a_teacher_without_a_model_says_so():
     )
     assert ended.returncode == 2
     assert ended.stderr == "jaxal.deploy.teacher: error: no.npz: there is no such model file or run folder\n"
+
+
+# ---------------------------------------------------------------- in this process
+
+
+def answer_of(connection: Connection, task: Task) -> Result:
+    connection.send_bytes(packed(task))
+    return Result(*unpacked(connection.recv_bytes()))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def test_it_answers_what_it_can_and_fails_what_it_cannot_until_ctrl_c(model, capsys):
+    """A connection outlives a label that fails, and not a message that is no task."""
+    port, answers, ended = free_port(), [], threading.Event()
+
+    def ask() -> None:
+        try:
+            while not ended.is_set():
+                try:
+                    caller = socket.create_connection(("127.0.0.1", port))
+                    break
+                except ConnectionRefusedError:  # it loads the model first
+                    time.sleep(0.02)
+            with Connection(caller.detach()) as connection:
+                answers.append(unpacked(connection.recv_bytes()))
+                chlorine = task_of(molecule("HCl"))
+                for task in (ETHANOL, chlorine, ETHANOL._replace(spin=2), ETHANOL._replace(numbers=np.array([6]))):
+                    answers.append(answer_of(connection, task))
+                connection.send_bytes(packed([1, 2]))
+                with pytest.raises(EOFError):
+                    connection.recv_bytes()
+        finally:
+            if not ended.is_set():
+                os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    try:
+        assert server.main([str(model), "--listen", str(port)]) == 130
+    finally:
+        ended.set()
+    thread.join(10.0)
+    hello, result, *refused = answers
+    assert hello[0] == server.FORMAT and hello[2:] == [[1, 6, 8], [[0, 0]], code_version("jaxal")]
+    energy, force, _ = asked(model, ETHANOL)
+    assert result.ok and result.energy == pytest.approx(energy, rel=3e-7)
+    np.testing.assert_allclose(result.force, force, rtol=0, atol=1e-6)
+    assert np.isnan(result.stress).all()  # it repeats nowhere
+    assert [each.ok for each in refused] == [False] * 3
+    for each, what in zip(refused, ("Cl", "their spin is 2", "structure: 1 atoms, positions (9, 3)"), strict=True):
+        assert what in each.reason and "\n" not in each.reason
+    said = capsys.readouterr()
+    assert said.out == f"jaxal.deploy.teacher: {model} answers at 127.0.0.1:{port}, whoever asks\n"
+    assert said.err.startswith("jaxal.deploy.teacher: no task (TypeError") and said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("message", "what"), [(b"GET / HTTP/1.1", "ExtraData"), (packed(3), "TypeError")])
+def test_a_message_that_is_no_task_ends_the_conversation(capsys, message, what):
+    ours, theirs = Pipe()
+    with ours, theirs:
+        ours.send_bytes(message)
+        server.serve(theirs.recv_bytes, theirs.send_bytes, lambda task: pytest.fail("it was calculated"))
+        assert not ours.poll()
+    assert f"no task ({what}" in capsys.readouterr().err
+
+
+def test_one_that_has_left_is_not_missed(capsys):
+    ours, theirs = Pipe()
+    with theirs:
+        ours.send_bytes(packed(ETHANOL))
+        ours.close()
+        calculated: list[Task] = []
+
+        def label(task: Task) -> Result:
+            calculated.append(task)
+            return Result(0.0, task.position, task.cell, True, "", 0.0)
+
+        server.serve(theirs.recv_bytes, theirs.send_bytes, label)
+    assert len(calculated) == 1 and capsys.readouterr().err == ""
+
+
+def test_a_file_of_parts_that_is_not_there_is_named(model, tmp_path):
+    with pytest.raises(InputError, match=f"^--part {tmp_path}/none.py: there is no such file"):
+        server.load(model, [tmp_path / "none.py"])
+
+
+@pytest.mark.parametrize("listen", ["here", "", "localhost:", "65536", "localhost:-1"])
+def test_a_port_that_is_none_is_one_line(capsys, listen):
+    assert server.main(["no.npz", "--listen", listen]) == 2
+    what = f"--listen: {listen!r} has no port of 0 to 65535; give [HOST:]PORT"
+    assert capsys.readouterr().err == f"jaxal.deploy.teacher: error: {what}\n"
+
+
+def test_an_address_that_is_taken_is_one_line(model, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        assert server.main([str(model), "--listen", "{}:{}".format(*other.getsockname())]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("jaxal.deploy.teacher: error: [Errno") and "in use" in error and error.count("\n") == 1
+
+
+def test_over_pipes_the_reason_is_the_only_message(tmp_path):
+    """What libraries print goes to standard error: it must not be taken for an answer."""
+    (tmp_path / "part.py").write_text("print('hello')\n")
+    words = [sys.executable, "-m", "jaxal.deploy.teacher", "no.npz", "--part", str(tmp_path / "part.py")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdout and process.stderr
+        with Connection(os.dup(process.stdout.fileno()), writable=False) as source:
+            assert unpacked(source.recv_bytes()) == "no.npz: there is no such model file or run folder"
+        assert process.wait(30.0) == 0 and process.stdout.read() == b"" and process.stderr.read() == b"hello\n"
+
+
+# ---------------------------------------------------------------- strange teachers
+
+HELLO = packed([server.FORMAT, "0" * 64, [1, 6, 8], [[0, 0]], "jaxal 0"])
+
+
+@pytest.fixture
+def answering():
+    """Starts a server that says these messages to each who connects, the first at once, each other for a message."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def start(*conversations: list[bytes]) -> str:
+            def serve() -> None:
+                for messages in conversations:
+                    client, _ = listener.accept()
+                    with Connection(client.detach()) as connection:
+                        for number, message in enumerate(messages):
+                            if number:
+                                connection.recv_bytes()
+                            connection.send_bytes(message)
+                        with contextlib.suppress(EOFError, OSError):
+                            connection.recv_bytes()  # until the other end has enough
+
+            threading.Thread(target=serve, daemon=True).start()
+            return f"127.0.0.1:{listener.getsockname()[1]}"
+
+        yield start
+
+
+GOOD = packed(Result(-1.0, np.ones((9, 3)), np.zeros((3, 3)), True, "", 0.0))
+
+
+def test_half_an_answer_fails_one_label_and_the_next_has_a_line_of_its_own(answering):
+    backend = teacher(address=answering([HELLO], [HELLO, b"\xc1"], [HELLO, GOOD]))
+    failed = backend.calculate(ETHANOL)
+    assert not failed.ok and "\n" not in failed.reason and failed.reason
+    result = backend.calculate(ETHANOL)
+    assert result.ok and result.energy == -1.0, result.reason
+    assert np.isnan(result.stress).all()  # whatever it says of a structure that does not repeat
+
+
+@pytest.mark.parametrize(
+    ("greeting", "message"),
+    [
+        (packed("model.npz: damaged"), r"^label\.model: model\.npz: damaged$"),
+        (packed([server.FORMAT + 1, "0", [1], [[0, 0]], ""]), r"^label\.address: what answers is no teacher of this"),
+        (packed([server.FORMAT]), r"^label\.address: what answers is no teacher of this version of jaxal$"),
+        (packed(7), r"^label\.address: what answers is no teacher of this version of jaxal$"),
+        (b"\xc1", r"^label\.address: what answers did not start: "),
+    ],
+)
+def test_a_greeting_of_something_else_is_one_line(answering, greeting, message):
+    with pytest.raises(LabelError, match=message) as error:
+        teacher(address=answering([greeting]))
+    assert "\n" not in str(error.value)
+
+
+def test_one_that_says_nothing_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr("jaxal.label.methods.teacher.CONNECTING", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(LabelError, match=r"^label\.address: what answers said nothing in 0\.1 s$"):
+            teacher(address=address)
+
+
+def test_an_interpreter_that_cannot_be_started_is_named(model, tmp_path):
+    (tmp_path / "python").write_bytes(b"\x00\x01")
+    (tmp_path / "python").chmod(0o755)
+    backend = teacher(model=model, python=[str(tmp_path / "python")])
+    with pytest.raises(LabelError, match=rf"^label\.python: cannot start {tmp_path}/python \(Exec format error\)$"):
+        backend.check(ETHANOL)
+
+
+def test_an_interpreter_that_ends_at_once_says_why(model, tmp_path):
+    (tmp_path / "python").write_text("#!/bin/sh\necho first >&2; echo no license >&2; exit 3\n")
+    (tmp_path / "python").chmod(0o755)
+    backend = teacher(model=model, python=[str(tmp_path / "python")])
+    why = r"the teacher died \(exit status 3\): no license"
+    with pytest.raises(LabelError, match=rf"^label\.python: the teacher did not start: {why}$"):
+        backend.check(ETHANOL)
+    assert re.search(why, backend.calculate(ETHANOL).reason)

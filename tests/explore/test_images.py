@@ -104,3 +104,28 @@ def test_what_has_no_path_is_refused(change, message):
         between([first, change(first)], 5)
     with pytest.raises(InputError, match="images: 1 are fewer than the structures"):
         between([first, first], 1)
+
+
+def test_a_cell_of_another_size_has_no_path():
+    first = ase.Atoms("Cu", cell=[3, 3, 3], pbc=True)
+    other = ase.Atoms("Cu", cell=[3, 3, 3.01], pbc=True)
+    with pytest.raises(InputError, match=r"^structure 1: its cell is not that of the first; give both the same"):
+        between([first, other], 5)
+
+
+def test_without_a_geodesic_atoms_on_a_line_step_aside():
+    """Held atoms: nothing is turned, and the straight way of the hydrogen leads through both others."""
+    first = molecule("HCN")
+    first.positions[:, :2] = 0.0
+    first.set_constraint(FixAtoms([0, 1]))
+    last = first.copy()
+    last.set_constraint()
+    last.positions[2] = 2.9 * last.positions[1] - 1.9 * last.positions[0]
+    last.set_constraint(FixAtoms([0, 1]))
+    images = between([first, last], 8)
+    assert len(images) == 8 and not any(overlap(image, 0.6) for image in images)
+    for image in images:
+        np.testing.assert_array_equal(image.positions[:2], first.positions[:2])
+    assert max(np.abs(image.positions[2, :2]).max() for image in images) > 0.5
+    again = between([first, last], 8)
+    assert all(np.array_equal(a.positions, b.positions) for a, b in zip(images, again, strict=True))

@@ -278,6 +278,8 @@ def test_of_a_periodic_variable_the_nearer_wall_counts():
         (metadynamics, {"width": "10 deg"}, "width: '10 deg' does not fit"),
         (opes, {"width": 0.1, "barrier": 0.01}, "barrier: 0.01 eV is too small; give more than kT"),
         (confinement, {"radius": 3.0, "squeezed": 3.0}, "squeezed: 3 is too large"),
+        (wall, {}, "low: missing; a wall needs low, high or both"),
+        (wall, {"low": 2.0, "high": 2.0}, "high: not above low; leave room between the walls"),
         (confinement, {"radius": 3.0, "share": 1.0}, "share: 1 is too large"),
     ],
 )
@@ -331,3 +333,15 @@ def test_a_sphere_holds_atoms_together_and_pushes_nothing_as_a_whole():
     slope = jax.grad(energy)(position, 0.0)
     np.testing.assert_allclose(jnp.sum(slope, axis=0), 0.0, atol=1e-12)
     assert not np.any(slope[5]) and np.any(slope[:5])
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"low": 0.5}, "high: a periodic variable needs low and high, one wall alone is passed the other way round"),
+        ({"low": -1.0, "high": 1.0}, "high: a period above low; nothing is outside"),
+    ],
+)
+def test_walls_of_a_periodic_variable_are_two_with_something_outside(options, reason):
+    with pytest.raises(InputError, match=reason):
+        wall(max_force_spread, coordinates(1, 2.0), **options)

@@ -1,9 +1,13 @@
 """Reference methods: forces are the gradient of the energy, spin is explicit, nonsense is refused."""
 
 import importlib.util
+import json
 import pkgutil
+import re
 import subprocess
 import sys
+from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -14,10 +18,22 @@ from jaxal import label
 from jaxal.core import registry
 from jaxal.core.units import BOHR, HARTREE
 from jaxal.label.acceptance import accept
+from jaxal.label.drivers import launch
 from jaxal.label.methods.ase import ase
 from jaxal.label.methods.pyscf import pyscf
 from jaxal.label.methods.tblite import tblite
-from jaxal.label.task import LabelError, Result, Task, check_spin
+from jaxal.label.pseudopotential import valence
+from jaxal.label.task import (
+    LabelError,
+    Result,
+    Task,
+    answered,
+    check_spin,
+    code_version,
+    elsewhere,
+    packed,
+    unpacked,
+)
 
 needs_pyscf = pytest.mark.skipif(importlib.util.find_spec("pyscf") is None, reason="PySCF is not installed")
 
@@ -430,3 +446,132 @@ def test_acceptance_of_numbers_shapes_and_net_force():
     assert accept(task, result_like(task, force=force + 0.05), net_force=np.inf).ok
     refused = result_like(task, ok=False, reason="before")
     assert accept(task, refused).reason == "before"
+
+
+def test_what_is_sent_to_a_worker_comes_back_as_it_was():
+    sent = {
+        "path": Path("a/b"),
+        "count": np.int64(3),
+        "flag": np.bool_(True),
+        "map": MappingProxyType({1: 2.5}),
+        "words": np.array(["ab", "ä"]),
+        "numbers": np.array([[1, 2]], np.int32),
+        "single": np.float32([0.5]),
+        "flags": np.array([True, False]),
+    }
+    back = unpacked(packed(sent))
+    assert (back["path"], back["count"], back["flag"], back["map"]) == ("a/b", 3, True, {1: 2.5})
+    for name in ("words", "numbers", "single", "flags"):
+        np.testing.assert_array_equal(back[name], sent[name])
+    assert back["numbers"].dtype == np.int64 and back["single"].dtype == np.float64
+    with pytest.raises(TypeError, match=r"^set cannot be sent to a worker"):
+        packed({1, 2})
+
+
+@pytest.mark.parametrize(
+    ("energy", "force", "stress", "reason"),
+    [
+        (1.0, np.ones((2, 3)), None, ""),
+        (1.0, np.ones((3, 3)), None, r"the program wrote forces \(3, 3\) for 2 atoms"),
+        (1.0, np.ones((2, 3)), np.ones(6), "the program wrote forces"),
+        (np.nan, np.ones((2, 3)), None, "not finite"),
+        (1.0, np.full((2, 3), np.inf), None, "not finite"),
+        (1.0, np.ones((2, 3)), np.full((3, 3), np.nan), "not finite"),
+    ],
+)
+def test_an_answer_is_of_the_atoms_that_were_asked_about(energy, force, stress, reason):
+    result = answered(task_of(molecule("H2")), energy, force, stress)
+    assert result.ok == (not reason) and re.search(reason, result.reason)
+    assert not result.ok or np.isnan(result.stress).all()
+
+
+def test_atoms_that_a_program_has_moved_are_elsewhere():
+    task = task_of(bulk("Cu", cubic=True))
+    assert not elsewhere(task, task.position) and not elsewhere(task, task.position + task.cell[0] - 2 * task.cell[2])
+    assert elsewhere(task, task.position[:-1]) and elsewhere(task, task.position + 0.1)
+    assert elsewhere(task, task.position * np.nan)
+    open_ = task_of(molecule("H2"))
+    assert elsewhere(open_, open_.position + np.array([9.0, 0, 0])) and not elsewhere(open_, open_.position + 1e-9)
+
+
+def test_a_package_that_is_not_there_has_no_version():
+    assert code_version("numpy") == f"numpy {np.__version__}"
+    assert code_version("no-such-package") == "no-such-package not installed"
+
+
+@pytest.mark.parametrize(
+    ("text", "electrons"),
+    [
+        ('<PP_HEADER z_valence="  6.000E+00" />', 6.0),
+        ("   4.0000    Z valence", 4.0),
+        ('<atom symbol="O" Z="8" core="2" valence="6"/>', 6.0),
+        ("Oxygen\n  8.0  6.0  960101  zatom, zion\n", 6.0),
+        ("Oxygen\n  8.0D0  6.0D0\n", 6.0),
+        ('<PP_HEADER z_valence="many" />', None),
+        ("Oxygen\n no numbers\n", None),
+        ("", None),
+    ],
+)
+def test_what_a_pseudopotential_says_of_its_electrons(tmp_path, text, electrons):
+    (tmp_path / "file").write_text(text)
+    assert valence(tmp_path / "file") == electrons
+
+
+# ---------------------------------------------------------------- drivers of other Pythons
+
+SAYS = "import json; open('answer.json', 'w').write({!r})"
+
+
+@pytest.mark.parametrize(
+    ("after", "error"),
+    [
+        ("pass", "python ended well but wrote no answer.json"),
+        ("raise SystemExit('no license')", "no license"),
+        (SAYS.format("{"), "answer.json is damaged (JSONDecodeError"),
+        (SAYS.format("[1]"), "answer.json holds no mapping"),
+        (SAYS.format('{"energy": 1}'), None),
+    ],
+)
+def test_a_driver_that_does_not_answer_is_a_reason(tmp_path, after, error):
+    """Words that start the Python may run another program in its place."""
+    python = tmp_path / "python"
+    python.symlink_to(sys.executable)
+    answer = launch.ask([str(python), "-c", after], "psi4_driver.py", {"task": 1}, tmp_path)
+    assert answer == {"energy": 1} if error is None else error in answer["error"]
+    assert json.loads((tmp_path / launch.REQUEST).read_text()) == {"task": 1}
+
+
+@pytest.mark.parametrize(
+    ("says", "message"),
+    [
+        ('{"objection": "basis: unknown\\nbasis"}', "^label.basis: unknown basis$"),
+        ('{"error": "no module"}', r"^label.command: the program cannot be asked what it knows \(no module\)$"),
+    ],
+)
+def test_a_driver_may_object(says, message):
+    with pytest.raises(LabelError, match=message):
+        launch.check_with([sys.executable, "-c", SAYS.format(says)], "psi4_driver.py", {})
+
+
+def test_what_a_driver_has_accepted_it_is_not_asked_again(tmp_path):
+    words = [sys.executable, "-c", f"open({str(tmp_path / 'calls')!r}, 'a').write('x'); {SAYS.format('{}')}"]
+    for request in ({"a": 1}, {"a": 1}, {"a": 2}):
+        launch.check_with(words, "psi4_driver.py", request)
+    assert (tmp_path / "calls").read_text() == "xx"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ({"energy": 1, "force": [0.0] * 6}, ""),
+        ({"error": "did not\nconverge"}, "did not converge"),
+        ({"force": [0.0] * 6}, "the driver's answer does not fit (KeyError: 'energy')"),
+        ({"energy": 1, "force": [0.0] * 5}, "the driver's answer does not fit (ValueError"),
+        ({"energy": None, "force": [0.0] * 6}, "the driver's answer does not fit (TypeError"),
+        ({"energy": 1, "force": [0.0] * 6, "stress": [1.0]}, "the driver's answer does not fit (ValueError"),
+    ],
+)
+def test_the_label_in_the_answer_of_a_driver(answer, reason):
+    result = launch.result_of(task_of(molecule("H2")), answer)
+    assert result.ok == (not reason) and result.reason.startswith(reason)
+    assert not result.ok or (result.energy == 1.0 and result.force.shape == (2, 3) and np.isnan(result.stress).all())

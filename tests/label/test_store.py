@@ -1,5 +1,6 @@
 """The label store: on the disk when it says so, shared by threads and processes, never paid twice."""
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -10,7 +11,8 @@ import threading
 import numpy as np
 import pytest
 
-from jaxal.label.store.database import label_key, open_store
+from jaxal.label.store import summary
+from jaxal.label.store.database import label_key, open_store, store_error
 from jaxal.label.task import OPEN, LabelError, Result, Task, failed
 
 ME = "method", "code 1.0"
@@ -207,3 +209,37 @@ def test_what_is_not_a_label_store_is_refused_in_one_line(path, tmp_path):
             open_store(file)
         assert str(file) in str(caught.value) and "\n" not in str(caught.value)
     assert text.read_text().startswith("not a database") and os.path.getsize(foreign) > 0
+
+
+@pytest.mark.parametrize(
+    ("pragma", "words"),
+    [
+        ("query_only = ON", "cannot be written (attempt to write a readonly database); its file and folder must be"),
+        ("max_page_count = 1", "database or disk is full; the label store is as it was before"),
+    ],
+)
+def test_what_sqlite_refuses_is_said_in_words(path, pragma, words):
+    open_store(path).close()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA {pragma}")
+        with pytest.raises(sqlite3.OperationalError) as error:
+            connection.execute("CREATE TABLE large AS SELECT randomblob(100000) AS blob")
+    assert str(store_error(error.value, path)).startswith(f"{path}: {words}")
+
+
+@pytest.mark.parametrize("ask", [summary.listed, summary.cost])
+def test_a_store_whose_rows_are_damaged_is_told_in_one_line(path, ask):
+    store = open_store(path)
+    for x in range(40):
+        store.put(water(float(x)), good(float(x)), *ME)
+    store.close()
+    data = path.read_bytes()
+    path.write_bytes(data[:4096] + bytes(len(data) - 4096))  # all pages but the first, which has the schema
+    with pytest.raises(LabelError, match=rf"^{path}: not a label store \(DatabaseError: database disk image is malf"):
+        ask(path)
+
+
+def test_a_store_without_labels_has_cost_nothing(path):
+    open_store(path).close()
+    empty = {"number": 0, "total": 0.0, "hours": 0.0, "mean": None, "median": None, "max": None}
+    assert summary.cost(path) == {"store": str(path), "total": empty, "methods": []}

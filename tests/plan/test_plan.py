@@ -18,6 +18,7 @@ from run_example import WATER
 from jaxal.config.loading import load
 from jaxal.config.systems import populations
 from jaxal.core.placement import compiled_for, placement
+from jaxal.core.types import InputError
 from jaxal.data.structure import species_table
 from jaxal.plan import command, hlo, programs, targets
 
@@ -205,3 +206,92 @@ def test_a_step_for_a_v5e(water):
     water.write_text(water.read_text().replace("{name: bonds}", POTENTIAL))
     (record,) = planned(water, "--device", "v5e")
     assert record["kind"] == "TPU v5 lite" and record["fits"] and record["largest_walkers"] > 64
+
+
+# ---------------------------------------------------------------- what is prepared for a device
+
+
+def package(folder: Path, name: str, release: str, module: str) -> None:
+    """An installed package with an empty module."""
+    where = folder.joinpath(*module.split("."))
+    where.mkdir(parents=True)
+    (where / "__init__.py").write_text("")
+    info = folder / f"{name.replace('-', '_')}-{release}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {release}\n")
+
+
+def variables(target: str) -> str:
+    """What a process has set for XLA once it has prepared for a device."""
+    code = (
+        "import json, os; from jaxal.plan import targets; before = dict(os.environ); "
+        f"name = targets.prepare({target!r}).name; assert name == {target!r}; once = dict(os.environ); "
+        f"targets.prepare({target!r}); assert dict(os.environ) == once, 'set twice'; "
+        "print(json.dumps({key: value for key, value in once.items() if before.get(key) != value}))"
+    )
+    prefixes = ("XLA_FLAGS", "JAX_PLATFORMS", "TF_CPP_MIN_LOG_LEVEL", "TPU_", "ALLOW_")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(prefixes)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    return done.stdout or done.stderr
+
+
+def test_the_compiler_of_a_gpu_is_set_up_before_jax_looks_for_devices(tmp_path, monkeypatch):
+    package(tmp_path, *targets.compiler("gpu"), "jax_cuda12_plugin")
+    package(tmp_path, "nvidia-cuda-nvcc-cu12", "12.9", "nvidia.cuda_nvcc")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
+    assert json.loads(variables("h100")) == {
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{targets.FLAGS} --xla_gpu_cuda_data_dir={tmp_path}/nvidia/cuda_nvcc",
+    }
+
+
+def test_the_compiler_of_a_tpu_looks_for_no_chip(tmp_path, monkeypatch):
+    package(tmp_path, *targets.compiler("tpu"), "libtpu")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
+    assert (
+        json.loads(variables("v6e")).items()
+        >= {
+            "TPU_SKIP_MDS_QUERY": "1",
+            "TPU_ACCELERATOR_TYPE": "v6e-4",
+            "JAX_PLATFORMS": "cpu",
+        }.items()
+    )
+
+
+@pytest.mark.parametrize("device, module", [("h100", "jax_cuda12_plugin"), ("v5e", "libtpu")])
+def test_a_compiler_of_another_version_is_refused(tmp_path, monkeypatch, device, module):
+    """It may crash, or compile what this jax does not know."""
+    name, release = targets.compiler(targets.TARGETS[device].platform)
+    assert release and release[0].isdecimal()
+    package(tmp_path, name, "0.0.1", module)
+    if module != "libtpu":
+        package(tmp_path, "nvidia-cuda-nvcc-cu12", "12.9", "nvidia.cuda_nvcc")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        InputError, match=rf"^--device: {name} 0\.0\.1 is not for jax .*; install version {release} of it$"
+    ):
+        targets.prepare(device)
+
+
+@pytest.mark.skipif(any(map(targets._installed, ("libtpu", "jax_cuda12_plugin"))), reason="there is a compiler")
+@pytest.mark.parametrize("device", ["h100", "v5e"])
+def test_a_compiler_that_does_not_start_is_one_line(device):
+    with pytest.raises(InputError, match=f"^--device: the compiler for {device} does not start with jax ") as error:
+        targets.device(targets.TARGETS[device])
+    assert "\n" not in str(error.value) and str(error.value).endswith("its packages need the version of jax")
+
+
+@pytest.mark.parametrize("name", ["h100", "h200", "a100"])
+def test_the_description_of_a_gpu_is_its_data_sheet(name):
+    target = targets.TARGETS[name]
+    text = targets._description(target)
+    values = dict(
+        line.strip().split(": ", 1) for line in text.splitlines() if line.startswith("  ") and "{" not in line
+    )
+    assert int(values["core_count"]) == target.cores and int(values["device_memory_size"]) == target.memory
+    assert float(values["clock_rate_ghz"]) == target.clock and int(values["memory_bandwidth"]) == target.bandwidth
+    assert int(values["shared_memory_per_block"]) < int(values["shared_memory_per_block_optin"])
+    assert int(values["shared_memory_per_block_optin"]) < int(values["shared_memory_per_core"]) == target.shared
+    assert f"cuda_compute_capability {{ major: {target.capability[0]} minor: {target.capability[1]} }}" in text
+    assert text.count("{") == text.count("}") and f'device_description_str: "{target.kind}"' in text

@@ -138,3 +138,26 @@ sys.exit(any(statuses) or "jax" in sys.modules)
 """
     child = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, timeout=60)
     assert child.returncode == 0, child.stderr
+
+
+def test_status_of_systems_and_of_what_is_not_known(capsys, run):
+    """A part of the numbers may be missing, as in the lines of the first looks."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    label = {"kind": "label", "wall": 40.0, "label": 4, "system": "base"}
+    segment = json.loads(lines[-2]) | {"systems": {"acid": None, "base": {"flagged": 0.5, "estimated": 0.1}}}
+    (run / "metrics.jsonl").write_text("\n".join([*lines[:-2], json.dumps(label), json.dumps(segment), ""]))
+    text = done(capsys, "status", run)
+    assert "acid" in text and "0 labels\n" in text
+    assert "1 labels, 50.0 % of the last looks asked for one, estimated error 100 meV/Å\n" in text
+
+
+def test_a_lock_that_cannot_be_read_says_nothing(capsys, run):
+    (run / "lock").symlink_to("lock")  # of itself
+    assert status.gather(run)["process"] == {"running": None}
+    assert "not known, the lock of the folder cannot be read" in done(capsys, "status", run)
+
+
+def test_without_times_nothing_is_estimated(run):
+    (run / "metrics.jsonl").write_text('{"kind": "phase", "phase": "explore"}\n{"kind": "segment", "labels": 30}\n')
+    record = status.gather(run)
+    assert (record["phase"], record["eta"], record["by"]) == ("explore", None, None)

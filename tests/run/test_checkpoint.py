@@ -203,3 +203,49 @@ except InputError as error:
     assert result.returncode == 0 and not result.stderr, result.stderr
     assert result.stdout.strip() == f"{tmp_path}: checkpoint 2 cannot be written: File too large; the one before stands"
     assert checkpoint.restore(tmp_path, {"x": np.zeros(10)})[2] == 1
+
+
+def test_what_cannot_be_written_leaves_the_checkpoint_before(tmp_path):
+    checkpoint.save(tmp_path, 1, {"x": np.arange(3.0)}, {"n": 1})
+    with pytest.raises(InputError, match=rf"^{tmp_path}: checkpoint 2 cannot be written: .*; the one before stands$"):
+        checkpoint.save(tmp_path, 2, {"x": np.array(["text"])}, {})
+    _, host, step = checkpoint.restore(tmp_path, {"x": np.zeros(3)})
+    assert (host, step) == ({"n": 1}, 1)
+
+
+def test_what_a_kill_has_left_half_written_is_swept_up(tmp_path):
+    left = tmp_path / f"1{checkpoint._TEMPORARY}-7"
+    left.mkdir()
+    (left / "array").write_text("half")
+    checkpoint.save(tmp_path, 2, {"x": np.arange(3.0)}, {})
+    assert [entry.name for entry in tmp_path.iterdir()] == ["2"]
+
+
+def test_without_its_sums_a_checkpoint_is_known_by_its_contents(tmp_path):
+    """They are written last: a kill may come between."""
+    checkpoint.save(tmp_path, 2, {"x": np.arange(3.0)}, {"n": 2})
+    (tmp_path / "2" / checkpoint._SUMS).unlink()
+    assert checkpoint.restore(tmp_path, {"x": np.zeros(3)})[1] == {"n": 2}
+    damage(tmp_path / "2", "record edited")
+    with (
+        pytest.warns(UserWarning, match="damaged"),
+        pytest.raises(InputError, match="its contents are not what was written"),
+    ):
+        checkpoint.restore(tmp_path, {"x": np.zeros(3)})
+
+
+def test_only_the_complaint_about_a_closed_loop_is_hushed(monkeypatch):
+    heard = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: heard.append(str(what.exc_value)))
+    checkpoint._hush_threads.__wrapped__()
+
+    class Ends:
+        def __init__(self, reason):
+            self.reason = reason
+
+        def __del__(self):
+            raise RuntimeError(self.reason)
+
+    for reason in ("Event loop is closed", "something else"):
+        Ends(reason)
+    assert heard == ["something else"]

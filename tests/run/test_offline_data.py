@@ -1,5 +1,7 @@
 """`jaxal train` and its data: what is learned is what the file means, and what cannot be is refused before any work."""
 
+from pathlib import Path
+
 import ase
 import numpy as np
 import pytest
@@ -11,7 +13,11 @@ from commands import SMALL
 
 import jaxal
 from jaxal.cli.main import main
+from jaxal.config.loading import load
+from jaxal.config.schema import Offline
+from jaxal.core.errors import InputWarning
 from jaxal.core.types import InputError
+from jaxal.run import offline
 
 TINY = """
 data: {file: data.xyz}
@@ -171,3 +177,38 @@ def test_held_out_frames_of_a_file_must_fit(folder, capsys):
     write("other.xyz", [frame(1)])
     assert "no structure that is not in data.file" in refusal(capsys, [frame(0), frame(1)], "data.validation=other.xyz")
     assert not (folder / "out").exists()
+
+
+def test_structures_of_the_file_are_no_validation(folder, capsys):
+    """Those that are in both are left out, told; where all are nothing is begun."""
+    write("validation.xyz", [frame(0), frame(1)])
+    line = refusal(capsys, [frame(seed) for seed in range(6)], "data.validation=validation.xyz")
+    assert (
+        line.endswith("validation.xyz holds no structure that is not in data.file, too") and "data.validation" in line
+    )
+    write("validation.xyz", [frame(0), frame(7), frame(8)])
+    write("data.xyz", [frame(seed) for seed in range(6)])
+    config = load("config.yaml", ["data.validation=validation.xyz"], cls=Offline)
+    with pytest.warns(InputWarning, match=r"^data\.validation: 1 of 3 frames are in data\.file, too; left out$"):
+        frames, held, _ = offline._data(config.data, config.train)
+    assert len(frames) == 8 and held.tolist() == [False] * 6 + [True] * 2
+
+
+def test_stresses_that_are_to_be_learned_must_be_there(folder, capsys):
+    crystals = []
+    for seed in range(6):
+        atoms = frame(seed)
+        atoms.set_cell(np.eye(3) * 6)
+        atoms.pbc = True
+        crystals.append(atoms)
+    line = refusal(capsys, crystals, "train.stress_weight=1")
+    assert "train.stress_weight: some periodic structures carry no stress; give 0 or data with stress" in line
+
+
+def test_a_folder_in_use_is_not_trained_into(folder, tmp_path):
+    write("data.xyz", [frame(seed) for seed in range(6)])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "note.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"^out: the folder is in use; give another with --dir$"):
+        offline.train(load("config.yaml", cls=Offline), Path("out"))
+    assert (tmp_path / "out" / "note.txt").read_text() == "mine"

@@ -10,14 +10,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ase.io import read
+from ase.build import molecule
+from ase.io import read, write
 from commands import SMALL, here
 from run_example import EQUIVARIANT, WATER, folder, jaxal, killed_after, metrics, model_arrays
 
 from jaxal.config.check import check
 from jaxal.config.loading import load
+from jaxal.config.systems import populations
 from jaxal.core.types import InputError
+from jaxal.data import queue
+from jaxal.data.frames import of_atoms
+from jaxal.data.structure import from_frames, species_table
+from jaxal.label.store.conversion import task_of
 from jaxal.label.store.database import open_store
+from jaxal.label.task import Result
+from jaxal.label.workers import dispatch
+from jaxal.program import state as states
+from jaxal.run import assembly, pooled, session
 
 POOLED = WATER.replace("stop: {labels: 64}", "stop: {labels: 40}").replace(
     "label: {initial: 4}", "label: {initial: 4, mode: pooled, workers: 2, queue: 6, calibration: 0}"
@@ -149,3 +159,105 @@ def test_what_does_not_fit_is_told_before_anything_is_calculated(tmp_path, label
     config = folder(tmp_path, WATER.replace("{initial: 4}", label).replace("{name: bonds}", EQUIVARIANT))
     with pytest.raises(InputError, match=re.escape(message)):
         check(load(config))
+
+
+# ---------------------------------------------------------------- waiting for labels
+
+ENERGY = -1.5
+
+
+@pytest.fixture
+def pooled_run(tmp_path) -> session.Run:
+    write(tmp_path / "water.xyz", molecule("H2O"))
+    (tmp_path / "config.yaml").write_text(
+        "{system: {file: water.xyz}, explore: {walkers: 2}, label: {mode: pooled, workers: 1, lag: 2}, devices: 1}"
+    )
+    config = load(tmp_path / "config.yaml")
+    systems = populations(config)
+    return session.Run(config, tmp_path, systems, [[0]], species_table(systems[0].starts), lambda status: None, 0.0)
+
+
+def waiting(tickets: list[int]) -> states.State:
+    """A state with these labels at work, of water that is shifted by its ticket."""
+    frames = [of_atoms(molecule("H2O"), labeled=False) for _ in tickets]
+    frames = [frame._replace(position=frame.position + ticket) for frame, ticket in zip(frames, tickets, strict=True)]
+    number = len(tickets)
+    rows = queue.Queue(
+        from_frames(frames, (1, 8), dtype=np.float32),
+        np.ones(number),
+        np.arange(number) == 0,
+        np.arange(number),
+        np.array(tickets),
+        np.ones(number, bool),
+        np.full(number, -1),
+        np.int32(max(tickets) + 1),
+    )  # pyright: ignore[reportArgumentType]
+    return states.State._make([None] * len(states.State._fields))._replace(queue=rows)  # pyright: ignore
+
+
+def desk(*landings: list[dispatch.Landed], trouble: str = "") -> pooled.Desk:
+    """Where one of these lists of labels lands at each look, and after them none."""
+    coming = iter(landings)
+    open_ = dispatch.Dispatch(lambda *_: None, lambda patience: next(coming, []), 1, lambda: trouble, lambda: None)
+    return pooled.Desk(open_, None, [])  # pyright: ignore[reportArgumentType]
+
+
+def landed(ticket: int, ok: bool = True, from_store: bool = False) -> dispatch.Landed:
+    result = Result(ENERGY, np.full((3, 3), float(ticket)), np.zeros((3, 3)), ok, "" if ok else "no luck", 2.0)
+    return dispatch.Landed(ticket, "key", result, from_store)
+
+
+def at(look: int, begun: list[list[int]]) -> session.Progress:
+    return session.Progress([-0.25, -0.5], "", [], [], look=look, begun=begun)
+
+
+def test_a_label_that_is_due_is_waited_for_and_one_that_is_not_waits(pooled_run):
+    """Two segments after its beginning, whatever has landed before."""
+    board, lag = desk([landed(4)], [], [landed(3)]), 2 * assembly.LOOKS
+    now = at(lag, [[3, 0], [4, assembly.LOOKS]])
+    came = pooled.arrived(pooled_run, now, board, waiting([3, 4]), False)
+    assert came is not None and came.ticket.tolist() == [3] and came.probe.tolist() == [True]
+    assert list(board.early) == [4] and came.seconds == 2.0 and [seconds for _, seconds in board.times] == [2.0]
+    np.testing.assert_allclose(came.energy, ENERGY + 0.25 * 2 + 0.5)  # relative to two hydrogens and an oxygen
+    np.testing.assert_allclose(came.structure.position[0, 0], molecule("H2O").positions[0] + 3)
+    later = pooled.arrived(
+        pooled_run, at(lag, [[4, assembly.LOOKS]]), board, waiting([4]), True
+    )  # in the end all are due
+    assert later is not None and later.ticket.tolist() == [4]
+
+
+def test_a_failed_label_and_one_of_the_store_cost_no_time(pooled_run):
+    board = desk([landed(3, ok=False), landed(4, from_store=True)])
+    came = pooled.arrived(pooled_run, at(0, [[3, 0], [4, 0]]), board, waiting([3, 4]), True)
+    assert came is not None and came.ok.tolist() == [False, True] and came.reasons == ["no luck", ""]
+    assert came.seconds == 2.0 and board.times == []
+
+
+def test_nothing_is_due_nothing_comes(pooled_run):
+    assert pooled.arrived(pooled_run, at(1, [[3, 0]]), desk(), waiting([3]), False) is None
+
+
+def test_who_is_told_to_end_waits_no_longer(pooled_run):
+    interrupted = pooled_run._replace(interrupted=lambda: True)
+    assert pooled.arrived(interrupted, at(0, [[3, 0]]), desk(), waiting([3]), True) is None
+
+
+def test_labels_that_cannot_be_had_any_more_end_the_run(pooled_run):
+    with pytest.raises(
+        InputError, match=r"^no license; the last checkpoint stands, `jaxal resume .*` goes on from it$"
+    ):
+        pooled.arrived(pooled_run, at(0, [[3, 0]]), desk(trouble="no license"), waiting([3]), True)
+
+
+def test_a_ledger_of_another_run_is_told(pooled_run):
+    store = open_store(pooled_run.store)
+    known = task_of(of_atoms(molecule("H2O"), labeled=False))
+    result = Result(ENERGY, np.zeros((3, 3)), np.zeros((3, 3)), True, "", 1.0)
+    own = store.put(known, result, "method", "1")
+    other = store.put(known._replace(charge=1, spin=1), result, "method", "1")
+    store.close()
+    structure = pooled._structure(pooled_run, own)
+    np.testing.assert_allclose(structure.position, known.position, rtol=1e-6)
+    assert structure.species.tolist() == [1, 0, 0]
+    with pytest.raises(InputError, match=rf"labels\.sqlite: label {other.key} is of none of the run's systems"):
+        pooled._structure(pooled_run, other)

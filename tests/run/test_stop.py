@@ -1,5 +1,9 @@
 """A run whose walkers are mostly rewound ends with what to change, and so does one that replays a segment for ever."""
 
+import signal
+import threading
+import time
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -103,3 +107,57 @@ def test_a_segment_is_replayed_a_bounded_number_of_times(run, monkeypatch):
     assert "\n" not in str(e.value) and "lower explore.timestep" in str(e.value)
     (line,), last = kept
     assert line["phase"] == "stopped" and line["why"] == str(e.value) and isinstance(last, states.State)
+
+
+@pytest.mark.parametrize(
+    ("asked", "failed", "wrong"),
+    [(19, 19, False), (20, 10, False), (20, 11, True), (400, 201, True)],
+)
+def test_labels_that_mostly_fail_end_it(run, asked, failed, wrong):
+    now = progress([])
+    now.asked, now.failed = asked, failed
+    says = f"label: {failed} of {asked} labels failed; see `reason` in {run.store} and mend the method before going on"
+    assert stop.verdict(run, now, 0.0).wrong == (says if wrong else "")
+
+
+@pytest.mark.parametrize(
+    ("field", "asked", "quiet", "over", "why"),
+    [
+        ("stop.labels=40", 39, 0.0, False, ""),
+        ("stop.labels=40", 40, 0.0, False, "label budget of 40"),
+        ("stop.quiet=2 ps", 0, 2.0, False, "quiet for 2 ps"),
+        ("stop.wall=1 h", 0, 0.0, False, ""),
+        ("stop.wall=1 h", 0, 0.0, True, "all walkers have come to their end"),
+        ("stop.wall=0.001 s", 0, 0.0, True, "0.001 s of wall time"),
+    ],
+)
+def test_the_reasons_to_stop(run, field, asked, quiet, over, why):
+    began = time.monotonic() - 1.0  # s ago
+    limited = run._replace(config=load(run.directory / "config.yaml", [field]), began=began)
+    now = progress([])
+    now.asked = asked
+    assert stop.verdict(limited, now, quiet, over) == (why, "")
+
+
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+def test_a_signal_is_remembered_and_what_was_before_comes_back(tmp_path, capfd, number, name):
+    before = signal.getsignal(number)
+    with stop.interruptible(tmp_path) as ended:
+        assert not ended()
+        signal.raise_signal(number)
+        assert ended()
+    assert signal.getsignal(number) is before
+    assert capfd.readouterr().err == f"\njaxal: {name}: ends after the present segment (once more: at once)\n"
+
+
+def test_outside_of_the_main_thread_it_is_never_told_and_takes_no_signal(tmp_path):
+    before, said = signal.getsignal(signal.SIGINT), []
+
+    def work():
+        with stop.interruptible(tmp_path) as ended:
+            said.extend([ended(), signal.getsignal(signal.SIGINT)])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert said == [False, before]

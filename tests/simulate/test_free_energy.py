@@ -179,11 +179,12 @@ def test_an_isolated_atom_is_not_certain_though_all_members_agree():
             "under restraint walkers have no ensem",
         ),
         ("bias={name: uncertainty_driven}", "under uncertainty_driven walkers have no ensemble"),
+        (f"along=[{ALONG}, {ALONG}, {ALONG}]", "along: 3 variables; give one or two"),
     ],
 )
 def test_what_has_no_free_energy_is_refused_before_anything_moves(override, message):
     more = [] if "name=nve" in override else ["explore.temperature=300"]
-    simulation = parse({}, None, Simulation, [*more, override, f"along={ALONG}"])
+    simulation = parse({}, None, Simulation, [*more, f"along={ALONG}", override])
     walkers = dynamics.prepared(WELLS, simulation, [START], "test.xyz")
     with pytest.raises(InputError, match=message):
         sampling.check(walkers, simulation)
@@ -194,3 +195,16 @@ def test_without_a_variable_there_is_no_free_energy():
     walkers = dynamics.prepared(WELLS, simulation, [START], "test.xyz")
     with pytest.raises(InputError, match="along: missing; give a variable, such as along="):
         sampling.check(walkers, simulation)
+
+
+def test_bins_hold_all_that_was_visited_or_a_period():
+    values = np.array([1.5, 2.0, 3.5])
+    edges = sampling._edges(values, None, 4)
+    assert len(edges) == 5 and edges[0] < 1.5 and edges[-1] > 3.5 and np.ptp(edges) == pytest.approx(2.0, rel=1e-5)
+    alone = sampling._edges(np.array([1.5, 1.5]), None, 4)
+    assert np.all(np.diff(alone) > 0) and alone[0] < 1.5 < alone[-1]
+    np.testing.assert_allclose(sampling._edges(values, 2 * np.pi, 4), np.linspace(-np.pi, np.pi, 5))
+
+
+def test_structures_of_which_none_was_kept_have_no_shifts():
+    assert sampling.shifts(WELLS, []) is None

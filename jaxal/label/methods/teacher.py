@@ -210,11 +210,12 @@ def _greeting(line: _Line, address: str, seconds: float) -> _Hello:
     """What the teacher says first. Raises LabelError where it says nothing, or that it cannot."""
     field = "label.address: what answers" if address else "label.python: the teacher"
     try:
-        if not line.receive.poll(seconds):
-            raise LabelError(f"{field} said nothing in {seconds:g} s")
-        said = unpacked(line.receive.recv_bytes(LARGEST))
+        spoke = line.receive.poll(seconds)
+        said = unpacked(line.receive.recv_bytes(LARGEST)) if spoke else None
     except (EOFError, OSError, ValueError) as error:
         raise LabelError(f"{field} did not start: {_end(line) or one_line(error)}") from error
+    if not spoke:
+        raise LabelError(f"{field} said nothing in {seconds:g} s")
     if isinstance(said, str):
         raise LabelError(f"label.model: {said}")
     if not isinstance(said, list) or len(said) != len(_Hello._fields) or said[0] != FORMAT:
