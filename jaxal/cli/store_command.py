@@ -7,9 +7,12 @@ import argparse
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxal.report.metrics import STORE, store_of
+
+if TYPE_CHECKING:
+    from jaxal.label.store.transfer import Added
 
 WAIT = 20.0  # s for another process that keeps the store locked; a run does so for milliseconds
 STATUSES = ("done", "rejected", "failed")
@@ -125,7 +128,7 @@ def _import(arguments: argparse.Namespace) -> None:
     added = transfer.import_labels(
         path, arguments.file, arguments.method, arguments.version, arguments.charge, arguments.spin, WAIT
     )
-    print(f"{path}: {added.new} new labels, {added.better} in place of failed ones, {added.known} known before")
+    print(f"{path}: {added.new} new labels, {added.better} in place of failed ones, {_known(added)}")
 
 
 def _merge(arguments: argparse.Namespace) -> None:
@@ -133,7 +136,13 @@ def _merge(arguments: argparse.Namespace) -> None:
 
     path = _store(arguments.path)
     added = transfer.merge(path, [_store(source) for source in arguments.sources], WAIT)
-    print(f"{path}: {added.new} new labels, {added.better} in place of lesser ones, {added.known} known before")
+    print(f"{path}: {added.new} new labels, {added.better} in place of lesser ones, {_known(added)}")
+
+
+def _known(added: "Added") -> str:
+    """How many labels a store had, and what of those that were offered it does not keep."""
+    lost = f", {added.other} of them with other masses, fixed atoms or info, which are not kept" if added.other else ""
+    return f"{added.known} known before{lost}"
 
 
 def _short(text: str) -> str:

@@ -9,7 +9,7 @@ from ase.data import atomic_masses, atomic_numbers
 
 from jaxal.core.errors import InputError, InputWarning
 from jaxal.data.electrons import Electrons, whole
-from jaxal.data.file_refusals import atoms_of_molfile
+from jaxal.data.file_refusals import ISOTOPE, atoms_of_molfile
 
 INTEGER, REAL = r"([-+]?\d+)", r"([-+]?[\d.]+(?:[dDeE][-+]?\d+)?)"
 # what a format calls a charge and a multiplicity, by ASE's names of formats
@@ -19,9 +19,9 @@ BOTH = {
     "orca-output": rf"Total Charge\s+Charge\s+\.+\s+{INTEGER}\s+Multiplicity\s+Mult\s+\.+\s+(\d+)",
     "nwchem-out": rf"Charge\s+:\s*{INTEGER}[\s\S]{{0,2000}}?Spin multiplicity\s*:\s*(\d+)",
 }
-ISOTOPE = 0.15  # amu; a mass so far from its element's is no rounded one
 RADICALS = {2: 1, 3: 2}  # unpaired electrons of a doublet and of a triplet; 1 is a singlet
 OLD_CHARGES = {"1": 3, "2": 2, "3": 1, "5": -1, "6": -2, "7": -3}  # what the column of a molfile means; 4 is a doublet
+ITEM = r"(?im)^>.*<{}>.*\n\s*{}\s*$"  # of data of an SDF: name and value
 INSTEAD = "give extended XYZ with a column `masses`"
 SPECIES = re.compile(rf"\s*([A-Za-z]+)\S*\s+{REAL}\s+\S+\s*$")  # label, mass, pseudopotential
 FIRST = ("gaussian-in",)  # the numbers after it are of other things
@@ -47,7 +47,21 @@ def _only(path: Path, pairs: Iterable[tuple[int, int]]) -> tuple[int, int]:
 
 
 def _of_molfile(path: Path, text: str) -> Electrons:
-    """Charges and radicals of atoms: `M  CHG` and `M  RAD`, how many, then atom and number of each, else a column."""
+    """Charges and radicals of atoms, or what the data items of an SDF say of the molecule. Raises InputError."""
+    atoms = _of_atoms_of_molfile(path, text)
+    charge = _number(path, text, ITEM.format(r"(?:\w+_)?(?:total|net|formal|molecular)?_?charge", REAL), "<charge>")
+    multiplicity = _number(path, text, ITEM.format(r"(?:\w+_)?(?:spin_?)?multiplicity", REAL), "<multiplicity>")
+    items = Electrons(charge, None if multiplicity is None else multiplicity - 1)
+    for name, of_atoms, item in zip(Electrons._fields, atoms, items, strict=True):
+        if None not in (of_atoms, item) and of_atoms != item:
+            raise InputError(
+                f"{path}: its atoms have {name} {of_atoms}, a data item {item}; give the same, or one of them"
+            )
+    return Electrons(*(own if item is None else item for own, item in zip(atoms, items, strict=True)))
+
+
+def _of_atoms_of_molfile(path: Path, text: str) -> Electrons:
+    """`M  CHG` and `M  RAD`, how many, then atom and number of each, else a column."""
     lines = text.split("\n")
     charges = [word for line in lines if line.startswith("M  CHG") for word in line.split()[4::2]]
     radicals = [word for line in lines if line.startswith("M  RAD") for word in line.split()[4::2]]
@@ -95,6 +109,10 @@ def _tell_isotopes(path: Path, text: str) -> None:
 def _row_after(text: str, card: str) -> int:
     lines = text.split("\n")
     return next((row + 1 for row, line in enumerate(lines) if line.strip().upper().startswith(card)), len(lines))
+
+
+def _of_castep(path: Path, text: str) -> Electrons:
+    return Electrons(_number(path, text, rf"(?i)net charge of system\s*:\s*{REAL}", "net charge of system"))
 
 
 def _of_turbomole(path: Path, text: str) -> Electrons:
@@ -146,5 +164,6 @@ CHARGES: dict[str, Callable[[Path, str], Electrons]] = {
     "vasp-out": _of_outcar,
     "vasp-xml": _of_vasprun,
     "turbomole": _of_turbomole,
+    "castep-castep": _of_castep,
 }
 FORMATS = (*BOTH, *CHARGES)

@@ -5,9 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from ase.data import atomic_masses, atomic_numbers
+
 from jaxal.core.errors import InputError
 
 INSTEAD = "give extended XYZ"
+ISOTOPE = 0.15  # amu; a mass so far from its element's is no rounded one
 MASSES = "isotopes, whose masses are not read from this format; give extended XYZ with a column `masses`"
 
 
@@ -21,6 +24,41 @@ def several_methods(text: str) -> bool:
     return len(set(re.findall(r"SCF Done:\s+E\((\w+)\)", text))) > 1
 
 
+def concatenated_poscars(text: str) -> bool:
+    """Whether a POSCAR has a second header: a number, three lattice vectors, a line that begins with a letter."""
+    number, end = r"[ \t]*[-+\d.eEdD]+", r"[ \t]*\n"
+    header = rf"(?m)^{number}{end}(?:^{number}[ \t]{number}[ \t]{number}{end}){{3}}[ \t]*[A-Za-z]"
+    return len(re.findall(header, text)) > 1
+
+
+def rest_of_gen(text: str) -> bool:
+    """Whether a .gen file has lines behind its only structure."""
+    lines = [line for line in text.split("\n") if line.strip() and not line.lstrip().startswith("#")]
+    head = lines[0].split() if lines else []
+    if len(head) < 2 or not head[0].isdigit():
+        return False
+    return len(lines) > 2 + int(head[0]) + (0 if head[1].upper() == "C" else 4)
+
+
+def several_in_xsf(text: str) -> bool:
+    """Whether an XSF file without ANIMSTEPS has several structures."""
+    starts = re.findall(r"(?m)^\s*(?:PRIMCOORD|ATOMS)\b", text)
+    return len(starts) > 1 and not re.search(r"(?m)^\s*ANIMSTEPS", text)
+
+
+def partial_in_res(text: str) -> bool:
+    """Whether a site of a SHELX file is not fully occupied, 1, or 11 where it is not refined."""
+    rows = re.findall(r"(?m)^\w+[ \t]+\d+(?:[ \t]+[-\d.]+){3}[ \t]+([-\d.]+)", text.split("SFAC")[-1])
+    return any(float(row) not in (1.0, 11.0) for row in rows if re.fullmatch(r"-?\d+\.?\d*", row))
+
+
+def unconverged(text: str) -> bool:
+    """Whether the electrons of a step in a vasprun.xml took all steps that they may, which is what VASP stops at."""
+    most = re.search(r'name="NELM">\s*(\d+)', text)
+    steps = (step.count("<scstep>") for step in text.split("<calculation>")[1:])
+    return most is not None and any(count >= int(most[1]) > 1 for count in steps)
+
+
 class Rule(NamedTuple):
     """What a format may hold and its reader passes over."""
 
@@ -29,7 +67,7 @@ class Rule(NamedTuple):
     labels: bool = False  # it matters only where labels count
 
 
-RULES = {  # by ASE's names of formats
+RULES: dict[str, tuple[Rule, ...]] = {  # by ASE's names of formats
     "gaussian-in": (
         Rule(r"(?i)\(.*\biso\s*=", MASSES),
         Rule(
@@ -76,12 +114,49 @@ RULES = {  # by ASE's names of formats
         Rule(r"(?m)^M  ISO", MASSES),
         Rule(r"\A(.*\n){3}.*V3000", f"the version V3000, which is not read; {INSTEAD} or V2000"),
     ),
+    "cif": (),
     "gromacs": (Rule(r"\A", f"names of atoms, such as NA, where elements are needed; {INSTEAD}"),),
     "vasp-out": (
         Rule(
             r"EDIFF was not reached \(unconverged\)",
             f"steps whose electrons did not converge; {INSTEAD} without these",
             True,
+        ),
+    ),
+    "vasp-xml": (
+        Rule(
+            unconverged,
+            f"a step of as many steps of its electrons as NELM allows, which did not converge; {INSTEAD} without it",
+            True,
+        ),
+    ),
+    "vasp": (Rule(concatenated_poscars, "several structures, of which one is read; give a file for each"),),
+    "gen": (Rule(rest_of_gen, "more lines than its first structure, which is all that is read; give a file for each"),),
+    "xsf": (
+        Rule(several_in_xsf, "several structures without ANIMSTEPS, of which one is read; give a file for each"),
+        Rule(
+            r"(?im)^\s*#\s*total energy",
+            f"a total energy, as files of aenet have; their forces in eV/Å are read as Hartree/Å; {INSTEAD}",
+            True,
+        ),
+    ),
+    "qbox": (Rule(r"\A", f"positions in Bohr and energies in Hartree, which are read as Å and eV; {INSTEAD}"),),
+    "res": (
+        Rule(r"(?m)^SYMM\s", "symmetry (SYMM), by which no atoms are made; give CIF, or all atoms"),
+        Rule(
+            r"(?m)^LATT\s+(?!-1\b)", "a centered or centrosymmetric lattice (LATT); give CIF, or all atoms and LATT -1"
+        ),
+        Rule(partial_in_res, "a site that is partly empty; give a supercell with whole atoms"),
+    ),
+    "castep-cell": (
+        Rule(r"(?i)\bMIXTURE\b", "a site that is shared (MIXTURE); give a supercell with whole atoms"),
+        Rule(
+            r"(?im)^\s*fix_all_ions\s*[:=]?\s*t",
+            "FIX_ALL_IONS, which is not read; give extended XYZ with a column `move_mask`",
+        ),
+        Rule(
+            r"(?im)^\s*%block\s+(?:lattice_\w+|positions_abs)\s*\n\s*(?!(?:bohr|ang|m|cm|nm|pm)\s*$)[a-z]\w*\s*$",
+            "a unit of length that is read as Å; give ang or bohr",
         ),
     ),
     "lammps-dump-text": (
@@ -106,8 +181,11 @@ def refuse(path: Path, form: str, text: str, labeled: bool) -> None:
             raise InputError(f"{path}: has {rule.what}")
     if form in ("sdf", "mol"):
         _refuse_mass_differences(path, text)
+    if form == "cif":
+        _refuse_sites(path, text)
     if form == "lammps-dump-text":
         _refuse_cut_dumps(path, text)
+        _refuse_lost_masses(path, text)
 
 
 def _refuse_mass_differences(path: Path, text: str) -> None:
@@ -131,3 +209,35 @@ def _refuse_cut_dumps(path: Path, text: str) -> None:
         rows = re.search(r"ITEM: ATOMS[^\n]*\n([\s\S]*)", frame)
         if count and rows and int(count[1]) != len([line for line in rows[1].split("\n") if line.strip()]):
             raise InputError(f"{path}: frame {number} is cut off: it says {count[1]} atoms and has others")
+
+
+def _refuse_lost_masses(path: Path, text: str) -> None:
+    """Masses beside elements in a LAMMPS dump: ASE takes the elements' own."""
+    for columns, rows in re.findall(r"(?m)^ITEM: ATOMS ([^\n]*)\n((?:(?!ITEM:)[^\n]*\n?)*)", text):
+        names = columns.split()
+        if not {"element", "mass"} <= set(names):
+            continue
+        for row in filter(str.strip, rows.split("\n")):
+            words = dict(zip(names, row.split(), strict=False))
+            element = atomic_numbers.get(words.get("element", ""))
+            if element and abs(float(words["mass"]) - atomic_masses[element]) > ISOTOPE:
+                raise InputError(f"{path}: has {MASSES}")
+
+
+def _refuse_sites(path: Path, text: str) -> None:
+    """Sites of a CIF of which only some are there at a time, and those without an atom."""
+    for block in re.split(r"(?im)^[ \t]*loop_[ \t]*$", text)[1:]:
+        lines = [line.strip() for line in block.split("\n")]
+        lines = lines[next((row for row, line in enumerate(lines) if line.startswith("_")), 0) :]
+        head = next((row for row, line in enumerate(lines) if not line.startswith("_")), len(lines))
+        names = [line.split()[0].lower() for line in lines[:head]]
+        if not any(name.startswith("_atom_site_") for name in names):
+            continue
+        end = next((r for r, line in enumerate(lines[head:], head) if line[:1] in ("", "_", "#")), len(lines))
+        rows = [line.split() for line in lines[head:end]]
+        values = {name: {row[place] for row in rows if len(row) == len(names)} for place, name in enumerate(names)}
+        groups = values.get("_atom_site_disorder_group", set()) - {".", "?", "0"}
+        if len(groups) > 1 or any(group.startswith("-") for group in groups):
+            raise InputError(f"{path}: has atoms of disorder groups {', '.join(sorted(groups))}; keep those of one")
+        if "dum" in values.get("_atom_site_calc_flag", set()):
+            raise InputError(f"{path}: has dummy sites (_atom_site_calc_flag dum), which hold no atom; remove them")

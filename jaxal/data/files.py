@@ -26,6 +26,12 @@ from jaxal.data.frames import Carried, Frame
 
 XYZ, DATABASE = (".xyz", ".extxyz", ".xyz.gz", ".extxyz.gz"), (".db",)
 TYPED = ("lammps-dump-text", "lammps-dump-binary")  # formats whose atoms may have types in place of elements
+CHECKED = {  # formats of which is known what their readers pass over
+    *file_refusals.RULES,
+    *file_electrons.FORMATS,
+    *("xyz", "traj", "bundletrajectory", "vasp-xdatcar", "lammps-dump-binary"),
+}
+OTHER_QUANTITIES = re.compile(r"-(frc|vel)-\d+\.xyz$")  # names that CP2K gives to forces and velocities
 RESERVED = ("Lattice", "Properties", "pbc")  # what the second line of an extended XYZ frame means something else by
 ARRAYS = "arrays"  # in the data of a database row: what a frame carries for each atom
 
@@ -54,6 +60,9 @@ def _atoms_in(path: Path, labeled: bool) -> Iterator[ase.Atoms]:
         raise InputError(f"{path}: there is no such file; give structures in a format that ASE reads")
     if path.suffix in (".db", ".json"):
         return iter(_database(path))
+    if OTHER_QUANTITIES.search(path.name):
+        what = "its name is one of CP2K's for forces or velocities, which are no positions"
+        raise InputError(f"{path}: {what}; give the file of positions, or rename it")
     if extxyz.is_extended(path):
         return extxyz.read(path, labeled)
     return iter(_others(path, labeled))
@@ -74,6 +83,9 @@ def _others(path: Path, labeled: bool) -> list[ase.Atoms]:
         raise
     except Exception as error:  # ASE's readers raise anything at all
         raise InputError(f"{path}: ASE cannot read it ({one_line(error)})") from error
+    if form not in CHECKED:
+        what = "charge, spin, masses, fixed atoms and units of it were not checked; extended XYZ can say them all"
+        warnings.warn(f"{path}: is read as ASE reads {form}; {what}", InputWarning, stacklevel=4)
     several = atoms if isinstance(atoms, list) else [atoms]
     charge, spin = file_electrons.stated(path, form, text)
     for each in several:

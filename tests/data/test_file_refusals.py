@@ -32,6 +32,17 @@ MOL = (
 )
 DUMP = "ITEM: UNITS\nSTYLEITEM: TIMESTEP\n0\nITEM: NUMBER OF ATOMS\nCOUNT\nITEM: BOX BOUNDS pp pp pp\n0 5\n0 5\n0 5\n"
 DUMP += "ITEM: ATOMS id element x y z fx fy fz\n1 Cu 0 0 0 0.1 0 0\n"
+CELL = "%block lattice_cart\nUNIT5 0 0\n0 5 0\n0 0 5\n%endblock lattice_cart\n%block positions_frac\nSi 0 0 0ROW\n"
+CELL += "%endblock positions_frac\nMORE"
+RES = "TITL a\nCELL 1.0 5 5 5 90 90 90\nMORESFAC Si\nSi 1 0.0 0.0 0.0 SHARE\nEND\n"
+POSCAR = "t\n1.0\n5 0 0\n0 5 0\n0 0 5\nSi\n1\nDirect\n0 0 0\n"
+GEN = "2 C\nO H\n1 1 0 0 0\n2 2 0 0 1\n"
+XSF = "CRYSTAL\nPRIMVEC\n5 0 0\n0 5 0\n0 0 5\nPRIMCOORD\n1 1\nSi 0 0 0 0.1 0 0\n"
+LOOP = "loop_\n_atom_site_label\n_atom_site_type_symbol\n_atom_site_fract_x\n_atom_site_fract_y\n_atom_site_fract_z\n"
+CIF = "data_a\n_cell_length_a 5\n_cell_length_b 5\n_cell_length_c 5\n_cell_angle_alpha 90\n_cell_angle_beta 90\n"
+CIF += f"_cell_angle_gamma 90\n_symmetry_space_group_name_H-M 'P 1'\n{LOOP}KIND\nSi1 Si 0 0 0 FIRST\n"
+CIF += "Si2 Si 0.5 0.5 0.5 SECOND\n"
+MASSES = DUMP.replace("id element", "id element mass").replace("1 Cu 0", "1 Cu WEIGHT 0")
 GRO = "t\n    2\n    1NA      NA    1   0.000   0.000   0.010\n    2CL      CL    2   0.276   0.000   0.010\n 1 1 1\n"
 
 
@@ -56,12 +67,40 @@ def mol(mass: str = "   0", code: str = "  0", properties: str = "") -> str:
         ("a.gjf", gjf("pbe units=au"), "has positions in Bohr, which are read as Å"),
         ("a.gjf", gjf("pbe units(bohr)"), "has positions in Bohr, which are read as Å"),
         ("a.log", LOG.replace("Number     Number              X", " O(Iso=18)  0 0 0\n X"), "has isotopes"),
+        ("a.log", " AtmWgt=  15.9949146   2.0141018\n" + LOG, "has isotopes"),
         ("coord", filled(COORD, HOW=" angs", MORE=""), "has positions that are not in Bohr"),
         ("coord", filled(COORD, HOW="", MORE="$periodic 3\n"), "has a cell, which is not read"),
         ("coord", filled(COORD, HOW="", MORE="") * 2, "has several structures, of which one is read"),
         ("a.sdf", (mol() + "$$$$\n") * 2, "has several molecules, of which one is read"),
         ("a.sdf", mol().replace("V2000", "V3000"), "has the version V3000, which is not read"),
         ("a.mol", mol(mass="   2"), "has isotopes"),
+        ("POSCAR", POSCAR * 2, "has several structures, of which one is read"),
+        ("a.gen", GEN * 2, "has more lines than its first structure"),
+        (
+            "a.gen",
+            GEN.replace("C", "S") + "0 0 0\n5 0 0\n0 5 0\n0 0 5\n" + GEN,
+            "has more lines than its first structure",
+        ),
+        ("a.xsf", XSF * 2, "has several structures without ANIMSTEPS"),
+        ("a.res", filled(RES, MORE="SYMM -x,-y,z\n", SHARE="1.0"), "has symmetry"),
+        ("a.res", filled(RES, MORE="LATT 1\n", SHARE="1.0"), "has a centered or centrosymmetric lattice"),
+        ("a.res", filled(RES, MORE="", SHARE="0.5"), "has a site that is partly empty"),
+        ("a.cell", filled(CELL, UNIT="a0\n", ROW="", MORE=""), "has a unit of length that is read as Å"),
+        ("a.cell", filled(CELL, UNIT="", ROW=" MIXTURE:(1 0.5)", MORE=""), "has a site that is shared"),
+        ("a.cell", filled(CELL, UNIT="", ROW="", MORE="FIX_ALL_IONS : true\n"), "has FIX_ALL_IONS, which is not read"),
+        (
+            "a.cif",
+            filled(CIF, KIND="_atom_site_disorder_group", FIRST="1", SECOND="2"),
+            "has atoms of disorder groups 1, 2",
+        ),
+        (
+            "a.cif",
+            filled(CIF, KIND="_atom_site_disorder_group", FIRST=".", SECOND="-1"),
+            "has atoms of disorder groups -1",
+        ),
+        ("a.cif", filled(CIF, KIND="_atom_site_calc_flag", FIRST="calc", SECOND="dum"), "has dummy sites"),
+        ("a.lammpstrj", filled(MASSES, STYLE="metal\n", COUNT="1", WEIGHT="65.0"), "has isotopes"),
+        ("a-frc-1.xyz", "1\n i = 0, E = -1.0\nO 0 0 0.1\n", "its name is one of CP2K's for forces or velocities"),
         ("a.gro", GRO, "has names of atoms, such as NA, where elements are needed"),
         ("a.lammpstrj", filled(DUMP, STYLE="lj\n", COUNT="1"), "has units that are not read"),
         ("a.lammpstrj", filled(DUMP, STYLE="metal\n", COUNT="3"), "frame 0 is cut off: it says 3 atoms"),
@@ -75,8 +114,38 @@ def test_what_a_reader_would_pass_over_is_refused(tmp_path, name, text, expected
 
 
 @pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("POSCAR", POSCAR + "\n0.01 0 0\n"),  # with a velocity
+        ("CONTCAR", POSCAR + "Lattice velocities and vectors\n 1\n0 0 0\n0 0 0\n0 0 0\n5 0 0\n0 5 0\n0 0 5\n"),
+        ("a.gen", GEN.replace("C", "S") + "0 0 0\n5 0 0\n0 5 0\n0 0 5\n\n"),
+        ("a.xsf", "ANIMSTEPS 2\n" + XSF + XSF.split("0 0 5\n")[1]),
+        ("a.res", filled(RES, MORE="LATT -1\n", SHARE="1.0")),
+        ("a.res", filled(RES.replace("CELL 1.0", "CELL 1"), MORE="", SHARE="11.0")),
+        ("a.cell", filled(CELL, UNIT="ang\n", ROW="", MORE="FIX_ALL_IONS : false\n")),
+        ("a.cif", filled(CIF, KIND="_atom_site_disorder_group", FIRST=".", SECOND="1")),
+        ("a.lammpstrj", filled(MASSES, STYLE="metal\n", COUNT="1", WEIGHT="63.55")),
+    ],
+)
+def test_what_a_reader_reads_whole_is_not_refused(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InputWarning)
+        assert files.read(tmp_path / name, labeled=False)
+
+
+def test_a_format_that_nobody_checked_is_told(tmp_path):
+    write(tmp_path / "a.xsd", bulk("NaCl", "rocksalt", a=5.64, cubic=True))
+    with pytest.warns(
+        InputWarning, match="is read as ASE reads xsd; charge, spin, masses, fixed atoms and units of it"
+    ):
+        files.read(tmp_path / "a.xsd", labeled=False)
+
+
+@pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
+        ("a.xsf", "# total energy = -1.0 eV\n" + XSF, "a total energy, as files of aenet have"),
         ("a.log", filled(LOG, ORIENTATION="Standard", MORE=""), "positions in the standard orientation"),
         ("a.log", filled(LOG, ORIENTATION="Input", MORE="Total Energy, E(TD-HF/TD-DFT) = -150.1"), "an excited state"),
         ("a.log", filled(LOG, ORIENTATION="Input", MORE="SCF Done:  E(UHF) = -149."), "energies of several methods"),
@@ -98,6 +167,8 @@ def test_labels_that_a_reader_would_take_for_others_are_refused_where_they_count
         ("a.mol", mol(code="  5"), (-1, None)),
         ("a.mol", mol(), (None, None)),
         ("a.mol", mol(properties="M  RAD  1   1   3\n"), (0, 2)),
+        ("a.sdf", mol() + ">  <CHARGE>\n-1\n\n> <MULTIPLICITY>\n2\n\n$$$$\n", (-1, 1)),
+        ("a.sdf", mol(code="  3") + "> <PUBCHEM_TOTAL_CHARGE>\n1\n\n> <PARTIAL_CHARGES>\n0.5\n\n$$$$\n", (1, None)),
         ("coord", filled(COORD, HOW="", MORE="$eht charge=1 unpaired=1\n").replace(" h\n", " o\n"), (1, 1)),
         ("a.log", filled(LOG, ORIENTATION="Input", MORE=""), (0, 2)),
     ],
@@ -134,6 +205,24 @@ def test_the_charge_that_the_electrons_of_vasp_leave_is_read(tmp_path, form, tex
         assert file_electrons.stated(tmp_path, form, text.format(electrons)) == (charge, None)
     with pytest.raises(InputError, match=r"the charge that NELECT leaves '0\.500' is not a whole number"):
         file_electrons.stated(tmp_path, form, text.format("7.5000"))
+
+
+def test_what_atoms_and_data_of_an_sdf_say_must_agree(tmp_path):
+    (tmp_path / "a.sdf").write_text(mol(code="  3") + "> <charge>\n0\n\n$$$$\n")
+    with pytest.raises(InputError, match=r"a\.sdf: its atoms have charge 1, a data item 0; give the same"):
+        files.read(tmp_path / "a.sdf")
+
+
+def test_the_charge_of_a_castep_output_is_read(tmp_path):
+    text = "  net charge of system               :  1.000\n"
+    assert file_electrons.stated(tmp_path, "castep-castep", text) == (1, None)
+
+
+def test_a_vasprun_of_a_step_that_took_all_its_steps_is_refused(tmp_path):
+    text = '<i type="int" name="NELM">     3</i>' + "".join(f"<calculation>{'<scstep>' * n}" for n in (2, 3))
+    with pytest.raises(InputError, match="has a step of as many steps of its electrons as NELM allows"):
+        file_refusals.refuse(tmp_path, "vasp-xml", text, True)
+    file_refusals.refuse(tmp_path, "vasp-xml", text.replace("3</i>", "4</i>"), True)
 
 
 def test_a_vasp_step_that_did_not_converge_is_refused(tmp_path):

@@ -15,6 +15,7 @@ from jaxal.config.systems import populations
 from jaxal.core.errors import InputWarning
 from jaxal.data import dataset, files
 from jaxal.label.service import label_service
+from jaxal.label.store import conversion
 from jaxal.label.task import NO_STRESS, OPEN, Backend, Result, Task, failed
 from jaxal.run import initial_labels
 
@@ -214,6 +215,15 @@ def test_import_refuses_other_files_and_an_unknown_method(tmp_path, capsys, mixe
     before = foreign.read_bytes()
     assert "ASE cannot read it" in refused(capsys, "store", "import", mixed, foreign)
     assert foreign.read_bytes() == before and len(entries(mixed)) == 4
+
+
+def test_copies_that_differ_in_masses_are_told(tmp_path, capsys, path):
+    light, heavy = labeled(molecule("H2O")), labeled(molecule("H2O"))
+    heavy.set_masses([15.999, 2.014, 2.014])
+    write(tmp_path / "data.traj", [light, light, heavy])
+    out = done(capsys, "store", "import", path, tmp_path / "data.traj", "--method", "m", "--version", "1")
+    assert "1 new labels, 0 in place of failed ones, 2 known before, 1 of them with other masses, fixed atoms" in out
+    assert conversion.frame_of(entries(path)[0]).mass.tolist() == light.get_masses().tolist()
 
 
 def test_merge_keeps_the_better_status(tmp_path, capsys, mixed):

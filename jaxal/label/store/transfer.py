@@ -28,7 +28,9 @@ from jaxal.label.store.database import (
 from jaxal.label.task import LabelError
 
 RANK: dict[str, int] = {"failed": 0, "rejected": 1, "done": 2}
-KEY, STATUS = (COLUMNS.split(", ").index(name) - 1 for name in ("key", "status"))  # in a row for INSERT
+KEY, STATUS, CARRIED = (
+    COLUMNS.split(", ").index(name) - 1 for name in ("key", "status", "carried")
+)  # in a row for INSERT
 UPDATE = f"UPDATE label SET ({COLUMNS.removeprefix('row, ')}) = ({', '.join('?' * COUNT)}) WHERE key = ?"
 
 
@@ -38,6 +40,7 @@ class Added(NamedTuple):
     new: int = 0
     better: int = 0  # took the place of a row of a lesser status
     known: int = 0  # the store had them, and keeps its own
+    other: int = 0  # of these, came with other masses, fixed atoms or info
 
 
 def merge(target: str | Path, sources: Sequence[str | Path], patience: float = PATIENCE) -> Added:
@@ -165,9 +168,9 @@ def _adding(path: Path, patience: float) -> Iterator[sqlite3.Connection]:
 
 def _add(connection: sqlite3.Connection, rows: Iterable[tuple], wins: Callable[[str, str], bool]) -> Added:
     """Adds rows; `wins(status there, status offered)` says which replaces a row with the same key."""
-    new = better = known = 0
+    new = better = known = other = 0
     for row in rows:
-        there = connection.execute("SELECT status FROM label WHERE key = ?", (row[KEY],)).fetchone()
+        there = connection.execute("SELECT status, carried FROM label WHERE key = ?", (row[KEY],)).fetchone()
         if there is None:
             connection.execute(INSERT, row)
             new += 1
@@ -176,7 +179,8 @@ def _add(connection: sqlite3.Connection, rows: Iterable[tuple], wins: Callable[[
             better += 1
         else:
             known += 1
-    return Added(new, better, known)
+            other += there[1] != row[CARRIED]
+    return Added(new, better, known, other)
 
 
 def _selected(
