@@ -25,7 +25,7 @@ def test_a_folder_is_held_once_and_again_after_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("said", "holder"),
     [
-        (json.dumps(ME), f"process {os.getpid()} on {socket.gethostname()}"),
+        ('{"pid": 7, "host": "node3"}', "process 7 on node3"),
         ("", "another process"),  # it has not written yet
         ('{"pid"', "another process"),
         ("[1]", "another process"),
