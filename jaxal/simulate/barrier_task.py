@@ -15,19 +15,19 @@ from jaxal.simulate import barrier as paths
 from jaxal.simulate.barrier import Barrier
 from jaxal.simulate.surface import expander, in_double, opinions
 from jaxal.simulate.task import (
+    NEARER,
     Answer,
     Labeled,
     Point,
     Task,
     Turn,
+    approached,
     fails_near,
     known_near,
     labeled_point,
-    nearer,
     remembered,
 )
 
-NEARER = 2  # times that stationary points are labeled again, where the forces there say they are
 LOST = 3  # images that are labeled where the model has no path
 IMAGES, STEPS = 9, 1000  # of the band around the barrier
 FAILS = "barrier: a saddle, but the method fails at it or an end"
@@ -102,12 +102,7 @@ def barrier(
             far = [row for row, point in enumerate(points) if point.moves and point.size > tolerance / 3]
             if _off(points) <= tolerance or not far or len(far) > left - len(new):
                 break
-            moved = [nearer(expand, points[row]) for row in far]
-            more = reference(moved)
-            for row, atoms, label in zip(far, moved, more, strict=True):
-                if np.isfinite(label.energy):
-                    there = labeled_point(expand, points[row]._replace(atoms=atoms), label)
-                    points[row] = min(points[row], there, key=lambda point: point.size)
+            points, moved, more = approached(expand, points, far, reference)
             new, labels = new + moved, [*labels, *more]
         energy = np.array([point.label.energy for point in points if point.label is not None])
         top, first, last = energy - np.array([point.lower for point in points])

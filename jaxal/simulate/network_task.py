@@ -16,7 +16,18 @@ from jaxal.simulate.discovery import RELAXATIONS, RELAXED, Network
 from jaxal.simulate.discovery import network as discovered
 from jaxal.simulate.saddle import sorted_distances
 from jaxal.simulate.surface import expander, in_double, minimized
-from jaxal.simulate.task import Answer, Point, Task, Turn, fails_near, known_near, labeled_point
+from jaxal.simulate.task import (
+    NEARER,
+    USABLE,
+    Answer,
+    Point,
+    Task,
+    Turn,
+    approached,
+    fails_near,
+    known_near,
+    labeled_point,
+)
 
 Energy = Annotated[float, Unit("eV", 0.0, True)]
 
@@ -40,10 +51,10 @@ def network(
     many `generations`, of what is not higher than `ceiling` (eV) over the lowest. Where members differ by more than
     `wary` (eV/Å) about the force on an atom a push ends. Up to `at_once` such structures, those that are least alike,
     are labeled in a turn, with as many of the saddles and minima that have no label near enough to the method's own
-    stationary point: what its forces say that this is lower, at most `tolerance` (eV), is taken off. Then the model
-    learns, and all begins anew, with the saddles that there were, until no push is in doubt and every saddle is as near
-    as that, or `labels` are spent, beyond `stop.labels`. Of minima of several molecules, which are soft, a label is
-    enough. Where the method has failed it is not asked again.
+    stationary point: what its forces say that this is lower, at most `tolerance` (eV), is taken off; where it is little
+    more, what they point to is labeled, too. Then the model learns, and all begins anew, with the saddles that there
+    were, until no push is in doubt and every saddle is as near as that, or `labels` are spent, beyond `stop.labels`. Of
+    minima of several molecules, which are soft, a label is enough. Where the method has failed it is not asked again.
     """
 
     def answer(model: models.Model, turn: Turn) -> Answer:
@@ -78,11 +89,20 @@ def network(
         labels = reference([points[row].atoms for row in asked] + doubtful)
         for row, label in zip(asked, labels[: len(asked)], strict=True):
             points[row] = labeled_point(expand, points[row], label)
+        structures = [points[row].atoms for row in asked] + doubtful
+        for _ in range(NEARER):
+            close = [
+                row for row, point in enumerate(points)
+                if strict[row] and point.label is not None and tolerance < point.size < USABLE
+            ][: max(0, left - len(structures))]  # fmt: skip
+            if not close:
+                break
+            points, moved, more = approached(expand, points, close, reference)
+            structures, labels = structures + moved, [*labels, *more]
         if not left:  # what is there must do
             points = [known_near(expand, point, known, np.inf) for point in points]
         near = [point.label is not None and (not exact or point.size <= tolerance)
                 for point, exact in zip(points, strict, strict=True)]  # fmt: skip
-        structures = [points[row].atoms for row in asked] + doubtful
         text = f"network: {len(net.minima)} minima, {len(net.steps)} saddles, {sum(near)} of them as near as asked"
         if net.doubtful:
             text += f"; {len(net.doubtful)} pushes in doubt"

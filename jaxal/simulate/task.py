@@ -15,6 +15,7 @@ from jaxal.simulate.vibrations import QUANTUM, motions
 NEAR = 0.1  # Å; a stationary point whose atoms are nearer to those of one that has a label is the same
 AROUND, SAME = 0.5, 1e-6  # Å; where a stationary point is looked for again; a structure and itself
 USABLE = 0.05  # eV that are taken off a label, from where on one of Newton's steps says more than another model
+NEARER = 2  # times that stationary points are labeled again, where the forces there say they are
 STRIDE = 0.2  # Å, the farthest that an atom goes in one of Newton's steps
 SOFT = 0.0025  # eV; the quantum (20 cm^-1) below which a motion counts as one of that stiffness
 
@@ -122,6 +123,21 @@ def nearer(expand: Expand, point: Point) -> ase.Atoms:
     """Where the method's own stationary point is by the forces that it has left at a labeled one."""
     assert point.label is not None
     return stationary(expand(point.atoms), point.atoms, point.label.force)
+
+
+def approached(
+    expand: Expand, points: Sequence[Point], rows: Sequence[int], reference: Reference
+) -> tuple[list[Point], list[ase.Atoms], list[Labeled]]:
+    """The points, of which some have labels one of Newton's steps away, where they are nearer there; what was labeled
+    for it, and the labels.
+    """
+    moved, after = [nearer(expand, points[row]) for row in rows], list(points)
+    labels = reference(moved)
+    for row, atoms, label in zip(rows, moved, labels, strict=True):
+        if np.isfinite(label.energy):
+            there = labeled_point(expand, points[row]._replace(atoms=atoms), label)
+            after[row] = min(points[row], there, key=lambda point: point.size)
+    return after, moved, labels
 
 
 def relaxation(expansion: Expansion, atoms: ase.Atoms, force: Float[np.ndarray, "n 3"]) -> tuple[float, float]:

@@ -169,6 +169,16 @@ def test_a_task_ends_with_the_methods_own_energies(tmp_path):
     record = json.loads((tmp_path / "network.json").read_text())
     assert record["saddles"][0]["labeled"]["energy"] == pytest.approx(height, abs=5e-3)
     assert answer.satisfied == (record["saddles"][0]["labeled"]["error"] <= 0.05)
+    # where its forces point to is labeled, too, until that is near enough
+    exact = registry.get("task", "network")(pushes=4, generations=1, collision=2.0, tolerance=1e-3)
+    closer = exact.answer(LEPS, Turn([reactants(2.5, True)], [], 20, method(asked)))
+    assert len(closer.labels) == len(closer.structures) > len(answer.labels)
+    closer.save(tmp_path / "exact")
+    saddle = json.loads((tmp_path / "exact" / "network.json").read_text())["saddles"][0]["labeled"]
+    assert saddle["energy"] == pytest.approx(height, abs=1e-3)
+    assert saddle["error"] <= 1e-3 < record["saddles"][0]["labeled"]["error"]
+    few = exact.answer(LEPS, Turn([reactants(2.5, True)], [], len(answer.labels), method(asked)))
+    assert len(few.labels) == len(answer.labels), "no more labels than are left"
     # the next turn has the saddle, whatever its pushes come to, and asks for nothing that it has
     weak = registry.get("task", "network")(pushes=4, generations=1, collision=0.01, tolerance=0.05)
     known = list(zip(answer.structures, answer.labels, strict=True))

@@ -12,7 +12,7 @@ from test_saddles import reactants, top
 from jaxal.core import registry
 from jaxal.simulate.barrier_task import BELOW, upper
 from jaxal.simulate.surface import expander, opinions
-from jaxal.simulate.task import Answer, Labeled, Turn, relaxation
+from jaxal.simulate.task import Answer, Labeled, Point, Turn, approached, labeled_point, relaxation
 from jaxal.simulate.vibrations import motions
 
 pytestmark = pytest.mark.usefixtures("surfaces")
@@ -99,6 +99,19 @@ def test_of_a_path_the_part_around_its_top_is_asked_about():
     )
     flat = [ase.Atoms("H3", positions=[[0, 0, 0], [r, 0, 0], [r + 7.0, 0, 0]]) for r in (0.70, 0.74, 0.8, 0.78, 0.74)]
     assert upper(LEPS, flat) == flat, "nothing of it is far below"
+
+
+def test_where_forces_point_to_is_nearer_and_what_fails_changes_nothing():
+    length, _ = top()
+    expand, reference = expander(LEPS), method([])
+    point = Point(ase.Atoms("H3", positions=[[x, 0, 0] for x in (0.0, length, 2 * length)]), None, True)
+    point = labeled_point(expand, point, reference([point.atoms])[0])
+    (after, same), moved, labels = approached(expand, [point, point], [0], reference)
+    assert same is point and len(moved) == len(labels) == 1
+    assert after.atoms is moved[0] and after.label is labels[0] and after.size < 0.1 * point.size
+    assert moved[0].get_distance(0, 1) == pytest.approx(RATIO * length, abs=2e-3)
+    nowhere = [Labeled(np.nan, np.full((3, 3), np.nan))]
+    assert approached(expand, [point], [0], lambda structures: nowhere)[0] == [point]
 
 
 def test_what_is_uphill_and_what_is_downhill_of_a_saddle_do_not_make_up_for_each_other():
