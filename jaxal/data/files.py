@@ -69,6 +69,7 @@ def _atoms_in(path: Path, labeled: bool) -> Iterator[ase.Atoms]:
 
 
 def _others(path: Path, labeled: bool) -> list[ase.Atoms]:
+    form = ""
     try:
         form = filetype(str(path))
         if form in TYPED and not _names_elements(path):
@@ -82,7 +83,10 @@ def _others(path: Path, labeled: bool) -> list[ase.Atoms]:
     except InputError:
         raise
     except Exception as error:  # ASE's readers raise anything at all
-        raise InputError(f"{path}: ASE cannot read it ({one_line(error)})") from error
+        what = f" as {form}, by its name and content" if form else ""
+        raise InputError(
+            f"{path}: ASE cannot read it{what} ({one_line(error)}); mend it, or give extended XYZ"
+        ) from error
     if form not in CHECKED:
         what = "charge, spin, masses, fixed atoms and units of it were not checked; extended XYZ can say them all"
         warnings.warn(f"{path}: is read as ASE reads {form}; {what}", InputWarning, stacklevel=4)
