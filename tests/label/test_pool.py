@@ -54,6 +54,27 @@ def test_results_come_in_the_order_of_the_tasks_from_several_workers(pool_of, fa
     assert 1 <= len(pids) <= 2 and str(os.getpid()) not in pids
 
 
+def test_a_worker_begins_nothing_new_before_its_result_is_handed_out(pool_of, faults, tmp_path):
+    """What is handed out is committed before more is asked for: a kill loses one calculation of each worker at most."""
+
+    pool, landed = pool_of(workers=2), 0
+    run(pool, tasks_of(*[faults.GOOD] * 8))  # both workers have started
+
+    def begun() -> int:
+        return len((tmp_path / "calls").read_text().splitlines()) - 8
+
+    for ticket, task in enumerate(tasks_of(*[faults.GOOD] * 8)):
+        pool.submit(ticket, task)
+        time.sleep(0.05)  # enough for several
+    assert begun() <= 2
+    end = time.monotonic() + 30
+    while landed < 8 and time.monotonic() < end:
+        landed += len(pool.landed(1.0))
+        time.sleep(0.05)  # in which they are committed
+        assert begun() <= landed + 2
+    assert landed == begun() == 8
+
+
 def test_workers_never_load_jax(pool_of, faults):
     (result,) = run(pool_of(), tasks_of(faults.HAS_JAX))
     assert result.ok and result.energy == 0.0

@@ -52,10 +52,9 @@ class _Worker:
 def open_pool(recipe: Recipe, workers: int, timeout: float | None = None, threads: int = 1) -> Executor:
     """Starts `workers` processes; each builds the backend while this process goes on.
 
-    `timeout` is in seconds of wall time for each calculation; None waits forever. It is looked at in `submit` and
-    `landed`, and an answer that is there counts, however late. `threads` are for each worker: they share the cores,
-    and another number of them does not give the same bits. Raises LabelError for a labeler that another process
-    cannot import.
+    `timeout` is in seconds of wall time for each calculation; None waits forever. It is looked at in `landed`,
+    and an answer that is there counts, however late. `threads` are for each worker: they share the cores, and another
+    number of them does not give the same bits. Raises LabelError for a labeler that another process cannot import.
     """
     greeting = recipe.greeting("label.workers", ", or give 0")
 
@@ -124,7 +123,7 @@ def open_pool(recipe: Recipe, workers: int, timeout: float | None = None, thread
         with lock:
             refuse_closed(closing.is_set())
             waiting.append(_Job(ticket, task))
-            look(0.0)
+            assign()
 
     def landed(patience: float) -> list[tuple[int, Result]]:
         end = time.monotonic() + patience
@@ -139,9 +138,13 @@ def open_pool(recipe: Recipe, workers: int, timeout: float | None = None, thread
             return results
 
     def look(patience: float) -> None:
+        # a worker whose result is not handed out yet, and so not in the store, gets nothing new: of cheap labels it
+        # could calculate many before the first is committed, and a kill would lose them all
+        assign()
         listen(patience)
         expire()
-        assign()
+        if not finished:
+            assign()  # what lost workers had
 
     def close() -> None:
         closing.set()
