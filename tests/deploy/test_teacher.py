@@ -375,8 +375,9 @@ def test_it_answers_what_it_can_and_fails_what_it_cannot_until_ctrl_c(model, cap
                 with pytest.raises(EOFError):
                     connection.recv_bytes()
         finally:
-            if not ended.is_set():
+            while not ended.is_set():
                 os.kill(os.getpid(), signal.SIGINT)
+                ended.wait(2.0)  # where it came just before the main thread began to wait it is not heard
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
