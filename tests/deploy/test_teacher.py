@@ -380,11 +380,13 @@ def test_it_answers_what_it_can_and_fails_what_it_cannot_until_ctrl_c(model, cap
                 ended.wait(2.0)  # where it came just before the main thread began to wait it is not heard
 
     thread = threading.Thread(target=ask, daemon=True)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     thread.start()
     try:
         assert server.main([str(model), "--listen", str(port)]) == 130
     finally:
         ended.set()
+        signal.signal(signal.SIGINT, before)
     thread.join(10.0)
     hello, result, *refused = answers
     assert hello[0] == server.FORMAT and hello[2:] == [[1, 6, 8], [[0, 0]], code_version("jaxal")]
