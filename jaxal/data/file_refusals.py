@@ -24,14 +24,14 @@ def several_methods(text: str) -> bool:
     return len(set(re.findall(r"SCF Done:\s+E\((\w+)\)", text))) > 1
 
 
-def concatenated_poscars(text: str) -> bool:
+def several_in_poscar(text: str) -> bool:
     """Whether a POSCAR has a second header: a number, three lattice vectors, a line that begins with a letter."""
     number, end = r"[ \t]*[-+\d.eEdD]+", r"[ \t]*\n"
     header = rf"(?m)^{number}{end}(?:^{number}[ \t]{number}[ \t]{number}{end}){{3}}[ \t]*[A-Za-z]"
     return len(re.findall(header, text)) > 1
 
 
-def rest_of_gen(text: str) -> bool:
+def several_in_gen(text: str) -> bool:
     """Whether a .gen file has lines behind its only structure."""
     lines = [line for line in text.split("\n") if line.strip() and not line.lstrip().startswith("#")]
     head = lines[0].split() if lines else []
@@ -46,7 +46,7 @@ def several_in_xsf(text: str) -> bool:
     return len(starts) > 1 and not re.search(r"(?m)^\s*ANIMSTEPS", text)
 
 
-def partial_in_res(text: str) -> bool:
+def partial_sites_in_res(text: str) -> bool:
     """Whether a site of a SHELX file is not fully occupied, 1, or 11 where it is not refined."""
     rows = re.findall(r"(?m)^\w+[ \t]+\d+(?:[ \t]+[-\d.]+){3}[ \t]+([-\d.]+)", text.split("SFAC")[-1])
     return any(float(row) not in (1.0, 11.0) for row in rows if re.fullmatch(r"-?\d+\.?\d*", row))
@@ -114,7 +114,6 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by ASE's names of formats
         Rule(r"(?m)^M  ISO", MASSES),
         Rule(r"\A(.*\n){3}.*V3000", f"the version V3000, which is not read; {INSTEAD} or V2000"),
     ),
-    "cif": (),
     "gromacs": (Rule(r"\A", f"names of atoms, such as NA, where elements are needed; {INSTEAD}"),),
     "vasp-out": (
         Rule(
@@ -130,8 +129,10 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by ASE's names of formats
             True,
         ),
     ),
-    "vasp": (Rule(concatenated_poscars, "several structures, of which one is read; give a file for each"),),
-    "gen": (Rule(rest_of_gen, "more lines than its first structure, which is all that is read; give a file for each"),),
+    "vasp": (Rule(several_in_poscar, "several structures, of which one is read; give a file for each"),),
+    "gen": (
+        Rule(several_in_gen, "more lines than its first structure, which is all that is read; give a file for each"),
+    ),
     "xsf": (
         Rule(several_in_xsf, "several structures without ANIMSTEPS, of which one is read; give a file for each"),
         Rule(
@@ -146,7 +147,7 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by ASE's names of formats
         Rule(
             r"(?m)^LATT\s+(?!-1\b)", "a centered or centrosymmetric lattice (LATT); give CIF, or all atoms and LATT -1"
         ),
-        Rule(partial_in_res, "a site that is partly empty; give a supercell with whole atoms"),
+        Rule(partial_sites_in_res, "a site that is partly empty; give a supercell with whole atoms"),
     ),
     "castep-cell": (
         Rule(r"(?i)\bMIXTURE\b", "a site that is shared (MIXTURE); give a supercell with whole atoms"),
@@ -179,13 +180,8 @@ def refuse(path: Path, form: str, text: str, labeled: bool) -> None:
         holds = rule.holds(text) if callable(rule.holds) else re.search(rule.holds, text)
         if (labeled or not rule.labels) and holds:
             raise InputError(f"{path}: has {rule.what}")
-    if form in ("sdf", "mol"):
-        _refuse_mass_differences(path, text)
-    if form == "cif":
-        _refuse_sites(path, text)
-    if form == "lammps-dump-text":
-        _refuse_cut_dumps(path, text)
-        _refuse_lost_masses(path, text)
+    for check in CHECKS.get(form, ()):
+        check(path, text)
 
 
 def _refuse_mass_differences(path: Path, text: str) -> None:
@@ -241,3 +237,12 @@ def _refuse_sites(path: Path, text: str) -> None:
             raise InputError(f"{path}: has atoms of disorder groups {', '.join(sorted(groups))}; keep those of one")
         if "dum" in values.get("_atom_site_calc_flag", set()):
             raise InputError(f"{path}: has dummy sites (_atom_site_calc_flag dum), which hold no atom; remove them")
+
+
+CHECKS: dict[str, tuple[Callable[[Path, str], None], ...]] = {  # what no pattern says
+    "sdf": (_refuse_mass_differences,),
+    "mol": (_refuse_mass_differences,),
+    "cif": (_refuse_sites,),
+    "lammps-dump-text": (_refuse_cut_dumps, _refuse_lost_masses),
+}
+FORMATS = {*RULES, *CHECKS}

@@ -27,7 +27,7 @@ from jaxal.data.frames import Carried, Frame
 XYZ, DATABASE = (".xyz", ".extxyz", ".xyz.gz", ".extxyz.gz"), (".db",)
 TYPED = ("lammps-dump-text", "lammps-dump-binary")  # formats whose atoms may have types in place of elements
 CHECKED = {  # formats of which is known what their readers pass over
-    *file_refusals.RULES,
+    *file_refusals.FORMATS,
     *file_electrons.FORMATS,
     *("xyz", "traj", "bundletrajectory", "vasp-xdatcar", "lammps-dump-binary"),
 }
@@ -74,7 +74,7 @@ def _others(path: Path, labeled: bool) -> list[ase.Atoms]:
         form = filetype(str(path))
         if form in TYPED and not _names_elements(path):
             raise InputError(f"{path}: its atoms have types, not elements; dump them with a column `element`")
-        text = _text_of(path) if form in (*file_refusals.RULES, *file_electrons.FORMATS) else ""
+        text = _text_of(path) if form in (*file_refusals.FORMATS, *file_electrons.FORMATS) else ""
         file_refusals.refuse(path, form, text, labeled)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of readers; what matters is looked at afterwards
