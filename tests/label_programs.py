@@ -82,7 +82,10 @@ def missing(name: str) -> str:
         return f"there are no pseudopotentials in {PSEUDO}"
     if name == "abinit" and not all(file.exists() for file in PSP8.values()):
         return f"there are no pseudopotentials in {PSP8_FOLDER}"
-    if name == "gpaw" and subprocess.run([PROGRAMS[name], "-c", "import gpaw"], stderr=subprocess.DEVNULL).returncode:
+    if (
+        name == "gpaw"
+        and subprocess.run([PROGRAMS[name], "-c", "from gpaw import __version__"], stderr=subprocess.DEVNULL).returncode
+    ):
         return "JAXAL_GPAW_PYTHON names no Python that has GPAW"
     return ""
 
